@@ -1,0 +1,33 @@
+"""Train at one image size.
+
+accelerate launch recipes/single_scale.py --arch resnet18 --img-size 64 --amp --data-root DIR
+"""
+
+import sys
+from collections.abc import Sequence
+
+from toolkit.command import exit_code, parse
+from toolkit.errors import InputError
+
+SCALE_FLAGS = ("img_size", "eval_scales")
+
+
+def train_from(argv: Sequence[str] | None) -> None:
+    command = parse(argv, "single_scale.py", __doc__, SCALE_FLAGS)
+    if command.scales.get("strategy", "single") != "single":
+        raise InputError(f"--config: a {command.scales['strategy']} run is repeated by recipes/multiscale.py")
+
+    from toolkit.launch import carry_out  # heavy imports come after parsing
+    from toolkit.models import own_size
+    from toolkit.strategies import SingleScale
+
+    size = command.scales.get("img_size") or own_size(command.settings.arch)
+    carry_out(command, SingleScale(size, command.scales.get("eval_scales")), "single_scale")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: train_from(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

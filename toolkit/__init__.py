@@ -1,0 +1,32 @@
+"""Train image classifiers at one or several scales, on any hardware, with one loop.
+
+Names are looked up when first used, so that `import toolkit` and the recipes' `--help` stay free of torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolkit.contract import Strategy
+    from toolkit.errors import InputError, NonFiniteError
+    from toolkit.loop import train
+    from toolkit.settings import Settings
+    from toolkit.strategies import Progressive, Simultaneous, SingleScale
+
+_HOMES = {
+    "train": "toolkit.loop",
+    "Settings": "toolkit.settings",
+    "Strategy": "toolkit.contract",
+    "SingleScale": "toolkit.strategies",
+    "Progressive": "toolkit.strategies",
+    "Simultaneous": "toolkit.strategies",
+    "InputError": "toolkit.errors",
+    "NonFiniteError": "toolkit.errors",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,132 @@
+"""The command line of a recipe: flags from settings, and exit codes. Free of torch, so that `--help` is instant."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_args, get_origin
+
+import tyro
+from pydantic.fields import FieldInfo
+from tyro.constructors import PrimitiveConstructorSpec
+
+from toolkit import settings
+from toolkit.errors import InputError, NonFiniteError
+from toolkit.settings import SECTIONS, Scales, Section, Settings, nearest
+
+ALIASES = {"--checkpoint-dir": "--output-dir"}
+OTHER = {
+    "config": "YAML file of settings; flags win",
+    "dry_run": "print the plan and stop",
+    "benchmark": "measure throughput and memory at every scale first",
+}
+SWITCHES = {"dry_run", "benchmark"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user asked for: settings, the given flags of the strategy, and what to do with them."""
+
+    settings: Settings
+    scales: Mapping[str, Any]
+    dry_run: bool
+    benchmark: bool
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a Literal, also of an optional one."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((_choices(part) for part in get_args(annotation) if get_origin(part) is Literal), ())
+
+
+def _metavar(annotation: Any) -> str:
+    choices = _choices(annotation)
+    if choices:
+        return "{" + ",".join(map(str, choices)) + "}"
+    text = str(annotation)
+    return next((name for key, name in {"tuple": "N,N,...", "float": "X", "int": "N", "Path": "DIR"}.items()
+                 if key in text), "TEXT")
+
+
+def _is_switch(field: FieldInfo) -> bool:
+    return field.annotation is bool or bool in get_args(field.annotation)
+
+
+def _flag(name: str, field: FieldInfo) -> Any:
+    """The tyro type of one flag. Values stay text: pydantic types flags and YAML alike, with the same messages."""
+    default = field.default
+    told = "default" in (field.description or "") or "unset" in (field.description or "") or field.is_required()
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    help_text = f"{field.description}" + ("" if told else f" (default: {'none' if default == {} else default})")
+    if _is_switch(field):
+        kind: Any = bool
+    elif "dict" in str(field.annotation):
+        kind = Annotated[tuple[str, ...], PrimitiveConstructorSpec(
+            nargs="*", metavar="KEY=VALUE", instance_from_str=tuple,
+            is_instance=lambda value: isinstance(value, tuple), str_from_instance=list)]
+    else:
+        kind = Annotated[str, PrimitiveConstructorSpec(
+            nargs=1, metavar=_metavar(field.annotation), instance_from_str=lambda words: words[0],
+            is_instance=lambda value: isinstance(value, str), str_from_instance=lambda value: [value])]
+    return NotRequired[Annotated[kind, tyro.conf.arg(help=help_text, help_behavior_hint="")]]
+
+
+def _group(section: type[Section], names: Sequence[str]) -> Any:
+    return TypedDict(section.__name__, {name: _flag(name, section.model_fields[name]) for name in names}, total=False)  # type: ignore[operator]
+
+
+def _grammar(scale_flags: Sequence[str]) -> Any:
+    groups = {section.__name__.lower(): _group(section, tuple(section.__annotations__)) for section in SECTIONS}
+    groups["scales"] = _group(Scales, scale_flags)
+    other = {
+        name: NotRequired[Annotated[bool if name in SWITCHES else str, tyro.conf.arg(help=text, help_behavior_hint="")]]
+        for name, text in OTHER.items()
+    }
+    groups["other"] = TypedDict("Other", other, total=False)  # type: ignore[operator]
+    return TypedDict("Flags", groups)  # type: ignore[operator]
+
+
+def parse(
+    argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]
+) -> Command:
+    """Flags over `--config` over defaults.
+
+    `scale_flags` are the fields of `Scales` that the recipe understands. Raises InputError; leaves with exit code 0
+    after `--help`.
+    """
+    words = [ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]):]
+             for word in (sys.argv[1:] if argv is None else argv)]
+    grammar = tyro.conf.OmitArgPrefixes[_grammar(scale_flags)]
+    groups, unknown = tyro.cli(
+        grammar, prog=recipe, description=description, args=words, return_unknown_args=True, compact_help=False)
+    known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml names its strategy
+    if unknown:
+        flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
+        raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0], flags)}")
+    given = {name: value for group in groups.values() for name, value in group.items()}
+    asked = {name: given.pop(name, False) for name in OTHER}
+    values = settings.read_yaml(Path(asked["config"])) if asked["config"] else {}
+    strange = [name for name in values if name not in known]
+    if strange:
+        raise InputError(f"{asked['config']}: there is no setting {strange[0]!r}{nearest(str(strange[0]), known)}")
+    values = {**values, **given}
+    chosen = {name: values.pop(name) for name in list(values) if name in Scales.model_fields}
+    return Command(
+        settings=settings.make_settings(values),
+        scales=settings.make_scales(chosen),
+        dry_run=asked["dry_run"], benchmark=asked["benchmark"],
+    )
+
+
+def exit_code(work: Callable[[], Any]) -> int:
+    """Run a recipe; 0 done, 2 the user's input, 1 a loss that is not finite. Anything else keeps its traceback."""
+    rank = os.environ.get("RANK", "0")
+    try:
+        work()
+    except (InputError, NonFiniteError) as error:
+        print(f"error{'' if rank == '0' else f' on rank {rank}'}: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, InputError) else 1
+    return 0

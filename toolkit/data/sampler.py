@@ -1,0 +1,79 @@
+"""Which images each optimizer step sees: a pure function of (seed, epoch), for any number of processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from toolkit.contract import Phase, Step, Strategy
+
+ORDER_STREAM = 0  # keeps this generator apart from the one of augmentation
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process takes of each global batch, in `accumulation` equal micro-batches."""
+
+    rank: int
+    processes: int
+    accumulation: int
+
+
+class Epoch(NamedTuple):
+    """One pass over the images: `first` is its first step's number in the phase, `start` the same in the run."""
+
+    number: int
+    phase: Phase
+    first: int
+    start: int
+    steps: int
+
+    @property
+    def end(self) -> int:
+        """The number in the run of the step after the last."""
+        return self.start + self.steps
+
+    @property
+    def closes_phase(self) -> bool:
+        return self.first + self.steps == self.phase.steps
+
+
+class Request(NamedTuple):
+    """One micro-batch to be loaded: which images, how large, of which epoch and step, how strongly augmented."""
+
+    ids: np.ndarray
+    step: Step
+    number: int  # of the optimizer step in the run, from 0
+    epoch: int
+    strength: float
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The order of the training images."""
+
+    images: int
+    seed: int
+    strategy: Strategy
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, ORDER_STREAM, epoch)).permutation(self.images)
+
+    def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
+        """The global batches of one epoch, in order; those of steps before `from_step` of the run are left out."""
+        order, taken = self.permutation(epoch.number), 0
+        for i in range(epoch.steps):
+            step = self.strategy.step(epoch.phase, epoch.first + i)
+            ids = order[taken : taken + step.batch_size]
+            taken += step.batch_size
+            if epoch.start + i >= from_step:
+                yield Request(ids, step, epoch.start + i, epoch.number, epoch.phase.strength)
+
+
+def micro_batches(request: Request, share: Share) -> Iterator[Request]:
+    """One process's part of a global batch: contiguous, so that neighbours in the batch stay together."""
+    per_process = len(request.ids) // share.processes
+    own = request.ids[share.rank * per_process : (share.rank + 1) * per_process]
+    for ids in np.split(own, share.accumulation):
+        yield request._replace(ids=ids)

@@ -1,0 +1,85 @@
+"""The Accelerator and the machine under it: device, processes, threads, precision."""
+
+import logging
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+from toolkit import machine
+from toolkit.errors import InputError
+from toolkit.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def has_accelerator() -> bool:
+    """Whether there is anything faster than the CPU: a GPU of any make, or a TPU."""
+    return torch.accelerator.is_available() or "PJRT_DEVICE" in os.environ
+
+
+def best_precision() -> str:
+    """The mixed precision that the device really supports, in Accelerate's words: "bf16", "fp16" or "no"."""
+    if "PJRT_DEVICE" in os.environ:
+        return "bf16"
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if not torch.accelerator.is_available() and torch.cpu._is_avx512_bf16_supported():
+        return "bf16"
+    return "no"
+
+
+def start(settings: Settings) -> Accelerator:
+    """The run's Accelerator; raises InputError on processes that do not know of each other."""
+    precision = {None: None, True: best_precision(), False: "no"}[settings.amp]
+    # Without a GPU a plain Accelerator() ignores torchrun's other processes: each would believe it is alone.
+    cpu = not has_accelerator()
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        # Rank 0's buffers are the run's: they are read when evaluating and saving, never sent each step.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        step_scheduler_with_optimizer=False,
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and accelerator.num_processes == 1:
+        raise InputError(
+            f"the launcher started {world} processes, but each sees only itself (split brain): start with torchrun, or "
+            "give Accelerate a config for this machine, such as accelerate_configs/multi_cpu.yaml"
+        )
+    if cpu:
+        torch.set_num_threads(max(1, machine.cpu_quota() // machine.local_processes()))
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return accelerator
+
+
+def fit_to(accelerator: Accelerator, accumulation: int, unused_parameters: bool) -> None:
+    """What the plan asks of the Accelerator; to be set before the model is prepared."""
+    accelerator.gradient_accumulation_steps = accumulation
+    accelerator.ddp_handler.find_unused_parameters = unused_parameters
+
+
+def stop(accelerator: Accelerator) -> None:
+    """End the process group and forget the state, so that another run can start in the same process."""
+    accelerator.end_training()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def describe(settings: Settings, accelerator: Accelerator) -> list[str]:
+    """Device, processes, threads and precision as lines for a person."""
+    origin = "launcher" if settings.amp is None else "--amp" if settings.amp else "--no-amp"
+    precision = accelerator.mixed_precision
+    words = {"no": "float32", "bf16": "bfloat16 mixed", "fp16": "float16 mixed"}.get(precision, precision)
+    if settings.amp and precision == "no":
+        words += ", no faster type on this device"
+    return [
+        f"machine   {accelerator.device.type}, {accelerator.num_processes} process(es), "
+        f"{torch.get_num_threads()} threads each, cloud {machine.cloud(settings.cloud)}",
+        f"precision {words} ({origin})",
+    ]

@@ -1,0 +1,94 @@
+"""Exact evaluation: each sample counted once on any number of processes; counts summed, then divided once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from toolkit.contract import EvalSpec
+from toolkit.data.index import Index
+from toolkit.data.loader import in_order, load_eval
+from toolkit.images import views
+from toolkit.models import MultiView, copy_state, state_tensors
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure: top-1 and top-5 in percent, loss in nats; `borrowed` names the scale whose normalisation served."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    borrowed: int | None = None
+
+    def __str__(self) -> str:
+        mark = f" (normalisation of {self.borrowed} px)" if self.borrowed else ""
+        return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a copy of the model, so that evaluating changes nothing of the training's state.
+
+    `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads.
+    """
+
+    accelerator: Accelerator
+    model: MultiView
+    mean: Tensor
+    std: Tensor
+    batch_size: int
+    threads: int
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over parameters and buffers; rank 0's buffers, since BatchNorm statistics differ between ranks."""
+        copy_state(state, self.model)
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                buffer.copy_(broadcast(buffer, from_process=0))
+
+    @torch.no_grad()
+    def score(self, index: Index, specs: Sequence[EvalSpec]) -> dict[str, Score]:
+        """Every figure of `specs` on all images of the index."""
+        device, model = self.accelerator.device, self.model.eval()
+        sizes = sorted({size for spec in specs for size in spec.sizes})
+        own = np.arange(self.accelerator.process_index, len(index), self.accelerator.num_processes)
+        requests = [own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size)]
+        # rows: specs; columns: right, right within 5, loss, images. Counts are exact in float64, and to 2^24 in float32
+        exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+        sums = torch.zeros(len(specs), 4, dtype=exact, device=device)
+        for batch in in_order(requests, lambda ids: load_eval(index, sizes, ids), self.threads):
+            targets = batch.targets.to(device)
+            pixels = [views(batch.images[size].to(device), (size,), self.mean, self.std)[0] for size in sizes]
+            with self.accelerator.autocast():
+                logits = dict(zip(sizes, model(*pixels), strict=True))
+            for row, spec in enumerate(specs):
+                sums[row] += _count([logits[size].float() for size in spec.sizes], targets).to(exact)
+        totals = self.accelerator.reduce(sums, "sum").tolist()
+        return {
+            spec.name: Score(100 * right / n, 100 * near / n, loss / n, round(n), self._borrowed(spec))
+            for spec, (right, near, loss, n) in zip(specs, totals, strict=True)
+        }
+
+    def _borrowed(self, spec: EvalSpec) -> int | None:
+        return next((scale for size in spec.sizes if (scale := self.model.borrowed_norm(size))), None)
+
+
+def _count(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """(right, right within 5, summed loss, images) of the mean probabilities of N x C logits."""
+    log_probabilities = torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
+    ranked = log_probabilities.topk(min(5, log_probabilities.shape[1]), 1).indices
+    right = ranked == targets[:, None]
+    loss = F.nll_loss(log_probabilities.double(), targets, reduction="sum")
+    return torch.stack([right[:, 0].sum(), right.sum(), loss, torch.tensor(len(targets), device=targets.device)])
+
+
+def unwrapped_state(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Tensor]:
+    """The training model's parameters and buffers, whatever it is wrapped in."""
+    return state_tensors(accelerator.unwrap_model(model))

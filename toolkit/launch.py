@@ -1,0 +1,34 @@
+"""What a recipe does once it has its strategy: show the plan, measure, train."""
+
+import logging
+
+from toolkit import console, device
+from toolkit.benchmark import benchmark
+from toolkit.command import Command
+from toolkit.contract import Strategy
+from toolkit.loop import train
+from toolkit.settings import Settings
+from toolkit.setup import describe, prepare
+
+log = logging.getLogger(__name__)
+
+
+def show_plan(settings: Settings, strategy: Strategy) -> None:
+    """Print what a run would do and cost; raises InputError as the run itself would."""
+    accelerator = device.start(settings)
+    console.start(accelerator.is_main_process)
+    try:
+        for line in describe(prepare(accelerator, settings, strategy), accelerator, settings, strategy):
+            log.info(line)
+    finally:
+        device.stop(accelerator)
+
+
+def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
+    """Do what the command line asks for."""
+    if command.dry_run:
+        show_plan(command.settings, strategy)
+        return
+    if command.benchmark:
+        benchmark(command.settings, strategy)
+    train(command.settings, strategy, recipe)

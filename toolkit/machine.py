@@ -1,0 +1,79 @@
+"""What this machine offers: CPU quota, cloud provider and instance type. Free of torch."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DMI = Path("/sys/class/dmi/id")
+CGROUP = Path("/sys/fs/cgroup")
+AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"
+
+
+def _cgroup_cpus(cgroup: Path) -> float:
+    """CPUs that the cgroup's quota grants, v2 first, then v1; infinite where none is set."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def cpu_quota(cgroup: Path = CGROUP) -> int:
+    """CPUs this process may really use: the smaller of its affinity and its cgroup's quota, at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(affinity, _cgroup_cpus(cgroup))))
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0; known from the launcher's environment, before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Where a run takes place; `instance` is the machine type, empty where the firmware does not tell it."""
+
+    provider: str
+    instance: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.provider} {self.instance}".strip()
+
+
+def detect_cloud(dmi: Path = DMI) -> Cloud:
+    """The provider that the firmware's DMI strings name, without any network request; "none" elsewhere."""
+
+    def read(name: str) -> str:
+        try:
+            return (dmi / name).read_text().strip()
+        except OSError:
+            return ""
+
+    if read("sys_vendor") == "Amazon EC2":
+        return Cloud("aws", read("product_name"))
+    if read("product_name") == "Google Compute Engine":
+        return Cloud("gcp")
+    if read("chassis_asset_tag") == AZURE_CHASSIS:
+        return Cloud("azure")
+    return Cloud("none")
+
+
+def cloud(choice: str, dmi: Path = DMI) -> Cloud:
+    """The cloud to record: detected for "auto"; a provider named by the user stands even where DMI is silent."""
+    found = detect_cloud(dmi)
+    return found if choice in ("auto", found.provider) else Cloud(choice)
+
+
+def loader_threads() -> int:
+    """Decoding threads for each process: the CPU quota shared by the local processes, at most 16."""
+    return min(16, max(1, cpu_quota() // local_processes()))

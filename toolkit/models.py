@@ -1,0 +1,182 @@
+"""timm models that run at several sizes: creation, one forward over all views, normalisation per scale."""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from toolkit.contract import NormPolicy
+from toolkit.errors import InputError
+from toolkit.settings import Settings, nearest
+
+# What a missing network, hub or file raises from inside timm and huggingface_hub; all are OSError but these names
+# differ between their releases, so pretrained loading catches the base class and RuntimeError.
+UNREACHABLE = (OSError, RuntimeError, ValueError)
+
+
+class ScaleNorm(nn.Module):
+    """BatchNorm with private copies per scale; `active` is set by MultiView before each view."""
+
+    def __init__(self, norm: nn.Module, policy: NormPolicy) -> None:
+        super().__init__()
+        self.norms = nn.ModuleDict({str(scale): copy.deepcopy(norm) for scale in policy.scales})
+        if policy.mode == "statistics":
+            for own in self.norms.values():
+                own.weight, own.bias = norm.weight, norm.bias
+        self.active = str(policy.scales[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[self.active](x)
+
+
+class MultiView(nn.Module):
+    """A model and its normalisation policy: one forward over the views of a batch.
+
+    `forward(*views)`, each N x 3 x S x S, returns one N x C tensor of logits per view.
+    """
+
+    def __init__(self, model: nn.Module, policy: NormPolicy) -> None:
+        super().__init__()
+        self.model, self.policy = model, policy
+        if policy.mode != "off":
+            _replace_norms(model, policy)
+        self.scale_norms = [module for module in model.modules() if isinstance(module, ScaleNorm)]
+
+    def forward(self, *views: Tensor) -> list[Tensor]:
+        logits = []
+        for view in views:
+            scale = str(self.policy.scale_for(view.shape[-1]))
+            for norm in self.scale_norms:
+                norm.active = scale
+            logits.append(self.model(view))
+        return logits
+
+    def borrowed_norm(self, size: int) -> int | None:
+        """The scale whose normalisation `size` borrows; None where it has its own or all are shared."""
+        own = not self.scale_norms or size in self.policy.scales
+        return None if own else self.policy.scale_for(size)
+
+
+def _replace_norms(module: nn.Module, policy: NormPolicy) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):  # timm's BatchNormAct2d is a BatchNorm2d
+            setattr(module, name, ScaleNorm(child, policy))
+        else:
+            _replace_norms(child, policy)
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer once, by name: shared ones do not stand twice, as in `state_dict`."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@torch.no_grad()
+def copy_state(source: Mapping[str, Tensor], target: nn.Module) -> None:
+    """Set every parameter and buffer of `target`; raises RuntimeError unless names and shapes agree exactly."""
+    tensors = state_tensors(target)
+    if source.keys() != tensors.keys():
+        raise RuntimeError(f"state does not fit the model: {sorted(source.keys() ^ tensors.keys())[:4]} ...")
+    for name, tensor in tensors.items():
+        if tensor.shape != source[name].shape:
+            raise RuntimeError(f"{name}: shape {tuple(source[name].shape)} does not fit {tuple(tensor.shape)}")
+        tensor.copy_(source[name])
+
+
+def own_size(arch: str) -> int:
+    """The size an architecture was made for, px; raises InputError on an unknown name."""
+    check_name(arch)
+    config = timm.get_pretrained_cfg(arch)
+    return config.input_size[-1] if config is not None else 224
+
+
+def check_name(arch: str) -> None:
+    """Raises InputError with the nearest name unless timm knows the architecture."""
+    if not timm.is_model(arch):
+        raise InputError(f"--arch {arch}: timm has no such architecture{nearest(arch, timm.list_models())}")
+
+
+def _arguments(settings: Settings, classes: int, largest: int) -> dict[str, Any]:
+    """What timm's constructor is given: sizes too, where it wants to know them."""
+    arguments: dict[str, Any] = {"num_classes": classes, "drop_rate": settings.dropout_rate}
+    if settings.drop_path:
+        arguments["drop_path_rate"] = settings.drop_path
+    probe = _construct(settings, arguments)
+    accepted = inspect.signature(type(probe).__init__).parameters
+    if "img_size" in accepted:
+        arguments["img_size"] = largest
+    if "dynamic_img_size" in accepted:
+        arguments["dynamic_img_size"] = True
+    return {**arguments, **settings.model_kwargs}
+
+
+def _construct(settings: Settings, arguments: Mapping[str, Any], device: str = "meta") -> nn.Module:
+    """timm's model without weights from elsewhere; raises InputError where the arguments do not fit."""
+    try:
+        with torch.device(device):
+            return timm.create_model(settings.arch, **{**arguments, **settings.model_kwargs})
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        given = " ".join(f"{k}={v}" for k, v in settings.model_kwargs.items()) or "none given"
+        raise InputError(f"--arch {settings.arch} (--model-kwargs {given}): {error}") from None
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model that was tried out at every size without computing: what to build, and its cost."""
+
+    arguments: Mapping[str, Any]
+    parameters: int
+    gmacs: Mapping[int, float]  # multiply-adds of one forward of one image, in 10^9, per size
+
+
+def plan_model(settings: Settings, classes: int, sizes: Sequence[int]) -> ModelPlan:
+    """Check an architecture at every size it will meet, on the meta device; raises InputError naming the size."""
+    check_name(settings.arch)
+    arguments = _arguments(settings, classes, max(sizes))
+    model = _construct(settings, arguments).eval()
+    gmacs = {}
+    for size in sizes:
+        try:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model(torch.empty(1, 3, size, size, device="meta"))
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"--arch {settings.arch} cannot take {size} px images: {reason}; "
+                "choose sizes that fit it, or an architecture that takes any size, such as resnet18"
+            ) from None
+        gmacs[size] = counter.get_total_flops() / 2e9
+    return ModelPlan(arguments, sum(p.numel() for p in model.parameters()), gmacs)
+
+
+def create(settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView:
+    """The model on the CPU, its initial weights a function of the seed; raises InputError where a hub is needed."""
+    torch.manual_seed(settings.seed)
+    if settings.pretrained:
+        model = _pretrained(settings.arch, plan.arguments)
+    else:
+        model = timm.create_model(settings.arch, **plan.arguments)
+    if settings.sync_bn:
+        model = convert_sync_batchnorm(model)
+    return MultiView(model, policy).to(memory_format=torch.channels_last)
+
+
+def _pretrained(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # retries of the hub's client say what the error below says
+            return timm.create_model(arch, pretrained=True, **arguments)
+    except UNREACHABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--pretrained: the weights of {arch} could not be loaded ({reason}); without a network, fetch them once "
+            "on a machine that has one and copy its Hugging Face cache (HF_HOME), set HF_HUB_OFFLINE=1, or give a "
+            "file: --model-kwargs 'pretrained_cfg_overlay={file: weights.safetensors}'"
+        ) from None

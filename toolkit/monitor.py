@@ -1,0 +1,75 @@
+"""Memory, running losses and the watch over non-finite values; no host sync in a step on a device."""
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+NEVER = torch.iinfo(torch.int64).max
+
+
+class Meter:
+    """Means of the loss parts over a stretch of steps; sums stay on the device until asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        for name, value in parts.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and processes; every process must ask."""
+        if not self.sums:
+            return {}
+        means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        return dict(zip(self.sums, accelerator.reduce(means, "mean").tolist(), strict=True))
+
+
+class FiniteWatch:
+    """Remembers on the device the first optimizer step whose loss or gradient norm was not finite.
+
+    `gradients` False where a gradient scaler provokes infinite ones on purpose (float16).
+    """
+
+    def __init__(self, device: torch.device, gradients: bool) -> None:
+        self._first_bad = torch.tensor(NEVER, dtype=torch.int64, device=device)
+        self._gradients = gradients
+        self.reads_are_free = device.type == "cpu"
+
+    def see_loss(self, step: int, loss: Tensor) -> None:
+        here = torch.where(torch.isfinite(loss.detach()), NEVER, step)
+        self._first_bad = torch.minimum(self._first_bad, here)
+
+    def see_gradient(self, step: int, norm: Tensor) -> None:
+        """The norm is the same on every process, so all of them notice in the same step."""
+        if self._gradients:
+            self.see_loss(step, norm)
+
+    def share(self, accelerator: Accelerator) -> None:
+        """Take over the first bad step that any process saw; every process must call."""
+        self._first_bad = accelerator.gather(self._first_bad[None]).min()
+
+    def bad_step(self) -> int | None:
+        """The first bad step that this process saw; waits for the device."""
+        step = int(self._first_bad.item())
+        return None if step == NEVER else step
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, where the device keeps count; the host's cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory held so far: on the accelerator where it keeps count, else resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

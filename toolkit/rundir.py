@@ -1,0 +1,175 @@
+"""The run directory: where a run lives, what it may be continued with, and its records."""
+
+import csv
+import io
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from toolkit import checkpoint, storage
+from toolkit.contract import Strategy
+from toolkit.data.loader import Batch
+from toolkit.errors import InputError
+from toolkit.settings import NOT_LEARNED, Settings, read_yaml, to_yaml
+
+RUNS = Path("runs")
+FINISHED = ("done", "early stop")
+
+
+def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
+    """Everything resolved but the directory itself, as it stands in config.yaml."""
+    return {**settings.model_dump(mode="json", exclude={"output_dir", "resume"}), **strategy.to_dict()}
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Learning settings that are not the same, as `name: old -> new`."""
+    names = [name for name in {**old, **new} if name not in NOT_LEARNED]
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+
+
+class RunDirectory:
+    """Paths and records of one run; every process may read, only rank 0 writes (but samples.jsonl)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
+        self.samples = path / "samples.jsonl"
+        self._metrics = path / "metrics.csv"
+        self._summary = path / "summary.json"
+        self._config = path / "config.yaml"
+
+    def newest(self) -> Path | None:
+        """The newest committed checkpoint."""
+        found = checkpoint.committed(self.checkpoints)
+        return found[-1] if found else None
+
+    def exit_reason(self) -> str | None:
+        return self.summary().get("exit_reason") if self._summary.exists() else None
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads(self._summary.read_text())
+
+    def create(self, config: Mapping[str, Any], classes: Sequence[str]) -> None:
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        storage.write_text(self._config, to_yaml(config))
+        storage.write_json(self.path / "class_map.json", dict(enumerate(classes)))
+
+    def config(self) -> dict[str, Any]:
+        return read_yaml(self._config) if self._config.exists() else {}
+
+    def cut_to(self, step: int) -> None:
+        """Drop the records of steps that will be repeated."""
+        rows = [row for row in self.metrics() if int(row["step"]) <= step]
+        if self._metrics.exists():
+            self._write_metrics(rows)
+        if self.samples.exists():
+            lines = self.samples.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+            storage.write_text(self.samples, "".join(kept))
+
+    def metrics(self) -> list[dict[str, str]]:
+        if not self._metrics.exists():
+            return []
+        with self._metrics.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one epoch; columns that were not there before are added."""
+        self._write_metrics([*self.metrics(), {name: str(value) for name, value in row.items()}])
+
+    def _write_metrics(self, rows: Sequence[Mapping[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        storage.write_text(self._metrics, text.getvalue())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        storage.write_json(self._summary, dict(summary))
+
+
+class SampleLog:
+    """What was really delivered, a line per micro-batch; `path` None: nothing is written.
+
+    Every rank appends whole lines to the same file. `digests` are CRC-32 of each delivered image, so the proof covers
+    augmentation too.
+    """
+
+    def __init__(self, path: Path | None, rank: int) -> None:
+        self._path, self._rank = path, rank
+
+    def add(self, batch: Batch) -> None:
+        if self._path is None:
+            return
+        digests = [zlib.crc32(image.contiguous().numpy().tobytes()) for image in batch.images]
+        line = {"step": batch.number, "rank": self._rank, "sizes": batch.step.sizes, "ids": batch.ids.tolist(),
+                "digests": digests}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _new_path(recipe: str, arch: str) -> Path:
+    base = RUNS / f"{recipe}-{arch.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = base, 1
+    while path.exists():  # two runs within a second
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def _unfinished(recipe: str, config: Mapping[str, Any]) -> Path | None:
+    """The newest run under `runs/` of this recipe and these learning settings that has more to do."""
+    for path in sorted(RUNS.glob(f"{recipe}-*"), key=lambda path: path.stat().st_mtime, reverse=True):
+        run = RunDirectory(path)
+        if run.newest() and run.exit_reason() not in FINISHED and not _difference(run.config(), config):
+            return path
+    return None
+
+
+def choose(settings: Settings, recipe: str, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+    """The run directory, the checkpoint to go on from, and a line for the user. Decided by rank 0 alone; writes nothing.
+
+    Raises InputError rather than meet another run's files.
+    """
+    if settings.resume not in ("auto", "never"):
+        return _named(settings, Path(settings.resume), config)
+    if settings.output_dir is None:
+        found = _unfinished(recipe, config) if settings.resume == "auto" else None
+        if found is None:
+            return RunDirectory(_new_path(recipe, settings.arch)), None, ""
+        run = RunDirectory(found)
+        return run, run.newest(), f"going on with the unfinished {found} (--resume never starts anew)"
+    run = RunDirectory(settings.output_dir)
+    if not run.config():
+        if run.path.is_dir() and any(run.path.iterdir()):
+            raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
+        return run, None, ""
+    if settings.resume == "never":
+        raise InputError(f"--output-dir {run.path} holds a run and --resume never forbids going on: choose another")
+    _check_same(run, config)
+    newest = run.newest()
+    return run, newest, f"going on with {newest}" if newest else "no checkpoint was committed yet: starting over"
+
+
+def _named(settings: Settings, path: Path, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+    """`--resume PATH`, of a run or of one of its checkpoints."""
+    is_checkpoint = path.parent.name == "checkpoints"
+    run = RunDirectory(path.parent.parent if is_checkpoint else path)
+    start = path if is_checkpoint else run.newest()
+    if start is None or not checkpoint.is_committed(start):
+        raise InputError(f"--resume {path}: neither auto, never, nor a run or checkpoint that was committed")
+    if settings.output_dir is not None and settings.output_dir.resolve() != run.path.resolve():
+        raise InputError(f"--resume {path} goes on in {run.path}: drop --output-dir {settings.output_dir}")
+    _check_same(run, config)
+    return run, start, f"going on with {start}"
+
+
+def _check_same(run: RunDirectory, config: Mapping[str, Any]) -> None:
+    changes = _difference(run.config(), config)
+    if changes:
+        raise InputError(
+            f"{run.path} holds a run with other settings ({'; '.join(changes)}): take those, or another --output-dir"
+        )

@@ -1,0 +1,267 @@
+"""Every setting of a run: what it means, its unit, its default, its range. Free of torch.
+
+`Settings` is flat, so a flag, a key of a YAML file and a Python keyword are one and the same name; the sections it is
+made of group the flags in `--help`. What the scales are and how they are trained belongs to a strategy object;
+`Scales` only describes the flags from which a recipe builds one.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from toolkit.errors import InputError
+
+SYNTHETIC = "synthetic"
+
+
+def _split_numbers(value: Any) -> Any:
+    if isinstance(value, int):
+        return (value,)
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _split_pairs(value: Any) -> Any:
+    """["output_stride=8"] -> {"output_stride": 8}; values are typed as in YAML."""
+    if isinstance(value, Mapping):
+        return value
+    broken = [pair for pair in value if "=" not in pair]
+    if broken:
+        raise ValueError(f"{broken[0]!r} is not of the form key=value")
+    return {key: yaml.safe_load(text) for key, text in (pair.split("=", 1) for pair in value)}
+
+
+Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_numbers), Field(min_length=1)]
+KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the known name closest to a mistyped one, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Section(BaseModel):
+    """Settings that belong together: frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        unknown = [key for key in values if key not in cls.model_fields] if isinstance(values, dict) else []
+        if unknown:
+            raise InputError(f"there is no setting {unknown[0]!r}{nearest(unknown[0], cls.model_fields)}")
+        return values
+
+
+class Data(Section):
+    """Data"""
+
+    data_root: str = Field(SYNTHETIC, description="folder with train/ val/ test/, or with train.csv; or 'synthetic'")
+    synthetic_size: PositiveInt | None = Field(
+        None, description="native size of the built-in images, px (unset: the largest scale)"
+    )
+    synthetic_count: PositiveInt | None = Field(
+        None, description="training images of the built-in data (unset: 6000)"
+    )
+    val_split: float | None = Field(
+        None, gt=0, lt=1, description="share of the training images held out for validation, where the data has no "
+        "validation split of its own (unset: 0.1)",
+    )
+    num_workers: int | None = Field(
+        None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
+    )
+
+
+class Augmentation(Section):
+    """Augmentation"""
+
+    crop_scale: float = Field(0.35, gt=0, le=1, description="smallest area of the random resized crop, as a share")
+    hflip: bool = Field(True, description="mirror half of the training images")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")
+
+
+class Model(Section):
+    """Model"""
+
+    arch: str = Field(
+        default_factory=lambda known: "test_resnet" if known.get("data_root") == SYNTHETIC else "resnet18",
+        description="timm architecture (default: resnet18; test_resnet on the built-in data)",
+    )
+    model_kwargs: KeyValues = Field({}, description="further arguments of the architecture, e.g. output_stride=8")
+    pretrained: bool = Field(False, description="start from timm's pretrained weights")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
+
+
+class Optimisation(Section):
+    """Optimisation"""
+
+    epochs: PositiveInt = Field(
+        default_factory=lambda known: 12 if known.get("data_root") == SYNTHETIC else 20,
+        description="passes over the training images (default: 20; 12 on the built-in data)",
+    )
+    batch_size: PositiveInt = Field(64, description="images per optimizer step, over all processes")
+    device_batch_size: PositiveInt | None = Field(
+        None, description="most images per process and forward; more are accumulated (unset: no accumulation)"
+    )
+    optimizer: str = Field("adamw", description="any optimizer of timm, e.g. adamw, sgd, lamb")
+    learning_rate: float = Field(
+        default_factory=lambda known: 4e-3 if known.get("data_root") == SYNTHETIC else 1e-3,
+        gt=0, description="peak learning rate (default: 1e-3; 4e-3 on the built-in data)",
+    )
+    weight_decay: float = Field(0.05, ge=0, description="weight decay, not applied to biases and normalisation")
+    scheduler: Literal["cosine", "plateau"] = Field(
+        "cosine", description="cosine: down to 0 at the end; plateau: halved after 2 epochs without improvement"
+    )
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    patience: PositiveInt | None = Field(
+        None, description="stop after so many epochs of the last phase without improvement (unset: never)"
+    )
+    min_delta: float = Field(0.0, ge=0, description="points of top-1 that count as an improvement")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient (unset: not clipped)")
+    sync_bn: bool = Field(False, description="batch statistics over all processes (GPUs only)")
+
+
+class Machine(Section):
+    """Machine"""
+
+    amp: bool | None = Field(
+        None, description="mixed precision in the best type of the device (unset: the launcher's choice)"
+    )
+    compile: bool = Field(False, description="compile the model with torch.compile, once per size")
+    cloud: Literal["auto", "none", "aws", "gcp", "azure"] = Field(
+        "auto", description="provider to record beside the instance type"
+    )
+    deterministic: bool = Field(False, description="deterministic kernels only; slower on GPUs")
+    seed: int = Field(0, ge=0, description="of initialisation, order and augmentation")
+
+
+class Output(Section):
+    """Output"""
+
+    output_dir: Path | None = Field(
+        None, description="run directory, alias --checkpoint-dir (unset: runs/RECIPE-ARCH-TIME)"
+    )
+    resume: str = Field(
+        "auto", description="auto: go on with an unfinished run of the same settings; never: start anew; "
+        "or the path of a run or checkpoint"
+    )
+    log_with: Literal["wandb", "tensorboard", "none"] = Field("wandb", description="dashboard")
+    wandb_project: str = Field("toolkit", description="project on the dashboard")
+    wandb_mode: Literal["auto", "online", "offline"] = Field(
+        "auto", description="auto: online where there is a key and a network, else offline"
+    )
+    record_samples: bool = Field(False, description="write every delivered sample to samples.jsonl, as a proof")
+
+
+class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
+    """All settings of one run but the strategy."""
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        builtin = self.data_root == SYNTHETIC
+        if not builtin and (self.synthetic_size or self.synthetic_count):
+            raise InputError(
+                f"--synthetic-size and --synthetic-count would be ignored with --data-root {self.data_root}: drop them"
+            )
+        if self.min_delta and self.patience is None and self.scheduler != "plateau":
+            raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
+        if self.wandb_mode != "auto" and self.log_with != "wandb":
+            raise InputError(f"--wandb-mode would be ignored with --log-with {self.log_with}")
+        if self.warmup_epochs >= self.epochs and self.epochs > 1:
+            raise InputError(
+                f"--warmup-epochs {self.warmup_epochs:g} must be smaller than --epochs {self.epochs}, "
+                "or the learning rate never reaches its peak"
+            )
+        return self
+
+
+SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimisation, Machine, Output)
+
+# What may differ when a run goes on: it changes where and how fast, not what is learned.
+NOT_LEARNED = frozenset({"num_workers", "device_batch_size", "compile", "cloud", *Output.__annotations__})
+
+
+class Scales(Section):
+    """Scales"""
+
+    strategy: Literal["single", "simultaneous", "progressive"] | None = Field(
+        None, description="simultaneous: all scales in each step; progressive: one after another "
+        "(default: simultaneous)",
+    )
+    progressive: bool | None = Field(None, description="the same as --strategy progressive")
+    img_size: PositiveInt | None = Field(None, description="training size, px (unset: the architecture's own)")
+    scales: Numbers | None = Field(
+        None, description="ascending sizes, px (default: 64,112,224; 20,32,64 on the built-in data)"
+    )
+    scale_epochs: Numbers | None = Field(
+        None, description="epochs at every scale but the last, which takes the rest; or a list that sums to --epochs "
+        "(unset: equal parts)",
+    )
+    ramp: bool | None = Field(
+        None, description="grow smoothly instead of in stages: half the largest size for half of the epochs, full "
+        "size for the last fifth",
+    )
+    consistency_weight: float | None = Field(
+        None, ge=0, description="weight of the cross-scale consistency loss; 0 turns it off (default: 1)"
+    )
+    consistency: Literal["kl", "mse", "js"] | None = Field(
+        None, description="its form: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"
+    )
+    norm_per_scale: Literal["full", "statistics", "off"] | None = Field(
+        None, description="what each scale owns of normalisation layers: statistics and affine, statistics only, "
+        "nothing (default: full for simultaneous, off for progressive)",
+    )
+    eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")
+
+
+def default_scales(data_root: str) -> tuple[int, ...]:
+    return (20, 32, 64) if data_root == SYNTHETIC else (64, 112, 224)
+
+
+def explain(error: ValidationError) -> str:
+    """The first of pydantic's complaints as one line that names the flag."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause)
+    flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+    return f"{flag} {first['input']}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def make_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from names and values; raises InputError with one line."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def make_scales(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The given flags of `Scales`, typed; raises InputError with one line."""
+    try:
+        return Scales(**values).model_dump(exclude_none=True)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises InputError naming the file."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected `name: value` lines")
+    return values
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=120)

@@ -1,0 +1,220 @@
+"""From settings and a strategy to everything that the loop works with; nothing is written until all of it fits."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from toolkit import checkpoint, device, images, machine, plan
+from toolkit.checkpoint import Progress
+from toolkit.contract import Criterion, Strategy
+from toolkit.data.augment import Augmenter
+from toolkit.data.index import Splits, open_splits
+from toolkit.data.loader import Batch, in_order, load_train
+from toolkit.data.sampler import Epoch, Sampler, micro_batches
+from toolkit.errors import InputError
+from toolkit.evaluation import Evaluator
+from toolkit.machine import Cloud
+from toolkit.models import ModelPlan, MultiView, copy_state, create, plan_model
+from toolkit.monitor import FiniteWatch
+from toolkit.optim import create_optimizer
+from toolkit.plan import Plan, make_plan
+from toolkit.rundir import RunDirectory, SampleLog, choose, config_of
+from toolkit.settings import Settings
+from toolkit.tracking import Tracking, check_installed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked against data, processes and model, before anything is built or written."""
+
+    splits: Splits
+    plan: Plan
+    model_plan: ModelPlan
+    threads: int
+
+
+def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) -> Prepared:
+    """Check everything that can be known in advance; raises InputError."""
+    check_installed(settings)
+    if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
+        raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
+    splits = open_splits(settings, strategy.selection().sizes[-1])
+    run_plan = make_plan(settings, strategy, len(splits.train), accelerator.num_processes)
+    evaluated = {size for spec in strategy.panel() for size in spec.sizes}
+    sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
+    threads = machine.loader_threads() if settings.num_workers is None else settings.num_workers
+    return Prepared(splits, run_plan, plan_model(settings, len(splits.classes), sizes), threads)
+
+
+def describe(prepared: Prepared, accelerator: Accelerator, settings: Settings, strategy: Strategy) -> list[str]:
+    """The plan of a run as lines for a person."""
+    splits, model_plan = prepared.splits, prepared.model_plan
+    counts = [f"{name} {len(split)}" for name, split in
+              (("train", splits.train), ("val", splits.val), ("test", splits.test)) if split is not None]
+    costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
+    clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
+    return [
+        *device.describe(settings, accelerator),
+        f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
+        f"{prepared.threads} decoding thread(s) per process; smallest crop {settings.crop_scale:g} of the area, "
+        f"mirror {'on' if settings.hflip else 'off'}",
+        f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, normalisation per scale "
+        f"{strategy.norm().mode}; 10^9 multiply-adds per image: {', '.join(costs)}",
+        f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({settings.scheduler}, "
+        f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
+        *plan.describe(prepared.plan, strategy, len(splits.train)),
+    ]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns: all that one training step needs."""
+
+    accelerator: Accelerator
+    strategy: Strategy
+    model: nn.Module
+    optimizer: Any  # AcceleratedOptimizer
+    criterion: Criterion
+    gradient_clip: float
+    mean: Tensor
+    std: Tensor
+    watch: FiniteWatch
+
+    def views(self, pixels: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """uint8 N x 3 x S x S to one normalised view per size."""
+        return images.views(pixels, sizes, self.mean, self.std)
+
+
+def build_learner(
+    accelerator: Accelerator, settings: Settings, strategy: Strategy, prepared: Prepared, only_some_scales: bool = False
+) -> tuple[Learner, MultiView]:
+    """The learner, and a copy of the model for evaluation.
+
+    `only_some_scales`: steps may leave out scales that the strategy itself would not.
+    """
+    policy, phases = strategy.norm(), prepared.plan.phases
+    # DistributedDataParallel must know if a step can leave private parameters of a scale without a gradient.
+    only_some_scales |= any(set(phase.sizes) != set(policy.scales) for phase in phases)
+    device.fit_to(accelerator, prepared.plan.accumulation, policy.mode == "full" and only_some_scales)
+    model = create(settings, prepared.model_plan, policy)
+    evaluated = copy.deepcopy(model).to(accelerator.device)
+    data_config = resolve_model_data_config(model.model)
+    optimizer = create_optimizer(settings, model)
+    if settings.compile:
+        model.compile()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    learner = Learner(
+        accelerator=accelerator, strategy=strategy, model=model, optimizer=optimizer,
+        criterion=nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
+        gradient_clip=settings.gradient_clip or float("inf"),
+        mean=torch.tensor(data_config["mean"], device=accelerator.device),
+        std=torch.tensor(data_config["std"], device=accelerator.device),
+        watch=FiniteWatch(accelerator.device, gradients=accelerator.scaler is None),
+    )
+    return learner, evaluated
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the loop works with."""
+
+    settings: Settings
+    strategy: Strategy
+    accelerator: Accelerator
+    splits: Splits
+    plan: Plan
+    threads: int
+    sampler: Sampler
+    augmenter: Augmenter
+    learner: Learner
+    evaluator: Evaluator
+    directory: RunDirectory
+    samples: SampleLog
+    tracking: Tracking
+    progress: Progress
+    cloud: Cloud
+
+    def batches(self, epoch: Epoch) -> Iterator[Batch]:
+        """What this process still has to see of an epoch."""
+        share = self.plan.share(self.accelerator.process_index)
+        requests = (
+            part for request in self.sampler.requests(epoch, self.progress.step) for part in micro_batches(request, share)
+        )
+        return in_order(requests, partial(load_train, self.splits.train, self.augmenter), self.threads)
+
+
+def _choose_directory(
+    accelerator: Accelerator, settings: Settings, recipe: str, config: dict[str, Any]
+) -> tuple[RunDirectory, Path | None]:
+    """Rank 0 decides, the others follow, also in refusing."""
+    decision: list[Any] = [None, None, "", ""]
+    if accelerator.is_main_process:
+        try:
+            directory, start, line = choose(settings, recipe, config)
+            decision = [directory.path, start, line, ""]
+        except InputError as error:
+            decision[3] = str(error)
+    path, start, line, refusal = broadcast_object_list(decision)
+    if refusal:
+        raise InputError(refusal)
+    if line:
+        log.info("resume    %s", line)
+    return RunDirectory(path), start
+
+
+def _restore(start: Path, learner: Learner) -> Progress:
+    """Put a checkpoint's state into the learner and this process's generators."""
+    accelerator = learner.accelerator
+    snapshot = checkpoint.load(start, accelerator.process_index)
+    copy_state(snapshot.model, accelerator.unwrap_model(learner.model))
+    learner.optimizer.load_state_dict(snapshot.optimizer)
+    if accelerator.scaler is not None and snapshot.scaler is not None:
+        accelerator.scaler.load_state_dict(snapshot.scaler)
+    if snapshot.generators is not None:
+        checkpoint.restore_generators(snapshot.generators)
+    return snapshot.progress
+
+
+def set_up(accelerator: Accelerator, settings: Settings, strategy: Strategy, recipe: str) -> Run:
+    """Build a run, continued where there is something to continue; raises InputError before anything is written."""
+    prepared = prepare(accelerator, settings, strategy)
+    config = config_of(settings, strategy)
+    directory, start = _choose_directory(accelerator, settings, recipe, config)
+    learner, evaluated = build_learner(accelerator, settings, strategy, prepared)
+    torch.manual_seed(settings.seed + accelerator.process_index)  # dropout differs between ranks
+    progress = _restore(start, learner) if start else Progress()
+    for line in describe(prepared, accelerator, settings, strategy):
+        log.info(line)
+
+    main = accelerator.is_main_process
+    if main:
+        directory.create(config, prepared.splits.classes)
+        directory.cut_to(progress.step)
+    accelerator.wait_for_everyone()
+    panel = [spec.name for spec in strategy.panel()]
+    cloud = machine.cloud(settings.cloud)
+    facts = {**config, "cloud_provider": cloud.provider, "cloud_instance": cloud.instance}
+    tracking = Tracking.start(settings, facts, directory.path, panel, main)
+    evaluator = Evaluator(
+        accelerator, evaluated, learner.mean, learner.std, prepared.plan.micro_batch, prepared.threads
+    )
+    return Run(
+        settings, strategy, accelerator, prepared.splits, prepared.plan, prepared.threads,
+        Sampler(len(prepared.splits.train), settings.seed, strategy),
+        Augmenter(settings.crop_scale, settings.hflip, settings.seed),
+        learner, evaluator, directory,
+        SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
+        tracking, progress, cloud,
+    )

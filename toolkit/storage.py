@@ -1,0 +1,41 @@
+"""Files that are either whole or not there, and where the cache lies. Free of torch."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir() -> Path:
+    """Where made data is kept: $TOOLKIT_CACHE, else $XDG_CACHE_HOME/toolkit, else ~/.cache/toolkit."""
+    if "TOOLKIT_CACHE" in os.environ:
+        return Path(os.environ["TOOLKIT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toolkit"
+
+
+def sync(path: Path) -> None:
+    """Force a file or directory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, never half of it."""
+    staging = path.with_name(f".tmp-{path.name}")
+    staging.write_text(text)
+    sync(staging)
+    os.replace(staging, path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

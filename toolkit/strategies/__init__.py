@@ -1,0 +1,28 @@
+"""Training strategies by name. A new one is a file here and a line in STRATEGIES; all contract tests then run on it."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from toolkit.contract import Strategy
+from toolkit.errors import InputError
+from toolkit.strategies.progressive import Progressive
+from toolkit.strategies.simultaneous import Simultaneous
+from toolkit.strategies.single import SingleScale
+
+STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (SingleScale, Progressive, Simultaneous)}
+
+
+def build(name: str, choices: Mapping[str, Any]) -> Strategy:
+    """The strategy of that name; raises InputError on a choice that it would ignore."""
+    kind = STRATEGIES[name]
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for choice, value in choices.items():
+        if choice not in known and value is not False:
+            raise InputError(
+                f"--{choice.replace('_', '-')} would be ignored by --strategy {name}: drop it or choose another strategy"
+            )
+    return kind(**{choice: value for choice, value in choices.items() if choice in known})
+
+
+__all__ = ["STRATEGIES", "Progressive", "Simultaneous", "SingleScale", "build"]

@@ -1,0 +1,106 @@
+"""One scale after another, from small to large."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from toolkit.contract import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
+from toolkit.errors import InputError
+from toolkit.strategies.scales import check_ascending, check_several, panel
+
+RAMP_START, RAMP_DELAY, RAMP_FINISH = 0.5, 0.5, 0.2  # of the largest size; shares of the epochs (MosaicML Composer)
+RAMP_MOST_SIZES = 8  # compilers and cuDNN specialise per shape
+RAMP_GRID_PX = 4
+
+
+@dataclass(frozen=True)
+class Progressive(Strategy):
+    """Train at each of `scales` in turn, or with `ramp` at sizes that grow smoothly up to the largest of them.
+
+    `scale_epochs`: one number, the epochs of every scale but the last; or one number per scale, which sum to the
+    run's epochs; None: equal parts, the last scale takes what is left over.
+    """
+
+    name: ClassVar[str] = "progressive"
+
+    scales: tuple[int, ...]
+    scale_epochs: tuple[int, ...] | None = None
+    ramp: bool = False
+    norm_per_scale: Literal["full", "statistics", "off"] = "off"
+    eval_scales: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_several("--scales", self.scales)
+        if self.eval_scales is not None:
+            check_ascending("--eval-scales", self.eval_scales)
+        if self.ramp and self.scale_epochs is not None:
+            raise InputError("--scale-epochs would be ignored with --ramp: drop one of them")
+        if self.ramp and self.norm_per_scale != "off":
+            raise InputError(f"--norm-per-scale {self.norm_per_scale} needs fixed scales: it does not go with --ramp")
+
+    def __str__(self) -> str:
+        if self.ramp:
+            return f"progressive ramp {self._ramp_sizes()[0]} -> {self.scales[-1]} px"
+        return f"progressive {' -> '.join(map(str, self.scales))} px"
+
+    def phases(self, budget: Budget) -> tuple[Phase, ...]:
+        stretches = self._ramp(budget.epochs) if self.ramp else self._stages(budget.epochs)
+        return tuple(
+            Phase(index, epochs, epochs * budget.steps_per_epoch, (size,), budget.batch_size)
+            for index, (size, epochs) in enumerate(stretches)
+        )
+
+    def _stages(self, epochs: int) -> list[tuple[int, int]]:
+        """(size, epochs) of each stage."""
+        stages = len(self.scales)
+        given = self.scale_epochs or (epochs // stages,)
+        if len(given) == 1:
+            given = (*given * (stages - 1), epochs - given[0] * (stages - 1))
+        arithmetic = f"--scale-epochs {','.join(map(str, given))} for --scales {','.join(map(str, self.scales))}"
+        if len(given) != stages:
+            raise InputError(f"{arithmetic}: give one number, or {stages}, one per scale")
+        if sum(given) != epochs or min(given) < 1:
+            raise InputError(
+                f"{arithmetic}: every scale needs an epoch and {'+'.join(map(str, given))} must be --epochs {epochs}"
+            )
+        return list(zip(self.scales, given, strict=True))
+
+    def _ramp_sizes(self) -> list[int]:
+        """At most 8 sizes on a grid that ends at the largest scale."""
+        largest = self.scales[-1]
+        span = largest * (1 - RAMP_START)
+        unit = RAMP_GRID_PX * max(1, math.ceil(span / (RAMP_MOST_SIZES - 1) / RAMP_GRID_PX))
+        return [largest - k * unit for k in reversed(range(int(span // unit) + 1))]
+
+    def _ramp(self, epochs: int) -> list[tuple[int, int]]:
+        """(size, epochs), the size of an epoch following the progress at its middle."""
+        sizes = self._ramp_sizes()
+
+        def size_at(progress: float) -> int:
+            rise = (progress - RAMP_DELAY) / (1 - RAMP_FINISH - RAMP_DELAY)
+            return sizes[round(min(1.0, max(0.0, rise)) * (len(sizes) - 1))]
+
+        per_epoch = [size_at((epoch + 0.5) / epochs) for epoch in range(epochs)]
+        return [(size, len(list(run))) for size, run in groupby(per_epoch)]
+
+    def step(self, phase: Phase, i: int) -> Step:
+        return Step(phase.sizes, phase.batch_size)
+
+    def loss(
+        self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step
+    ) -> Loss:
+        total = criterion(logits[0], targets)
+        return Loss(total, {f"loss/{step.sizes[0]}px": total})
+
+    def panel(self) -> tuple[EvalSpec, ...]:
+        return panel(self.scales, self.eval_scales)
+
+    def selection(self) -> EvalSpec:
+        return at_size(self.scales[-1])
+
+    def norm(self) -> NormPolicy:
+        return NormPolicy(self.norm_per_scale, self.scales)

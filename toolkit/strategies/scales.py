@@ -1,0 +1,32 @@
+"""What every strategy asks of its scales."""
+
+from collections.abc import Sequence
+
+from toolkit.contract import EvalSpec, at_size
+from toolkit.errors import InputError
+
+
+def check_ascending(flag: str, sizes: Sequence[int]) -> None:
+    """Raises InputError unless the sizes are positive and strictly ascending."""
+    if not sizes or any(size <= 0 for size in sizes) or list(sizes) != sorted(set(sizes)):
+        given = ",".join(map(str, sizes))
+        mended = ",".join(map(str, sorted({size for size in sizes if size > 0})))
+        raise InputError(
+            f"{flag} {given}: sizes must be positive and ascending, each once" + (f"; try {mended}" if mended else "")
+        )
+
+
+def check_several(flag: str, sizes: Sequence[int]) -> None:
+    """Raises InputError unless there are at least two ascending sizes."""
+    check_ascending(flag, sizes)
+    if len(sizes) < 2:
+        raise InputError(f"{flag} {sizes[0]}: one size is single-scale training: use recipes/single_scale.py")
+
+
+def panel(sizes: Sequence[int], eval_scales: Sequence[int] | None) -> tuple[EvalSpec, ...]:
+    """A figure at each size of `eval_scales`, or of the training sizes; the target size is always among them."""
+    return tuple(at_size(size) for size in sorted({*(eval_scales or sizes), sizes[-1]}))
+
+
+def join(values: Sequence[int]) -> str:
+    return "/".join(map(str, values))

@@ -1,0 +1,67 @@
+"""All scales in each step, with a consistency loss between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from toolkit.contract import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
+from toolkit.errors import InputError
+from toolkit.losses import CONSISTENCY, consistency
+from toolkit.strategies.scales import check_ascending, check_several, join, panel
+
+
+@dataclass(frozen=True)
+class Simultaneous(Strategy):
+    """Mean over scales of the classification loss + `consistency_weight` x mean over pairs of the consistency.
+
+    Source: RS-Nets (arXiv:2007.00193); here every larger scale teaches every smaller one, without an ensemble.
+    """
+
+    name: ClassVar[str] = "simultaneous"
+
+    scales: tuple[int, ...]
+    consistency_weight: float = 1.0
+    consistency: Literal["kl", "mse", "js"] = "kl"
+    norm_per_scale: Literal["full", "statistics", "off"] = "full"
+    eval_scales: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_several("--scales", self.scales)
+        if self.eval_scales is not None:
+            check_ascending("--eval-scales", self.eval_scales)
+        if self.consistency not in CONSISTENCY:
+            raise InputError(f"--consistency {self.consistency}: one of {', '.join(CONSISTENCY)}")
+        if self.consistency_weight < 0:
+            raise InputError(f"--consistency-weight {self.consistency_weight}: 0 or more")
+
+    def __str__(self) -> str:
+        return f"simultaneous {join(self.scales)} px, {self.consistency} consistency x {self.consistency_weight:g}"
+
+    def phases(self, budget: Budget) -> tuple[Phase, ...]:
+        steps = budget.epochs * budget.steps_per_epoch
+        return (Phase(0, budget.epochs, steps, self.scales, budget.batch_size),)
+
+    def step(self, phase: Phase, i: int) -> Step:
+        return Step(phase.sizes, phase.batch_size)
+
+    def loss(
+        self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step
+    ) -> Loss:
+        losses = [criterion(scale_logits, targets) for scale_logits in logits]
+        agreement = consistency(logits, self.consistency)
+        parts = {f"loss/{size}px": loss for size, loss in zip(step.sizes, losses, strict=True)}
+        return Loss(
+            torch.stack(losses).mean() + self.consistency_weight * agreement, {**parts, "consistency": agreement}
+        )
+
+    def panel(self) -> tuple[EvalSpec, ...]:
+        return panel(self.scales, self.eval_scales)
+
+    def selection(self) -> EvalSpec:
+        return at_size(self.scales[-1])
+
+    def norm(self) -> NormPolicy:
+        return NormPolicy(self.norm_per_scale, self.scales)

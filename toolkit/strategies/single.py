@@ -1,0 +1,50 @@
+"""One size from the first step to the last."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from toolkit.contract import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
+from toolkit.strategies.scales import check_ascending, panel
+
+
+@dataclass(frozen=True)
+class SingleScale(Strategy):
+    """Train at `img_size` px; evaluate there and at `eval_scales`."""
+
+    name: ClassVar[str] = "single"
+
+    img_size: int
+    eval_scales: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_ascending("--img-size", (self.img_size,))
+        if self.eval_scales is not None:
+            check_ascending("--eval-scales", self.eval_scales)
+
+    def __str__(self) -> str:
+        return f"single scale at {self.img_size} px"
+
+    def phases(self, budget: Budget) -> tuple[Phase, ...]:
+        steps = budget.epochs * budget.steps_per_epoch
+        return (Phase(0, budget.epochs, steps, (self.img_size,), budget.batch_size),)
+
+    def step(self, phase: Phase, i: int) -> Step:
+        return Step(phase.sizes, phase.batch_size)
+
+    def loss(
+        self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step
+    ) -> Loss:
+        total = criterion(logits[0], targets)
+        return Loss(total, {f"loss/{step.sizes[0]}px": total})
+
+    def panel(self) -> tuple[EvalSpec, ...]:
+        return panel((self.img_size,), self.eval_scales)
+
+    def selection(self) -> EvalSpec:
+        return at_size(self.img_size)
+
+    def norm(self) -> NormPolicy:
+        return NormPolicy("off", (self.img_size,))

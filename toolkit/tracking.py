@@ -1,0 +1,110 @@
+"""Metrics to a dashboard, through Accelerate's trackers. A tracker never stops or changes a run."""
+
+import importlib.util
+import logging
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from toolkit.errors import InputError
+from toolkit.settings import Settings
+
+log = logging.getLogger(__name__)
+
+WANDB_HOST = "https://api.wandb.ai"
+WANDB_TIMEOUT_S = 10
+Scalar = float | int | str | bool
+
+
+def check_installed(settings: Settings) -> None:
+    """Raises InputError where the chosen dashboard's package is missing; Accelerate would drop it in silence."""
+    if settings.log_with != "none" and importlib.util.find_spec(settings.log_with) is None:
+        raise InputError(f"--log-with {settings.log_with}: the package is not installed: pip install {settings.log_with}")
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Scalars only: TensorBoard raises on lists."""
+    return {name: value if isinstance(value, Scalar) else str(value) for name, value in config.items()}
+
+
+def _wandb_key() -> bool:
+    """Whether wandb would find a key: in the environment or in the netrc file that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _start_wandb(settings: Settings, folder: Path) -> WandBTracker:
+    import wandb
+
+    def start(mode: str) -> WandBTracker:
+        options = wandb.Settings(init_timeout=WANDB_TIMEOUT_S, silent=True, console="off")
+        tracker = WandBTracker(settings.wandb_project, dir=str(folder), name=folder.name, mode=mode, settings=options)
+        tracker.start()
+        return tracker
+
+    later = f"`wandb sync {folder}/wandb/offline-run-*` uploads it later"
+    mode = os.environ.get("WANDB_MODE", "auto") if settings.wandb_mode == "auto" else settings.wandb_mode
+    if mode == "auto" and not _wandb_key():
+        log.info("wandb     offline: no API key was found; %s", later)
+        return start("offline")
+    try:
+        tracker = start("online" if mode == "auto" else mode)
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        log.info("wandb     offline: %s; %s", str(error).splitlines()[0], later)
+        return start("offline")
+    log.info("wandb     %s", tracker.run.url or f"{mode}: {later}")
+    return tracker
+
+
+class Tracking:
+    """The dashboard of one run, or nothing on processes other than the main one."""
+
+    def __init__(self, tracker: GeneralTracker | None) -> None:
+        self._tracker = tracker
+
+    @classmethod
+    def start(
+        cls, settings: Settings, config: Mapping[str, Any], folder: Path, panel: Sequence[str], main: bool
+    ) -> "Tracking":
+        """Open the dashboard and store the configuration; `panel` names the figures counted in epochs."""
+        if not main or settings.log_with == "none":
+            return cls(None)
+        if settings.log_with == "tensorboard":
+            tensorboard = TensorBoardTracker("tensorboard", logging_dir=str(folder))
+            tensorboard.start()
+            tensorboard.store_init_configuration(_flat(config))
+            return cls(tensorboard)
+        tracker = _start_wandb(settings, folder)
+        tracker.store_init_configuration(_flat(config))
+        tracker.run.define_metric("*", step_metric="global_step")
+        for name in panel:
+            tracker.run.define_metric(f"{name}/*", step_metric="epoch")
+        return cls(tracker)
+
+    def log(self, values: Mapping[str, float], step: int, epoch: float) -> None:
+        """Log numbers at optimizer step `step`, which is `epoch` epochs into the run."""
+        if self._tracker is None:
+            return
+        row = {**values, "global_step": step, "epoch": epoch}
+        try:
+            if isinstance(self._tracker, WandBTracker):
+                self._tracker.log(row)  # without `step`: wandb drops rows that go back, as after a resume
+            else:
+                self._tracker.log(row, step=step)
+        except Exception as error:  # whatever a dashboard raises, training goes on
+            log.warning("the dashboard failed and is left alone from here: %s", error)
+            self._tracker = None
+
+    def finish(self) -> None:
+        if self._tracker is not None:
+            self._tracker.finish()
