@@ -12,7 +12,14 @@ from toolkit.errors import InputError
 from toolkit.settings import default_scales
 
 SCALE_FLAGS = (
-    "strategy", "progressive", "scales", "scale_epochs", "ramp", "consistency_weight", "consistency", "norm_per_scale",
+    "strategy",
+    "progressive",
+    "scales",
+    "scale_epochs",
+    "ramp",
+    "consistency_weight",
+    "consistency",
+    "norm_per_scale",
     "eval_scales",
 )
 

@@ -7,11 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolkit.contract import Strategy
-    from toolkit.errors import InputError, NonFiniteError
-    from toolkit.loop import train
-    from toolkit.settings import Settings
-    from toolkit.strategies import Progressive, Simultaneous, SingleScale
+    from toolkit.contract import Strategy as Strategy
+    from toolkit.errors import InputError as InputError
+    from toolkit.errors import NonFiniteError as NonFiniteError
+    from toolkit.loop import train as train
+    from toolkit.settings import Settings as Settings
+    from toolkit.strategies import Progressive as Progressive
+    from toolkit.strategies import Simultaneous as Simultaneous
+    from toolkit.strategies import SingleScale as SingleScale
 
 _HOMES = {
     "train": "toolkit.loop",
@@ -23,7 +26,6 @@ _HOMES = {
     "InputError": "toolkit.errors",
     "NonFiniteError": "toolkit.errors",
 }
-__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

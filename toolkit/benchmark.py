@@ -1,4 +1,4 @@
-"""Throughput, step time and memory of training at each scale, on batches that are already there: no files, no waiting."""
+"""Throughput, step time and memory of training at each scale, on batches in memory: no files, no waiting."""
 
 import logging
 import statistics
@@ -41,15 +41,26 @@ def benchmark(settings: Settings, strategy: Strategy) -> list[Measurement]:
         learner, _ = build_learner(accelerator, settings, strategy, prepared, only_some_scales=True)
         own = {tuple(phase.sizes) for phase in prepared.plan.phases}
         cases = sorted({*own, *((size,) for sizes in own for size in sizes)}, key=lambda sizes: (len(sizes), sizes))
-        results = [_measure(learner, sizes, prepared.plan.micro_batch, prepared.plan.budget.batch_size) for sizes in cases]
+        results = [
+            _measure(learner, sizes, prepared.plan.micro_batch, prepared.plan.budget.batch_size) for sizes in cases
+        ]
     finally:
         device.stop(accelerator)
-    log.info("benchmark %s, %d images per step, median of %d steps", settings.arch, prepared.plan.budget.batch_size,
-             TIMED_STEPS)
+    log.info(
+        "benchmark %s, %d images per step, median of %d steps",
+        settings.arch,
+        prepared.plan.budget.batch_size,
+        TIMED_STEPS,
+    )
     log.info("  %14s  %10s  %8s  %14s", "px", "images/s", "ms/step", "peak memory GB")
     for result in results:
-        log.info("  %14s  %10.1f  %8.1f  %14.2f", "+".join(map(str, result.sizes)), result.images_per_s,
-                 result.step_ms, result.peak_memory_gb)
+        log.info(
+            "  %14s  %10.1f  %8.1f  %14.2f",
+            "+".join(map(str, result.sizes)),
+            result.images_per_s,
+            result.step_ms,
+            result.peak_memory_gb,
+        )
     return results
 
 

@@ -63,12 +63,14 @@ def _join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> d
 def generator_state() -> dict[str, Tensor]:
     """The states of this process's global generators."""
     version, keys, gauss = random.getstate()
-    _, words, position, has_gauss, cached = np.random.get_state(legacy=True)
+    legacy = np.random.get_state(legacy=False)
     states = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor([version, *keys], dtype=torch.int64),
-        "numpy": torch.tensor([*words.tolist(), position, has_gauss], dtype=torch.int64),
-        "gauss": torch.tensor([gauss or 0.0, float(gauss is not None), cached], dtype=torch.float64),
+        "numpy": torch.tensor(
+            [*legacy["state"]["key"].tolist(), legacy["state"]["pos"], legacy["has_gauss"]], dtype=torch.int64
+        ),
+        "gauss": torch.tensor([gauss or 0.0, float(gauss is not None), legacy["gauss"]], dtype=torch.float64),
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -102,7 +104,10 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(
-    folder: Path, model: Mapping[str, Tensor], optimizer: Mapping[str, Any], progress: Progress,
+    folder: Path,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    progress: Progress,
     scaler: Mapping[str, Any] | None,
 ) -> None:
     """Write everything but the generators into a staging folder; called by rank 0."""
@@ -139,7 +144,8 @@ def commit(staging: Path, step: int) -> Path:
     root, final = staging.parent, checkpoint_path(staging.parent, step)
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     manifest = {
-        "schema": SCHEMA, "step": step,
+        "schema": SCHEMA,
+        "step": step,
         "files": {
             str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
             for path in files

@@ -46,8 +46,10 @@ def _metavar(annotation: Any) -> str:
     if choices:
         return "{" + ",".join(map(str, choices)) + "}"
     text = str(annotation)
-    return next((name for key, name in {"tuple": "N,N,...", "float": "X", "int": "N", "Path": "DIR"}.items()
-                 if key in text), "TEXT")
+    return next(
+        (name for key, name in {"tuple": "N,N,...", "float": "X", "int": "N", "Path": "DIR"}.items() if key in text),
+        "TEXT",
+    )
 
 
 def _is_switch(field: FieldInfo) -> bool:
@@ -64,13 +66,27 @@ def _flag(name: str, field: FieldInfo) -> Any:
     if _is_switch(field):
         kind: Any = bool
     elif "dict" in str(field.annotation):
-        kind = Annotated[tuple[str, ...], PrimitiveConstructorSpec(
-            nargs="*", metavar="KEY=VALUE", instance_from_str=tuple,
-            is_instance=lambda value: isinstance(value, tuple), str_from_instance=list)]
+        kind = Annotated[
+            tuple[str, ...],
+            PrimitiveConstructorSpec(
+                nargs="*",
+                metavar="KEY=VALUE",
+                instance_from_str=tuple,
+                is_instance=lambda value: isinstance(value, tuple),
+                str_from_instance=list,
+            ),
+        ]
     else:
-        kind = Annotated[str, PrimitiveConstructorSpec(
-            nargs=1, metavar=_metavar(field.annotation), instance_from_str=lambda words: words[0],
-            is_instance=lambda value: isinstance(value, str), str_from_instance=lambda value: [value])]
+        kind = Annotated[
+            str,
+            PrimitiveConstructorSpec(
+                nargs=1,
+                metavar=_metavar(field.annotation),
+                instance_from_str=lambda words: words[0],
+                is_instance=lambda value: isinstance(value, str),
+                str_from_instance=lambda value: [value],
+            ),
+        ]
     return NotRequired[Annotated[kind, tyro.conf.arg(help=help_text, help_behavior_hint="")]]
 
 
@@ -89,19 +105,25 @@ def _grammar(scale_flags: Sequence[str]) -> Any:
     return TypedDict("Flags", groups)  # type: ignore[operator]
 
 
-def parse(
-    argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]
-) -> Command:
+def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]) -> Command:
     """Flags over `--config` over defaults.
 
     `scale_flags` are the fields of `Scales` that the recipe understands. Raises InputError; leaves with exit code 0
     after `--help`.
     """
-    words = [ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]):]
-             for word in (sys.argv[1:] if argv is None else argv)]
-    grammar = tyro.conf.OmitArgPrefixes[_grammar(scale_flags)]
+    words = [
+        ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :]
+        for word in (sys.argv[1:] if argv is None else argv)
+    ]
     groups, unknown = tyro.cli(
-        grammar, prog=recipe, description=description, args=words, return_unknown_args=True, compact_help=False)
+        _grammar(scale_flags),
+        config=(tyro.conf.OmitArgPrefixes,),
+        prog=recipe,
+        description=description,
+        args=words,
+        return_unknown_args=True,
+        compact_help=False,
+    )
     known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml names its strategy
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
@@ -117,7 +139,8 @@ def parse(
     return Command(
         settings=settings.make_settings(values),
         scales=settings.make_scales(chosen),
-        dry_run=asked["dry_run"], benchmark=asked["benchmark"],
+        dry_run=asked["dry_run"],
+        benchmark=asked["benchmark"],
     )
 
 

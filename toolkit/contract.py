@@ -91,9 +91,7 @@ class Strategy(ABC):
         """The i-th optimizer step of the phase."""
 
     @abstractmethod
-    def loss(
-        self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step
-    ) -> Loss:
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
         """The loss of one micro-batch; logits: one N x C per size of the step; targets: N ints or N x C floats."""
 
     @abstractmethod

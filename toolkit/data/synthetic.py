@@ -35,7 +35,9 @@ def _outline(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if shape == "square":
         return 0.82 - np.maximum(np.abs(x), np.abs(y))
     if shape == "triangle":
-        return 0.52 - np.maximum.reduce([np.cos(k * 2 * np.pi / 3) * x + np.sin(k * 2 * np.pi / 3) * y for k in range(3)])
+        return 0.52 - np.maximum.reduce(
+            [np.cos(k * 2 * np.pi / 3) * x + np.sin(k * 2 * np.pi / 3) * y for k in range(3)]
+        )
     if shape == "star":
         return 0.72 + 0.3 * np.cos(5 * angle) - radius
     arm, reach = np.minimum(np.abs(x), np.abs(y)), np.maximum(np.abs(x), np.abs(y))

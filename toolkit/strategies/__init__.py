@@ -20,7 +20,7 @@ def build(name: str, choices: Mapping[str, Any]) -> Strategy:
     for choice, value in choices.items():
         if choice not in known and value is not False:
             raise InputError(
-                f"--{choice.replace('_', '-')} would be ignored by --strategy {name}: drop it or choose another strategy"
+                f"--{choice.replace('_', '-')} would be ignored by --strategy {name}: drop it or change the strategy"
             )
     return kind(**{choice: value for choice, value in choices.items() if choice in known})
 

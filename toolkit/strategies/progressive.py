@@ -90,9 +90,7 @@ class Progressive(Strategy):
     def step(self, phase: Phase, i: int) -> Step:
         return Step(phase.sizes, phase.batch_size)
 
-    def loss(
-        self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step
-    ) -> Loss:
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
         total = criterion(logits[0], targets)
         return Loss(total, {f"loss/{step.sizes[0]}px": total})
 

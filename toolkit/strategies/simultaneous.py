@@ -47,9 +47,7 @@ class Simultaneous(Strategy):
     def step(self, phase: Phase, i: int) -> Step:
         return Step(phase.sizes, phase.batch_size)
 
-    def loss(
-        self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step
-    ) -> Loss:
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
         losses = [criterion(scale_logits, targets) for scale_logits in logits]
         agreement = consistency(logits, self.consistency)
         parts = {f"loss/{size}px": loss for size, loss in zip(step.sizes, losses, strict=True)}
