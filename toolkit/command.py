@@ -127,7 +127,10 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml names its strategy
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
-        raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0], flags)}")
+        word = unknown[0].split("=")[0]
+        if word.removeprefix("--").replace("-", "_") in Scales.model_fields:
+            raise InputError(f"{word} would be ignored by {recipe}: it belongs to another recipe")
+        raise InputError(f"there is no flag {word}{nearest(word, flags)}")
     given = {name: value for group in groups.values() for name, value in group.items()}
     asked = {name: given.pop(name, False) for name in OTHER}
     values = settings.read_yaml(Path(asked["config"])) if asked["config"] else {}

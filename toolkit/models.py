@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,8 @@ from toolkit.contract import NormPolicy
 from toolkit.errors import InputError
 from toolkit.settings import Settings, nearest
 
-# What a missing network, hub or file raises from inside timm and huggingface_hub; all are OSError but these names
-# differ between their releases, so pretrained loading catches the base class and RuntimeError.
+REBUILT_PER_SIZE = "timm.models.swin"  # modules whose models keep tables for one size
+# What a missing network, hub or file raises from inside timm and its hub client; it differs between their releases.
 UNREACHABLE = (OSError, RuntimeError, ValueError)
 
 
@@ -141,6 +141,12 @@ def plan_model(settings: Settings, classes: int, sizes: Sequence[int]) -> ModelP
     check_name(settings.arch)
     arguments = _arguments(settings, classes, max(sizes))
     model = _construct(settings, arguments).eval()
+    if len(sizes) > 1 and type(model).__module__.startswith(REBUILT_PER_SIZE):
+        given = ",".join(map(str, sizes))
+        raise InputError(
+            f"--arch {settings.arch} cannot change between {given} px: Swin rebuilds its tables for each size; "
+            "train and evaluate it at one, or choose an architecture that takes any size, such as resnet18"
+        )
     gmacs = {}
     for size in sizes:
         try:
@@ -169,10 +175,11 @@ def create(settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView
 
 
 def _pretrained(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)  # its retries say what the error below says in one line
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # retries of the hub's client say what the error below says
-            return timm.create_model(arch, pretrained=True, **arguments)
+        return timm.create_model(arch, pretrained=True, **arguments)
     except UNREACHABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -180,3 +187,5 @@ def _pretrained(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
             "on a machine that has one and copy its Hugging Face cache (HF_HOME), set HF_HUB_OFFLINE=1, or give a "
             "file: --model-kwargs 'pretrained_cfg_overlay={file: weights.safetensors}'"
         ) from None
+    finally:
+        hub_log.setLevel(level)

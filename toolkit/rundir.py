@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -114,8 +115,11 @@ class SampleLog:
             "digests": digests,
             "lr": learning_rate,
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, (json.dumps(line) + "\n").encode())  # one call, so lines of ranks do not mix
+        finally:
+            os.close(handle)
 
 
 def _new_path(recipe: str, arch: str) -> Path:

@@ -40,7 +40,7 @@ KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the known name closest to a mistyped one, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -1,0 +1,29 @@
+# Two commands on a fresh machine: `make demo` and `make test`; both set themselves up in .venv, once.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test check bench clean
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.ready
+	$(BIN)/accelerate launch --quiet recipes/multiscale.py --crop-scale 1 --epochs 12 --seed 0 --resume never
+
+test: .venv/.ready
+	$(BIN)/python -m pytest
+
+check: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.ready
+	$(BIN)/python benchmarks/scales.py
+
+clean:
+	rm -rf .venv build *.egg-info

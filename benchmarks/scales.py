@@ -1,0 +1,84 @@
+"""What each strategy reaches at each scale on the built-in data, and in what time: the tables of docs/results.md.
+
+python benchmarks/scales.py [--seeds 3] [--epochs 12] [--out benchmarks/scales.json]      about 30 minutes on two cores
+
+Each case is a recipe run as a user would run it, in a process of its own; seeds are the outer loop, so that a machine
+that gets slower meets all cases alike. A case that stands in the output file already is not run again.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SCALES = (20, 32, 64)
+COMMON = ("--crop-scale", "1", "--synthetic-size", "64", "--log-with", "none", "--eval-scales", "20,32,64")
+SINGLE, MULTI = "recipes/single_scale.py", "recipes/multiscale.py"
+CASES = {
+    "single 20": (SINGLE, "--img-size", "20"),
+    "single 32": (SINGLE, "--img-size", "32"),
+    "single 64": (SINGLE, "--img-size", "64"),
+    "simultaneous, norm full": (MULTI,),
+    "simultaneous, norm statistics": (MULTI, "--norm-per-scale", "statistics"),
+    "simultaneous, norm off": (MULTI, "--norm-per-scale", "off"),
+    "simultaneous, norm full, no consistency": (MULTI, "--consistency-weight", "0"),
+    "progressive, staged": (MULTI, "--progressive"),
+    "progressive, ramp": (MULTI, "--progressive", "--ramp"),
+}
+
+
+def run(case: str, seed: int, epochs: int) -> dict[str, float]:
+    """Train once; test top-1 at every scale, and seconds of training without and with evaluation."""
+    script, *flags = CASES[case]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / script), *COMMON, *flags]
+        command += ["--seed", str(seed), "--epochs", str(epochs), "--output-dir", f"{folder}/run"]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+    figures = {str(size): summary["test"][f"{size}px"]["top1"] for size in SCALES}
+    return {**figures, "train_seconds": summary["train_seconds"], "wall_seconds": summary["wall_seconds"]}
+
+
+def spread(values: list[float]) -> str:
+    """Mean and half the range over seeds."""
+    return f"{statistics.mean(values):.1f} ± {(max(values) - min(values)) / 2:.1f}"
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """A Markdown table; times are medians, relative to training at 64 px alone with the same seed."""
+    lines = [
+        "| trained | 20 px | 32 px | 64 px | time, training only | time, with evaluation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case, runs in results.items():
+        cells = [spread([figures[str(size)] for figures in runs.values()]) for size in SCALES]
+        for clock in ("train_seconds", "wall_seconds"):
+            ratios = [figures[clock] / results["single 64"][seed][clock] for seed, figures in runs.items()]
+            seconds = statistics.median(figures[clock] for figures in runs.values())
+            cells.append(f"{statistics.median(ratios):.2f}x ({seconds:.0f} s)")
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "scales.json")
+    options = parser.parse_args()
+    results = json.loads(options.out.read_text()) if options.out.exists() else {case: {} for case in CASES}
+    for seed in range(options.seeds):
+        for case in CASES:
+            if str(seed) not in results[case]:
+                results[case][str(seed)] = run(case, seed, options.epochs)
+                print(f"seed {seed}  {case}: {results[case][str(seed)]}", flush=True)
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
