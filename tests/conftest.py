@@ -1,17 +1,22 @@
 """What all tests share: one cache of built-in data, capped threads, no dashboard unless asked for."""
 
+import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 TINY = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "24", "--log-with", "none")
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads that wait by spinning take the cores from those that work: 10x the time where anything else runs beside.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
@@ -41,4 +46,40 @@ def run(tmp_path: Path) -> Runner:
 
 
 ACCELERATE = (str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet")
-TORCHRUN = (str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2")
+TORCHRUN = (str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2")
+
+
+def recipe(name: str) -> Callable[[Sequence[str]], int]:
+    """`main(argv)` of a recipe, to be called in this process: it returns the exit code."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def write_image(path: Path, size: tuple[int, int] = (24, 24), seed: int = 0) -> Path:
+    """An image of noise, width x height, in the format of the path's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_folders(root: Path, counts: dict[str, int], classes: Sequence[str] = ("cat", "dog")) -> Path:
+    """A data set: so many images of each class in each split."""
+    for split, count in counts.items():
+        for name in classes:
+            for i in range(count):
+                write_image(root / split / name / f"{i}.png", seed=i)
+    return root
+
+
+def write_manifest(root: Path, name: str, rows: Sequence[tuple[str, object]]) -> Path:
+    """`NAME.csv` of (file, label), and the files; a label is written as it stands."""
+    for path, _ in rows:
+        write_image(root / path)
+    text = "".join(f"{path},{label}\n" for path, label in rows)
+    (root / f"{name}.csv").write_text("filepath,label\n" + text)
+    return root

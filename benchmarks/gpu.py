@@ -1,0 +1,35 @@
+"""Throughput and memory of training on this machine's GPU, per scale, architecture and precision.
+
+python benchmarks/gpu.py [--arch resnet18 resnet50] [--batch-size 256]          prints Markdown with the card's name
+"""
+
+import argparse
+
+import torch
+
+from toolkit.benchmark import benchmark
+from toolkit.settings import Settings
+from toolkit.strategies import Simultaneous
+
+SCALES = (64, 112, 224)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50"])
+    parser.add_argument("--batch-size", type=int, default=256)
+    options = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.batch_size} images per step\n")
+    print("| architecture | precision | px | images/s | ms/step | peak memory GB |\n|---|---|---|---|---|---|")
+    for arch in options.arch:
+        for amp in (False, True):
+            settings = Settings(arch=arch, amp=amp, batch_size=options.batch_size, synthetic_count=512, log_with="none")
+            for result in benchmark(settings, Simultaneous(SCALES)):
+                print(
+                    f"| {arch} | {'mixed' if amp else 'float32'} | {'+'.join(map(str, result.sizes))} | "
+                    f"{result.images_per_s:.0f} | {result.step_ms:.1f} | {result.peak_memory_gb:.2f} |"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The promises of `toolkit.contract`, for every strategy there is, on one process."""
+
+import copy
+import dataclasses
+import pickle
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from examples import EPOCHS, EXAMPLES, without_example
+from safetensors.torch import load_file
+from torch import Tensor
+
+from toolkit import Settings, Strategy, train
+from toolkit.contract import Budget, NormPolicy, Phase, Step
+from toolkit.settings import make_scales, to_yaml
+from toolkit.strategies import STRATEGIES, SingleScale, build
+
+CLASSES, BATCH = 10, 6
+BUDGETS = [
+    Budget(EPOCHS, 120, 24),
+    Budget(12, 5952, 64),
+    Budget(30, 100, 100),
+]
+every_strategy = pytest.mark.parametrize("strategy", EXAMPLES.values(), ids=EXAMPLES.keys())
+
+
+def every_step(strategy: Strategy, budget: Budget) -> list[tuple[Phase, Step]]:
+    return [(phase, strategy.step(phase, i)) for phase in strategy.phases(budget) for i in range(phase.steps)]
+
+
+def spendable(strategy: Strategy) -> list[Budget]:
+    """The budgets that the strategy's own numbers of epochs allow."""
+    fixed = getattr(strategy, "scale_epochs", None) or ()
+    return [budget for budget in BUDGETS if len(fixed) < 2 or sum(fixed) == budget.epochs]
+
+
+def test_every_strategy_has_an_example():
+    assert without_example() == set()
+
+
+def test_a_strategy_without_an_example_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    class Newcomer(SingleScale):
+        name = "newcomer"
+
+    monkeypatch.setitem(STRATEGIES, "newcomer", Newcomer)
+    assert without_example() == {"newcomer"}
+
+
+@every_strategy
+def test_phases_add_up_to_the_budget(strategy: Strategy):
+    for budget in spendable(strategy):
+        phases = strategy.phases(budget)
+        assert [phase.index for phase in phases] == list(range(len(phases)))
+        assert sum(phase.epochs for phase in phases) == budget.epochs
+        assert sum(phase.steps for phase in phases) == budget.epochs * (budget.images // budget.batch_size)
+        assert all(phase.epochs >= 1 and phase.steps % phase.epochs == 0 for phase in phases)
+        assert all(phase.lr_scale > 0 and phase.strength >= 0 for phase in phases)
+
+
+@every_strategy
+def test_steps_spend_exactly_the_images_of_the_budget(strategy: Strategy):
+    for budget in spendable(strategy):
+        assert sum(step.batch_size for _, step in every_step(strategy, budget)) == budget.epochs * budget.images
+
+
+@every_strategy
+def test_sizes_of_a_step_ascend_and_belong_to_its_phase(strategy: Strategy):
+    for budget in spendable(strategy):
+        for phase, step in every_step(strategy, budget):
+            assert step.sizes
+            assert all(small < large for small, large in pairwise(step.sizes))
+            assert set(step.sizes) <= set(phase.sizes)
+
+
+@every_strategy
+def test_the_same_step_is_the_same_whoever_asks_and_in_whatever_order(strategy: Strategy):
+    another = copy.deepcopy(strategy)
+    budget = BUDGETS[0]
+    forwards = every_step(strategy, budget)
+    phases = another.phases(budget)
+    backwards = [another.step(phase, i) for phase in reversed(phases) for i in reversed(range(phase.steps))]
+    assert [step for _, step in forwards] == backwards[::-1]
+    assert strategy.phases(budget) == phases
+
+
+@every_strategy
+def test_selection_is_on_the_panel_and_at_the_largest_trained_size(strategy: Strategy):
+    sizes = {size for _, step in every_step(strategy, BUDGETS[0]) for size in step.sizes}
+    panel = strategy.panel()
+    assert strategy.selection() in panel
+    assert strategy.selection().sizes == (max(sizes),)
+    assert len({spec.name for spec in panel}) == len(panel)
+
+
+@every_strategy
+def test_every_trained_size_has_its_own_normalisation_when_scales_own_any(strategy: Strategy):
+    policy = strategy.norm()
+    sizes = {size for _, step in every_step(strategy, BUDGETS[0]) for size in step.sizes}
+    assert policy.mode == "off" or sizes <= set(policy.scales)
+
+
+@every_strategy
+def test_a_strategy_cannot_be_changed(strategy: Strategy):
+    for field in dataclasses.fields(strategy):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(strategy, field.name, getattr(strategy, field.name))
+    assert hash(strategy) == hash(copy.deepcopy(strategy))
+
+
+@every_strategy
+def test_a_strategy_comes_back_equal_from_a_configuration_file(strategy: Strategy):
+    values = yaml.safe_load(to_yaml(strategy.to_dict()))
+    choices = make_scales(values)
+    assert build(choices.pop("strategy"), choices) == strategy
+
+
+@every_strategy
+def test_a_strategy_comes_back_equal_from_copying_and_pickling(strategy: Strategy):
+    assert copy.deepcopy(strategy) == strategy
+    assert pickle.loads(pickle.dumps(strategy)) == strategy
+
+
+@every_strategy
+def test_a_strategy_reads_as_one_line_that_names_its_sizes(strategy: Strategy):
+    line = str(strategy)
+    sizes = {size for _, step in every_step(strategy, BUDGETS[0]) for size in step.sizes}
+    assert str(min(sizes)) in line
+    assert str(max(sizes)) in line
+    assert "\n" not in line
+    assert "<" not in line
+    assert " at 0x" not in line
+
+
+def gradients(strategy: Strategy, seed: int = 0, nudged: int | None = None) -> tuple[Tensor, ...]:
+    """Of the loss of the strategy's last step, with respect to the logits at each size.
+
+    The logits are random; `nudged` is the place of a size whose logits are other ones.
+    """
+    phase, step = every_step(strategy, BUDGETS[0])[-1]
+    rng = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(BATCH, CLASSES, generator=rng) for _ in step.sizes]
+    targets = torch.randint(CLASSES, (BATCH,), generator=rng)
+    if nudged is not None:
+        logits[nudged] = logits[nudged].flip(1)
+    leaves = [values.requires_grad_() for values in logits]
+    loss = strategy.loss(leaves, targets, F.cross_entropy, phase, step)
+    return torch.autograd.grad(loss.total, leaves)
+
+
+def smaller_teach_larger(strategy: Strategy) -> bool:
+    """Whether the gradient at some size changes with the predictions at a smaller one."""
+    plain = gradients(strategy)
+    return any(
+        not torch.equal(gradients(strategy, nudged=smaller)[larger], plain[larger])
+        for larger in range(len(plain))
+        for smaller in range(larger)
+    )
+
+
+@every_strategy
+def test_no_size_learns_from_a_smaller_one(strategy: Strategy):
+    assert not smaller_teach_larger(strategy)
+
+
+def weighted(form: str, weight: float) -> Strategy:
+    choices = make_scales({"scales": (16, 24, 32), "consistency": form, "consistency_weight": weight})
+    return build("simultaneous", choices)
+
+
+@pytest.mark.parametrize("form", ["kl", "mse", "js"])
+def test_consistency_adds_no_gradient_at_the_largest_size_but_at_every_other(form: str):
+    off, on = gradients(weighted(form, 0)), gradients(weighted(form, 1))
+    assert torch.equal(on[-1], off[-1])
+    for with_term, without in zip(on[:-1], off[:-1], strict=True):
+        assert (with_term - without).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("form", ["kl", "mse", "js"])
+def test_consistency_reaches_the_larger_side_when_it_is_not_detached(form: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Tensor, "detach", lambda tensor: tensor)
+    off, on = gradients(weighted(form, 0)), gradients(weighted(form, 1))
+    assert (on[-1] - off[-1]).abs().max() > 1e-4
+    assert smaller_teach_larger(weighted(form, 1))
+
+
+@every_strategy
+def test_loss_at_hand_computed_logits_is_the_mean_over_sizes_when_all_agree(strategy: Strategy):
+    """All logits 0: each size has cross entropy log 10, and equal predictions are perfectly consistent."""
+    for phase in strategy.phases(BUDGETS[0]):
+        step = strategy.step(phase, 0)
+        logits = [torch.zeros(BATCH, CLASSES) for _ in step.sizes]
+        loss = strategy.loss(logits, torch.arange(BATCH), F.cross_entropy, phase, step)
+        assert loss.total.item() == pytest.approx(2.302585, abs=1e-5)
+        assert {f"loss/{size}px" for size in step.sizes} <= loss.parts.keys()
+
+
+@every_strategy
+def test_loss_takes_mixed_targets(strategy: Strategy):
+    phase, step = every_step(strategy, BUDGETS[0])[-1]
+    logits = [torch.randn(BATCH, CLASSES) for _ in step.sizes]
+    hard = torch.arange(BATCH)
+    soft = F.one_hot(hard, CLASSES).float()
+    losses = [strategy.loss(logits, targets, F.cross_entropy, phase, step).total for targets in (hard, soft)]
+    torch.testing.assert_close(*losses)
+
+
+@every_strategy
+def test_a_strategy_trains(strategy: Strategy, tmp_path: Path):
+    settings = Settings(
+        synthetic_size=32, synthetic_count=96, batch_size=32, epochs=EPOCHS, log_with="none", output_dir=tmp_path / "run"
+    )
+    summary = train(settings, strategy)
+    assert summary["exit_reason"] == "done"
+    assert summary["steps"] == EPOCHS * 3
+    assert summary["images_seen"] == EPOCHS * 96
+    assert 0 < float(summary["final"]["train_loss"]) < 10
+    assert set(summary["val"]) == set(summary["test"]) == {spec.name for spec in strategy.panel()}
+    assert summary["best_top1"] == summary["val"][strategy.selection().name]["top1"]
+    tensors = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [
+        (20, 20),
+        (32, 32),
+        (64, 64),
+        (25, 20),  # 25/20 = 1.25 < 32/25 = 1.28
+        (26, 32),  # 26/20 = 1.30 > 32/26 = 1.23
+        (45, 32),  # 45/32 = 1.41 < 64/45 = 1.42
+        (46, 64),  # 46/32 = 1.44 > 64/46 = 1.39
+        (8, 20),
+        (224, 64),
+    ],
+)
+def test_normalisation_is_that_of_the_nearest_scale_in_log_size(size: int, scale: int):
+    assert NormPolicy("full", (20, 32, 64)).scale_for(size) == scale
+
+
+def test_normalisation_is_that_of_the_larger_scale_when_two_are_equally_near():
+    assert NormPolicy("full", (16, 64)).scale_for(32) == 64

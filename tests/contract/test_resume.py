@@ -1,0 +1,155 @@
+"""Every strategy, killed between two checkpoints and started again, ends as if nothing had happened, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from examples import EPOCHS, EXAMPLES
+from resumable import STEPS_PER_EPOCH, settings
+from safetensors.torch import load_file
+
+from toolkit import checkpoint, setup, train
+from toolkit.checkpoint import Progress
+from toolkit.rundir import RunDirectory
+from toolkit.strategies import STRATEGIES
+
+WORKER = Path(__file__).with_name("resumable.py")
+CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kind) for kind in STRATEGIES}
+LAST = EPOCHS * STEPS_PER_EPOCH
+
+
+@dataclass(frozen=True)
+class Killed:
+    """An example's name, its uninterrupted run, and another that was killed."""
+
+    example: str
+    whole: Path
+    killed: Path
+
+    def go_on(self, output: Path) -> Path:
+        """The same training again, on a copy of what the killed one left behind."""
+        shutil.copytree(self.killed, output)
+        train(settings(output), EXAMPLES[self.example])
+        return output
+
+
+def delivered(output: Path) -> list[dict[str, Any]]:
+    """Whole lines only: a killed process may leave half of one."""
+    text = (output / "samples.jsonl").read_text() if (output / "samples.jsonl").exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def kill_within_second_epoch(example: str, output: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(WORKER), example, str(output)], env={**os.environ}, stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(delivered(output)) < STEPS_PER_EPOCH * 3 // 2:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module", params=CHOSEN.values(), ids=CHOSEN.keys())
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
+    folder = tmp_path_factory.mktemp("resume")
+    case = Killed(request.param, folder / "whole", folder / "killed")
+    train(settings(case.whole), EXAMPLES[case.example])
+    kill_within_second_epoch(case.example, case.killed)
+    return case
+
+
+@pytest.fixture
+def only_single(case: Killed) -> Killed:
+    if case.example != CHOSEN["single"]:
+        pytest.skip("one strategy is enough for a control")
+    return case
+
+
+def final_tensors(output: Path) -> dict[str, torch.Tensor]:
+    """Weights, buffers and optimizer state of the last checkpoint, and the weights of the best model."""
+    folder = output / "checkpoints" / f"step-{LAST:09d}"
+    files = [folder / "model.safetensors", folder / "optimizer.safetensors", output / "best" / "model.safetensors"]
+    return {f"{file.parent.name}/{file.name}: {name}": t for file in files for name, t in load_file(file).items()}
+
+
+def different(first: Path, second: Path) -> list[str]:
+    """Names of the final tensors that are not the same, bit for bit."""
+    mine, theirs = final_tensors(first), final_tensors(second)
+    assert mine.keys() == theirs.keys()
+    return [name for name, tensor in mine.items() if not torch.equal(tensor, theirs[name])]
+
+
+def results(output: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without the columns that tell times."""
+    timed = {"images_per_s", "train_seconds", "wall_seconds"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in RunDirectory(output).metrics()]
+
+
+def test_a_run_killed_between_two_checkpoints_goes_on_to_the_same_end(
+    case: Killed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    newest = checkpoint.committed(case.killed / "checkpoints")[-1]
+    committed = int(newest.name.removeprefix("step-"))
+    lost = [entry["step"] for entry in delivered(case.killed) if entry["step"] >= committed]
+    assert committed % STEPS_PER_EPOCH == 0
+    assert 0 < committed < LAST
+    assert lost  # steps after the checkpoint were taken, and are to be repeated
+    assert RunDirectory(case.killed).exit_reason() is None
+
+    resumed = case.go_on(tmp_path / "resumed")
+
+    assert f"going on with {resumed / 'checkpoints' / newest.name}" in capsys.readouterr().out
+    assert different(resumed, case.whole) == []
+    assert delivered(resumed) == delivered(case.whole)
+    assert [entry["step"] for entry in delivered(resumed)] == list(range(LAST))
+    assert results(resumed) == results(case.whole)
+    summaries = [RunDirectory(output).summary() for output in (resumed, case.whole)]
+    for figure in ("exit_reason", "val", "test", "best_epoch", "best_top1", "steps", "images_seen"):
+        assert summaries[0][figure] == summaries[1][figure]
+
+
+def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
+    only_single: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The control: the comparison above can fail."""
+
+    def progress_only(start: Path, learner: object) -> Progress:
+        return checkpoint.load(start, rank=0).progress
+
+    monkeypatch.setattr(setup, "_restore", progress_only)
+    resumed = only_single.go_on(tmp_path / "resumed")
+    assert delivered(resumed) == delivered(only_single.whole)
+    assert len(different(resumed, only_single.whole)) > len(final_tensors(resumed)) / 2
+
+
+def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_restored(
+    only_single: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The control: dropout draws from a generator that a checkpoint must hold."""
+    monkeypatch.setattr(checkpoint, "restore_generators", lambda states: None)
+    assert different(only_single.go_on(tmp_path / "resumed"), only_single.whole)
+
+
+def test_a_finished_run_is_left_as_it_is_when_started_again(
+    only_single: Killed, capsys: pytest.CaptureFixture[str]
+):
+    files = {path: path.read_bytes() for path in only_single.whole.rglob("*") if path.is_file()}
+    train(settings(only_single.whole), EXAMPLES[only_single.example])
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in only_single.whole.rglob("*") if path.is_file()} == files

@@ -1,0 +1,84 @@
+"""The promises of `toolkit.contract` that need two ranks: one pair of gloo processes takes every strategy through them."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples import EPOCHS, EXAMPLES
+
+from tests.conftest import TORCHRUN
+from toolkit.contract import Budget
+
+WORKER = Path(__file__).with_name("worker.py")
+STEPS = EPOCHS * 2
+Ranks = list[dict[str, Any]]  # what each rank recorded of one strategy
+every_name = pytest.mark.parametrize("name", EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [*TORCHRUN, str(WORKER), str(folder)]
+    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture
+def ranks(records: list[dict[str, Any]], name: str) -> Ranks:
+    return [record[name] for record in records]
+
+
+@every_name
+def test_two_ranks_are_two_processes_of_one_run_that_share_each_step(ranks: Ranks):
+    assert [rank["processes"] for rank in ranks] == [2, 2]
+    assert [len(rank["ids"]) for rank in ranks] == [STEPS, STEPS]
+    for own, other in zip(*(rank["ids"] for rank in ranks), strict=True):
+        assert len(own) == len(other) == 20
+        assert not set(own) & set(other)
+
+
+@every_name
+def test_sizes_agree_on_both_ranks_at_every_step(ranks: Ranks, name: str):
+    strategy = EXAMPLES[name]
+    expected = [
+        list(strategy.step(phase, i).sizes) for phase in strategy.phases(Budget(EPOCHS, 80, 40)) for i in range(phase.steps)
+    ]
+    assert ranks[0]["sizes"] == ranks[1]["sizes"] == expected
+
+
+@every_name
+def test_the_same_step_gives_the_same_views_whichever_rank_asks(ranks: Ranks):
+    first, second = (rank["views"] for rank in ranks)
+    assert len(first) == EPOCHS * 2  # the first step of each epoch, the share of each rank
+    assert first == second
+    digests = [digest for views in first.values() for digest in views]
+    assert len(set(digests)) == len(digests)  # control: no two steps, ranks or sizes look alike
+
+
+@every_name
+def test_parameters_are_identical_across_ranks_after_every_step(ranks: Ranks):
+    assert ranks[0]["finite"]
+    assert ranks[1]["finite"]
+    assert ranks[0]["initial"] == ranks[1]["initial"]
+    assert len(ranks[0]["parameters"]) == STEPS
+    assert ranks[0]["parameters"] == ranks[1]["parameters"]
+
+
+@every_name
+def test_parameters_move_at_every_step_and_all_of_them_within_the_run(ranks: Ranks):
+    history = [ranks[0]["initial"], *ranks[0]["parameters"]]
+    assert all(before != after for before, after in pairwise(history))
+    still = [name for name, digest in history[0].items() if digest == history[-1][name]]
+    assert still == []
+
+
+@every_name
+def test_parameters_come_apart_when_gradients_are_not_shared(ranks: Ranks):
+    """The control of the bitwise comparison above."""
+    assert ranks[0]["apart"] != ranks[1]["apart"]

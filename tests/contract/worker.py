@@ -1,0 +1,88 @@
+"""One of two processes of `test_two_ranks.py`: takes every example strategy through its first steps and records them.
+
+torchrun ... worker.py FOLDER writes FOLDER/rank-R.json, by name of the example.
+"""
+
+import json
+import os
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from examples import EPOCHS, EXAMPLES
+from torch import Tensor, nn
+
+from toolkit import Settings, Strategy, device
+from toolkit.data.loader import load_train
+from toolkit.data.sampler import micro_batches
+from toolkit.loop import learn
+from toolkit.setup import Run, set_up
+
+RATE = 0.01
+STEPS_PER_EPOCH = 2
+
+
+def digest(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().contiguous().numpy().tobytes())
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    return {name: digest(parameter) for name, parameter in model.named_parameters()}
+
+
+def views_of_all_ranks(run: Run) -> dict[str, list[int]]:
+    """What this process would load and derive for the share of each rank, at the first step of every epoch."""
+    seen = {}
+    for epoch in run.plan.epochs():
+        request = next(run.sampler.requests(epoch))
+        for rank in range(run.plan.processes):
+            for part in micro_batches(request, run.plan.share(rank)):
+                batch = load_train(run.splits.train, run.augmenter, part)
+                views = run.learner.views(batch.images, batch.step.sizes)
+                seen[f"step {request.number}, share of rank {rank}"] = [digest(view) for view in views]
+    return seen
+
+
+def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
+    """Train all steps of the run, looking at the parameters after each of them."""
+    accelerator = device.start(settings)
+    try:
+        run = set_up(accelerator, settings, strategy, "contract")
+        model = run.learner.model.train()
+        found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}
+        found |= {"initial": parameters(model), "sizes": [], "ids": [], "parameters": [], "finite": True}
+        for epoch in run.plan.epochs():
+            for batch in run.batches(epoch):
+                loss = learn(run.learner, batch, epoch.phase, RATE)
+                found["finite"] &= bool(torch.isfinite(loss.total))
+                found["sizes"].append(batch.step.sizes)
+                found["ids"].append(batch.ids.tolist())
+                found["parameters"].append(parameters(model))
+        with model.no_sync():  # the control: gradients are not averaged over the ranks
+            learn(run.learner, batch, epoch.phase, RATE)
+        found["apart"] = parameters(model)
+        return found
+    finally:
+        device.stop(accelerator)
+
+
+def main(folder: Path) -> None:
+    results = {}
+    for name, strategy in EXAMPLES.items():
+        settings = Settings(
+            synthetic_size=32,
+            synthetic_count=100,
+            batch_size=40,  # the remainder is left out
+            epochs=EPOCHS,
+            num_workers=0,
+            log_with="none",
+            output_dir=folder / name,
+        )
+        results[name] = record(settings, strategy)
+    (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

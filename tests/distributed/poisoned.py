@@ -1,0 +1,66 @@
+"""Training that meets a NaN at one image; also one of two processes: torchrun ... poisoned.py DATA OUTPUT WHERE."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from toolkit import NonFiniteError, Settings, SingleScale, train
+from toolkit.command import exit_code
+from toolkit.contract import Criterion, Loss, Phase, Step
+
+Where = Literal["both", "loss", "gradient", "nowhere"]
+POISON = 10  # the label that only one training image has
+
+
+@dataclass(frozen=True)
+class Poisoned(SingleScale):
+    """A loss that is not a number where the batch holds the poisoned label: it and its gradient, or either alone."""
+
+    where: Where = "both"
+
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
+        loss = super().loss(logits, targets, criterion, phase, step)
+        if self.where == "nowhere" or not (targets == POISON).any():
+            return loss
+        if self.where == "loss":
+            return replace(loss, total=loss.total + torch.nan)
+        nothing = 0 * logits[0].sum()
+        # The root of 0 is 0, and its slope infinite.
+        return replace(loss, total=loss.total + (nothing.sqrt() if self.where == "gradient" else nothing * torch.nan))
+
+
+def settings(data: Path, output: Path, device_batch_size: int | None = None) -> Settings:
+    return Settings(
+        data_root=str(data),
+        arch="test_resnet",
+        epochs=3,
+        batch_size=40,
+        device_batch_size=device_batch_size,
+        log_with="none",
+        record_samples=True,
+        output_dir=output,
+    )
+
+
+def main(data: Path, output: Path, where: Where) -> None:
+    """Leaves OUTPUT.rank-R.txt with the message; waits for the other, as the launcher ends all when one ends."""
+    try:
+        train(settings(data, output), Poisoned(32, where=where))
+    except NonFiniteError as error:
+        notes = [output.with_name(f"{output.name}.rank-{rank}.txt") for rank in (0, 1)]
+        notes[int(os.environ["RANK"])].write_text(str(error))
+        deadline = time.monotonic() + 30
+        while not all(note.exists() for note in notes) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])))

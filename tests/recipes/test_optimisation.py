@@ -1,0 +1,51 @@
+"""Clipping, early stopping and the plateau schedule, seen in what a run leaves behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from toolkit import Settings, SingleScale, train
+from toolkit.contract import NormPolicy
+from toolkit.models import create, plan_model, state_tensors
+
+TINY = {"synthetic_count": 120, "synthetic_size": 32, "batch_size": 24, "log_with": "none", "num_workers": 1}
+
+
+def _step_length(folder: Path, **settings: object) -> float:
+    """How far plain SGD (learning rate 1) moves the parameters in the only step of a run."""
+    chosen = Settings(
+        **{**TINY, "synthetic_count": 24, "epochs": 1, "warmup_epochs": 0, "optimizer": "momentum"},
+        **{"learning_rate": 1.0, "weight_decay": 0.0, "output_dir": folder, **settings},
+    )
+    train(chosen, SingleScale(32))
+    fresh = create(chosen, plan_model(chosen, 10, [32]), NormPolicy("off", (32,)))
+    after = load_file(folder / "checkpoints" / "step-000000001" / "model.safetensors")
+    parameters = {name for name, _ in fresh.named_parameters()}
+    moved = [(after[name] - tensor).flatten() for name, tensor in state_tensors(fresh).items() if name in parameters]
+    return torch.cat(moved).norm().item()
+
+
+def test_the_gradient_is_clipped_once_per_step_when_micro_batches_are_accumulated(tmp_path: Path):
+    # The rate in the middle of a cosine over one step is half its peak, so a clipped step is half the bound long.
+    assert _step_length(tmp_path / "free", device_batch_size=6) > 0.1
+    clipped = _step_length(tmp_path / "clipped", device_batch_size=6, gradient_clip=0.01)
+    assert clipped == pytest.approx(0.005, rel=1e-3)
+
+
+def test_training_stops_early_when_patience_runs_out(tmp_path: Path):
+    settings = Settings(**TINY, epochs=6, learning_rate=1e-9, patience=2, output_dir=tmp_path / "run")
+    summary = train(settings, SingleScale(32))
+    assert summary["exit_reason"] == "early stop"
+    assert summary["best_epoch"] == 0
+    assert summary["steps"] == 3 * 5  # the best epoch and two without improvement
+    assert train(settings, SingleScale(32))["steps"] == 15  # a stopped run is finished
+
+
+def test_the_rate_is_halved_when_the_plateau_schedule_sees_no_improvement(tmp_path: Path):
+    settings = Settings(
+        **TINY, epochs=4, learning_rate=1e-9, scheduler="plateau", warmup_epochs=0, output_dir=tmp_path / "run"
+    )
+    summary = train(settings, SingleScale(32))
+    assert float(summary["final"]["lr"]) == pytest.approx(0.5e-9)

@@ -1,0 +1,128 @@
+"""From any image file to RGB bytes, or to an error that names it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toolkit import InputError
+from toolkit.data.decode import Box, crop_and_resize, read_pixels
+
+
+def picture(width: int = 40, height: int = 24) -> np.ndarray:
+    """A smooth coloured picture, H x W x 3, that survives JPEG."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
+
+
+def encoded(image: Image.Image, form: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def decoded(folder: Path, content: bytes, name: str = "image") -> np.ndarray:
+    (folder / name).write_bytes(content)
+    return read_pixels(folder / name)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "GIF"])
+def test_pixels_are_exact_when_the_format_is_lossless(tmp_path: Path, form: str):
+    image = Image.fromarray(picture())
+    if form == "GIF":
+        image = image.quantize(64)
+    assert np.array_equal(decoded(tmp_path, encoded(image, form)), np.array(image.convert("RGB")))
+
+
+def test_pixels_are_those_of_pil_when_it_is_a_jpeg(tmp_path: Path):
+    content = encoded(Image.fromarray(picture()), "JPEG", quality=90, subsampling=0)
+    expected = np.array(Image.open(io.BytesIO(content))).astype(int)
+    assert np.abs(decoded(tmp_path, content).astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_gray_is_repeated_when_there_is_one_channel(tmp_path: Path, form: str):
+    gray = picture()[..., 0]
+    found = decoded(tmp_path, encoded(Image.fromarray(gray), form))
+    assert found.shape == (24, 40, 3)
+    assert np.array_equal(found[..., 0], found[..., 1])
+    assert np.array_equal(found[..., 0], found[..., 2])
+    assert np.abs(found[..., 0].astype(int) - gray).max() <= (0 if form == "PNG" else 4)
+
+
+def test_black_and_white_becomes_0_and_255_when_there_is_one_bit(tmp_path: Path):
+    image = Image.fromarray(picture()[..., 0]).convert("1")
+    assert set(np.unique(decoded(tmp_path, encoded(image, "PNG"))).tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_dropped_when_there_is_some(tmp_path: Path, mode: str):
+    image = Image.fromarray(picture()).convert(mode)
+    image.putalpha(Image.fromarray(picture()[..., 1]))
+    expected = np.array(image)[..., :3] if mode == "RGBA" else np.repeat(np.array(image)[..., :1], 3, -1)
+    assert np.array_equal(decoded(tmp_path, encoded(image, "PNG")), expected)
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(16))])
+def test_a_palette_is_looked_up_when_it_has_transparency_or_not(tmp_path: Path, transparency):
+    image = Image.fromarray(picture()).quantize(16)
+    options = {} if transparency is None else {"transparency": transparency}
+    palette = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    assert np.array_equal(decoded(tmp_path, encoded(image, "PNG", **options)), palette[np.array(image)])
+
+
+def test_cmyk_is_converted_when_a_jpeg_has_four_channels(tmp_path: Path):
+    content = encoded(Image.fromarray(picture()).convert("CMYK"), "JPEG", quality=95)
+    found = decoded(tmp_path, content)
+    assert found.shape == (24, 40, 3)
+    assert np.abs(found.astype(int) - picture()).mean() < 6
+
+
+def test_the_content_counts_when_the_name_says_otherwise(tmp_path: Path):
+    content = encoded(Image.fromarray(picture()), "PNG")
+    assert np.array_equal(decoded(tmp_path, content, "image.jpg"), picture())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL says twice what is wrong with a TIFF file
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
+def test_a_file_is_refused_with_its_name_when_it_was_cut_short_anywhere(tmp_path: Path, form: str):
+    content = encoded(Image.fromarray(picture()), form)
+    whole = decoded(tmp_path, content)
+    for length in range(0, len(content), max(1, len(content) // 50)):
+        try:
+            found = decoded(tmp_path, content[:length], "cut")
+        except InputError as error:
+            assert str(error).startswith(f"{tmp_path / 'cut'}: ")
+            assert len(str(error).splitlines()) == 1
+        else:  # only what carries no pixels may be missing
+            assert np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xd8\xff", b"<html>not found</html>", b"\xff\xd8\xff" + bytes(500), b"\x89PNG\r\n\x1a\n"]
+)
+def test_a_file_is_refused_with_its_name_when_it_is_no_image(tmp_path: Path, content: bytes):
+    (tmp_path / "broken.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.jpg: cannot be read as an image"):
+        read_pixels(tmp_path / "broken.jpg")
+
+
+def test_a_file_is_refused_with_its_name_when_it_vanished(tmp_path: Path):
+    with pytest.raises(InputError, match=r"gone\.png"):
+        read_pixels(tmp_path / "gone.png")
+
+
+def test_a_crop_is_cut_and_shrunk_as_pil_does_when_a_box_is_given():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    found = crop_and_resize(pixels, Box(left=10, top=5, width=50, height=40), 16)
+    expected = Image.fromarray(pixels).crop((10, 5, 60, 45)).resize((16, 16), Image.Resampling.BILINEAR)
+    assert tuple(found.shape) == (3, 16, 16)
+    assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - np.array(expected)).max() <= 1
+
+
+def test_a_crop_is_the_pixels_themselves_when_it_has_the_size_asked_for():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    found = crop_and_resize(pixels, Box(left=10, top=5, width=32, height=32), 32)
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), pixels[5:37, 10:42])

@@ -1,0 +1,102 @@
+"""What a machine says of itself: CPU quota and provider, from files as the kernel writes them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from toolkit.machine import (
+    Cloud,
+    cloud,
+    cpu_quota,
+    detect_cloud,
+    is_main_process,
+    loader_threads,
+    local_processes,
+)
+
+AFFINITY = len(os.sched_getaffinity(0))
+
+
+def written(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "100000 100000\n"}, 1),
+        ({"cpu.max": "150000 100000\n"}, 1),
+        ({"cpu.max": "25000 100000\n"}, 1),  # a quarter of a CPU is still one thread
+        ({"cpu.max": "max 100000\n"}, AFFINITY),
+        ({"cpu.max": "99900000 100000\n"}, AFFINITY),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, AFFINITY),
+        ({"cpu/cpu.cfs_quota_us": "100000\n"}, AFFINITY),
+        ({"cpu.max": ""}, AFFINITY),
+        ({}, AFFINITY),
+    ],
+)
+def test_the_quota_is_the_smaller_of_cgroup_and_affinity_when_either_is_set(tmp_path: Path, files, cpus: int):
+    assert cpu_quota(written(tmp_path, files)) == cpus
+
+
+@pytest.mark.skipif(AFFINITY < 2, reason="needs two CPUs")
+def test_the_quota_follows_the_affinity_when_it_is_narrowed(tmp_path: Path):
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert cpu_quota(tmp_path) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert cpu_quota(tmp_path) == AFFINITY
+
+
+AZURE = "7783-7084-3265-9085-8269-3286-77\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"sys_vendor": "Amazon EC2\n", "product_name": "g5.xlarge\n"}, Cloud("aws", "g5.xlarge")),
+        ({"sys_vendor": "Google\n", "product_name": "Google Compute Engine\n"}, Cloud("gcp")),
+        ({"sys_vendor": "Microsoft Corporation\n", "chassis_asset_tag": AZURE}, Cloud("azure")),
+        ({"sys_vendor": "Microsoft Corporation\n", "chassis_asset_tag": "none of theirs\n"}, Cloud("none")),
+        ({"sys_vendor": "LENOVO\n", "product_name": "20XW\n"}, Cloud("none")),
+        ({}, Cloud("none")),
+    ],
+)
+def test_the_provider_is_read_from_the_firmware_when_it_is_named(tmp_path: Path, files, expected: Cloud):
+    assert detect_cloud(written(tmp_path, files)) == expected
+    assert cloud("auto", tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"), [("aws", "aws g5.xlarge"), ("auto", "aws g5.xlarge"), ("gcp", "gcp"), ("none", "none")]
+)
+def test_the_users_word_stands_when_the_firmware_says_otherwise(tmp_path: Path, choice: str, expected: str):
+    written(tmp_path, {"sys_vendor": "Amazon EC2", "product_name": "g5.xlarge"})
+    assert str(cloud(choice, tmp_path)) == expected
+
+
+def test_processes_are_known_when_a_launcher_set_its_variables(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    assert local_processes() == 1
+    assert is_main_process()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    assert local_processes() == 4
+    assert not is_main_process()
+
+
+def test_decoding_threads_share_the_quota_when_there_are_several_processes(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = loader_threads()
+    assert 1 <= alone <= min(16, AFFINITY)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert loader_threads() == 1

@@ -1,0 +1,58 @@
+"""Running means and the watch over values that are not finite."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from toolkit import Settings, device
+from toolkit.monitor import FiniteWatch, Meter, peak_memory_gb
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    accelerator = device.start(Settings(log_with="none"))
+    yield accelerator
+    device.stop(accelerator)
+
+
+def test_a_mean_counts_only_the_steps_that_had_the_part_when_parts_come_and_go(accelerator: Accelerator):
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0), "loss/16px": torch.tensor(4.0)})
+    meter.add({"loss": torch.tensor(2.0)})
+    meter.add({"loss": torch.tensor(6.0, dtype=torch.bfloat16)})
+    assert meter.means(accelerator) == {"loss": 3.0, "loss/16px": 4.0}
+    assert Meter().means(accelerator) == {}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_the_first_bad_step_is_remembered_when_later_ones_are_bad_too(bad: float):
+    watch = FiniteWatch(CPU, gradients=True)
+    for step, loss in enumerate([1.0, 2.0, bad, 3.0, bad]):
+        watch.see_loss(step, torch.tensor(loss))
+    assert watch.bad_step() == 2
+
+
+def test_no_step_is_bad_when_all_are_finite(accelerator: Accelerator):
+    watch = FiniteWatch(CPU, gradients=True)
+    watch.see_loss(0, torch.tensor(1e38))
+    watch.see_gradient(0, torch.tensor(0.0))
+    watch.share(accelerator)
+    assert watch.bad_step() is None
+
+
+def test_gradients_count_when_no_scaler_provokes_infinite_ones():
+    watch, scaled = FiniteWatch(CPU, gradients=True), FiniteWatch(CPU, gradients=False)
+    for one in (watch, scaled):
+        one.see_gradient(3, torch.tensor(float("inf")))
+    assert (watch.bad_step(), scaled.bad_step()) == (3, None)
+
+
+def test_memory_is_that_of_this_process_when_there_is_no_accelerator():
+    before = peak_memory_gb(CPU)
+    block = torch.ones(2**26)  # a quarter of a GiB, more than was ever held
+    assert before + 0.2 < peak_memory_gb(CPU) or before > 1
+    assert block.sum() == 2**26

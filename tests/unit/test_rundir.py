@@ -1,0 +1,199 @@
+"""The run directory: what a run may be continued with, and its records."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from toolkit import InputError, Progressive, Settings, Strategy, checkpoint
+from toolkit.checkpoint import Progress
+from toolkit.contract import Step
+from toolkit.data.loader import Batch
+from toolkit.rundir import RunDirectory, SampleLog, choose, config_of
+
+STRATEGY = Progressive((16, 32))
+
+
+def settings(**values) -> Settings:
+    return Settings(**{"synthetic_count": 100, **values})
+
+
+def chosen(strategy: Strategy = STRATEGY, **values) -> tuple[Path, Path | None, str]:
+    wanted = settings(**values)
+    run, start, line = choose(wanted, "multiscale", config_of(wanted, strategy))
+    return run.path, start, line
+
+
+def begun(path: Path, step: int | None = 5, **values) -> RunDirectory:
+    """A run with one checkpoint, or with none."""
+    run = RunDirectory(path)
+    run.create(config_of(settings(**values), STRATEGY), ["cat", "dog"])
+    if step is not None:
+        staging = checkpoint.stage(run.checkpoints, step)
+        checkpoint.save(staging, {"x": torch.zeros(1)}, {"param_groups": [], "state": {}}, Progress(step=step), None)
+        checkpoint.commit(staging, step)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_new_run_is_named_after_recipe_architecture_and_time_when_there_is_none():
+    path, start, line = chosen()
+    assert path.parent == Path("runs")
+    assert path.match("runs/multiscale-test_resnet-????????-??????")
+    assert (start, line) == (None, "")
+    assert not Path("runs").exists()  # choosing writes nothing
+
+
+def test_a_new_run_has_another_name_when_two_start_within_a_second():
+    first, _, _ = chosen()
+    for path in {first, *(chosen()[0] for _ in range(3))}:
+        path.mkdir(parents=True)
+    assert not chosen()[0].exists()
+
+
+def test_an_unfinished_run_goes_on_when_its_learning_settings_are_the_same():
+    begun(Path("runs/multiscale-test_resnet-20260101-000000"))
+    path, start, line = chosen(num_workers=1, device_batch_size=4, log_with="none")
+    assert path == Path("runs/multiscale-test_resnet-20260101-000000")
+    assert start == path / "checkpoints/step-000000005"
+    assert str(path) in line
+    assert "--resume never starts anew" in line
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": 5}, {"seed": 1}, {"batch_size": 8}, {"amp": True}, {"synthetic_count": 50}]
+)
+def test_an_unfinished_run_is_left_alone_when_learning_settings_differ(change):
+    begun(Path("runs/multiscale-test_resnet-20260101-000000"))
+    assert chosen()[1] is not None  # control
+    assert chosen(**change)[1] is None
+    assert chosen(Progressive((16, 24)))[1] is None
+
+
+@pytest.mark.parametrize("reason", ["done", "early stop"])
+def test_a_finished_run_is_left_alone_when_it_lies_under_runs(reason: str):
+    run = begun(Path("runs/multiscale-test_resnet-20260101-000000"))
+    run.write_summary({"exit_reason": "the loss is not finite"})
+    assert chosen()[1] is not None
+    run.write_summary({"exit_reason": reason})
+    assert chosen()[1] is None
+
+
+def test_a_run_of_another_recipe_or_without_checkpoint_is_left_alone_when_it_lies_under_runs():
+    begun(Path("runs/single_scale-test_resnet-20260101-000000"))
+    begun(Path("runs/multiscale-test_resnet-20260101-000000"), step=None)
+    assert chosen()[1] is None
+
+
+def test_a_new_run_starts_when_resume_is_never():
+    begun(Path("runs/multiscale-test_resnet-20260101-000000"))
+    path, start, _ = chosen(resume="never")
+    assert start is None
+    assert not path.exists()
+
+
+def test_a_given_directory_goes_on_when_it_holds_a_checkpoint():
+    begun(Path("out"))
+    path, start, line = chosen(output_dir="out")
+    assert (path, start) == (Path("out"), Path("out/checkpoints/step-000000005"))
+    assert "going on with" in line
+
+
+def test_a_given_directory_starts_over_when_no_checkpoint_was_committed():
+    begun(Path("out"), step=None)
+    assert chosen(output_dir="out")[1] is None
+    assert "starting over" in chosen(output_dir="out")[2]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_given_directory_is_taken_when_it_is_empty_or_new(exists: bool):
+    if exists:
+        Path("out").mkdir()
+    assert chosen(output_dir="out") == (Path("out"), None, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epochs": 5, "output_dir": "out"}, "epochs: 12 -> 5"),
+        ({"seed": 3, "output_dir": "out"}, "seed: 0 -> 3"),
+        ({"output_dir": "out", "resume": "never"}, "--resume never forbids going on"),
+        ({"output_dir": "other"}, "holds other files"),
+        ({"resume": "nowhere"}, "--resume nowhere"),
+        ({"resume": "other"}, "--resume other"),
+        ({"resume": "out", "seed": 3}, "seed: 0 -> 3"),
+        ({"resume": "out", "output_dir": "new"}, "drop --output-dir new"),
+        ({"resume": "out/checkpoints/step-000000006"}, "--resume out/checkpoints/step-000000006"),
+    ],
+)
+def test_a_directory_is_refused_when_it_would_meet_another_runs_files(change, words: str):
+    begun(Path("out"))
+    Path("other").mkdir()
+    Path("other/thesis.txt").write_text("all my work")
+    with pytest.raises(InputError, match=words):
+        chosen(**change)
+
+
+def test_a_directory_is_refused_with_every_difference_when_the_strategy_is_another():
+    begun(Path("out"))
+    with pytest.raises(InputError, match=r"scales: \[16, 32\] -> \[16, 24\]"):
+        chosen(Progressive((16, 24)), output_dir="out")
+
+
+@pytest.mark.parametrize("name", ["out", "out/checkpoints/step-000000003"])
+def test_a_named_run_or_checkpoint_goes_on_when_resume_names_it(name: str):
+    begun(Path("out"), 3)
+    begun(Path("out"), 5)
+    expected = Path("out/checkpoints/step-000000005") if name == "out" else Path(name)
+    assert chosen(resume=name)[:2] == (Path("out"), expected)
+
+
+def test_records_are_cut_to_the_step_that_is_resumed_when_later_ones_will_be_repeated():
+    run = begun(Path("out"))
+    for epoch in range(4):
+        run.add_metrics({"epoch": epoch, "step": 5 * (epoch + 1), "lr": 0.1})
+    lines = [json.dumps({"step": step, "ids": [step]}) + "\n" for step in range(20)]
+    run.samples.write_text("".join(lines) + '{"step": 4, "id')  # killed within a line
+    run.cut_to(10)
+    assert [row["step"] for row in run.metrics()] == ["5", "10"]
+    assert run.samples.read_text() == "".join(lines[:10])
+
+
+def test_metrics_get_a_column_when_a_later_epoch_has_more():
+    run = begun(Path("out"))
+    run.add_metrics({"epoch": 0, "32px/top1": 50.0})
+    run.add_metrics({"epoch": 1, "32px/top1": 60.0, "16px/top1": 40.0})
+    assert run.metrics() == [
+        {"epoch": "0", "32px/top1": "50.0", "16px/top1": ""},
+        {"epoch": "1", "32px/top1": "60.0", "16px/top1": "40.0"},
+    ]
+
+
+def test_classes_are_written_by_label_when_a_run_is_created():
+    begun(Path("out"))
+    assert json.loads(Path("out/class_map.json").read_text()) == {"0": "cat", "1": "dog"}
+
+
+def test_what_was_delivered_is_written_when_samples_are_recorded():
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 4, 4, 3).permute(0, 3, 1, 2)
+    batch = Batch(images, torch.tensor([0, 1]), np.array([17, 3]), Step((2, 4), 2), 6)
+    log = SampleLog(Path("samples.jsonl"), 1)
+    log.add(batch, 0.25)
+    log.add(batch._replace(number=7), 0.125)
+    lines = [json.loads(line) for line in Path("samples.jsonl").read_text().splitlines()]
+    planes = [np.ascontiguousarray(image.numpy()).tobytes() for image in images]
+    expected = {"step": 6, "rank": 1, "sizes": [2, 4], "ids": [17, 3], "digests": [zlib.crc32(p) for p in planes]}
+    assert lines == [{**expected, "lr": 0.25}, {**expected, "step": 7, "lr": 0.125}]
+
+
+def test_nothing_is_written_when_samples_are_not_recorded():
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    SampleLog(None, 0).add(Batch(images, torch.tensor([0]), np.array([0]), Step((4,), 1), 0), 0.1)
+    assert list(Path().iterdir()) == []

@@ -1,0 +1,60 @@
+"""Files that are whole or not there, and where the cache lies."""
+
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from toolkit import storage
+
+
+def test_the_cache_is_where_the_environment_says_when_it_says_so(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "here"))
+    assert storage.cache_dir() == tmp_path / "here"
+    monkeypatch.delenv("TOOLKIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert storage.cache_dir() == tmp_path / "xdg" / "toolkit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert storage.cache_dir() == tmp_path / ".cache" / "toolkit"
+
+
+def test_a_file_holds_the_text_and_nothing_is_left_beside_it_when_written_twice(tmp_path: Path):
+    for text in ("one\n", "two and more\n", ""):
+        storage.write_text(tmp_path / "file.txt", text)
+        assert (tmp_path / "file.txt").read_text() == text
+        assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_reader_never_sees_half_a_file_when_it_is_written_over(tmp_path: Path):
+    file, texts = tmp_path / "file.txt", ["a" * 200_000, "b" * 100_000]
+    storage.write_text(file, texts[0])
+    seen, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(file.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for i in range(1, 60):
+        storage.write_text(file, texts[i % 2])
+    done.set()
+    reader.join()
+    assert seen <= set(texts)
+
+
+def test_the_old_file_stays_when_writing_fails(tmp_path: Path):
+    file = tmp_path / "value.json"
+    storage.write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        storage.write_json(file, {"a": object()})
+    assert json.loads(file.read_text()) == {"a": 1}
+
+
+def test_a_hash_is_that_of_the_content_when_a_file_is_read(tmp_path: Path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert storage.sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
