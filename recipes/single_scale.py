@@ -1,6 +1,6 @@
 """Train at one image size.
 
-accelerate launch recipes/single_scale.py --arch resnet18 --img-size 64 --amp --data-root DIR
+Example: accelerate launch --quiet recipes/single_scale.py --data-root DIR --arch resnet18 --img-size 64 --amp
 """
 
 import sys

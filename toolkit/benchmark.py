@@ -45,7 +45,7 @@ def benchmark(settings: Settings, strategy: Strategy) -> list[Measurement]:
             _measure(learner, sizes, prepared.plan.micro_batch, prepared.plan.budget.batch_size) for sizes in cases
         ]
     finally:
-        device.stop(accelerator)
+        device.stop()
     log.info(
         "benchmark %s, %d images per step, median of %d steps",
         settings.arch,

@@ -1,5 +1,8 @@
 """The command line of a recipe: flags from settings, and exit codes. Free of torch, so that `--help` is instant."""
 
+import contextlib
+import io
+import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +19,6 @@ from toolkit.errors import InputError, NonFiniteError
 from toolkit.settings import SECTIONS, Scales, Section, Settings, nearest
 
 ALIASES = {"--checkpoint-dir": "--output-dir"}
-OTHER = {
-    "config": "YAML file of settings; flags win",
-    "dry_run": "print the plan and stop",
-    "benchmark": "measure throughput and memory at every scale first",
-}
-SWITCHES = {"dry_run", "benchmark"}
 
 
 @dataclass(frozen=True)
@@ -52,57 +49,93 @@ def _metavar(annotation: Any) -> str:
     )
 
 
-def _is_switch(field: FieldInfo) -> bool:
-    return field.annotation is bool or bool in get_args(field.annotation)
+def _text(metavar: str) -> Any:
+    """One word, kept as text."""
+    return Annotated[
+        str,
+        PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=metavar,
+            instance_from_str=lambda words: words[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+        ),
+    ]
 
 
-def _flag(name: str, field: FieldInfo) -> Any:
-    """The tyro type of one flag. Values stay text: pydantic types flags and YAML alike, with the same messages."""
-    default = field.default
-    told = "default" in (field.description or "") or "unset" in (field.description or "") or field.is_required()
-    if isinstance(default, bool):
-        default = "on" if default else "off"
-    help_text = f"{field.description}" + ("" if told else f" (default: {'none' if default == {} else default})")
-    if _is_switch(field):
-        kind: Any = bool
-    elif "dict" in str(field.annotation):
-        kind = Annotated[
-            tuple[str, ...],
-            PrimitiveConstructorSpec(
-                nargs="*",
-                metavar="KEY=VALUE",
-                instance_from_str=tuple,
-                is_instance=lambda value: isinstance(value, tuple),
-                str_from_instance=list,
-            ),
-        ]
-    else:
-        kind = Annotated[
-            str,
-            PrimitiveConstructorSpec(
-                nargs=1,
-                metavar=_metavar(field.annotation),
-                instance_from_str=lambda words: words[0],
-                is_instance=lambda value: isinstance(value, str),
-                str_from_instance=lambda value: [value],
-            ),
-        ]
+def _words(metavar: str) -> Any:
+    """Any number of words, kept as text."""
+    return Annotated[
+        tuple[str, ...],
+        PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=metavar,
+            instance_from_str=tuple,
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=list,
+        ),
+    ]
+
+
+def _optional(kind: Any, help_text: str) -> Any:
+    """An option that is absent from the result unless it was given."""
     return NotRequired[Annotated[kind, tyro.conf.arg(help=help_text, help_behavior_hint="")]]
 
 
+def _flag(field: FieldInfo) -> Any:
+    """The tyro type of one setting. Values stay text: pydantic types flags and YAML alike, with the same messages."""
+    default, text = field.default, field.description or ""
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    if "default" not in text and "unset" not in text:
+        text += f" (default: {'none' if default == {} else default})"
+    if field.annotation is bool or bool in get_args(field.annotation):
+        return _optional(bool, text)
+    if "dict" in str(field.annotation):
+        return _optional(_words("KEY=VALUE"), text)
+    return _optional(_text(_metavar(field.annotation)), text)
+
+
 def _group(section: type[Section], names: Sequence[str]) -> Any:
-    return TypedDict(section.__name__, {name: _flag(name, section.model_fields[name]) for name in names}, total=False)  # type: ignore[operator]
+    return TypedDict(section.__name__, {name: _flag(section.model_fields[name]) for name in names}, total=False)  # type: ignore[operator]
+
+
+OTHER = {
+    "config": (_text("FILE"), "YAML file of settings; flags win"),
+    "dry_run": (bool, "print the plan and stop"),
+    "benchmark": (bool, "measure throughput and memory at every scale first"),
+}
 
 
 def _grammar(scale_flags: Sequence[str]) -> Any:
     groups = {section.__name__.lower(): _group(section, tuple(section.__annotations__)) for section in SECTIONS}
     groups["scales"] = _group(Scales, scale_flags)
-    other = {
-        name: NotRequired[Annotated[bool if name in SWITCHES else str, tyro.conf.arg(help=text, help_behavior_hint="")]]
-        for name, text in OTHER.items()
-    }
+    other = {name: _optional(kind, text) for name, (kind, text) in OTHER.items()}
     groups["other"] = TypedDict("Other", other, total=False)  # type: ignore[operator]
     return TypedDict("Flags", groups)  # type: ignore[operator]
+
+
+def _read(
+    words: Sequence[str], recipe: str, description: str | None, scale_flags: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The given flags by section, and the words that are none; tyro's boxed errors become one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                _grammar(scale_flags),
+                config=(tyro.conf.OmitArgPrefixes,),
+                prog=recipe,
+                description=description,
+                args=words,
+                return_unknown_args=True,
+                compact_help=False,
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
+        raise InputError(" ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines))) from None
 
 
 def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]) -> Command:
@@ -115,15 +148,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
         ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :]
         for word in (sys.argv[1:] if argv is None else argv)
     ]
-    groups, unknown = tyro.cli(
-        _grammar(scale_flags),
-        config=(tyro.conf.OmitArgPrefixes,),
-        prog=recipe,
-        description=description,
-        args=words,
-        return_unknown_args=True,
-        compact_help=False,
-    )
+    groups, unknown = _read(words, recipe, description, scale_flags)
     known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml names its strategy
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]

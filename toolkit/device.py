@@ -1,5 +1,6 @@
 """The Accelerator and the machine under it: device, processes, threads, precision."""
 
+import atexit
 import contextlib
 import ctypes
 import logging
@@ -62,6 +63,7 @@ def start(settings: Settings) -> Accelerator:
     )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and accelerator.num_processes == 1:
+        stop()
         raise InputError(
             f"the launcher started {world} processes, but each sees only itself (split brain): start with torchrun, or "
             "give Accelerate a config for this machine, such as accelerate_configs/multi_cpu.yaml"
@@ -82,10 +84,18 @@ def fit_to(accelerator: Accelerator, accumulation: int, unused_parameters: bool)
     accelerator.ddp_handler.find_unused_parameters = unused_parameters
 
 
-def stop(accelerator: Accelerator) -> None:
-    """End the process group and forget the state, so that another run can start in the same process."""
-    accelerator.end_training()
-    AcceleratorState._reset_state(reset_partial_state=True)
+def stop() -> None:
+    """Forget Accelerate's state, so that another run can start in the same process.
+
+    The process group stays until the process ends: two groups one after the other meet on the same keys of the store,
+    and a rank can read its peer's old address.
+    """
+    if torch.distributed.is_initialized():
+        AcceleratorState._reset_state()
+        atexit.unregister(torch.distributed.destroy_process_group)
+        atexit.register(torch.distributed.destroy_process_group)
+    else:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def describe(settings: Settings, accelerator: Accelerator) -> list[str]:

@@ -21,7 +21,7 @@ def show_plan(settings: Settings, strategy: Strategy) -> None:
         for line in describe(prepare(accelerator, settings, strategy), accelerator, settings, strategy):
             log.info(line)
     finally:
-        device.stop(accelerator)
+        device.stop()
 
 
 def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:

@@ -50,7 +50,7 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
         finally:
             run.tracking.finish()
     finally:
-        device.stop(accelerator)
+        device.stop()
 
 
 def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
@@ -60,8 +60,9 @@ def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) ->
     with accelerator.accumulate(model):
         logits = model(*learner.views(images, batch.step.sizes))  # one forward for all scales
         loss = learner.strategy.loss(logits, targets, learner.criterion, phase, batch.step)
-        accelerator.backward(loss.total)
         learner.watch.see_loss(batch.number, loss.total)
+        # The factor is exactly 1, or NaN with a loss that is not finite: then the gradient is NaN too, on every process.
+        accelerator.backward(loss.total * (1 + 0 * loss.total.detach()))
         if accelerator.sync_gradients:
             norm = accelerator.clip_grad_norm_(model.parameters(), learner.gradient_clip)
             learner.watch.see_gradient(batch.number, norm)
@@ -100,9 +101,10 @@ def _train_epoch(run: Run, epoch: Epoch) -> tuple[dict[str, float], float]:
                 progress.images_seen += batch.step.batch_size
                 bar.update()
                 due = progress.step % LOG_EVERY_STEPS == 0
-                if due or learner.watch.reads_are_free:
+                if learner.watch.reads_are_free:
                     _check_finite(run)
                 if due:
+                    _check_finite_everywhere(run)
                     now = {**meter.means(run.accelerator), "lr": rate}
                     run.tracking.log(now, progress.step, progress.step / run.plan.steps * run.settings.epochs)
     means = meter.means(run.accelerator)  # waits for the device, so the clock below is right

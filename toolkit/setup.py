@@ -68,6 +68,7 @@ def describe(prepared: Prepared, accelerator: Accelerator, settings: Settings, s
         if split is not None
     ]
     costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
+    patience = settings.patience
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
         *device.describe(settings, accelerator),
@@ -78,6 +79,9 @@ def describe(prepared: Prepared, accelerator: Accelerator, settings: Settings, s
         f"{strategy.norm().mode}; 10^9 multiply-adds per image: {', '.join(costs)}",
         f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({settings.scheduler}, "
         f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
+        f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
+        f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
+        f"{settings.seed}",
         *plan.describe(prepared.plan, strategy, len(splits.train)),
     ]
 

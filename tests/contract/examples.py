@@ -1,4 +1,4 @@
-"""At least one example of every strategy, and its variants; a new strategy gets a line here, and all promises run on it.
+"""At least one example of every strategy, and its variants; a new one gets a line here, and all promises run on it.
 
 The images of the tests have 32 px; the sizes are small enough for a step to cost milliseconds.
 """

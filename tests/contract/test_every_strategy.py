@@ -211,7 +211,12 @@ def test_loss_takes_mixed_targets(strategy: Strategy):
 @every_strategy
 def test_a_strategy_trains(strategy: Strategy, tmp_path: Path):
     settings = Settings(
-        synthetic_size=32, synthetic_count=96, batch_size=32, epochs=EPOCHS, log_with="none", output_dir=tmp_path / "run"
+        synthetic_size=32,
+        synthetic_count=96,
+        batch_size=32,
+        epochs=EPOCHS,
+        log_with="none",
+        output_dir=tmp_path / "run",
     )
     summary = train(settings, strategy)
     assert summary["exit_reason"] == "done"

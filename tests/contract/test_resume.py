@@ -74,11 +74,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return case
 
 
-@pytest.fixture
-def only_single(case: Killed) -> Killed:
-    if case.example != CHOSEN["single"]:
-        pytest.skip("one strategy is enough for a control")
-    return case
+one_strategy = pytest.mark.parametrize("case", [CHOSEN["single"]], ids=["single"], indirect=True)
 
 
 def final_tensors(output: Path) -> dict[str, torch.Tensor]:
@@ -124,8 +120,9 @@ def test_a_run_killed_between_two_checkpoints_goes_on_to_the_same_end(
         assert summaries[0][figure] == summaries[1][figure]
 
 
+@one_strategy
 def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
-    only_single: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The control: the comparison above can fail."""
 
@@ -133,23 +130,23 @@ def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
         return checkpoint.load(start, rank=0).progress
 
     monkeypatch.setattr(setup, "_restore", progress_only)
-    resumed = only_single.go_on(tmp_path / "resumed")
-    assert delivered(resumed) == delivered(only_single.whole)
-    assert len(different(resumed, only_single.whole)) > len(final_tensors(resumed)) / 2
+    resumed = case.go_on(tmp_path / "resumed")
+    assert delivered(resumed) == delivered(case.whole)
+    assert len(different(resumed, case.whole)) > len(final_tensors(resumed)) / 2
 
 
+@one_strategy
 def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_restored(
-    only_single: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The control: dropout draws from a generator that a checkpoint must hold."""
     monkeypatch.setattr(checkpoint, "restore_generators", lambda states: None)
-    assert different(only_single.go_on(tmp_path / "resumed"), only_single.whole)
+    assert different(case.go_on(tmp_path / "resumed"), case.whole)
 
 
-def test_a_finished_run_is_left_as_it_is_when_started_again(
-    only_single: Killed, capsys: pytest.CaptureFixture[str]
-):
-    files = {path: path.read_bytes() for path in only_single.whole.rglob("*") if path.is_file()}
-    train(settings(only_single.whole), EXAMPLES[only_single.example])
+@one_strategy
+def test_a_finished_run_is_left_as_it_is_when_started_again(case: Killed, capsys: pytest.CaptureFixture[str]):
+    files = {path: path.read_bytes() for path in case.whole.rglob("*") if path.is_file()}
+    train(settings(case.whole), EXAMPLES[case.example])
     assert "nothing is left to do" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in only_single.whole.rglob("*") if path.is_file()} == files
+    assert {path: path.read_bytes() for path in case.whole.rglob("*") if path.is_file()} == files

@@ -1,15 +1,16 @@
-"""The promises of `toolkit.contract` that need two ranks: one pair of gloo processes takes every strategy through them."""
+"""The promises of `toolkit.contract` that need two ranks: one pair of gloo processes goes through all strategies."""
 
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from examples import EPOCHS, EXAMPLES
+from safetensors.torch import load_file
 
 from tests.conftest import TORCHRUN
 from toolkit.contract import Budget
@@ -21,11 +22,17 @@ every_name = pytest.mark.parametrize("name", EXAMPLES)
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two processes left what they recorded."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [*TORCHRUN, str(WORKER), str(folder)]
     done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -47,7 +54,9 @@ def test_two_ranks_are_two_processes_of_one_run_that_share_each_step(ranks: Rank
 def test_sizes_agree_on_both_ranks_at_every_step(ranks: Ranks, name: str):
     strategy = EXAMPLES[name]
     expected = [
-        list(strategy.step(phase, i).sizes) for phase in strategy.phases(Budget(EPOCHS, 80, 40)) for i in range(phase.steps)
+        list(strategy.step(phase, i).sizes)
+        for phase in strategy.phases(Budget(EPOCHS, 80, 40))
+        for i in range(phase.steps)
     ]
     assert ranks[0]["sizes"] == ranks[1]["sizes"] == expected
 
@@ -82,3 +91,30 @@ def test_parameters_move_at_every_step_and_all_of_them_within_the_run(ranks: Ran
 def test_parameters_come_apart_when_gradients_are_not_shared(ranks: Ranks):
     """The control of the bitwise comparison above."""
     assert ranks[0]["apart"] != ranks[1]["apart"]
+
+
+def different(first: Path, second: Path) -> list[str]:
+    """Names of the tensors of the final checkpoint that are not the same, bit for bit."""
+    tensors = [
+        {f"{path.name}: {name}": tensor for path in paths for name, tensor in load_file(path).items()}
+        for paths in (sorted(run.glob("checkpoints/step-000000004/*.safetensors")) for run in (first, second))
+    ]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert any(name.startswith("optimizer") for name in tensors[0])
+    return [name for name, tensor in tensors[0].items() if not torch.equal(tensor, tensors[1][name])]
+
+
+def delivered(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    return sorted(lines, key=lambda line: (line["step"], line["rank"]))
+
+
+def test_two_ranks_go_on_to_the_same_end_when_started_again_from_a_checkpoint(folder: Path):
+    assert delivered(folder / "resumed") == delivered(folder / "whole")
+    assert different(folder / "resumed", folder / "whole") == []
+
+
+def test_two_ranks_end_elsewhere_when_one_of_them_forgets_its_generators(folder: Path):
+    """The control: each rank draws its own dropout, and must go on with its own generators."""
+    assert delivered(folder / "forgetful") == delivered(folder / "whole")
+    assert different(folder / "forgetful", folder / "whole")

@@ -1,11 +1,13 @@
 """One of two processes of `test_two_ranks.py`: takes every example strategy through its first steps and records them.
 
-torchrun ... worker.py FOLDER writes FOLDER/rank-R.json, by name of the example.
+torchrun ... worker.py FOLDER writes FOLDER/rank-R.json, by name of the example, and the runs of `interrupt`.
 """
 
 import json
 import os
+import shutil
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,13 @@ import torch
 from examples import EPOCHS, EXAMPLES
 from torch import Tensor, nn
 
-from toolkit import Settings, Strategy, device
+from toolkit import Settings, Strategy, checkpoint, device, train
 from toolkit.data.loader import load_train
 from toolkit.data.sampler import micro_batches
 from toolkit.loop import learn
 from toolkit.setup import Run, set_up
 
 RATE = 0.01
-STEPS_PER_EPOCH = 2
 
 
 def digest(tensor: Tensor) -> int:
@@ -68,20 +69,42 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
         device.stop(accelerator)
 
 
+def interrupt(whole: Settings, folder: Path) -> None:
+    """From a finished run, make two that stopped after their first epoch, and go on with them.
+
+    FOLDER/resumed as it should be; FOLDER/forgetful without the generators of rank 1.
+    """
+    strategy, rank = EXAMPLES["simultaneous"], int(os.environ["RANK"])
+    train(whole, strategy)
+    for name in ("resumed", "forgetful"):
+        if rank == 0:
+            staging = folder / f".{name}"
+            shutil.copytree(whole.output_dir, staging)
+            (staging / "summary.json").unlink()
+            shutil.rmtree(max((staging / "checkpoints").iterdir()))
+            staging.rename(folder / name)
+        while not (folder / name).exists():
+            time.sleep(0.01)
+        if name == "forgetful" and rank == 1:
+            checkpoint.restore_generators = lambda states: None
+        train(whole.model_copy(update={"output_dir": folder / name}), strategy)
+
+
 def main(folder: Path) -> None:
+    tiny = Settings(
+        synthetic_size=32,
+        synthetic_count=100,
+        batch_size=40,  # the remainder is left out
+        epochs=EPOCHS,
+        num_workers=0,
+        log_with="none",
+        output_dir=folder / "whole",
+    )
     results = {}
     for name, strategy in EXAMPLES.items():
-        settings = Settings(
-            synthetic_size=32,
-            synthetic_count=100,
-            batch_size=40,  # the remainder is left out
-            epochs=EPOCHS,
-            num_workers=0,
-            log_with="none",
-            output_dir=folder / name,
-        )
-        results[name] = record(settings, strategy)
+        results[name] = record(tiny.model_copy(update={"output_dir": folder / name}), strategy)
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(results))
+    interrupt(tiny.model_copy(update={"epochs": 2, "dropout_rate": 0.2, "record_samples": True}), folder)
 
 
 if __name__ == "__main__":

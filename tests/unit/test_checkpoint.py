@@ -129,7 +129,8 @@ def test_generators_are_absent_when_fewer_processes_saved_them(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.safetensors", "optimizer.json", "trainer.json", "rng/rank-00000.safetensors"]
+    "name",
+    ["model.safetensors", "optimizer.safetensors", "optimizer.json", "trainer.json", "rng/rank-00000.safetensors"],
 )
 @pytest.mark.parametrize("where", [0, 0.5, 1])
 def test_a_file_is_named_when_one_of_its_bits_flipped(tmp_path: Path, name: str, where: float):

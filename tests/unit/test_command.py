@@ -75,7 +75,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest_when_it_is_mistyped(word: s
 
 
 def test_a_flag_of_another_recipe_is_refused_when_this_one_would_ignore_it():
-    with pytest.raises(InputError, match="--img-size would be ignored by recipe.py"):
+    with pytest.raises(InputError, match="--img-size would be ignored by recipe"):
         parsed("--img-size", "32")
 
 

@@ -85,17 +85,24 @@ def test_the_content_counts_when_the_name_says_otherwise(tmp_path: Path):
     assert np.array_equal(decoded(tmp_path, content, "image.jpg"), picture())
 
 
+def decoded_or_refused(folder: Path, content: bytes) -> np.ndarray | str:
+    """The pixels, or what the error says."""
+    try:
+        return decoded(folder, content, "cut")
+    except InputError as error:
+        return str(error)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PIL says twice what is wrong with a TIFF file
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
 def test_a_file_is_refused_with_its_name_when_it_was_cut_short_anywhere(tmp_path: Path, form: str):
     content = encoded(Image.fromarray(picture()), form)
     whole = decoded(tmp_path, content)
     for length in range(0, len(content), max(1, len(content) // 50)):
-        try:
-            found = decoded(tmp_path, content[:length], "cut")
-        except InputError as error:
-            assert str(error).startswith(f"{tmp_path / 'cut'}: ")
-            assert len(str(error).splitlines()) == 1
+        found = decoded_or_refused(tmp_path, content[:length])
+        if isinstance(found, str):
+            assert found.startswith(f"{tmp_path / 'cut'}: ")
+            assert len(found.splitlines()) == 1
         else:  # only what carries no pixels may be missing
             assert np.array_equal(found, whole)
 

@@ -44,11 +44,10 @@ def test_an_error_comes_out_in_its_place_when_one_load_fails(threads: int):
             raise InputError("photo 5 is broken")
         return i
 
-    seen = []
+    results = in_order(range(20), load, threads)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(InputError, match="photo 5 is broken"):
-        for value in in_order(range(20), load, threads):
-            seen.append(value)
-    assert seen == [0, 1, 2, 3, 4]
+        next(results)
 
 
 def test_work_stays_a_few_batches_ahead_when_nobody_takes_them():

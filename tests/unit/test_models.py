@@ -98,7 +98,7 @@ def test_a_vit_runs_at_several_sizes_when_the_patch_divides_them():
     ],
 )
 def test_model_arguments_are_refused_in_one_line_when_the_architecture_does_not_know_them(values):
-    with pytest.raises(InputError, match="--arch test_resnet .*--model-kwargs") as caught:
+    with pytest.raises(InputError, match=r"--arch test_resnet .*--model-kwargs") as caught:
         plan_model(Settings(**values), 10, (32,))
     assert len(str(caught.value).splitlines()) == 1
 
@@ -223,7 +223,9 @@ def test_a_state_is_the_same_when_copied_into_another_model(mode: str):
     source, target = built("test_resnet", mode, seed=1).train(), built("test_resnet", mode, seed=2)
     source(images(16), images(32))
     copy_state(state_tensors(source), target)
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
     expected = source.eval()(images(16), images(32))
     assert all(torch.equal(a, b) for a, b in zip(expected, target.eval()(images(16), images(32)), strict=True))
 
@@ -247,6 +249,6 @@ def test_a_state_is_refused_with_the_name_when_a_shape_differs():
 
 def test_pretrained_weights_are_refused_with_the_way_out_when_there_is_no_network():
     settings = Settings(arch="test_resnet", pretrained=True)
-    with pytest.raises(InputError, match="--pretrained: the weights of test_resnet .*HF_HUB_OFFLINE=1") as caught:
+    with pytest.raises(InputError, match=r"--pretrained: the weights of test_resnet .*HF_HUB_OFFLINE=1") as caught:
         create(settings, plan_model(settings, 10, SCALES), NormPolicy("off", SCALES))
     assert len(str(caught.value).splitlines()) == 1

@@ -9,7 +9,7 @@ from toolkit.optim import create_optimizer
 
 def test_an_unknown_optimizer_is_refused_with_the_nearest_when_it_is_mistyped():
     model = timm.create_model("test_resnet")
-    with pytest.raises(InputError, match="--optimizer adamww: .*did you mean adamw"):
+    with pytest.raises(InputError, match=r"--optimizer adamww: .*did you mean adamw"):
         create_optimizer(Settings(optimizer="adamww"), model)
 
 

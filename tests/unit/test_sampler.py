@@ -77,9 +77,7 @@ def test_sizes_follow_the_strategy_when_phases_change():
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_ranks_share_the_global_batch_when_it_is_split(processes: int, accumulation: int):
     for request in global_batches(STRATEGIES["simultaneous"]):
-        parts = [
-            list(micro_batches(request, Share(rank, processes, accumulation))) for rank in range(processes)
-        ]
+        parts = [list(micro_batches(request, Share(rank, processes, accumulation))) for rank in range(processes)]
         assert {len(own) for own in parts} == {accumulation}
         assert {len(part.ids) for own in parts for part in own} == {BATCH // processes // accumulation}
         own_ids = [{i for part in own for i in part.ids.tolist()} for own in parts]

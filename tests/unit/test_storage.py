@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import threading
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def test_a_file_holds_the_text_and_nothing_is_left_beside_it_when_written_twice(
     for text in ("one\n", "two and more\n", ""):
         storage.write_text(tmp_path / "file.txt", text)
         assert (tmp_path / "file.txt").read_text() == text
-        assert os.listdir(tmp_path) == ["file.txt"]
+        assert list(tmp_path.iterdir()) == [tmp_path / "file.txt"]
 
 
 def test_a_reader_never_sees_half_a_file_when_it_is_written_over(tmp_path: Path):

@@ -1,0 +1,185 @@
+"""Bad input: one clear line, exit code 2, and nothing written over."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import recipe, write_folders, write_image, write_manifest
+
+TINY_COUNT = ("--synthetic-count", "60", "--synthetic-size", "16")
+QUICK = (*TINY_COUNT, "--batch-size", "12", "--epochs", "3", "--log-with", "none", "--num-workers", "0")
+TWO = ("--scales", "16,32")
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    """Every path under a folder, with its content."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def refused(capsys, folder: Path, name: str, *words: str) -> str:
+    """The one line with which a recipe refuses, having written nothing."""
+    before = listing(folder)
+    assert recipe(name)(words) == 2
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert "Traceback" not in out + err
+    assert listing(folder) == before
+    return err
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+FLAGS = [
+    ("multiscale", ("--epohcs", "3"), "no flag --epohcs; did you mean --epochs?"),
+    ("single_scale", ("--imgsize=32",), "no flag --imgsize; did you mean --img-size?"),
+    ("single_scale", ("--scales", "16,32"), "--scales"),
+    ("multiscale", ("--img-size", "32"), "--img-size"),
+    ("multiscale", ("stray",), "stray"),
+    ("multiscale", ("--epochs",), "--epochs"),
+    ("multiscale", ("--epochs", "--amp"), "--epochs"),
+    ("multiscale", ("--epochs", "few"), "--epochs few"),
+    ("multiscale", ("--epochs", "0"), "--epochs 0"),
+    ("multiscale", ("--batch-size", "1.5"), "--batch-size 1.5"),
+    ("multiscale", ("--learning-rate", "0"), "--learning-rate 0"),
+    ("multiscale", ("--hflip", "maybe"), "maybe"),
+    ("multiscale", ("--scheduler", "step"), "--scheduler step"),
+    ("multiscale", ("--cloud", "ibm"), "--cloud ibm"),
+    ("multiscale", ("--strategy", "random"), "--strategy random"),
+    ("multiscale", ("--scales", "32,16"), "--scales 32,16: sizes must be positive and ascending"),
+    ("multiscale", ("--scales", "16,16,32"), "--scales 16,16,32"),
+    ("multiscale", ("--scales", "0,16"), "--scales 0"),
+    ("multiscale", ("--scales", "-16,32"), "--scales -16"),
+    ("multiscale", ("--scales", "16,b"), "--scales b"),
+    ("multiscale", ("--scales", "16.5,32"), "--scales 16.5"),
+    ("multiscale", ("--scales", "16,32,"), "--scales"),
+    ("multiscale", ("--scales", "32"), "single_scale.py"),
+    ("multiscale", (*TWO, "--eval-scales", "32,16"), "--eval-scales 32,16"),
+    ("single_scale", ("--img-size", "-4"), "--img-size -4"),
+    ("multiscale", (*TWO, "--progressive", "--scale-epochs", "2,2"), "2+2 must be --epochs 3"),
+    ("multiscale", (*TWO, "--progressive", "--scale-epochs", "3"), "3+0 must be --epochs 3"),
+    ("multiscale", (*TWO, "--progressive", "--scale-epochs", "1,1,1"), "one per scale"),
+    ("multiscale", (*TWO, "--progressive", "--scale-epochs", "-1"), "--scale-epochs -1"),
+    ("multiscale", (*TWO, "--progressive", "--ramp", "--scale-epochs", "1"), "--scale-epochs would be ignored"),
+    ("multiscale", (*TWO, "--scale-epochs", "1"), "--scale-epochs would be ignored by --strategy simultaneous"),
+    ("multiscale", (*TWO, "--ramp"), "--ramp would be ignored"),
+    ("multiscale", (*TWO, "--progressive", "--consistency-weight", "1"), "--consistency-weight would be ignored"),
+    ("multiscale", (*TWO, "--progressive", "--consistency", "js"), "--consistency would be ignored"),
+    ("multiscale", (*TWO, "--progressive", "--strategy", "simultaneous"), "--progressive contradicts"),
+    ("multiscale", (*TWO, "--min-delta", "0.1"), "--min-delta would be ignored"),
+    ("multiscale", (*TWO, "--wandb-mode", "offline"), "--wandb-mode would be ignored"),
+    ("multiscale", (*TWO, "--val-split", "0.2"), "--val-split would be ignored"),
+    ("multiscale", (*TWO, "--warmup-epochs", "3"), "--warmup-epochs 3"),
+    ("multiscale", (*TWO, "--batch-size", "61"), "--batch-size 61 exceeds the 60 training images"),
+    ("multiscale", (*TWO, "--device-batch-size", "5"), "--device-batch-size 5: each process has 12 / 1 = 12 images"),
+    ("multiscale", (*TWO, "--arch", "resnett18"), "--arch resnett18: timm has no such architecture; did you mean"),
+    ("multiscale", ("--scales", "20,32", "--arch", "test_vit"), "test_vit cannot take 20 px images"),
+    ("single_scale", ("--img-size", "40", "--arch", "test_vit"), "test_vit cannot take 40 px images"),
+    ("multiscale", ("--scales", "192,224", "--arch", "mixer_s32_224"), "mixer_s32_224 cannot take 192 px images"),
+    ("multiscale", (*TWO, "--arch", "swin_tiny_patch4_window7_224"), "swin_tiny_patch4_window7_224"),
+    ("multiscale", (*TWO, "--model-kwargs", "nonsense=3"), "nonsense"),
+    ("multiscale", (*TWO, "--model-kwargs", "nonsense"), "'nonsense' is not of the form key=value"),
+    ("multiscale", (*TWO, "--optimizer", "adamww"), "--optimizer adamww: timm has none such; did you mean adamw"),
+    ("multiscale", (*TWO, "--pretrained"), "--pretrained: the weights of test_resnet could not be loaded"),
+    ("multiscale", (*TWO, "--config", "none.yaml"), "none.yaml: No such file"),
+    ("multiscale", (*TWO, "--resume", "nowhere"), "--resume nowhere"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "told"), FLAGS, ids=[" ".join(words) for _, words, _ in FLAGS])
+def test_a_command_is_refused_in_one_line_when_its_flags_are_wrong(capsys, tmp_path: Path, name: str, words, told: str):
+    assert told in refused(capsys, tmp_path, name, *QUICK, *words)
+
+
+def test_a_config_is_refused_in_one_line_when_a_name_in_it_is_mistyped(capsys, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("epohcs: 3\n")
+    told = refused(capsys, tmp_path, "multiscale", "--config", "mine.yaml")
+    assert "mine.yaml: there is no setting 'epohcs'; did you mean epochs?" in told
+
+
+def missing_folder(root: Path) -> None:
+    """Nothing is written."""
+
+
+def neither_folder_nor_manifest(root: Path) -> None:
+    root.mkdir()
+
+
+def empty_class(root: Path) -> None:
+    write_folders(root, {"train": 3})
+    (root / "train" / "emu").mkdir()
+
+
+def class_missing_in_val(root: Path) -> None:
+    write_folders(root, {"train": 3, "val": 2})
+    shutil.rmtree(root / "val" / "dog")
+
+
+def extra_class_in_val(root: Path) -> None:
+    write_folders(root, {"train": 3, "val": 2})
+    write_image(root / "val" / "emu" / "0.png")
+
+
+def label_is_a_word(root: Path) -> None:
+    write_manifest(root, "train", [("0.png", 0), ("1.png", "dog")])
+
+
+def label_is_negative(root: Path) -> None:
+    write_manifest(root, "train", [("0.png", 0), ("1.png", 1), ("2.png", -100)])
+
+
+def label_is_too_large(root: Path) -> None:
+    write_manifest(root, "train", [("0.png", 0), ("1.png", 1)])
+    write_manifest(root, "val", [("0.png", 0), ("1.png", 2)])
+
+
+def columns_are_missing(root: Path) -> None:
+    write_manifest(root, "train", [("0.png", 0)])
+    (root / "train.csv").write_text("image,class\n0.png,0\n")
+
+
+def file_of_a_row_is_missing(root: Path) -> None:
+    write_manifest(root, "train", [("0.png", 0), ("1.png", 1)])
+    (root / "1.png").unlink()
+
+
+DATA = [
+    (missing_folder, "--data-root data: no such folder"),
+    (neither_folder_nor_manifest, "neither a folder train/ nor a file train.csv"),
+    (empty_class, "class 'emu' has no images"),
+    (class_missing_in_val, "class 'dog' is missing"),
+    (extra_class_in_val, "class 'emu' is not in train"),
+    (label_is_a_word, "train.csv, line 3: label 'dog' is not a whole number"),
+    (label_is_negative, "train.csv, line 4: label -100 is out of range"),
+    (label_is_too_large, "val.csv, line 3: label 2 is out of range"),
+    (columns_are_missing, "train.csv: needs the columns filepath,label; it has image,class"),
+    (file_of_a_row_is_missing, "train.csv, line 3: there is no file"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "told"), DATA, ids=[spoil.__name__ for spoil, _ in DATA])
+def test_data_is_refused_in_one_line_when_it_is_wrong(capsys, tmp_path: Path, spoil, told: str):
+    spoil(tmp_path / "data")
+    words = ("--data-root", "data", "--log-with", "none", "--batch-size", "2", "--epochs", "2", "--img-size", "32")
+    assert told in refused(capsys, tmp_path, "single_scale", *words)
+
+
+@pytest.mark.parametrize("extra", [(), ("--dry-run",), ("--benchmark",)])
+def test_a_command_is_refused_alike_when_it_would_only_plan_or_measure(capsys, tmp_path: Path, extra):
+    words = (*QUICK, *TWO, "--batch-size", "61", *extra)
+    assert "--batch-size 61 exceeds the 60 training images" in refused(capsys, tmp_path, "multiscale", *words)
+
+
+def test_a_broken_image_is_named_in_one_line_when_training_meets_it(capsys, tmp_path: Path):
+    write_folders(tmp_path / "data", {"train": 6, "val": 1})
+    broken = tmp_path / "data" / "train" / "dog" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    words = ("--data-root", "data", "--arch", "test_resnet", "--img-size", "32", "--batch-size", "12", "--epochs", "2")
+    assert recipe("single_scale")([*words, "--log-with", "none", "--num-workers", "1"]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "train/dog/3.png: cannot be read as an image" in err

@@ -1,0 +1,292 @@
+"""The run directory: what is in it, and what the same command does a second time. In this process, on tiny data."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import TINY, recipe
+from toolkit import Settings
+
+PROGRESSIVE = (*TINY, "--scales", "16,32", "--progressive", "--epochs", "2", "--num-workers", "1", "--record-samples")
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """Every tensor of the last checkpoint, as bytes."""
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(newest / "model.safetensors").items()}
+
+
+def samples(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def learned(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what a clock says."""
+    return [{k: v for k, v in row.items() if "second" not in k and k != "images_per_s"} for row in rows(run)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished progressive run, to be read only."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
+
+
+def test_a_run_directory_holds_all_its_files_when_a_run_is_done(finished: Path):
+    assert {path.name for path in finished.iterdir()} == {
+        "config.yaml",
+        "class_map.json",
+        "metrics.csv",
+        "samples.jsonl",
+        "summary.json",
+        "checkpoints",
+        "best",
+    }
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000005", "step-000000010"]
+    assert [path.name for path in (finished / "best").iterdir()] == ["model.safetensors"]
+
+
+def test_the_config_holds_everything_resolved_but_the_directory_when_a_run_is_done(finished: Path):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert set(Settings.model_fields) - {"output_dir", "resume"} <= set(config)
+    assert (config["arch"], config["epochs"], config["learning_rate"], config["batch_size"]) == (
+        "test_resnet",
+        2,
+        4e-3,
+        24,
+    )
+    assert (config["strategy"], config["scales"], config["norm_per_scale"]) == ("progressive", [16, 32], "off")
+
+
+def test_the_class_map_names_every_label_when_a_run_is_done(finished: Path):
+    classes = json.loads((finished / "class_map.json").read_text())
+    assert list(classes) == [str(label) for label in range(10)]
+    assert list(classes.values()) == sorted(classes.values())
+    assert classes["0"] == "cross-checks"
+
+
+def test_metrics_have_a_row_an_epoch_when_a_run_is_done(finished: Path):
+    found = rows(finished)
+    columns = ("epoch", "step", "images_seen", "phase", "sizes")
+    assert [tuple(row[name] for name in columns) for row in found] == [
+        ("0", "5", "120", "0", "16"),
+        ("1", "10", "240", "1", "32"),
+    ]
+    for row in found:
+        assert float(row["lr"]) >= 0
+        assert float(row["train_loss"]) > 0
+        assert float(row["images_per_s"]) > 0
+        assert 0 <= float(row["32px/top1"]) <= float(row["32px/top5"]) <= 100
+        assert float(row["16px/loss"]) > 0  # both epochs end a phase, so the whole panel is there
+
+
+def test_samples_are_what_each_step_was_promised_when_they_are_recorded(finished: Path):
+    lines = samples(finished)
+    assert [line["step"] for line in lines] == list(range(10))
+    assert [line["sizes"] for line in lines] == [[16]] * 5 + [[32]] * 5
+    assert {line["rank"] for line in lines} == {0}
+    for epoch in (lines[:5], lines[5:]):
+        assert sorted(i for line in epoch for i in line["ids"]) == list(range(120))
+    assert lines[0]["ids"] != lines[5]["ids"]
+    # warm-up over the first of two epochs, taken at the middle of each step: 0.1, 0.3 ... of the peak
+    assert [line["lr"] for line in lines[:5]] == pytest.approx([4e-4, 1.2e-3, 2e-3, 2.8e-3, 3.6e-3])
+    assert lines[9]["lr"] > 0
+
+
+def test_the_summary_tells_how_it_ended_when_a_run_is_done(finished: Path):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["exit_reason"] == "done"
+    assert set(summary["val"]) == set(summary["test"]) == {"16px", "32px"}
+    assert (summary["val"]["32px"]["images"], summary["test"]["32px"]["images"]) == (20, 40)
+    assert summary["best_top1"] == summary["val"]["32px"]["top1"] == max(float(r["32px/top1"]) for r in rows(finished))
+    assert summary["final"]["step"] == "10"
+    assert (summary["steps"], summary["images_seen"], summary["processes"]) == (10, 240, 1)
+    assert 0 < summary["train_seconds"] <= summary["wall_seconds"]
+    assert summary["images_per_s"] == pytest.approx(240 / summary["train_seconds"])
+    assert summary["peak_memory_gb"] > 0
+    assert set(summary["versions"]) >= {"python", "torch", "accelerate", "timm", "toolkit"}
+
+
+def test_nothing_is_done_when_a_finished_run_is_run_again(copied: Path, capsys):
+    before = contents(copied)
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 0
+    assert contents(copied) == before
+    out = capsys.readouterr().out
+    assert "nothing is left to do" in out
+    assert "epoch " not in out.replace("epochs", "")
+
+
+@pytest.mark.parametrize("change", [("--log-with", "tensorboard"), ("--num-workers", "0")])
+def test_nothing_is_written_when_a_finished_run_is_run_again_with_another_machine_in_mind(copied: Path, change):
+    before = contents(copied)
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied), *change]) == 0
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("--epochs", "4"), "epochs: 2 -> 4"),
+        (("--seed", "7"), "seed: 0 -> 7"),
+        (("--scales", "16,24"), "scales: [16, 32] -> [16, 24]"),
+        (("--batch-size", "12"), "batch_size: 24 -> 12"),
+        (("--resume", "never"), "--resume never"),
+    ],
+)
+def test_a_directory_is_refused_with_the_difference_when_it_holds_a_run_with_other_settings(
+    copied: Path, capsys, change: tuple[str, ...], told: str
+):
+    before = contents(copied)
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied), *change]) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert len(err.splitlines()) == 1
+    assert contents(copied) == before
+
+
+def test_a_directory_is_refused_when_it_holds_other_files(tmp_path: Path, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("all my work")
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", "thesis"]) == 2
+    assert "--output-dir thesis: the folder holds other files" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+
+
+def test_a_run_is_repeated_bit_for_bit_when_its_config_is_given_elsewhere(finished: Path, tmp_path: Path):
+    config = str(finished / "config.yaml")
+    assert recipe("multiscale")(["--config", config, "--output-dir", "again", "--num-workers", "2"]) == 0
+    assert weights(tmp_path / "again") == weights(finished)
+    assert samples(tmp_path / "again") == samples(finished)
+    assert learned(tmp_path / "again") == learned(finished)
+    assert recipe("multiscale")(["--config", config, "--output-dir", "other", "--seed", "1"]) == 0
+    assert weights(tmp_path / "other") != weights(finished)  # control
+
+
+def cut_off(run: Path, epochs_left: int = 1) -> None:
+    """As if the run had been killed within its last epoch."""
+    newest = sorted((run / "checkpoints").glob("step-*"))[-epochs_left:]
+    for path in newest:
+        shutil.rmtree(path)
+    (run / "summary.json").unlink()
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume", "copied")])
+def test_a_run_ends_with_the_same_weights_when_it_was_cut_off_and_goes_on(
+    copied: Path, finished: Path, capsys, resume: tuple[str, ...]
+):
+    cut_off(copied)
+    words = PROGRESSIVE if resume else (*PROGRESSIVE, "--output-dir", str(copied))
+    assert recipe("multiscale")([*words, *resume]) == 0
+    assert "going on with" in capsys.readouterr().out
+    assert weights(copied) == weights(finished)
+    assert samples(copied) == samples(finished)
+    assert learned(copied) == learned(finished)
+
+
+def test_a_run_goes_on_when_workers_logging_and_device_batch_change(copied: Path, finished: Path):
+    cut_off(copied)
+    words = [word for word in PROGRESSIVE if word not in ("--log-with", "none", "--record-samples")]
+    words += ["--log-with", "tensorboard", "--num-workers", "0", "--device-batch-size", "12"]
+    assert recipe("multiscale")([*words, "--output-dir", str(copied)]) == 0
+    assert [row["step"] for row in rows(copied)] == ["5", "10"]
+    assert rows(copied)[0]["train_loss"] == rows(finished)[0]["train_loss"]
+    assert yaml.safe_load((copied / "config.yaml").read_text())["device_batch_size"] == 12
+    assert json.loads((copied / "summary.json").read_text())["exit_reason"] == "done"
+    assert list(copied.rglob("events.out.tfevents.*"))
+
+
+def test_the_newest_unfinished_run_goes_on_when_no_directory_is_given(finished: Path, tmp_path: Path, capsys):
+    run = Path(shutil.copytree(finished, tmp_path / "runs" / "multiscale-test_resnet-20260101-000000"))
+    cut_off(run)
+    assert recipe("multiscale")(PROGRESSIVE) == 0
+    told = capsys.readouterr().out
+    assert str(run.relative_to(tmp_path)) in told
+    assert "--resume never" in told
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
+    assert weights(run) == weights(finished)
+
+
+def test_a_plan_is_shown_and_nothing_written_when_it_is_a_dry_run(tmp_path: Path, capsys):
+    assert recipe("multiscale")([*PROGRESSIVE, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for words in (
+        "24 images per step = 1 process(es) x 24 images x 1 micro-batch(es)",
+        "2 epochs x 5 steps = 10 steps",
+        "phase 0",
+        "at 16 px",
+        "phase 1",
+        "at 32 px",
+        "multiply-adds per image: 16 px",
+        "train 120, val 20, test 40 images, 10 classes",
+    ):
+        assert words in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_stops_early_in_the_last_phase_only_when_patience_runs_out(tmp_path: Path, capsys):
+    words = [*TINY, "--scales", "16,32", "--progressive", "--epochs", "9", "--scale-epochs", "3", "--num-workers", "0"]
+    words += ["--patience", "1", "--min-delta", "100", "--output-dir", "out"]  # nothing can improve by 100 points
+    assert recipe("multiscale")(words) == 0
+    assert [row["epoch"] for row in rows(tmp_path / "out")] == ["0", "1", "2", "3"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_reason"] == "early stop"
+    before = contents(tmp_path / "out")
+    assert recipe("multiscale")(words) == 0  # and stays stopped
+    assert contents(tmp_path / "out") == before
+
+
+def test_the_rate_is_halved_when_two_epochs_brought_nothing(tmp_path: Path):
+    words = [*TINY, "--img-size", "16", "--epochs", "5", "--num-workers", "0", "--scheduler", "plateau"]
+    words += ["--min-delta", "100", "--warmup-epochs", "0", "--learning-rate", "1e-3", "--output-dir", "out"]
+    assert recipe("single_scale")(words) == 0
+    rates = [float(row["lr"]) for row in rows(tmp_path / "out")]
+    # the first epoch is the best by definition, epochs 1-2 and 3-4 bring nothing
+    assert rates in ([1e-3, 1e-3, 1e-3, 5e-4, 5e-4], [1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_single_scale_run_is_repeated_when_its_config_is_given_elsewhere(tmp_path: Path, capsys):
+    words = [
+        *TINY,
+        "--img-size",
+        "16",
+        "--eval-scales",
+        "16,20",
+        "--epochs",
+        "1",
+        "--num-workers",
+        "0",
+        "--dropout-rate",
+    ]
+    assert recipe("single_scale")([*words, "0.2", "--output-dir", "one"]) == 0
+    assert recipe("single_scale")(["--config", "one/config.yaml", "--output-dir", "two"]) == 0
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    assert set(json.loads((tmp_path / "two" / "summary.json").read_text())["test"]) == {"16px", "20px"}
+    capsys.readouterr()
+    assert recipe("multiscale")(["--config", "one/config.yaml", "--output-dir", "three"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "three").exists()
