@@ -61,7 +61,7 @@ def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) ->
         logits = model(*learner.views(images, batch.step.sizes))  # one forward for all scales
         loss = learner.strategy.loss(logits, targets, learner.criterion, phase, batch.step)
         learner.watch.see_loss(batch.number, loss.total)
-        # The factor is exactly 1, or NaN with a loss that is not finite: then the gradient is NaN too, on every process.
+        # The factor is exactly 1, but NaN with a loss that is not finite: so is then the gradient, on every process.
         accelerator.backward(loss.total * (1 + 0 * loss.total.detach()))
         if accelerator.sync_gradients:
             norm = accelerator.clip_grad_norm_(model.parameters(), learner.gradient_clip)

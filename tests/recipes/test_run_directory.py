@@ -260,15 +260,6 @@ def test_training_stops_early_in_the_last_phase_only_when_patience_runs_out(tmp_
     assert contents(tmp_path / "out") == before
 
 
-def test_the_rate_is_halved_when_two_epochs_brought_nothing(tmp_path: Path):
-    words = [*TINY, "--img-size", "16", "--epochs", "5", "--num-workers", "0", "--scheduler", "plateau"]
-    words += ["--min-delta", "100", "--warmup-epochs", "0", "--learning-rate", "1e-3", "--output-dir", "out"]
-    assert recipe("single_scale")(words) == 0
-    rates = [float(row["lr"]) for row in rows(tmp_path / "out")]
-    # the first epoch is the best by definition, epochs 1-2 and 3-4 bring nothing
-    assert rates in ([1e-3, 1e-3, 1e-3, 5e-4, 5e-4], [1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
-
-
 def test_a_single_scale_run_is_repeated_when_its_config_is_given_elsewhere(tmp_path: Path, capsys):
     words = [
         *TINY,

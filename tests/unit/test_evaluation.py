@@ -37,7 +37,7 @@ class MeanColour(nn.Module):
 def accelerator() -> Iterator[Accelerator]:
     accelerator = device.start(Settings(log_with="none"))
     yield accelerator
-    device.stop(accelerator)
+    device.stop()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def accelerator() -> Iterator[Accelerator]:
     accelerator = device.start(Settings(log_with="none"))
     yield accelerator
-    device.stop(accelerator)
+    device.stop()
 
 
 def test_a_mean_counts_only_the_steps_that_had_the_part_when_parts_come_and_go(accelerator: Accelerator):
