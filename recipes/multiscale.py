@@ -32,6 +32,8 @@ def strategy_name(command: Command) -> str:
         if name not in (None, "progressive"):
             raise InputError(f"--progressive contradicts --strategy {name}: drop one of them")
         return "progressive"
+    if name == "single":
+        raise InputError("--strategy single: use recipes/single_scale.py")
     return name or "simultaneous"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,7 +31,8 @@ class Progress:
     images_seen: int = 0
     best_top1: float | None = None  # in percent, at the selection size
     best_epoch: int | None = None
-    stale_epochs: int = 0  # since the last improvement, counted in the last phase
+    reference_top1: float | None = None  # what patience and plateau compare with, in the last phase
+    stale_epochs: int = 0  # since it was last exceeded by min_delta
     plateau_epochs: int = 0
     plateau_factor: float = 1.0
     stopped_early: bool = False
@@ -96,6 +97,7 @@ class Snapshot:
     optimizer: dict[str, Any]
     progress: Progress
     scaler: dict[str, Any] | None
+    data: str  # a hash of the data it was trained on
     generators: dict[str, Tensor] | None  # None: saved by fewer processes than there are now
 
 
@@ -109,13 +111,16 @@ def save(
     optimizer: Mapping[str, Any],
     progress: Progress,
     scaler: Mapping[str, Any] | None,
+    data: str,
 ) -> None:
-    """Write everything but the generators into a staging folder; called by rank 0."""
+    """Write everything but the generators into a staging folder; called by rank 0. `data` is a hash of what is seen."""
     save_file(_on_cpu(model), folder / "model.safetensors")
     tensors, rest = _split_optimizer(optimizer)
     save_file(tensors, folder / "optimizer.safetensors")
     (folder / "optimizer.json").write_text(json.dumps(rest))
-    (folder / "trainer.json").write_text(json.dumps({"progress": asdict(progress), "scaler": scaler}, indent=2))
+    (folder / "trainer.json").write_text(
+        json.dumps({"progress": asdict(progress), "scaler": scaler, "data": data}, indent=2)
+    )
 
 
 def save_generators(folder: Path, rank: int) -> None:
@@ -195,6 +200,7 @@ def load(path: Path, rank: int) -> Snapshot:
         ),
         progress=Progress(**trainer["progress"]),
         scaler=trainer["scaler"],
+        data=trainer["data"],
         generators=load_file(own) if own.exists() else None,
     )
 
@@ -209,9 +215,11 @@ def save_best(folder: Path, model: Mapping[str, Tensor], facts: Mapping[str, Any
     storage.sync(folder)
 
 
-def load_best(folder: Path) -> dict[str, Tensor]:
-    """The best model's tensors; raises InputError where they cannot be read."""
+def load_best(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The best model's tensors and facts; raises InputError where they cannot be read."""
     try:
-        return load_file(folder / BEST)
+        with safe_open(folder / BEST, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+        return load_file(folder / BEST), facts
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / BEST}: the best model cannot be read: {error}") from None

@@ -18,7 +18,8 @@ from toolkit import settings
 from toolkit.errors import InputError, NonFiniteError
 from toolkit.settings import SECTIONS, Scales, Section, Settings, nearest
 
-ALIASES = {"--checkpoint-dir": "--output-dir"}
+ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
+SHARED = frozenset({"scales", "eval_scales"})  # what all strategies of several scales understand
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,13 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     asked = {name: given.pop(name, False) for name in OTHER}
     values = settings.read_yaml(Path(asked["config"])) if asked["config"] else {}
     strange = [name for name in values if name not in known]
+    if strange and strange[0] in Scales.model_fields:
+        raise InputError(f"{asked['config']}: {strange[0]!r} belongs to another recipe than {recipe}")
     if strange:
         raise InputError(f"{asked['config']}: there is no setting {strange[0]!r}{nearest(str(strange[0]), known)}")
+    strategy = "progressive" if given.get("progressive") else given.get("strategy")
+    if strategy and strategy != values.get("strategy", strategy):  # flags win: the file speaks of another strategy
+        values = {name: value for name, value in values.items() if name in SHARED or name not in Scales.model_fields}
     values = {**values, **given}
     chosen = {name: values.pop(name) for name in list(values) if name in Scales.model_fields}
     return Command(

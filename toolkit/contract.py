@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from toolkit.errors import InputError
+
+NORM_MODES = ("full", "statistics", "off")
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -71,6 +74,10 @@ class NormPolicy:
 
     mode: Literal["full", "statistics", "off"]
     scales: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.mode not in NORM_MODES:
+            raise InputError(f"--norm-per-scale {self.mode}: one of {', '.join(NORM_MODES)}")
 
     def scale_for(self, size: int) -> int:
         """The scale whose normalisation serves `size`: its own, else the nearest in log size, the larger of two."""

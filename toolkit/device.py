@@ -10,7 +10,7 @@ import sys
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, parse_flag_from_env
 
 from toolkit import machine
 from toolkit.errors import InputError
@@ -22,18 +22,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def has_accelerator() -> bool:
-    """Whether there is anything faster than the CPU: a GPU of any make, or a TPU."""
-    return torch.accelerator.is_available() or "PJRT_DEVICE" in os.environ
+    """Whether there is anything faster than the CPU, a GPU of any make or a TPU, that the launcher lets us use."""
+    refused = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return not refused and (torch.accelerator.is_available() or "PJRT_DEVICE" in os.environ)
 
 
 def best_precision() -> str:
     """The mixed precision that the device really supports, in Accelerate's words: "bf16", "fp16" or "no"."""
+    if not has_accelerator():
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
     if "PJRT_DEVICE" in os.environ:
         return "bf16"
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if not torch.accelerator.is_available() and torch.cpu._is_avx512_bf16_supported():
-        return "bf16"
     return "no"
 
 
@@ -53,6 +54,8 @@ def start(settings: Settings) -> Accelerator:
     precision = {None: None, True: best_precision(), False: "no"}[settings.amp]
     # Without a GPU a plain Accelerator() ignores torchrun's other processes: each would believe it is alone.
     cpu = not has_accelerator()
+    if cpu and precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+        raise InputError("the launcher asks for fp16, which CPUs do not train in: use bf16 or no, or give --amp")
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,

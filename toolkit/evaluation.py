@@ -69,7 +69,7 @@ class Evaluator:
             with self.accelerator.autocast():
                 logits = dict(zip(sizes, model(*pixels), strict=True))
             for row, spec in enumerate(specs):
-                sums[row] += _count([logits[size].float() for size in spec.sizes], targets).to(exact)
+                sums[row] += _count([logits[size].float() for size in spec.sizes], targets, exact)
         totals = self.accelerator.reduce(sums, "sum").tolist()
         return {
             spec.name: Score(100 * right / n, 100 * near / n, loss / n, round(n), self._borrowed(spec))
@@ -80,13 +80,14 @@ class Evaluator:
         return next((scale for size in spec.sizes if (scale := self.model.borrowed_norm(size))), None)
 
 
-def _count(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+def _count(logits: Sequence[Tensor], targets: Tensor, exact: torch.dtype) -> Tensor:
     """(right, right within 5, summed loss, images) of the mean probabilities of N x C logits."""
     log_probabilities = torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
     ranked = log_probabilities.topk(min(5, log_probabilities.shape[1]), 1).indices
     right = ranked == targets[:, None]
-    loss = F.nll_loss(log_probabilities.double(), targets, reduction="sum")
-    return torch.stack([right[:, 0].sum(), right.sum(), loss, torch.tensor(len(targets), device=targets.device)])
+    loss = F.nll_loss(log_probabilities.to(exact), targets, reduction="sum")
+    images = torch.full_like(loss, len(targets))
+    return torch.stack([right[:, 0].sum().to(exact), right.sum().to(exact), loss, images])
 
 
 def unwrapped_state(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from toolkit.command import Command
 from toolkit.contract import Strategy
 from toolkit.loop import train
 from toolkit.settings import Settings
-from toolkit.setup import describe, prepare
+from toolkit.setup import describe, prepare, resolve
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +18,7 @@ def show_plan(settings: Settings, strategy: Strategy) -> None:
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
+        settings = resolve(settings, strategy, accelerator)
         for line in describe(prepare(accelerator, settings, strategy), accelerator, settings, strategy):
             log.info(line)
     finally:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tqdm import tqdm
@@ -15,13 +15,13 @@ from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.index import Index
 from toolkit.data.loader import Batch
 from toolkit.data.sampler import Epoch
-from toolkit.errors import NonFiniteError
+from toolkit.errors import InputError, NonFiniteError
 from toolkit.evaluation import Score, unwrapped_state
 from toolkit.monitor import Meter, peak_memory_gb
-from toolkit.rundir import FINISHED
+from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
 from toolkit.settings import Settings
-from toolkit.setup import Learner, Run, set_up
+from toolkit.setup import Learner, Run, build_learner, claim_place, describe, prepare, resolve, set_up
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +38,32 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
-        run = set_up(accelerator, settings, strategy, recipe)
-        if run.directory.exit_reason() in FINISHED:
-            log.info("finished  nothing is left to do; give another --output-dir to train anew")
-            return run.directory.summary()
+        settings = resolve(settings, strategy, accelerator)
+        prepared = prepare(accelerator, settings, strategy)
+        built = build_learner(accelerator, settings, strategy, prepared)
+        place = claim_place(accelerator, settings, recipe, config_of(settings, strategy))
         try:
-            return _train(run)
-        except NonFiniteError as error:
-            _write_summary(run, {"exit_reason": str(error)})
-            raise
+            if place.finished:
+                log.info("finished  nothing is left to do; give another --output-dir to train anew")
+                return place.directory.summary()
+            for line in describe(prepared, accelerator, settings, strategy):
+                log.info(line)
+            return _recorded(set_up(accelerator, settings, strategy, prepared, place, built))
         finally:
-            run.tracking.finish()
+            place.directory.unlock()
     finally:
         device.stop()
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """Train; however that ends, the summary says so and the dashboard is closed."""
+    try:
+        return _train(run)
+    except (InputError, NonFiniteError) as error:
+        _write_summary(run, {"exit_reason": str(error)})
+        raise
+    finally:
+        run.tracking.finish()
 
 
 def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
@@ -61,8 +74,7 @@ def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) ->
         logits = model(*learner.views(images, batch.step.sizes))  # one forward for all scales
         loss = learner.strategy.loss(logits, targets, learner.criterion, phase, batch.step)
         learner.watch.see_loss(batch.number, loss.total)
-        # The factor is exactly 1, but NaN with a loss that is not finite: so is then the gradient, on every process.
-        accelerator.backward(loss.total * (1 + 0 * loss.total.detach()))
+        accelerator.backward(loss.total)
         if accelerator.sync_gradients:
             norm = accelerator.clip_grad_norm_(model.parameters(), learner.gradient_clip)
             learner.watch.see_gradient(batch.number, norm)
@@ -101,10 +113,9 @@ def _train_epoch(run: Run, epoch: Epoch) -> tuple[dict[str, float], float]:
                 progress.images_seen += batch.step.batch_size
                 bar.update()
                 due = progress.step % LOG_EVERY_STEPS == 0
-                if learner.watch.reads_are_free:
+                if due or learner.watch.reads_are_free:
                     _check_finite(run)
                 if due:
-                    _check_finite_everywhere(run)
                     now = {**meter.means(run.accelerator), "lr": rate}
                     run.tracking.log(now, progress.step, progress.step / run.plan.steps * run.settings.epochs)
     means = meter.means(run.accelerator)  # waits for the device, so the clock below is right
@@ -121,8 +132,8 @@ def _learning_rate(run: Run, phase: Phase, step: int) -> float:
 
 
 def _check_finite(run: Run) -> None:
-    """Raises NonFiniteError naming the step and the samples of its global batch."""
-    step = run.learner.watch.bad_step()
+    """Raises NonFiniteError on all processes if one met it, naming the step and the samples of its global batch."""
+    step = run.learner.watch.first_bad_step(run.accelerator)
     if step is None:
         return
     epoch = next(epoch for epoch in run.plan.epochs() if epoch.start <= step < epoch.end)
@@ -150,16 +161,16 @@ def _columns(scores: dict[str, Score]) -> dict[str, float]:
 
 def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, started: float) -> None:
     """Evaluate, select, record and save; nothing that is not finite gets past the first line."""
-    _check_finite_everywhere(run)
+    _check_finite(run)
     progress, strategy = run.progress, run.strategy
     specs = strategy.panel() if epoch.closes_phase else (strategy.selection(),)
     scores = _evaluate(run, run.splits.val, specs)
-    top1 = scores[strategy.selection().name].top1
-    improved = _select(run, epoch, top1)
+    learning_rate = _learning_rate(run, epoch.phase, progress.step - 1)
+    improved = _select(run, epoch, scores[strategy.selection().name].top1)
     progress.wall_seconds += time.perf_counter() - started
     values = {
         **means,
-        "lr": _learning_rate(run, epoch.phase, progress.step - 1),
+        "lr": learning_rate,
         **_columns(scores),
         "images_per_s": rate,
     }
@@ -197,28 +208,24 @@ def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, s
     _save(run)
 
 
-def _check_finite_everywhere(run: Run) -> None:
-    """As `_check_finite`, agreed on by all processes."""
-    run.learner.watch.share(run.accelerator)
-    _check_finite(run)
-
-
 def _select(run: Run, epoch: Epoch, top1: float) -> bool:
-    """Whether this epoch is the best so far at the selection size; counts patience and plateau."""
+    """Whether this epoch is the best so far at the selection size; counts patience and plateau in the last phase."""
     settings, progress = run.settings, run.progress
-    improved = progress.best_top1 is None or top1 > progress.best_top1 + settings.min_delta
-    if improved:
+    best = progress.best_top1 is None or top1 > progress.best_top1
+    if best:
         progress.best_top1, progress.best_epoch = top1, epoch.number
-        progress.stale_epochs = progress.plateau_epochs = 0
-        return True
+    if epoch.phase is not run.plan.phases[-1]:
+        return best
+    if progress.reference_top1 is None or top1 > progress.reference_top1 + settings.min_delta:
+        progress.reference_top1, progress.stale_epochs, progress.plateau_epochs = top1, 0, 0
+        return best
+    progress.stale_epochs += 1
     progress.plateau_epochs += 1
+    progress.stopped_early = settings.patience is not None and progress.stale_epochs >= settings.patience
     if settings.scheduler == "plateau" and progress.plateau_epochs >= PLATEAU_EPOCHS:
         progress.plateau_factor *= PLATEAU_FACTOR
         progress.plateau_epochs = 0
-    if epoch.phase is run.plan.phases[-1]:  # patience is armed in the last phase
-        progress.stale_epochs += 1
-        progress.stopped_early = settings.patience is not None and progress.stale_epochs >= settings.patience
-    return False
+    return best
 
 
 def _save(run: Run) -> None:
@@ -228,7 +235,7 @@ def _save(run: Run) -> None:
         staging = checkpoint.stage(root, step)
         state = unwrapped_state(accelerator, run.learner.model)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        checkpoint.save(staging, state, run.learner.optimizer.state_dict(), run.progress, scaler)
+        checkpoint.save(staging, state, run.learner.optimizer.state_dict(), run.progress, scaler, run.fingerprint)
     accelerator.wait_for_everyone()
     checkpoint.save_generators(checkpoint.staging_path(root, step), accelerator.process_index)
     accelerator.wait_for_everyone()
@@ -240,7 +247,9 @@ def _save(run: Run) -> None:
 def _finish(run: Run) -> dict[str, Any]:
     """Evaluate the best model at every scale, on the test images where there are any, and write the summary."""
     started, progress, panel = time.perf_counter(), run.progress, run.strategy.panel()
-    run.evaluator.load(checkpoint.load_best(run.directory.best))
+    state, facts = checkpoint.load_best(run.directory.best)
+    progress.best_epoch, progress.best_top1 = facts["epoch"], facts[f"{run.strategy.selection().name}/top1"]
+    run.evaluator.load(state)
     splits = {"val": run.splits.val, **({"test": run.splits.test} if run.splits.test is not None else {})}
     scores = {name: run.evaluator.score(index, panel) for name, index in splits.items()}
     for name, of_split in scores.items():
@@ -254,7 +263,7 @@ def _finish(run: Run) -> dict[str, Any]:
         for figure, value in (("top1", score.top1), ("top5", score.top5))
     }
     final |= {f"test/{column}": value for column, value in _columns(scores.get("test", {})).items()}
-    run.tracking.log(final, progress.step, run.settings.epochs)
+    run.tracking.log(final, progress.step, progress.step / run.plan.steps * run.settings.epochs)
     summary = _write_summary(
         run,
         {
@@ -287,8 +296,15 @@ def _write_summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "device": str(accelerator.device.type),
         "precision": accelerator.mixed_precision,
         "cloud": str(run.cloud),
-        "versions": {"python": sys.version.split()[0], **{package: version(package) for package in PACKAGES}},
+        "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},
     }
     if accelerator.is_main_process:
         run.directory.write_summary(summary)
     return summary
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a source tree on the path, without an installation
+        return "not installed"

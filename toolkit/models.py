@@ -17,6 +17,15 @@ from toolkit.contract import NormPolicy
 from toolkit.errors import InputError
 from toolkit.settings import Settings, nearest
 
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # timm's BatchNormAct2d is a BatchNorm2d
+RESERVED = {  # arguments of timm's constructors that have a flag, or none on purpose
+    "num_classes": "the data says how many classes there are",
+    "drop_rate": "use --dropout-rate",
+    "drop_path_rate": "use --drop-path",
+    "pretrained": "use --pretrained",
+    "in_chans": "images are RGB",
+    "features_only": "a classifier needs its head",
+}
 REBUILT_PER_SIZE = "timm.models.swin"  # modules whose models keep tables for one size
 # What a missing network, hub or file raises from inside timm and its hub client; it differs between their releases.
 UNREACHABLE = (OSError, RuntimeError, ValueError)
@@ -67,7 +76,7 @@ class MultiView(nn.Module):
 
 def _replace_norms(module: nn.Module, policy: NormPolicy) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):  # timm's BatchNormAct2d is a BatchNorm2d
+        if isinstance(child, BATCH_NORMS):
             setattr(module, name, ScaleNorm(child, policy))
         else:
             _replace_norms(child, policy)
@@ -93,7 +102,10 @@ def copy_state(source: Mapping[str, Tensor], target: nn.Module) -> None:
 def own_size(arch: str) -> int:
     """The size an architecture was made for, px; raises InputError on an unknown name."""
     check_name(arch)
-    config = timm.get_pretrained_cfg(arch)
+    try:
+        config = timm.get_pretrained_cfg(arch)
+    except RuntimeError as error:  # an unknown tag after the name
+        raise InputError(f"--arch {arch}: {error}") from None
     return config.input_size[-1] if config is not None else 224
 
 
@@ -123,6 +135,8 @@ def _construct(settings: Settings, arguments: Mapping[str, Any], device: str = "
         with torch.device(device):
             return timm.create_model(settings.arch, **{**arguments, **settings.model_kwargs})
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        if "drop_path_rate" in str(error):
+            raise InputError(f"--drop-path: {settings.arch} has no stochastic depth; drop the flag") from None
         given = " ".join(f"{k}={v}" for k, v in settings.model_kwargs.items()) or "none given"
         raise InputError(f"--arch {settings.arch} (--model-kwargs {given}): {error}") from None
 
@@ -133,14 +147,18 @@ class ModelPlan:
 
     arguments: Mapping[str, Any]
     parameters: int
+    batch_norms: int
     gmacs: Mapping[int, float]  # multiply-adds of one forward of one image, in 10^9, per size
 
 
-def plan_model(settings: Settings, classes: int, sizes: Sequence[int]) -> ModelPlan:
+def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_batch: int = 2) -> ModelPlan:
     """Check an architecture at every size it will meet, on the meta device; raises InputError naming the size."""
     check_name(settings.arch)
+    for key in settings.model_kwargs:
+        if key in RESERVED:
+            raise InputError(f"--model-kwargs {key}: {RESERVED[key]}")
     arguments = _arguments(settings, classes, max(sizes))
-    model = _construct(settings, arguments).eval()
+    model = _construct(settings, arguments).eval().requires_grad_(False)
     if len(sizes) > 1 and type(model).__module__.startswith(REBUILT_PER_SIZE):
         given = ",".join(map(str, sizes))
         raise InputError(
@@ -159,7 +177,22 @@ def plan_model(settings: Settings, classes: int, sizes: Sequence[int]) -> ModelP
                 "choose sizes that fit it, or an architecture that takes any size, such as resnet18"
             ) from None
         gmacs[size] = counter.get_total_flops() / 2e9
-    return ModelPlan(arguments, sum(p.numel() for p in model.parameters()), gmacs)
+    if micro_batch == 1:
+        _check_one_image_batches(settings, model, min(sizes))
+    batch_norms = sum(isinstance(module, BATCH_NORMS) for module in model.modules())
+    return ModelPlan(arguments, sum(p.numel() for p in model.parameters()), batch_norms, gmacs)
+
+
+def _check_one_image_batches(settings: Settings, model: nn.Module, size: int) -> None:
+    """Raises InputError where BatchNorm would meet a single value per channel."""
+    try:
+        with torch.no_grad():
+            model.train()(torch.empty(1, 3, size, size, device="meta"))
+    except ValueError as error:
+        raise InputError(
+            f"--batch-size or --device-batch-size leaves 1 image per process and forward: at {size} px the BatchNorm "
+            f"of {settings.arch} has nothing to average over ({error}); take 2 or more"
+        ) from None
 
 
 def create(settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView:

@@ -50,13 +50,9 @@ class FiniteWatch:
         if self._gradients:
             self.see_loss(step, norm)
 
-    def share(self, accelerator: Accelerator) -> None:
-        """Take over the first bad step that any process saw; every process must call."""
-        self._first_bad = accelerator.gather(self._first_bad[None]).min()
-
-    def bad_step(self) -> int | None:
-        """The first bad step that this process saw; waits for the device."""
-        step = int(self._first_bad.item())
+    def first_bad_step(self, accelerator: Accelerator) -> int | None:
+        """The first bad step of any process; waits for the device, and every process must ask."""
+        step = int(accelerator.gather(self._first_bad[None]).min().item())
         return None if step == NEVER else step
 
 

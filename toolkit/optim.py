@@ -13,6 +13,9 @@ def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimi
     known = timm.optim.list_optimizers()
     if settings.optimizer not in known:
         raise InputError(f"--optimizer {settings.optimizer}: timm has none such{nearest(settings.optimizer, known)}")
-    return timm.optim.create_optimizer_v2(
-        model, opt=settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    try:
+        return timm.optim.create_optimizer_v2(
+            model, opt=settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+    except (AssertionError, ImportError, TypeError) as error:  # needs a package, or arguments that have no flag
+        raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None

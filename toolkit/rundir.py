@@ -1,7 +1,9 @@
 """The run directory: where a run lives, what it may be continued with, and its records."""
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import zlib
@@ -9,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from toolkit import checkpoint, storage
 from toolkit.contract import Strategy
@@ -18,6 +22,7 @@ from toolkit.settings import NOT_LEARNED, Settings, read_yaml, to_yaml
 
 RUNS = Path("runs")
 FINISHED = ("done", "early stop")
+LOCK = ".lock"
 
 
 def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
@@ -42,6 +47,22 @@ class RunDirectory:
         self._metrics = path / "metrics.csv"
         self._summary = path / "summary.json"
         self._config = path / "config.yaml"
+        self._lock = FileLock(path / LOCK)  # the kernel frees it with the process, so it is never stale
+
+    def lock(self) -> bool:
+        """Make the directory this process's own; False where another run has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        return True
+
+    def unlock(self) -> None:
+        self._lock.release()
+
+    def is_empty(self) -> bool:
+        return not self.path.is_dir() or all(entry.name == LOCK for entry in self.path.iterdir())
 
     def newest(self) -> Path | None:
         """The newest committed checkpoint."""
@@ -122,46 +143,58 @@ class SampleLog:
             os.close(handle)
 
 
-def _new_path(recipe: str, arch: str) -> Path:
+def claim(settings: Settings, recipe: str, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+    """The run directory, locked, the checkpoint to go on from, and a line for the user; for rank 0 alone.
+
+    Nothing but the directory and its lock is made. Raises InputError rather than meet another run's files.
+    """
+    try:
+        if settings.resume not in ("auto", "never"):
+            return _named(settings, Path(settings.resume), config)
+        if settings.output_dir is not None:
+            return _given(settings, RunDirectory(settings.output_dir), config)
+        found = _unfinished(recipe, config) if settings.resume == "auto" else None
+        if found is not None:
+            return found, found.newest(), f"going on with the unfinished {found.path} (--resume never starts anew)"
+        return _new(recipe, settings.arch), None, ""
+    except OSError as error:
+        raise InputError(f"--output-dir: {error.filename}: {error.strerror}") from None
+
+
+def _new(recipe: str, arch: str) -> RunDirectory:
+    """A directory of our own, also where several runs start within a second."""
     base = RUNS / f"{recipe}-{arch.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
-    path, number = base, 1
-    while path.exists():  # two runs within a second
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
+    RUNS.mkdir(exist_ok=True)
+    for path in (base, *(base.with_name(f"{base.name}-{number}") for number in itertools.count(1))):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return _locked(RunDirectory(path))
+    raise AssertionError("unreachable: the names do not end")
 
 
-def _unfinished(recipe: str, config: Mapping[str, Any]) -> Path | None:
-    """The newest run under `runs/` of this recipe and these learning settings that has more to do."""
-    for path in sorted(RUNS.glob(f"{recipe}-*"), key=lambda path: path.stat().st_mtime, reverse=True):
+def _unfinished(recipe: str, config: Mapping[str, Any]) -> RunDirectory | None:
+    """The newest run under `runs/` of this recipe and these learning settings that has more to do, and no owner."""
+    folders = [path for path in RUNS.glob(f"{recipe}-*") if path.is_dir()]
+    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunDirectory(path)
-        if run.newest() and run.exit_reason() not in FINISHED and not _difference(run.config(), config):
-            return path
+        fits = run.newest() and run.exit_reason() not in FINISHED and not _difference(run.config(), config)
+        if fits and run.lock():
+            return run
     return None
 
 
-def choose(settings: Settings, recipe: str, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
-    """The run directory, the checkpoint to go on from, and a line for the user; for rank 0 alone, and writes nothing.
-
-    Raises InputError rather than meet another run's files.
-    """
-    if settings.resume not in ("auto", "never"):
-        return _named(settings, Path(settings.resume), config)
-    if settings.output_dir is None:
-        found = _unfinished(recipe, config) if settings.resume == "auto" else None
-        if found is None:
-            return RunDirectory(_new_path(recipe, settings.arch)), None, ""
-        run = RunDirectory(found)
-        return run, run.newest(), f"going on with the unfinished {found} (--resume never starts anew)"
-    run = RunDirectory(settings.output_dir)
+def _given(settings: Settings, run: RunDirectory, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+    """`--output-dir`, new or holding a run."""
     if not run.config():
-        if run.path.is_dir() and any(run.path.iterdir()):
+        if not run.is_empty():
             raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
-        return run, None, ""
+        return _locked(run), None, ""
     if settings.resume == "never":
         raise InputError(f"--output-dir {run.path} holds a run and --resume never forbids going on: choose another")
     _check_same(run, config)
     newest = run.newest()
-    return run, newest, f"going on with {newest}" if newest else "no checkpoint was committed yet: starting over"
+    line = f"going on with {newest}" if newest else "no checkpoint was committed yet: starting over"
+    return _locked(run), newest, line
 
 
 def _named(settings: Settings, path: Path, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
@@ -173,8 +206,16 @@ def _named(settings: Settings, path: Path, config: Mapping[str, Any]) -> tuple[R
         raise InputError(f"--resume {path}: neither auto, never, nor a run or checkpoint that was committed")
     if settings.output_dir is not None and settings.output_dir.resolve() != run.path.resolve():
         raise InputError(f"--resume {path} goes on in {run.path}: drop --output-dir {settings.output_dir}")
+    if is_checkpoint and run.exit_reason() in FINISHED:
+        raise InputError(f"--resume {path}: that run is finished; going back would lose its end: copy it first")
     _check_same(run, config)
-    return run, start, f"going on with {start}"
+    return _locked(run), start, f"going on with {start}"
+
+
+def _locked(run: RunDirectory) -> RunDirectory:
+    if not run.lock():
+        raise InputError(f"--output-dir {run.path}: another run is using it; wait for it, or choose another")
+    return run
 
 
 def _check_same(run: RunDirectory, config: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 from toolkit.errors import InputError
 
 SYNTHETIC = "synthetic"
+WANDB_PROJECT = "toolkit"
 
 
 def _split_numbers(value: Any) -> Any:
@@ -28,10 +29,15 @@ def _split_pairs(value: Any) -> Any:
     """["output_stride=8"] -> {"output_stride": 8}; values are typed as in YAML."""
     if isinstance(value, Mapping):
         return value
+    if not isinstance(value, list | tuple):
+        raise ValueError("expected key=value pairs")
     broken = [pair for pair in value if "=" not in pair]
     if broken:
         raise ValueError(f"{broken[0]!r} is not of the form key=value")
-    return {key: yaml.safe_load(text) for key, text in (pair.split("=", 1) for pair in value)}
+    try:
+        return {key: yaml.safe_load(text) for key, text in (pair.split("=", 1) for pair in value)}
+    except yaml.YAMLError:
+        raise ValueError("a value is not valid YAML") from None
 
 
 Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_numbers), Field(min_length=1)]
@@ -47,7 +53,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 class Section(BaseModel):
     """Settings that belong together: frozen, and strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -65,7 +71,7 @@ class Data(Section):
     synthetic_size: PositiveInt | None = Field(
         None, description="native size of the built-in images, px (unset: the largest scale)"
     )
-    synthetic_count: PositiveInt | None = Field(None, description="training images of the built-in data (unset: 6000)")
+    synthetic_count: int | None = Field(None, ge=20, description="training images of the built-in data (unset: 6000)")
     val_split: float | None = Field(
         None,
         gt=0,
@@ -120,7 +126,11 @@ class Optimisation(Section):
     scheduler: Literal["cosine", "plateau"] = Field(
         "cosine", description="cosine: down to 0 at the end; plateau: halved after 2 epochs without improvement"
     )
-    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    warmup_epochs: float = Field(
+        default_factory=lambda known: 1.0 if known.get("epochs", 1) > 1 else 0.0,
+        ge=0,
+        description="epochs of linear warm-up (default: 1; 0 in a run of one epoch)",
+    )
     patience: PositiveInt | None = Field(
         None, description="stop after so many epochs of the last phase without improvement (unset: never)"
     )
@@ -155,7 +165,7 @@ class Output(Section):
         "or the path of a run or checkpoint",
     )
     log_with: Literal["wandb", "tensorboard", "none"] = Field("wandb", description="dashboard")
-    wandb_project: str = Field("toolkit", description="project on the dashboard")
+    wandb_project: str = Field(WANDB_PROJECT, description="project on the dashboard")
     wandb_mode: Literal["auto", "online", "offline"] = Field(
         "auto", description="auto: online where there is a key and a network, else offline"
     )
@@ -174,9 +184,9 @@ class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
             )
         if self.min_delta and self.patience is None and self.scheduler != "plateau":
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
-        if self.wandb_mode != "auto" and self.log_with != "wandb":
-            raise InputError(f"--wandb-mode would be ignored with --log-with {self.log_with}")
-        if self.warmup_epochs >= self.epochs and self.epochs > 1:
+        if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_project != WANDB_PROJECT):
+            raise InputError(f"--wandb-mode and --wandb-project would be ignored with --log-with {self.log_with}")
+        if self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup_epochs:g} must be smaller than --epochs {self.epochs}, "
                 "or the learning rate never reaches its peak"
@@ -193,7 +203,7 @@ NOT_LEARNED = frozenset({"num_workers", "device_batch_size", "compile", "cloud",
 class Scales(Section):
     """Scales"""
 
-    strategy: Literal["single", "simultaneous", "progressive"] | None = Field(
+    strategy: str | None = Field(
         None,
         description="simultaneous: all scales in each step; progressive: one after another (default: simultaneous)",
     )
@@ -262,6 +272,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toolkit import checkpoint, device, images, machine, plan
 from toolkit.checkpoint import Progress
 from toolkit.contract import Criterion, Strategy
+from toolkit.data import synthetic
 from toolkit.data.augment import Augmenter
 from toolkit.data.index import Splits, open_splits
 from toolkit.data.loader import Batch, in_order, load_train
@@ -29,8 +30,8 @@ from toolkit.models import ModelPlan, MultiView, copy_state, create, plan_model
 from toolkit.monitor import FiniteWatch
 from toolkit.optim import create_optimizer
 from toolkit.plan import Plan, make_plan
-from toolkit.rundir import RunDirectory, SampleLog, choose, config_of
-from toolkit.settings import Settings
+from toolkit.rundir import FINISHED, RunDirectory, SampleLog, claim, config_of
+from toolkit.settings import SYNTHETIC, Settings
 from toolkit.tracking import Tracking, check_installed
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
     evaluated = {size for spec in strategy.panel() for size in spec.sizes}
     sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
     threads = machine.loader_threads() if settings.num_workers is None else settings.num_workers
-    return Prepared(splits, run_plan, plan_model(settings, len(splits.classes), sizes), threads)
+    return Prepared(splits, run_plan, plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch), threads)
 
 
 def describe(prepared: Prepared, accelerator: Accelerator, settings: Settings, strategy: Strategy) -> list[str]:
@@ -68,15 +69,16 @@ def describe(prepared: Prepared, accelerator: Accelerator, settings: Settings, s
         if split is not None
     ]
     costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
-    patience = settings.patience
+    patience, norms = settings.patience, model_plan.batch_norms
+    norm = f"{norms} BatchNorm layers, per scale: {strategy.norm().mode}" if norms else "no BatchNorm"
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
         *device.describe(settings, accelerator),
         f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
         f"{prepared.threads} decoding thread(s) per process; smallest crop {settings.crop_scale:g} of the area, "
         f"mirror {'on' if settings.hflip else 'off'}",
-        f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, normalisation per scale "
-        f"{strategy.norm().mode}; 10^9 multiply-adds per image: {', '.join(costs)}",
+        f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
+        f"10^9 multiply-adds per image: {', '.join(costs)}",
         f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({settings.scheduler}, "
         f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
         f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
@@ -147,6 +149,7 @@ class Run:
     strategy: Strategy
     accelerator: Accelerator
     splits: Splits
+    fingerprint: str  # of the data
     plan: Plan
     threads: int
     sampler: Sampler
@@ -167,29 +170,41 @@ class Run:
         return in_order(requests, partial(load_train, self.splits.train, self.augmenter), self.threads)
 
 
-def _choose_directory(
-    accelerator: Accelerator, settings: Settings, recipe: str, config: dict[str, Any]
-) -> tuple[RunDirectory, Path | None]:
-    """Rank 0 decides, the others follow, also in refusing."""
-    decision: list[Any] = [None, None, "", ""]
+@dataclass(frozen=True)
+class Place:
+    """Where a run lives, on every process; `start` is the checkpoint to go on from."""
+
+    directory: RunDirectory
+    start: Path | None
+    finished: bool
+
+
+def claim_place(accelerator: Accelerator, settings: Settings, recipe: str, config: dict[str, Any]) -> Place:
+    """Rank 0 decides and locks, the others follow, also in refusing; raises InputError."""
+    directory: RunDirectory | None = None
+    decision: list[Any] = [None, None, False, "", ""]
     if accelerator.is_main_process:
         try:
-            directory, start, line = choose(settings, recipe, config)
-            decision = [directory.path, start, line, ""]
+            directory, start, line = claim(settings, recipe, config)
+            decision = [directory.path, start, directory.exit_reason() in FINISHED, line, ""]
         except InputError as error:
-            decision[3] = str(error)
-    path, start, line, refusal = broadcast_object_list(decision)
+            decision[-1] = str(error)
+    path, start, finished, line, refusal = broadcast_object_list(decision)
     if refusal:
         raise InputError(refusal)
-    if line:
+    if not path.is_dir():
+        raise InputError(f"{path}: this machine does not see the run directory; put --output-dir on shared storage")
+    if line and not finished:
         log.info("resume    %s", line)
-    return RunDirectory(path), start
+    return Place(directory or RunDirectory(path), start, finished)
 
 
-def _restore(start: Path, learner: Learner) -> Progress:
+def _restore(start: Path, learner: Learner, data: str) -> Progress:
     """Put a checkpoint's state into the learner and this process's generators."""
     accelerator = learner.accelerator
     snapshot = checkpoint.load(start, accelerator.process_index)
+    if snapshot.data != data:
+        raise InputError(f"{start}: the images or their labels changed since it was saved: take another --output-dir")
     copy_state(snapshot.model, accelerator.unwrap_model(learner.model))
     learner.optimizer.load_state_dict(snapshot.optimizer)
     if accelerator.scaler is not None and snapshot.scaler is not None:
@@ -199,18 +214,32 @@ def _restore(start: Path, learner: Learner) -> Progress:
     return snapshot.progress
 
 
-def set_up(accelerator: Accelerator, settings: Settings, strategy: Strategy, recipe: str) -> Run:
-    """Build a run, continued where there is something to continue; raises InputError before anything is written."""
-    prepared = prepare(accelerator, settings, strategy)
-    config = config_of(settings, strategy)
-    directory, start = _choose_directory(accelerator, settings, recipe, config)
-    learner, evaluated = build_learner(accelerator, settings, strategy, prepared)
-    torch.manual_seed(settings.seed + accelerator.process_index)  # dropout differs between ranks
-    progress = _restore(start, learner) if start else Progress()
-    for line in describe(prepared, accelerator, settings, strategy):
-        log.info(line)
+def resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:
+    """Settings with the launcher's precision and the data's whereabouts filled in, so that they repeat elsewhere."""
+    amp = accelerator.mixed_precision != "no" if settings.amp is None else settings.amp
+    if settings.data_root != SYNTHETIC:
+        return settings.model_copy(
+            update={"amp": amp, "data_root": str(Path(settings.data_root).expanduser().resolve())}
+        )
+    size = settings.synthetic_size or strategy.selection().sizes[-1]
+    count = settings.synthetic_count or synthetic.COUNT
+    return settings.model_copy(update={"amp": amp, "synthetic_size": size, "synthetic_count": count})
 
-    main = accelerator.is_main_process
+
+def set_up(
+    accelerator: Accelerator,
+    settings: Settings,
+    strategy: Strategy,
+    prepared: Prepared,
+    place: Place,
+    built: tuple[Learner, MultiView],
+) -> Run:
+    """Open a run's records, continued where there is something to continue."""
+    learner, evaluated = built
+    torch.manual_seed(settings.seed + accelerator.process_index)  # dropout differs between ranks
+    fingerprint = prepared.splits.fingerprint()
+    progress = _restore(place.start, learner, fingerprint) if place.start else Progress()
+    directory, config, main = place.directory, config_of(settings, strategy), accelerator.is_main_process
     if main:
         directory.create(config, prepared.splits.classes)
         directory.cut_to(progress.step)
@@ -218,24 +247,23 @@ def set_up(accelerator: Accelerator, settings: Settings, strategy: Strategy, rec
     panel = [spec.name for spec in strategy.panel()]
     cloud = machine.cloud(settings.cloud)
     facts = {**config, "cloud_provider": cloud.provider, "cloud_instance": cloud.instance}
-    tracking = Tracking.start(settings, facts, directory.path, panel, main)
-    evaluator = Evaluator(
-        accelerator, evaluated, learner.mean, learner.std, prepared.plan.micro_batch, prepared.threads
-    )
     return Run(
-        settings,
-        strategy,
-        accelerator,
-        prepared.splits,
-        prepared.plan,
-        prepared.threads,
-        Sampler(len(prepared.splits.train), settings.seed, strategy),
-        Augmenter(settings.crop_scale, settings.hflip, settings.seed),
-        learner,
-        evaluator,
-        directory,
-        SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
-        tracking,
-        progress,
-        cloud,
+        settings=settings,
+        strategy=strategy,
+        accelerator=accelerator,
+        splits=prepared.splits,
+        fingerprint=fingerprint,
+        plan=prepared.plan,
+        threads=prepared.threads,
+        sampler=Sampler(len(prepared.splits.train), settings.seed, strategy),
+        augmenter=Augmenter(settings.crop_scale, settings.hflip, settings.seed),
+        learner=learner,
+        evaluator=Evaluator(
+            accelerator, evaluated, learner.mean, learner.std, prepared.plan.micro_batch, prepared.threads
+        ),
+        directory=directory,
+        samples=SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
+        tracking=Tracking.start(settings, facts, directory.path, panel, main),
+        progress=progress,
+        cloud=cloud,
     )

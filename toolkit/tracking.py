@@ -54,7 +54,7 @@ def _start_wandb(settings: Settings, folder: Path) -> WandBTracker:
         return tracker
 
     later = f"`wandb sync {folder}/wandb/offline-run-*` uploads it later"
-    mode = os.environ.get("WANDB_MODE", "auto") if settings.wandb_mode == "auto" else settings.wandb_mode
+    mode = (os.environ.get("WANDB_MODE") or "auto") if settings.wandb_mode == "auto" else settings.wandb_mode
     if mode == "auto" and not _wandb_key():
         log.info("wandb     offline: no API key was found; %s", later)
         return start("offline")
@@ -63,7 +63,22 @@ def _start_wandb(settings: Settings, folder: Path) -> WandBTracker:
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         log.info("wandb     offline: %s; %s", str(error).splitlines()[0], later)
         return start("offline")
-    log.info("wandb     %s", tracker.run.url or f"{mode}: {later}")
+    log.info("wandb     %s", tracker.run.url or (f"offline: {later}" if mode == "offline" else mode))
+    return tracker
+
+
+def _open(settings: Settings, config: Mapping[str, Any], folder: Path, panel: Sequence[str]) -> GeneralTracker:
+    """The dashboard, with the configuration stored and the axes named."""
+    if settings.log_with == "tensorboard":
+        tensorboard = TensorBoardTracker("tensorboard", logging_dir=str(folder))
+        tensorboard.start()
+        tensorboard.store_init_configuration(_flat(config))
+        return tensorboard
+    tracker = _start_wandb(settings, folder)
+    tracker.store_init_configuration(_flat(config))
+    tracker.run.define_metric("*", step_metric="global_step")
+    for name in panel:
+        tracker.run.define_metric(f"{name}/*", step_metric="epoch")
     return tracker
 
 
@@ -80,17 +95,11 @@ class Tracking:
         """Open the dashboard and store the configuration; `panel` names the figures counted in epochs."""
         if not main or settings.log_with == "none":
             return cls(None)
-        if settings.log_with == "tensorboard":
-            tensorboard = TensorBoardTracker("tensorboard", logging_dir=str(folder))
-            tensorboard.start()
-            tensorboard.store_init_configuration(_flat(config))
-            return cls(tensorboard)
-        tracker = _start_wandb(settings, folder)
-        tracker.store_init_configuration(_flat(config))
-        tracker.run.define_metric("*", step_metric="global_step")
-        for name in panel:
-            tracker.run.define_metric(f"{name}/*", step_metric="epoch")
-        return cls(tracker)
+        try:
+            return cls(_open(settings, config, folder, panel))
+        except Exception as error:  # whatever a dashboard raises, training goes on
+            log.warning("%s could not be started, going on without it: %s", settings.log_with, error)
+            return cls(None)
 
     def log(self, values: Mapping[str, float], step: int, epoch: float) -> None:
         """Log numbers at optimizer step `step`, which is `epoch` epochs into the run."""
@@ -107,5 +116,8 @@ class Tracking:
             self._tracker = None
 
     def finish(self) -> None:
-        if self._tracker is not None:
-            self._tracker.finish()
+        try:
+            if self._tracker is not None:
+                self._tracker.finish()
+        except Exception as error:
+            log.warning("the dashboard could not be closed: %s", error)

@@ -1,6 +1,7 @@
 """From a file to a uint8 crop of a given size: simplejpeg for JPEG, PIL for the rest and for odd JPEGs."""
 
 import io
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +40,9 @@ def read_pixels(path: Path) -> np.ndarray:
             if image.mode == "P" and "transparency" in image.info:
                 return np.array(image.convert("RGBA").convert("RGB"))
             return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read as an image: {reason}") from None
 
 
 def crop_and_resize(pixels: np.ndarray, box: Box, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What images there are: one index per split, from folders or CSV manifests."""
 
 import csv
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from toolkit.settings import SYNTHETIC, Settings
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 TRAIN, VALIDATION, TEST = ("train",), ("val", "validation"), ("test",)
 DEFAULT_VAL_SPLIT = 0.1
+MOST_CLASSES = 2**31
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Splits:
     test: Index | None
     classes: tuple[str, ...]
     source: str
+
+    def fingerprint(self) -> str:
+        """A hash of the names and labels of the training and validation images, in order."""
+        digest = hashlib.sha256()
+        for index in (self.train, self.val):
+            for path, label in zip(index.paths, index.labels.tolist(), strict=True):
+                digest.update(f"{'/'.join(path.parts[-3:])}\0{label}\n".encode())
+        return digest.hexdigest()
 
 
 def open_splits(settings: Settings, largest: int) -> Splits:
@@ -70,7 +80,7 @@ def _first_existing(root: Path, names: Iterable[str], suffix: str = "") -> Path 
 
 def _read_folders(root: Path) -> tuple[Index, Index | None, Index | None, tuple[str, ...]]:
     train_folder = _first_existing(root, TRAIN)
-    if train_folder is None:
+    if train_folder is None or not train_folder.is_dir():
         raise InputError(f"--data-root {root}: neither a folder train/ nor a file train.csv in it")
     classes = tuple(sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir() and _visible(entry)))
     if len(classes) < 2:
@@ -88,6 +98,8 @@ def _read_other(folder: Path | None, classes: Sequence[str]) -> Index | None:
     """A split besides train; it must have the very same classes, or labels would mean different things."""
     if folder is None:
         return None
+    if not folder.is_dir():
+        raise InputError(f"{folder}: must be a folder with a sub-folder per class")
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and _visible(entry)}
     for name in sorted(names ^ set(classes)):
         where = "is missing" if name in classes else "is not in train"
@@ -99,7 +111,12 @@ def _read_split(folder: Path, classes: Sequence[str]) -> Index:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS and _visible(p))
+        found = sorted(
+            path
+            for path in (folder / name).rglob("*")
+            if path.suffix.lower() in EXTENSIONS
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
         if not found:
             raise InputError(f"{folder / name}: class {name!r} has no images ({', '.join(sorted(EXTENSIONS))})")
         paths += found
@@ -110,10 +127,12 @@ def _read_split(folder: Path, classes: Sequence[str]) -> Index:
 def _read_manifests(root: Path) -> tuple[Index, Index | None, Index | None, tuple[str, ...]]:
     """`train.csv`, and `val.csv`, `test.csv` where there are, of `filepath,label`; labels are 0 ... C-1."""
     train = _read_csv(root / "train.csv", None)
-    count = int(train.labels.max()) + 1
-    missing = sorted(set(range(count)) - set(train.labels.tolist()))
-    if missing or count < 2:
-        raise InputError(f"{root / 'train.csv'}: labels must be 0 ... C-1, C >= 2, each used; {missing or count} fails")
+    used = np.unique(train.labels)
+    count = len(used)
+    gap = next((label for label, other in enumerate(used.tolist()) if label != other), None)
+    if gap is not None or count < 2:
+        found = f"{gap} is not used, {used[-1]} is" if gap is not None else f"there is only {count}"
+        raise InputError(f"{root / 'train.csv'}: labels must be 0 ... C-1, at least 2, each used; {found}")
     val, test = (
         _read_csv(file, count) if file else None
         for file in (_first_existing(root, names, ".csv") for names in (VALIDATION, TEST))
@@ -126,6 +145,14 @@ def _read_manifests(root: Path) -> tuple[Index, Index | None, Index | None, tupl
 
 
 def _read_csv(file: Path, classes: int | None) -> Index:
+    """The rows of a manifest; raises InputError naming file and line."""
+    try:
+        return _read_rows(file, classes)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file}: not a CSV file in UTF-8: {error}") from None
+
+
+def _read_rows(file: Path, classes: int | None) -> Index:
     paths: list[Path] = []
     labels: list[int] = []
     with file.open(newline="", encoding="utf-8-sig") as handle:  # a byte-order mark is no part of the first name
@@ -140,10 +167,10 @@ def _read_csv(file: Path, classes: int | None) -> Index:
                 label = int(row["label"])
             except (TypeError, ValueError):
                 raise InputError(f"{where}: label {row['label']!r} is not a whole number") from None
-            if label < 0 or (classes is not None and label >= classes):
+            if not 0 <= label < MOST_CLASSES or (classes is not None and label >= classes):
                 limit = "0 or more" if classes is None else f"0 to {classes - 1}, as in train.csv"
                 raise InputError(f"{where}: label {label} is out of range: {limit}")
-            path = file.parent / row["filepath"]
+            path = file.parent / (row["filepath"] or "")
             if not path.is_file():
                 raise InputError(f"{where}: there is no file {path}")
             paths.append(path)

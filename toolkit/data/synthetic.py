@@ -5,10 +5,11 @@ only where its period of 4-7 px (at 64 px) survives: what a scale costs shows in
 the drawing processes start quickly.
 """
 
-import multiprocessing
+import errno
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from toolkit import machine, storage
+from toolkit.errors import InputError
 
 SHAPES = ("disc", "square", "triangle", "star", "cross")
 TEXTURES = ("stripes", "checks")
 CLASSES = tuple(f"{shape}-{texture}" for shape in SHAPES for texture in TEXTURES)
 JPEG_QUALITY = 92
 COUNT = 6000  # train images unless asked otherwise
-CHUNK = 100  # images per task of the pool
+FLUSH_EVERY = 100  # images, of the drawing processes' progress
 VERSION = 1  # part of the folder's name: a change of the drawing must not meet old files
 
 
@@ -76,44 +78,64 @@ def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _write_chunk(folder: Path, split: str, first: int, count: int, size: int, seed: int) -> int:
-    split_key = ("train", "val", "test").index(split)
-    for i in range(first, first + count):
-        label = i % len(CLASSES)
-        pixels = draw(label, size, np.random.default_rng((seed, split_key, i)))
-        (folder / split / CLASSES[label] / f"{i:06d}.jpg").write_bytes(
-            simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorsubsampling="444")
-        )
-    return count
+def _counts(count: int) -> dict[str, int]:
+    """Images per split: a sixth of `count` for val, a third for test, at least one a class."""
+    return {"train": count, "val": max(count // 6, len(CLASSES)), "test": max(count // 3, len(CLASSES))}
+
+
+def _write_share(folder: Path, size: int, count: int, seed: int, worker: int, workers: int) -> None:
+    """Draw every `workers`-th image from number `worker` on; a dot on stdout for each."""
+    for key, (split, number) in enumerate(_counts(count).items()):
+        for i in range(worker, number, workers):
+            label = i % len(CLASSES)
+            pixels = draw(label, size, np.random.default_rng((seed, key, i)))
+            jpeg = simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorsubsampling="444")
+            (folder / split / CLASSES[label] / f"{i:06d}.jpg").write_bytes(jpeg)
+            print(".", end="", flush=i % FLUSH_EVERY < workers)
 
 
 def write(folder: Path, size: int, count: int, seed: int = 0) -> None:
-    """Draw `count` train images of `size` px, a sixth as many for val and a third for test, with all cores."""
-    counts = {"train": count, "val": max(count // 6, len(CLASSES)), "test": max(count // 3, len(CLASSES))}
+    """Draw the images of all splits at `size` px with all cores; raises OSError where that fails."""
+    counts = _counts(count)
     for split in counts:
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True, exist_ok=True)
-    tasks = [
-        (folder, split, first, min(CHUNK, number - first), size, seed)
-        for split, number in counts.items()
-        for first in range(0, number, CHUNK)
+    # Plain processes: a pool would run a user's script again in each worker, or fork a process that holds threads.
+    here = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
+    workers = machine.cpu_quota()
+    call = [sys.executable, "-m", "toolkit.data.synthetic", str(folder), *map(str, (size, count, seed))]
+    processes = [
+        subprocess.Popen([*call, str(worker), str(workers)], stdout=subprocess.PIPE, env=environment)
+        for worker in range(workers)
     ]
-    workers = min(machine.cpu_quota(), len(tasks))
-    spawn = multiprocessing.get_context("spawn")  # forking a process that may hold torch threads can hang
-    bar = tqdm(total=sum(counts.values()), desc=f"drawing {size} px images", unit="image", disable=None)
-    with bar, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        for done in pool.map(_write_chunk, *zip(*tasks, strict=True)):
-            bar.update(done)
+    with tqdm(total=sum(counts.values()), desc=f"drawing {size} px images", unit="image", disable=None) as bar:
+        for process in processes:
+            assert process.stdout is not None
+            while dots := os.read(process.stdout.fileno(), 65536):
+                bar.update(len(dots) * workers if process is processes[0] else 0)
+            process.stdout.close()
+    if any(process.wait() for process in processes):
+        raise OSError(errno.EIO, "drawing the built-in images failed", str(folder))
 
 
 def prepare(size: int, count: int, seed: int = 0) -> Path:
     """The folder of the built-in data, drawn if it is not there yet; safe to call from many processes at once."""
     folder = storage.cache_dir() / f"synthetic-v{VERSION}-{size}px-{count}-seed{seed}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            staging = folder.with_name(f".tmp-{folder.name}")
-            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed while drawing
-            write(staging, size, count, seed)
-            os.replace(staging, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                staging = folder.with_name(f".tmp-{folder.name}")
+                shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed while drawing
+                write(staging, size, count, seed)
+                os.replace(staging, folder)
+    except OSError as error:
+        raise InputError(
+            f"built-in data: {error.filename}: {error.strerror}; TOOLKIT_CACHE names another place"
+        ) from None
     return folder
+
+
+if __name__ == "__main__":
+    _write_share(Path(sys.argv[1]), *map(int, sys.argv[2:]))

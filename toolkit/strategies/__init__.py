@@ -15,6 +15,8 @@ STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (SingleScal
 
 def build(name: str, choices: Mapping[str, Any]) -> Strategy:
     """The strategy of that name; raises InputError on a choice that it would ignore."""
+    if name not in STRATEGIES:
+        raise InputError(f"--strategy {name}: one of {', '.join(STRATEGIES)}")
     kind = STRATEGIES[name]
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for choice, value in choices.items():

@@ -57,6 +57,8 @@ class Progressive(Strategy):
     def _stages(self, epochs: int) -> list[tuple[int, int]]:
         """(size, epochs) of each stage."""
         stages = len(self.scales)
+        if epochs < stages:
+            raise InputError(f"--epochs {epochs} for {stages} scales: every scale needs an epoch")
         given = self.scale_epochs or (epochs // stages,)
         if len(given) == 1:
             given = (*given * (stages - 1), epochs - given[0] * (stages - 1))
@@ -84,7 +86,7 @@ class Progressive(Strategy):
             rise = (progress - RAMP_DELAY) / (1 - RAMP_FINISH - RAMP_DELAY)
             return sizes[round(min(1.0, max(0.0, rise)) * (len(sizes) - 1))]
 
-        per_epoch = [size_at((epoch + 0.5) / epochs) for epoch in range(epochs)]
+        per_epoch = [*(size_at((epoch + 0.5) / epochs) for epoch in range(epochs - 1)), sizes[-1]]
         return [(size, len(list(run))) for size, run in groupby(per_epoch)]
 
     def step(self, phase: Phase, i: int) -> Step:

@@ -36,6 +36,8 @@ class Simultaneous(Strategy):
             raise InputError(f"--consistency {self.consistency}: one of {', '.join(CONSISTENCY)}")
         if self.consistency_weight < 0:
             raise InputError(f"--consistency-weight {self.consistency_weight}: 0 or more")
+        if self.consistency_weight == 0 and self.consistency != "kl":
+            raise InputError(f"--consistency {self.consistency} would be ignored with --consistency-weight 0: drop one")
 
     def __str__(self) -> str:
         return f"simultaneous {join(self.scales)} px, {self.consistency} consistency x {self.consistency_weight:g}"
@@ -49,11 +51,12 @@ class Simultaneous(Strategy):
 
     def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
         losses = [criterion(scale_logits, targets) for scale_logits in logits]
-        agreement = consistency(logits, self.consistency)
         parts = {f"loss/{size}px": loss for size, loss in zip(step.sizes, losses, strict=True)}
-        return Loss(
-            torch.stack(losses).mean() + self.consistency_weight * agreement, {**parts, "consistency": agreement}
-        )
+        mean = torch.stack(losses).mean()
+        if self.consistency_weight == 0:
+            return Loss(mean, parts)
+        agreement = consistency(logits, self.consistency)
+        return Loss(mean + self.consistency_weight * agreement, {**parts, "consistency": agreement})
 
     def panel(self) -> tuple[EvalSpec, ...]:
         return panel(self.scales, self.eval_scales)
