@@ -165,11 +165,13 @@ def _new(recipe: str, arch: str) -> RunDirectory:
     """A directory of our own, also where several runs start within a second."""
     base = RUNS / f"{recipe}-{arch.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
     RUNS.mkdir(exist_ok=True)
-    for path in (base, *(base.with_name(f"{base.name}-{number}") for number in itertools.count(1))):
+    path = base
+    for number in itertools.count(1):
         with contextlib.suppress(FileExistsError):
             path.mkdir()
-            return _locked(RunDirectory(path))
-    raise AssertionError("unreachable: the names do not end")
+            break
+        path = base.with_name(f"{base.name}-{number}")
+    return _locked(RunDirectory(path))
 
 
 def _unfinished(recipe: str, config: Mapping[str, Any]) -> RunDirectory | None:

@@ -39,7 +39,9 @@ def saved(root: Path, step: int = 3, optimizer: str = "adamw") -> Path:
     moving = OPTIMIZERS[optimizer](model.parameters())
     learn(model, moving, 2)
     staging = checkpoint.stage(root, step)
-    checkpoint.save(staging, state_tensors(model), moving.state_dict(), Progress(step=step, best_top1=51.25), None)
+    checkpoint.save(
+        staging, state_tensors(model), moving.state_dict(), Progress(step=step, best_top1=51.25), None, "data"
+    )
     checkpoint.save_generators(staging, 0)
     return checkpoint.commit(staging, step)
 
@@ -50,7 +52,7 @@ def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path
     optimizer = OPTIMIZERS[name](model.parameters())
     learn(model, optimizer, 2)
     staging = checkpoint.stage(tmp_path, 2)
-    checkpoint.save(staging, state_tensors(model), optimizer.state_dict(), Progress(step=2), None)
+    checkpoint.save(staging, state_tensors(model), optimizer.state_dict(), Progress(step=2), None, "data")
     checkpoint.save_generators(staging, 0)
     path = checkpoint.commit(staging, 2)
     learn(model, optimizer, 3)
@@ -108,7 +110,7 @@ def test_all_generators_draw_the_same_when_restored(tmp_path: Path, half_used: b
 
 def saved_generators(root: Path) -> Path:
     staging = checkpoint.stage(root, 1)
-    checkpoint.save(staging, {"x": torch.zeros(1)}, {"param_groups": [], "state": {}}, Progress(), None)
+    checkpoint.save(staging, {"x": torch.zeros(1)}, {"param_groups": [], "state": {}}, Progress(), None, "data")
     checkpoint.save_generators(staging, 0)
     return checkpoint.commit(staging, 1)
 
@@ -117,9 +119,9 @@ def test_progress_and_scaler_are_the_same_when_read_back(tmp_path: Path):
     progress = Progress(7, 168, 93.75, 2, 1, 2, 0.5, False, 1.5, 2.25)
     scaler = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 7}
     staging = checkpoint.stage(tmp_path, 7)
-    checkpoint.save(staging, {"x": torch.zeros(1)}, {"param_groups": [], "state": {}}, progress, scaler)
+    checkpoint.save(staging, {"x": torch.zeros(1)}, {"param_groups": [], "state": {}}, progress, scaler, "data")
     snapshot = checkpoint.load(checkpoint.commit(staging, 7), 0)
-    assert (snapshot.progress, snapshot.scaler) == (progress, scaler)
+    assert (snapshot.progress, snapshot.scaler, snapshot.data) == (progress, scaler, "data")
 
 
 def test_generators_are_absent_when_fewer_processes_saved_them(tmp_path: Path):
@@ -206,7 +208,8 @@ def test_the_best_model_is_the_same_when_read_back_and_replaced(tmp_path: Path):
     for seed in range(2):
         state = state_tensors(network(seed))
         checkpoint.save_best(tmp_path / "best", state, {"epoch": seed})
-        found = checkpoint.load_best(tmp_path / "best")
+        found, facts = checkpoint.load_best(tmp_path / "best")
+        assert facts == {"epoch": seed}
         assert set(found) == set(state)
         assert all(torch.equal(found[name], state[name]) for name in state)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["model.safetensors"]

@@ -208,7 +208,7 @@ def test_a_manifest_is_refused_with_its_row_when_a_label_is_not_one_of_train(tmp
     [
         ([("0.png", 0), ("1.png", 2)], "labels must be 0 ... C-1"),
         ([("0.png", 1), ("1.png", 2)], "labels must be 0 ... C-1"),
-        ([("0.png", 0), ("1.png", 0)], "labels must be 0 ... C-1, C >= 2"),
+        ([("0.png", 0), ("1.png", 0)], "at least 2, each used; there is only 1"),
         ([("0.png", 0), ("1.png", 3_000_000)], "train.csv"),
         ([("0.png", 0), ("1.png", 10**30)], "train.csv"),
     ],

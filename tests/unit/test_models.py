@@ -104,7 +104,7 @@ def test_model_arguments_are_refused_in_one_line_when_the_architecture_does_not_
 
 
 def test_drop_path_is_refused_when_the_architecture_would_not_take_it():
-    with pytest.raises(InputError, match="drop_path"):
+    with pytest.raises(InputError, match="--drop-path: vgg11"):
         plan_model(Settings(arch="vgg11", drop_path=0.1), 10, (32,))
 
 

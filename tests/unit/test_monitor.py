@@ -31,26 +31,25 @@ def test_a_mean_counts_only_the_steps_that_had_the_part_when_parts_come_and_go(a
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_the_first_bad_step_is_remembered_when_later_ones_are_bad_too(bad: float):
+def test_the_first_bad_step_is_remembered_when_later_ones_are_bad_too(accelerator: Accelerator, bad: float):
     watch = FiniteWatch(CPU, gradients=True)
     for step, loss in enumerate([1.0, 2.0, bad, 3.0, bad]):
         watch.see_loss(step, torch.tensor(loss))
-    assert watch.bad_step() == 2
+    assert watch.first_bad_step(accelerator) == 2
 
 
 def test_no_step_is_bad_when_all_are_finite(accelerator: Accelerator):
     watch = FiniteWatch(CPU, gradients=True)
     watch.see_loss(0, torch.tensor(1e38))
     watch.see_gradient(0, torch.tensor(0.0))
-    watch.share(accelerator)
-    assert watch.bad_step() is None
+    assert watch.first_bad_step(accelerator) is None
 
 
-def test_gradients_count_when_no_scaler_provokes_infinite_ones():
+def test_gradients_count_when_no_scaler_provokes_infinite_ones(accelerator: Accelerator):
     watch, scaled = FiniteWatch(CPU, gradients=True), FiniteWatch(CPU, gradients=False)
     for one in (watch, scaled):
         one.see_gradient(3, torch.tensor(float("inf")))
-    assert (watch.bad_step(), scaled.bad_step()) == (3, None)
+    assert (watch.first_bad_step(accelerator), scaled.first_bad_step(accelerator)) == (3, None)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells")

@@ -12,7 +12,7 @@ from toolkit import InputError, Progressive, Settings, Strategy, checkpoint
 from toolkit.checkpoint import Progress
 from toolkit.contract import Step
 from toolkit.data.loader import Batch
-from toolkit.rundir import RunDirectory, SampleLog, choose, config_of
+from toolkit.rundir import RunDirectory, SampleLog, claim, config_of
 
 STRATEGY = Progressive((16, 32))
 
@@ -23,7 +23,8 @@ def settings(**values) -> Settings:
 
 def chosen(strategy: Strategy = STRATEGY, **values) -> tuple[Path, Path | None, str]:
     wanted = settings(**values)
-    run, start, line = choose(wanted, "multiscale", config_of(wanted, strategy))
+    run, start, line = claim(wanted, "multiscale", config_of(wanted, strategy))
+    run.unlock()
     return run.path, start, line
 
 
@@ -33,7 +34,9 @@ def begun(path: Path, step: int | None = 5, **values) -> RunDirectory:
     run.create(config_of(settings(**values), STRATEGY), ["cat", "dog"])
     if step is not None:
         staging = checkpoint.stage(run.checkpoints, step)
-        checkpoint.save(staging, {"x": torch.zeros(1)}, {"param_groups": [], "state": {}}, Progress(step=step), None)
+        checkpoint.save(
+            staging, {"x": torch.zeros(1)}, {"param_groups": [], "state": {}}, Progress(step=step), None, "data"
+        )
         checkpoint.commit(staging, step)
     return run
 
@@ -48,14 +51,11 @@ def test_a_new_run_is_named_after_recipe_architecture_and_time_when_there_is_non
     assert path.parent == Path("runs")
     assert path.match("runs/multiscale-test_resnet-????????-??????")
     assert (start, line) == (None, "")
-    assert not Path("runs").exists()  # choosing writes nothing
+    assert [entry.name for entry in path.iterdir()] == [".lock"]
 
 
 def test_a_new_run_has_another_name_when_two_start_within_a_second():
-    first, _, _ = chosen()
-    for path in {first, *(chosen()[0] for _ in range(3))}:
-        path.mkdir(parents=True)
-    assert not chosen()[0].exists()
+    assert len({chosen()[0] for _ in range(4)}) == 4
 
 
 def test_an_unfinished_run_goes_on_when_its_learning_settings_are_the_same():
@@ -96,7 +96,32 @@ def test_a_new_run_starts_when_resume_is_never():
     begun(Path("runs/multiscale-test_resnet-20260101-000000"))
     path, start, _ = chosen(resume="never")
     assert start is None
-    assert not path.exists()
+    assert path != Path("runs/multiscale-test_resnet-20260101-000000")
+
+
+def test_a_run_is_left_alone_when_another_process_has_it():
+    run = begun(Path("runs/multiscale-test_resnet-20260101-000000"))
+    assert run.lock()
+    assert chosen()[1] is None
+    with pytest.raises(InputError, match="another run is using it"):
+        chosen(output_dir=run.path)
+    with pytest.raises(InputError, match="another run is using it"):
+        chosen(resume=str(run.path))
+    run.unlock()
+    assert chosen()[0] == run.path
+
+
+def test_going_back_is_refused_when_the_run_is_finished():
+    run = begun(Path("out"))
+    run.write_summary({"exit_reason": "done"})
+    with pytest.raises(InputError, match="that run is finished"):
+        chosen(resume="out/checkpoints/step-000000005")
+
+
+def test_a_directory_is_refused_when_it_cannot_be_made():
+    Path("thesis.txt").write_text("all my work")
+    with pytest.raises(InputError, match=r"--output-dir: thesis\.txt"):
+        chosen(output_dir="thesis.txt/run")
 
 
 def test_a_given_directory_goes_on_when_it_holds_a_checkpoint():
