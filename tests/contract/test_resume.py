@@ -126,7 +126,7 @@ def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
 ):
     """The control: the comparison above can fail."""
 
-    def progress_only(start: Path, learner: object) -> Progress:
+    def progress_only(start: Path, learner: object, data: str) -> Progress:
         return checkpoint.load(start, rank=0).progress
 
     monkeypatch.setattr(setup, "_restore", progress_only)

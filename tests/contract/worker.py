@@ -20,7 +20,8 @@ from toolkit import Settings, Strategy, checkpoint, device, train
 from toolkit.data.loader import load_train
 from toolkit.data.sampler import micro_batches
 from toolkit.loop import learn
-from toolkit.setup import Run, set_up
+from toolkit.rundir import config_of
+from toolkit.setup import Run, build_learner, claim_place, prepare, set_up
 
 RATE = 0.01
 
@@ -50,7 +51,10 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     """Train all steps of the run, looking at the parameters after each of them."""
     accelerator = device.start(settings)
     try:
-        run = set_up(accelerator, settings, strategy, "contract")
+        prepared = prepare(accelerator, settings, strategy)
+        built = build_learner(accelerator, settings, strategy, prepared)
+        place = claim_place(accelerator, settings, "contract", config_of(settings, strategy))
+        run = set_up(accelerator, settings, strategy, prepared, place, built)
         model = run.learner.model.train()
         found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}
         found |= {"initial": parameters(model), "sizes": [], "ids": [], "parameters": [], "finite": True}
@@ -66,7 +70,7 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
         found["apart"] = parameters(model)
         return found
     finally:
-        device.stop(accelerator)
+        device.stop()
 
 
 def interrupt(whole: Settings, folder: Path) -> None:
