@@ -71,7 +71,7 @@ FLAGS = [
     ("multiscale", (*TWO, "--progressive", "--consistency", "js"), "--consistency would be ignored"),
     ("multiscale", (*TWO, "--progressive", "--strategy", "simultaneous"), "--progressive contradicts"),
     ("multiscale", (*TWO, "--min-delta", "0.1"), "--min-delta would be ignored"),
-    ("multiscale", (*TWO, "--wandb-mode", "offline"), "--wandb-mode would be ignored"),
+    ("multiscale", (*TWO, "--wandb-mode", "offline"), "--wandb-mode and --wandb-project would be ignored"),
     ("multiscale", (*TWO, "--val-split", "0.2"), "--val-split would be ignored"),
     ("multiscale", (*TWO, "--warmup-epochs", "3"), "--warmup-epochs 3"),
     ("multiscale", (*TWO, "--batch-size", "61"), "--batch-size 61 exceeds the 60 training images"),
@@ -148,7 +148,7 @@ def file_of_a_row_is_missing(root: Path) -> None:
 
 
 DATA = [
-    (missing_folder, "--data-root data: no such folder"),
+    (missing_folder, "data: no such folder"),
     (neither_folder_nor_manifest, "neither a folder train/ nor a file train.csv"),
     (empty_class, "class 'emu' has no images"),
     (class_missing_in_val, "class 'dog' is missing"),

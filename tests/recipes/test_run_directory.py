@@ -66,6 +66,7 @@ def test_a_run_directory_holds_all_its_files_when_a_run_is_done(finished: Path):
         "summary.json",
         "checkpoints",
         "best",
+        ".lock",
     }
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000005", "step-000000010"]
     assert [path.name for path in (finished / "best").iterdir()] == ["model.safetensors"]
@@ -253,7 +254,7 @@ def test_training_stops_early_in_the_last_phase_only_when_patience_runs_out(tmp_
     words = [*TINY, "--scales", "16,32", "--progressive", "--epochs", "9", "--scale-epochs", "3", "--num-workers", "0"]
     words += ["--patience", "1", "--min-delta", "100", "--output-dir", "out"]  # nothing can improve by 100 points
     assert recipe("multiscale")(words) == 0
-    assert [row["epoch"] for row in rows(tmp_path / "out")] == ["0", "1", "2", "3"]
+    assert [row["epoch"] for row in rows(tmp_path / "out")] == ["0", "1", "2", "3", "4"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_reason"] == "early stop"
     before = contents(tmp_path / "out")
     assert recipe("multiscale")(words) == 0  # and stays stopped
