@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import TINY, recipe
+from tests.conftest import TINY, recipe, write_folders, write_image
 from toolkit import Settings
 
 PROGRESSIVE = (*TINY, "--scales", "16,32", "--progressive", "--epochs", "2", "--num-workers", "1", "--record-samples")
@@ -282,3 +282,19 @@ def test_a_single_scale_run_is_repeated_when_its_config_is_given_elsewhere(tmp_p
     assert recipe("multiscale")(["--config", "one/config.yaml", "--output-dir", "three"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "three").exists()
+
+
+def test_a_run_is_not_continued_when_the_data_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_folders(tmp_path / "data", {"train": 9, "val": 2})
+    words = ["--data-root", str(tmp_path / "data"), "--img-size", "16", "--batch-size", "6", "--epochs", "2"]
+    words += ["--arch", "test_resnet", "--log-with", "none", "--num-workers", "0", "--output-dir", "out"]
+    assert recipe("single_scale")(words) == 0
+    (tmp_path / "out" / "summary.json").unlink()
+    shutil.rmtree(max((tmp_path / "out" / "checkpoints").iterdir()))  # killed before its end
+    stopped = contents(tmp_path / "out")
+    write_image(tmp_path / "data" / "train" / "cat" / "new.png", seed=1)
+    assert recipe("single_scale")(words) == 2
+    assert "the images or their labels changed" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == stopped
+    (tmp_path / "data" / "train" / "cat" / "new.png").unlink()
+    assert recipe("single_scale")(words) == 0  # the control
