@@ -18,8 +18,10 @@ def show_plan(settings: Settings, strategy: Strategy) -> None:
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
+        lines = device.describe(settings, accelerator)
         settings = resolve(settings, strategy, accelerator)
-        for line in describe(prepare(accelerator, settings, strategy), accelerator, settings, strategy):
+        lines += describe(prepare(accelerator, settings, strategy), settings, strategy)
+        for line in lines:
             log.info(line)
     finally:
         device.stop()

@@ -38,6 +38,7 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
+        machine = device.describe(settings, accelerator)
         settings = resolve(settings, strategy, accelerator)
         prepared = prepare(accelerator, settings, strategy)
         built = build_learner(accelerator, settings, strategy, prepared)
@@ -46,7 +47,7 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
             if place.finished:
                 log.info("finished  nothing is left to do; give another --output-dir to train anew")
                 return place.directory.summary()
-            for line in describe(prepared, accelerator, settings, strategy):
+            for line in (*machine, *describe(prepared, settings, strategy)):
                 log.info(line)
             return _recorded(set_up(accelerator, settings, strategy, prepared, place, built))
         finally:

@@ -60,8 +60,8 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
     return Prepared(splits, run_plan, plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch), threads)
 
 
-def describe(prepared: Prepared, accelerator: Accelerator, settings: Settings, strategy: Strategy) -> list[str]:
-    """The plan of a run as lines for a person."""
+def describe(prepared: Prepared, settings: Settings, strategy: Strategy) -> list[str]:
+    """The plan of a run as lines for a person; the machine's lines are `device.describe`."""
     splits, model_plan = prepared.splits, prepared.model_plan
     counts = [
         f"{name} {len(split)}"
@@ -73,7 +73,6 @@ def describe(prepared: Prepared, accelerator: Accelerator, settings: Settings, s
     norm = f"{norms} BatchNorm layers, per scale: {strategy.norm().mode}" if norms else "no BatchNorm"
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
-        *device.describe(settings, accelerator),
         f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
         f"{prepared.threads} decoding thread(s) per process; smallest crop {settings.crop_scale:g} of the area, "
         f"mirror {'on' if settings.hflip else 'off'}",
