@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from toolkit.data.index import Index
+from toolkit.data.sources.files import index_files
+
 ROOT = Path(__file__).parent.parent
 TINY = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "24", "--log-with", "none")
 
@@ -65,6 +68,16 @@ def write_image(path: Path, size: tuple[int, int] = (24, 24), seed: int = 0) -> 
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def index_of(root: Path, names: Sequence[str], labels: Sequence[int]) -> Index:
+    """An index of files under a folder."""
+    return index_files(root, names, labels, root.parent / "index-cache")
+
+
+def paths_of(index: Index) -> list[Path]:
+    """The files of an index, each image being one of its own."""
+    return [Path(index.place(i).path) for i in range(len(index))]
 
 
 def write_folders(root: Path, counts: dict[str, int], classes: Sequence[str] = ("cat", "dog")) -> Path:

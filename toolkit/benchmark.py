@@ -38,7 +38,7 @@ def benchmark(settings: Settings, strategy: Strategy) -> list[Measurement]:
     console.start(accelerator.is_main_process)
     try:
         prepared = prepare(accelerator, settings, strategy)
-        learner, _ = build_learner(accelerator, settings, strategy, prepared, only_some_scales=True)
+        learner, _ = build_learner(accelerator, strategy, prepared, only_some_scales=True)
         own = {tuple(phase.sizes) for phase in prepared.plan.phases}
         cases = sorted({*own, *((size,) for sizes in own for size in sizes)}, key=lambda sizes: (len(sizes), sizes))
         results = [

@@ -11,8 +11,9 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from toolkit.contract import EvalSpec
-from toolkit.data.index import Index
-from toolkit.data.loader import in_order, load_eval
+from toolkit.data.loader import EvalJob, by_threads
+from toolkit.data.pixels import Pixels
+from toolkit.errors import InputError
 from toolkit.images import views
 from toolkit.models import MultiView, copy_state, state_tensors
 
@@ -26,9 +27,11 @@ class Score:
     loss: float
     images: int
     borrowed: int | None = None
+    unreadable: int = 0  # images that are left out of all of the above
 
     def __str__(self) -> str:
         mark = f" (normalisation of {self.borrowed} px)" if self.borrowed else ""
+        mark += f" ({self.unreadable} unreadable images left out)" if self.unreadable else ""
         return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
 
 
@@ -36,7 +39,8 @@ class Score:
 class Evaluator:
     """Evaluates a copy of the model, so that evaluating changes nothing of the training's state.
 
-    `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads.
+    `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads. `leave_out`:
+    images that cannot be read are left out and counted; otherwise they raise BadSampleError.
     """
 
     accelerator: Accelerator
@@ -45,6 +49,8 @@ class Evaluator:
     std: Tensor
     batch_size: int
     threads: int
+    timeout_s: float = 300.0
+    leave_out: bool = False
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over parameters and buffers; rank 0's buffers, since BatchNorm statistics differ between ranks."""
@@ -54,25 +60,32 @@ class Evaluator:
                 buffer.copy_(broadcast(buffer, from_process=0))
 
     @torch.no_grad()
-    def score(self, index: Index, specs: Sequence[EvalSpec]) -> dict[str, Score]:
-        """Every figure of `specs` on all images of the index."""
+    def score(self, images: Pixels, specs: Sequence[EvalSpec]) -> dict[str, Score]:
+        """Every figure of `specs` on all of the images; raises InputError where none of them can be read."""
         device, model = self.accelerator.device, self.model.eval()
-        sizes = sorted({size for spec in specs for size in spec.sizes})
-        own = np.arange(self.accelerator.process_index, len(index), self.accelerator.num_processes)
+        sizes = tuple(sorted({size for spec in specs for size in spec.sizes}))
+        own = np.arange(self.accelerator.process_index, len(images.index), self.accelerator.num_processes)
         requests = [own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size)]
-        # rows: specs; columns: right, right within 5, loss, images. Counts are exact in float64, and to 2^24 in float32
+        # rows: specs, then unreadable images; columns: right, right within 5, loss, images. Counts are exact in
+        # float64, and to 2^24 in float32
         exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-        sums = torch.zeros(len(specs), 4, dtype=exact, device=device)
-        for batch in in_order(requests, lambda ids: load_eval(index, sizes, ids), self.threads):
+        sums = torch.zeros(len(specs) + 1, 4, dtype=exact, device=device)
+        job = EvalJob(images, sizes, self.leave_out)
+        for batch in by_threads(requests, job, self.threads, self.timeout_s):
+            sums[-1] += len(batch.bad)
+            if not len(batch.ids):
+                continue
             targets = batch.targets.to(device)
             pixels = [views(batch.images[size].to(device), (size,), self.mean, self.std)[0] for size in sizes]
             with self.accelerator.autocast():
                 logits = dict(zip(sizes, model(*pixels), strict=True))
             for row, spec in enumerate(specs):
                 sums[row] += _count([logits[size].float() for size in spec.sizes], targets, exact)
-        totals = self.accelerator.reduce(sums, "sum").tolist()
+        *totals, (bad, *_) = self.accelerator.reduce(sums, "sum").tolist()
+        if bad == len(images.index):
+            raise InputError(f"{images.index.root}: none of the {len(images.index)} images to evaluate can be read")
         return {
-            spec.name: Score(100 * right / n, 100 * near / n, loss / n, round(n), self._borrowed(spec))
+            spec.name: Score(100 * right / n, 100 * near / n, loss / n, round(n), self._borrowed(spec), round(bad))
             for spec, (right, near, loss, n) in zip(specs, totals, strict=True)
         }
 

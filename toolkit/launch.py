@@ -8,7 +8,7 @@ from toolkit.command import Command
 from toolkit.contract import Strategy
 from toolkit.loop import train
 from toolkit.settings import Settings
-from toolkit.setup import describe, prepare, resolve
+from toolkit.setup import describe, prepare
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,7 @@ def show_plan(settings: Settings, strategy: Strategy) -> None:
     console.start(accelerator.is_main_process)
     try:
         lines = device.describe(settings, accelerator)
-        settings = resolve(settings, strategy, accelerator)
-        lines += describe(prepare(accelerator, settings, strategy), settings, strategy)
+        lines += describe(prepare(accelerator, settings, strategy), strategy)
         for line in lines:
             log.info(line)
     finally:

@@ -12,16 +12,15 @@ from tqdm import tqdm
 
 from toolkit import checkpoint, console, device
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
-from toolkit.data.index import Index
 from toolkit.data.loader import Batch
 from toolkit.data.sampler import Epoch
-from toolkit.errors import InputError, NonFiniteError
+from toolkit.errors import InputError, LoaderError, NonFiniteError
 from toolkit.evaluation import Score, unwrapped_state
 from toolkit.monitor import Meter, peak_memory_gb
 from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
 from toolkit.settings import Settings
-from toolkit.setup import Learner, Run, build_learner, claim_place, describe, prepare, resolve, set_up
+from toolkit.setup import Learner, Run, build_learner, claim_place, describe, prepare, set_up
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +38,17 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
     console.start(accelerator.is_main_process)
     try:
         machine = device.describe(settings, accelerator)
-        settings = resolve(settings, strategy, accelerator)
         prepared = prepare(accelerator, settings, strategy)
-        built = build_learner(accelerator, settings, strategy, prepared)
+        settings = prepared.settings
+        built = build_learner(accelerator, strategy, prepared)
         place = claim_place(accelerator, settings, recipe, config_of(settings, strategy))
         try:
             if place.finished:
                 log.info("finished  nothing is left to do; give another --output-dir to train anew")
                 return place.directory.summary()
-            for line in (*machine, *describe(prepared, settings, strategy)):
+            for line in (*machine, *describe(prepared, strategy)):
                 log.info(line)
-            return _recorded(set_up(accelerator, settings, strategy, prepared, place, built))
+            return _recorded(set_up(accelerator, strategy, prepared, place, built))
         finally:
             place.directory.unlock()
     finally:
@@ -60,7 +59,7 @@ def _recorded(run: Run) -> dict[str, Any]:
     """Train; however that ends, the summary says so and the dashboard is closed."""
     try:
         return _train(run)
-    except (InputError, NonFiniteError) as error:
+    except (InputError, LoaderError, NonFiniteError) as error:
         _write_summary(run, {"exit_reason": str(error)})
         raise
     finally:
@@ -70,7 +69,7 @@ def _recorded(run: Run) -> dict[str, Any]:
 def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
     """One micro-batch; the optimizer moves after the last one of its step."""
     accelerator, model, optimizer = learner.accelerator, learner.model, learner.optimizer
-    images, targets = batch.images.to(accelerator.device), batch.targets.to(accelerator.device)
+    images, targets = learner.receive(batch)
     with accelerator.accumulate(model):
         logits = model(*learner.views(images, batch.step.sizes))  # one forward for all scales
         loss = learner.strategy.loss(logits, targets, learner.criterion, phase, batch.step)
@@ -138,7 +137,7 @@ def _check_finite(run: Run) -> None:
     if step is None:
         return
     epoch = next(epoch for epoch in run.plan.epochs() if epoch.start <= step < epoch.end)
-    request = next(run.sampler.requests(epoch, step))
+    request = next(run.feed.sampler.requests(epoch, step))
     raise NonFiniteError(
         f"the loss or its gradient is not finite at step {step} (epoch {epoch.number}), samples "
         f"{' '.join(map(str, request.ids.tolist()))}; the last checkpoint is from before it; look at those images, or "
@@ -146,10 +145,10 @@ def _check_finite(run: Run) -> None:
     )
 
 
-def _evaluate(run: Run, index: Index, specs: Sequence[EvalSpec]) -> dict[str, Score]:
-    """Scores of the training model as it stands."""
+def _evaluate(run: Run, specs: Sequence[EvalSpec]) -> dict[str, Score]:
+    """Validation scores of the training model as it stands."""
     run.evaluator.load(unwrapped_state(run.accelerator, run.learner.model))
-    return run.evaluator.score(index, specs)
+    return run.evaluator.score(run.feed.evaluated["val"], specs)
 
 
 def _columns(scores: dict[str, Score]) -> dict[str, float]:
@@ -165,7 +164,7 @@ def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, s
     _check_finite(run)
     progress, strategy = run.progress, run.strategy
     specs = strategy.panel() if epoch.closes_phase else (strategy.selection(),)
-    scores = _evaluate(run, run.splits.val, specs)
+    scores = _evaluate(run, specs)
     learning_rate = _learning_rate(run, epoch.phase, progress.step - 1)
     improved = _select(run, epoch, scores[strategy.selection().name].top1)
     progress.wall_seconds += time.perf_counter() - started
@@ -251,8 +250,7 @@ def _finish(run: Run) -> dict[str, Any]:
     state, facts = checkpoint.load_best(run.directory.best)
     progress.best_epoch, progress.best_top1 = facts["epoch"], facts[f"{run.strategy.selection().name}/top1"]
     run.evaluator.load(state)
-    splits = {"val": run.splits.val, **({"test": run.splits.test} if run.splits.test is not None else {})}
-    scores = {name: run.evaluator.score(index, panel) for name, index in splits.items()}
+    scores = {name: run.evaluator.score(images, panel) for name, images in run.feed.evaluated.items()}
     for name, of_split in scores.items():
         log.info("%s, best model (epoch %s)", name, progress.best_epoch)
         for spec, score in of_split.items():

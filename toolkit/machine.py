@@ -29,6 +29,24 @@ def cpu_quota(cgroup: Path = CGROUP) -> int:
     return max(1, int(min(affinity, _cgroup_cpus(cgroup))))
 
 
+def free_memory_gb(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> float:
+    """Memory that this process could still get, GB: the smaller of the machine's and the cgroup's; infinite if unknown.
+
+    Page cache counts as free, in both.
+    """
+    try:
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024 / 1e9
+    except (OSError, ValueError, KeyError):
+        free = math.inf
+    try:
+        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        facts = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        return min(free, (int(limit) - int(used) + int(facts.get("inactive_file", 0))) / 1e9)
+    except (OSError, ValueError):  # no cgroup v2, or no limit in it
+        return free
+
+
 def local_processes() -> int:
     """Processes of this run on this machine, as the launcher says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

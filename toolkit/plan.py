@@ -55,6 +55,11 @@ def make_plan(settings: Settings, strategy: Strategy, images: int, processes: in
             f"--device-batch-size {micro}: each process has {batch} / {processes} = {per_process} images per step, "
             f"which do not divide into micro-batches of {micro}; try {fitting}"
         )
+    if micro % 2 and (settings.mixup or settings.cutmix):
+        raise InputError(
+            f"--mixup and --cutmix pair neighbours, and {batch} images per step over {processes} process(es) make "
+            f"micro-batches of {micro}, an odd number: choose --batch-size and --device-batch-size so that it is even"
+        )
     budget = Budget(settings.epochs, images - images % batch, batch)
     return Plan(budget, strategy.phases(budget), processes, micro, per_process // micro)
 

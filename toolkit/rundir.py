@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from toolkit.contract import Strategy
 from toolkit.data.loader import Batch
 from toolkit.errors import InputError
 from toolkit.settings import NOT_LEARNED, Settings, read_yaml, to_yaml
+
+log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 FINISHED = ("done", "early stop")
@@ -44,6 +47,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
         self.samples = path / "samples.jsonl"
+        self.quarantine = path / "quarantine.jsonl"
         self._metrics = path / "metrics.csv"
         self._summary = path / "summary.json"
         self._config = path / "config.yaml"
@@ -136,11 +140,31 @@ class SampleLog:
             "digests": digests,
             "lr": learning_rate,
         }
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, (json.dumps(line) + "\n").encode())  # one call, so lines of ranks do not mix
-        finally:
-            os.close(handle)
+        _append_line(self._path, line)
+
+
+class Quarantine:
+    """quarantine.jsonl: a line for each image that could not be read, whichever process met it first."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self._path, self._rank = path, rank
+        self._known: set[str] = set()
+
+    def add(self, bad: Sequence[tuple[str, str]]) -> None:
+        for name, reason in bad:
+            if name not in self._known:
+                self._known.add(name)
+                _append_line(self._path, {"name": name, "reason": reason, "rank": self._rank})
+                log.warning("quarantine %s: %s", name, reason)
+
+
+def _append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """One write call, so that lines of several processes do not mix."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (json.dumps(values) + "\n").encode())
+    finally:
+        os.close(handle)
 
 
 def claim(settings: Settings, recipe: str, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:

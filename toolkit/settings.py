@@ -80,8 +80,28 @@ class Data(Section):
         "validation split of its own (unset: 0.1)",
     )
     num_workers: int | None = Field(
-        None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
+        None,
+        ge=0,
+        description="decoding threads per process, or processes with --rand-augment or --color-jitter; 0: none "
+        "(unset: the CPU quota over local processes)",
     )
+    on_bad_sample: Literal["fail", "quarantine"] = Field(
+        "fail",
+        description="an image that cannot be read: fail: stop and name it; quarantine: train on its neighbour, leave "
+        "it out of evaluation, and list it in quarantine.jsonl",
+    )
+    cache: Literal["auto", "ram", "tier", "off"] = Field(
+        "auto",
+        description="ram: decoded images in memory; tier: smaller JPEGs on disk for phases of low resolution; auto: "
+        "ram where they fit into --cache-gb, else tier where that pays",
+    )
+    cache_dir: Path | None = Field(
+        None, description="folder for indices, tiers and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
+    )
+    cache_gb: float = Field(
+        4.0, gt=0, description="most that cached images may take, GB: in memory per process, or on disk"
+    )
+    loader_timeout_s: float = Field(300.0, gt=0, description="longest wait for a batch, s, before a run gives up")
 
 
 class Augmentation(Section):
@@ -89,6 +109,11 @@ class Augmentation(Section):
 
     crop_scale: float = Field(0.35, gt=0, le=1, description="smallest area of the random resized crop, as a share")
     hflip: bool = Field(True, description="mirror half of the training images")
+    rand_augment: float = Field(0.0, ge=0, le=10, description="magnitude of timm's RandAugment, typically 5 to 9")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="largest change of brightness, contrast and saturation")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images of which a rectangle becomes noise")
+    mixup: float = Field(0.0, ge=0, description="alpha of MixUp, typically 0.1 to 0.8")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, typically 1; with --mixup too, a pair takes one")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")
 
@@ -182,6 +207,11 @@ class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
             raise InputError(
                 f"--synthetic-size and --synthetic-count would be ignored with --data-root {self.data_root}: drop them"
             )
+        if self.num_workers == 0 and (self.rand_augment or self.color_jitter):
+            raise InputError(
+                "--num-workers 0: --rand-augment and --color-jitter draw from global generators and so need a worker "
+                "process: give 1 or more"
+            )
         if self.min_delta and self.patience is None and self.scheduler != "plateau":
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
         if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_project != WANDB_PROJECT):
@@ -197,7 +227,17 @@ class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
 SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimisation, Machine, Output)
 
 # What may differ when a run goes on: it changes where and how fast, not what is learned.
-NOT_LEARNED = frozenset({"num_workers", "device_batch_size", "compile", "cloud", *Output.__annotations__})
+NOT_LEARNED = frozenset(
+    {
+        "num_workers",
+        "cache_dir",
+        "loader_timeout_s",
+        "device_batch_size",
+        "compile",
+        "cloud",
+        *Output.__annotations__,
+    }
+)
 
 
 class Scales(Section):

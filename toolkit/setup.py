@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,13 @@ from toolkit import checkpoint, device, images, machine, plan
 from toolkit.checkpoint import Progress
 from toolkit.contract import Criterion, Strategy
 from toolkit.data import synthetic
-from toolkit.data.augment import Augmenter
-from toolkit.data.index import Splits, open_splits
-from toolkit.data.loader import Batch, in_order, load_train
-from toolkit.data.sampler import Epoch, Sampler, micro_batches
+from toolkit.data.feed import Feed, check_readable, open_feed, resolve_cache
+from toolkit.data.feed import describe as describe_cache
+from toolkit.data.index import Splits
+from toolkit.data.loader import Batch
+from toolkit.data.mixing import mix
+from toolkit.data.sampler import Epoch
+from toolkit.data.splits import open_splits
 from toolkit.errors import InputError
 from toolkit.evaluation import Evaluator
 from toolkit.machine import Cloud
@@ -30,7 +32,7 @@ from toolkit.models import ModelPlan, MultiView, copy_state, create, plan_model
 from toolkit.monitor import FiniteWatch
 from toolkit.optim import create_optimizer
 from toolkit.plan import Plan, make_plan
-from toolkit.rundir import FINISHED, RunDirectory, SampleLog, claim, config_of
+from toolkit.rundir import FINISHED, Quarantine, RunDirectory, SampleLog, claim, config_of
 from toolkit.settings import SYNTHETIC, Settings
 from toolkit.tracking import Tracking, check_installed
 
@@ -39,8 +41,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that was checked against data, processes and model, before anything is built or written."""
+    """A run that was checked against data, processes and model, before anything is built or written.
 
+    `settings` have all choices made that were left to the toolkit.
+    """
+
+    settings: Settings
     splits: Splits
     plan: Plan
     model_plan: ModelPlan
@@ -52,17 +58,22 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
     check_installed(settings)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
+    settings = _resolve(settings, strategy, accelerator)
     splits = open_splits(settings, strategy.selection().sizes[-1])
     run_plan = make_plan(settings, strategy, len(splits.train), accelerator.num_processes)
+    if settings.on_bad_sample == "fail":
+        check_readable(splits)
+    settings = settings.model_copy(update={"cache": resolve_cache(settings, splits, run_plan.phases)})
     evaluated = {size for spec in strategy.panel() for size in spec.sizes}
     sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
     threads = machine.loader_threads() if settings.num_workers is None else settings.num_workers
-    return Prepared(splits, run_plan, plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch), threads)
+    model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
+    return Prepared(settings, splits, run_plan, model_plan, threads)
 
 
-def describe(prepared: Prepared, settings: Settings, strategy: Strategy) -> list[str]:
+def describe(prepared: Prepared, strategy: Strategy) -> list[str]:
     """The plan of a run as lines for a person; the machine's lines are `device.describe`."""
-    splits, model_plan = prepared.splits, prepared.model_plan
+    settings, splits, model_plan = prepared.settings, prepared.splits, prepared.model_plan
     counts = [
         f"{name} {len(split)}"
         for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
@@ -74,8 +85,10 @@ def describe(prepared: Prepared, settings: Settings, strategy: Strategy) -> list
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
         f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
-        f"{prepared.threads} decoding thread(s) per process; smallest crop {settings.crop_scale:g} of the area, "
-        f"mirror {'on' if settings.hflip else 'off'}",
+        f"{prepared.threads} decoding worker(s) per process; {describe_cache(settings, splits, prepared.plan.phases)}",
+        f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
+        f"RandAugment {settings.rand_augment:g}, colour jitter {settings.color_jitter:g}, erasing "
+        f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}",
         f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
         f"10^9 multiply-adds per image: {', '.join(costs)}",
         f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({settings.scheduler}, "
@@ -97,9 +110,18 @@ class Learner:
     optimizer: Any  # AcceleratedOptimizer
     criterion: Criterion
     gradient_clip: float
+    classes: int
     mean: Tensor
     std: Tensor
     watch: FiniteWatch
+
+    def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch on the device: uint8 N x 3 x S x S, and N labels, or N x C targets where it is mixed."""
+        device = self.accelerator.device
+        images, targets = batch.images.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
+        if batch.mixing is None:
+            return images, targets
+        return mix(images, targets, batch.mixing.to(device, non_blocking=True), self.classes)
 
     def views(self, pixels: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """uint8 N x 3 x S x S to one normalised view per size."""
@@ -107,13 +129,13 @@ class Learner:
 
 
 def build_learner(
-    accelerator: Accelerator, settings: Settings, strategy: Strategy, prepared: Prepared, only_some_scales: bool = False
+    accelerator: Accelerator, strategy: Strategy, prepared: Prepared, only_some_scales: bool = False
 ) -> tuple[Learner, MultiView]:
     """The learner, and a copy of the model for evaluation.
 
     `only_some_scales`: steps may leave out scales that the strategy itself would not.
     """
-    policy, phases = strategy.norm(), prepared.plan.phases
+    settings, policy, phases = prepared.settings, strategy.norm(), prepared.plan.phases
     # DistributedDataParallel must know if a step can leave private parameters of a scale without a gradient.
     only_some_scales |= any(set(phase.sizes) != set(policy.scales) for phase in phases)
     device.fit_to(accelerator, prepared.plan.accumulation, policy.mode == "full" and only_some_scales)
@@ -133,6 +155,7 @@ def build_learner(
         optimizer=optimizer,
         criterion=nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
         gradient_clip=settings.gradient_clip or float("inf"),
+        classes=len(prepared.splits.classes),
         mean=torch.tensor(data_config["mean"], device=accelerator.device),
         std=torch.tensor(data_config["std"], device=accelerator.device),
         watch=FiniteWatch(accelerator.device, gradients=accelerator.scaler is None),
@@ -150,13 +173,12 @@ class Run:
     splits: Splits
     fingerprint: str  # of the data
     plan: Plan
-    threads: int
-    sampler: Sampler
-    augmenter: Augmenter
+    feed: Feed
     learner: Learner
     evaluator: Evaluator
     directory: RunDirectory
     samples: SampleLog
+    quarantine: Quarantine
     tracking: Tracking
     progress: Progress
     cloud: Cloud
@@ -164,9 +186,9 @@ class Run:
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
         """What this process still has to see of an epoch."""
         share = self.plan.share(self.accelerator.process_index)
-        whole = self.sampler.requests(epoch, self.progress.step)
-        requests = (part for request in whole for part in micro_batches(request, share))
-        return in_order(requests, partial(load_train, self.splits.train, self.augmenter), self.threads)
+        for batch in self.feed.batches(epoch, self.progress.step, share):
+            self.quarantine.add(batch.bad)
+            yield batch
 
 
 @dataclass(frozen=True)
@@ -213,7 +235,7 @@ def _restore(start: Path, learner: Learner, data: str) -> Progress:
     return snapshot.progress
 
 
-def resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:
+def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:
     """Settings with the launcher's precision and the data's whereabouts filled in, so that they repeat elsewhere."""
     amp = accelerator.mixed_precision != "no" if settings.amp is None else settings.amp
     if settings.data_root != SYNTHETIC:
@@ -227,7 +249,6 @@ def resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) ->
 
 def set_up(
     accelerator: Accelerator,
-    settings: Settings,
     strategy: Strategy,
     prepared: Prepared,
     place: Place,
@@ -235,6 +256,7 @@ def set_up(
 ) -> Run:
     """Open a run's records, continued where there is something to continue."""
     learner, evaluated = built
+    settings = prepared.settings
     torch.manual_seed(settings.seed + accelerator.process_index)  # dropout differs between ranks
     fingerprint = prepared.splits.fingerprint()
     progress = _restore(place.start, learner, fingerprint) if place.start else Progress()
@@ -253,15 +275,21 @@ def set_up(
         splits=prepared.splits,
         fingerprint=fingerprint,
         plan=prepared.plan,
-        threads=prepared.threads,
-        sampler=Sampler(len(prepared.splits.train), settings.seed, strategy),
-        augmenter=Augmenter(settings.crop_scale, settings.hflip, settings.seed),
+        feed=open_feed(settings, strategy, prepared.splits, prepared.plan.phases, prepared.threads),
         learner=learner,
         evaluator=Evaluator(
-            accelerator, evaluated, learner.mean, learner.std, prepared.plan.micro_batch, prepared.threads
+            accelerator,
+            evaluated,
+            learner.mean,
+            learner.std,
+            prepared.plan.micro_batch,
+            prepared.threads,
+            settings.loader_timeout_s,
+            leave_out=settings.on_bad_sample == "quarantine",
         ),
         directory=directory,
         samples=SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
+        quarantine=Quarantine(directory.quarantine, accelerator.process_index),
         tracking=Tracking.start(settings, facts, directory.path, panel, main),
         progress=progress,
         cloud=cloud,

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def cache_dir() -> Path:
@@ -39,3 +42,11 @@ def write_json(path: Path, value: Any) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays as one .npz file, whole or not at all; another process's staging file is not met."""
+    staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with staging.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(staging, path)

@@ -17,7 +17,7 @@ from examples import EPOCHS, EXAMPLES
 from torch import Tensor, nn
 
 from toolkit import Settings, Strategy, checkpoint, device, train
-from toolkit.data.loader import load_train
+from toolkit.data.loader import load
 from toolkit.data.sampler import micro_batches
 from toolkit.loop import learn
 from toolkit.rundir import config_of
@@ -38,10 +38,10 @@ def views_of_all_ranks(run: Run) -> dict[str, list[int]]:
     """What this process would load and derive for the share of each rank, at the first step of every epoch."""
     seen = {}
     for epoch in run.plan.epochs():
-        request = next(run.sampler.requests(epoch))
+        request = next(run.feed.sampler.requests(epoch))
         for rank in range(run.plan.processes):
             for part in micro_batches(request, run.plan.share(rank)):
-                batch = load_train(run.splits.train, run.augmenter, part)
+                batch = load(run.feed.job(epoch.phase), part)
                 views = run.learner.views(batch.images, batch.step.sizes)
                 seen[f"step {request.number}, share of rank {rank}"] = [digest(view) for view in views]
     return seen
@@ -52,9 +52,9 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     accelerator = device.start(settings)
     try:
         prepared = prepare(accelerator, settings, strategy)
-        built = build_learner(accelerator, settings, strategy, prepared)
-        place = claim_place(accelerator, settings, "contract", config_of(settings, strategy))
-        run = set_up(accelerator, settings, strategy, prepared, place, built)
+        built = build_learner(accelerator, strategy, prepared)
+        place = claim_place(accelerator, settings, "contract", config_of(prepared.settings, strategy))
+        run = set_up(accelerator, strategy, prepared, place, built)
         model = run.learner.model.train()
         found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}
         found |= {"initial": parameters(model), "sizes": [], "ids": [], "parameters": [], "finite": True}

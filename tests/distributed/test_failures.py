@@ -45,6 +45,7 @@ def poisoned_sample() -> int:
 def data(cache: Path, tmp_path_factory: pytest.TempPathFactory, poisoned_sample: int) -> Path:
     """The built-in images by manifest, with an eleventh class that has one image in train and one in val."""
     images, folder = synthetic.prepare(32, IMAGES), tmp_path_factory.mktemp("manifest")
+    (folder / "images").symlink_to(images)
     for split, poisoned in (("train", poisoned_sample), ("val", 0)):
         paths = sorted((images / split).rglob("*.jpg"), key=lambda path: path.name)
         with (folder / f"{split}.csv").open("w", newline="") as file:
@@ -52,7 +53,7 @@ def data(cache: Path, tmp_path_factory: pytest.TempPathFactory, poisoned_sample:
             writer.writerow(["filepath", "label"])
             for row, path in enumerate(paths):
                 label = sorted(synthetic.CLASSES).index(path.parent.name)
-                writer.writerow([path, POISON if row == poisoned else label])
+                writer.writerow([Path("images", path.relative_to(images)), POISON if row == poisoned else label])
     return folder
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_folders, write_image, write_manifest
+from tests.conftest import paths_of, write_folders, write_image, write_manifest
 from toolkit import InputError, Settings
-from toolkit.data.index import Index, Splits, open_splits
+from toolkit.data.index import Index, Splits
+from toolkit.data.splits import open_splits
 
 
 def opened(root: Path, **values) -> Splits:
@@ -16,7 +17,7 @@ def opened(root: Path, **values) -> Splits:
 
 def names(index: Index | None, root: Path) -> list[str]:
     assert index is not None
-    return [str(path.relative_to(root)) for path in index.paths]
+    return [str(path.relative_to(root)) for path in paths_of(index)]
 
 
 def test_splits_are_read_in_order_when_a_folder_has_all_three(tmp_path: Path):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.conftest import paths_of
 from toolkit import Settings, storage
 from toolkit.data import synthetic
-from toolkit.data.index import open_splits
+from toolkit.data.splits import open_splits
 from toolkit.data.synthetic import CLASSES
 
 
@@ -88,11 +89,14 @@ def test_built_in_data_goes_the_way_of_any_folder_when_opened():
     assert splits.test is not None
     assert len(splits.test) == 20
     assert splits.classes == tuple(sorted(CLASSES))
-    assert splits.train.paths[0].is_relative_to(storage.cache_dir())
-    with Image.open(splits.train.paths[0]) as image:
+    first = paths_of(splits.train)[0]
+    assert first.is_relative_to(storage.cache_dir())
+    with Image.open(first) as image:
         assert image.size == (16, 16)
 
 
 def test_built_in_images_have_the_size_asked_for_when_it_is_given():
-    with Image.open(open_splits(Settings(synthetic_count=60, synthetic_size=20), 16).train.paths[0]) as image:
+    splits = open_splits(Settings(synthetic_count=60, synthetic_size=20), 16)
+    with Image.open(paths_of(splits.train)[0]) as image:
         assert image.size == (20, 20)
+    assert set(splits.train.width.tolist()) == set(splits.val.height.tolist()) == {20}

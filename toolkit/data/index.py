@@ -1,35 +1,89 @@
-"""What images there are: one index per split, from folders or CSV manifests."""
+"""What images there are: one index per split, whatever they lie in. Samplers and loaders see numbers only."""
 
-import csv
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.data import synthetic
-from toolkit.errors import InputError
-from toolkit.settings import SYNTHETIC, Settings
+ALONE = -1  # an image that is a file of its own
+COLUMNS = ("container", "offset", "length", "labels", "width", "height", "orientation")
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-TRAIN, VALIDATION, TEST = ("train",), ("val", "validation"), ("test",)
-DEFAULT_VAL_SPLIT = 0.1
-MOST_CLASSES = 2**31
+
+class Names:
+    """Many strings in two arrays: a list of a million would take ten times the memory in every process."""
+
+    def __init__(self, blob: np.ndarray, ends: np.ndarray) -> None:
+        self.blob, self.ends = blob, ends
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Names":
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        ends = np.cumsum([len(part) for part in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> str:
+        start = int(self.ends[i - 1]) if i else 0
+        return self.blob[start : int(self.ends[i])].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+
+class Place(NamedTuple):
+    """Where an image's bytes are: a file or URL, and a part of it; `length` None: all of it."""
+
+    path: str
+    offset: int
+    length: int | None
 
 
 @dataclass(frozen=True)
 class Index:
-    """The images of one split: `paths[i]` is labelled `labels[i]`; the id of an image is i."""
+    """The images of one split; the id of an image is its number.
 
-    paths: tuple[Path, ...]
-    labels: np.ndarray
+    `names[i]` is what a person calls it: a path relative to `root`, or SHARD/MEMBER. `container[i]` is the number in
+    `containers` of the file that holds it, -1 where it is a file of its own; `width` and `height` are as seen upright,
+    px, 0 where its header could not be read; `orientation` is EXIF's.
+    """
+
+    root: str
+    names: Names
+    containers: tuple[str, ...]
+    container: np.ndarray  # int32
+    offset: np.ndarray  # int64, bytes
+    length: np.ndarray  # int64, bytes
+    labels: np.ndarray  # int64
+    width: np.ndarray  # int32
+    height: np.ndarray  # int32
+    orientation: np.ndarray  # uint8
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
     def take(self, ids: np.ndarray) -> "Index":
-        return Index(tuple(self.paths[i] for i in ids), self.labels[ids])
+        """Some of the images, in the order of `ids`."""
+        names = Names.of(self.names[i] for i in ids.tolist())
+        return Index(self.root, names, self.containers, *(getattr(self, name)[ids] for name in COLUMNS))
+
+    def place(self, i: int) -> Place:
+        if self.container[i] == ALONE:
+            return Place(f"{self.root}/{self.names[i]}", 0, None)
+        return Place(self.containers[self.container[i]], int(self.offset[i]), int(self.length[i]))
+
+    def unreadable(self) -> np.ndarray:
+        """Ids of the images whose header could not be read."""
+        return np.flatnonzero(self.width == 0)
+
+    @cached_property
+    def decoded_bytes(self) -> int:
+        """What all images take when decoded, bytes."""
+        return int(3 * (self.width.astype(np.int64) * self.height).sum())
 
 
 @dataclass(frozen=True)
@@ -42,154 +96,24 @@ class Splits:
     classes: tuple[str, ...]
     source: str
 
+    def all(self) -> dict[str, Index]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: index for name, index in named.items() if index is not None}
+
     def fingerprint(self) -> str:
-        """A hash of the names and labels of the training and validation images, in order."""
+        """A hash of the names, sizes and labels of the training and validation images, in order."""
         digest = hashlib.sha256()
         for index in (self.train, self.val):
-            for path, label in zip(index.paths, index.labels.tolist(), strict=True):
-                digest.update(f"{'/'.join(path.parts[-3:])}\0{label}\n".encode())
+            for column in (index.names.blob, index.names.ends, index.labels, index.width, index.height):
+                digest.update(column.tobytes())
         return digest.hexdigest()
 
 
-def open_splits(settings: Settings, largest: int) -> Splits:
-    """The data of `--data-root`; `largest` px is the native size of built-in images where none was asked for.
+class Found(NamedTuple):
+    """What a source holds: `val` and `test` None where it has none."""
 
-    Raises InputError that names the folder, file or row at fault.
-    """
-    if settings.data_root == SYNTHETIC:
-        size = settings.synthetic_size or largest
-        root = synthetic.prepare(size, settings.synthetic_count or synthetic.COUNT)
-        source = f"built-in, {size} px"
-    else:
-        root = Path(settings.data_root).expanduser()
-        source = str(root)
-    if not root.is_dir():
-        raise InputError(f"--data-root {settings.data_root}: no such folder")
-    found = _read_manifests(root) if (root / "train.csv").is_file() else _read_folders(root)
-    train, val, test, classes = found
-    if val is None:
-        train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
-    elif settings.val_split is not None:
-        raise InputError(f"--val-split would be ignored: {source} has a validation split of its own")
-    return Splits(train, val, test, classes, source)
-
-
-def _first_existing(root: Path, names: Iterable[str], suffix: str = "") -> Path | None:
-    return next((root / f"{name}{suffix}" for name in names if (root / f"{name}{suffix}").exists()), None)
-
-
-def _read_folders(root: Path) -> tuple[Index, Index | None, Index | None, tuple[str, ...]]:
-    train_folder = _first_existing(root, TRAIN)
-    if train_folder is None or not train_folder.is_dir():
-        raise InputError(f"--data-root {root}: neither a folder train/ nor a file train.csv in it")
-    classes = tuple(sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir() and _visible(entry)))
-    if len(classes) < 2:
-        raise InputError(f"{train_folder}: needs a sub-folder per class, at least 2; it has {len(classes)}")
-    train = _read_split(train_folder, classes)
-    val, test = (_read_other(_first_existing(root, names), classes) for names in (VALIDATION, TEST))
-    return train, val, test, classes
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
-
-
-def _read_other(folder: Path | None, classes: Sequence[str]) -> Index | None:
-    """A split besides train; it must have the very same classes, or labels would mean different things."""
-    if folder is None:
-        return None
-    if not folder.is_dir():
-        raise InputError(f"{folder}: must be a folder with a sub-folder per class")
-    names = {entry.name for entry in folder.iterdir() if entry.is_dir() and _visible(entry)}
-    for name in sorted(names ^ set(classes)):
-        where = "is missing" if name in classes else "is not in train"
-        raise InputError(f"{folder}: class {name!r} {where}; every split needs the same class folders")
-    return _read_split(folder, classes)
-
-
-def _read_split(folder: Path, classes: Sequence[str]) -> Index:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(
-            path
-            for path in (folder / name).rglob("*")
-            if path.suffix.lower() in EXTENSIONS
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
-        if not found:
-            raise InputError(f"{folder / name}: class {name!r} has no images ({', '.join(sorted(EXTENSIONS))})")
-        paths += found
-        labels += [label] * len(found)
-    return Index(tuple(paths), np.array(labels, dtype=np.int64))
-
-
-def _read_manifests(root: Path) -> tuple[Index, Index | None, Index | None, tuple[str, ...]]:
-    """`train.csv`, and `val.csv`, `test.csv` where there are, of `filepath,label`; labels are 0 ... C-1."""
-    train = _read_csv(root / "train.csv", None)
-    used = np.unique(train.labels)
-    count = len(used)
-    gap = next((label for label, other in enumerate(used.tolist()) if label != other), None)
-    if gap is not None or count < 2:
-        found = f"{gap} is not used, {used[-1]} is" if gap is not None else f"there is only {count}"
-        raise InputError(f"{root / 'train.csv'}: labels must be 0 ... C-1, at least 2, each used; {found}")
-    val, test = (
-        _read_csv(file, count) if file else None
-        for file in (_first_existing(root, names, ".csv") for names in (VALIDATION, TEST))
-    )
-    if val is not None:
-        absent = sorted(set(range(count)) - set(val.labels.tolist()))
-        if absent:
-            raise InputError(f"{root}: class {absent[0]} has no image in the validation manifest")
-    return train, val, test, tuple(map(str, range(count)))
-
-
-def _read_csv(file: Path, classes: int | None) -> Index:
-    """The rows of a manifest; raises InputError naming file and line."""
-    try:
-        return _read_rows(file, classes)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: not a CSV file in UTF-8: {error}") from None
-
-
-def _read_rows(file: Path, classes: int | None) -> Index:
-    paths: list[Path] = []
-    labels: list[int] = []
-    with file.open(newline="", encoding="utf-8-sig") as handle:  # a byte-order mark is no part of the first name
-        reader = csv.DictReader(handle)
-        columns = reader.fieldnames or []
-        lacking = [name for name in ("filepath", "label") if name not in columns]
-        if lacking:
-            raise InputError(f"{file}: needs the columns filepath,label; it has {','.join(columns) or 'none'}")
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            try:
-                label = int(row["label"])
-            except (TypeError, ValueError):
-                raise InputError(f"{where}: label {row['label']!r} is not a whole number") from None
-            if not 0 <= label < MOST_CLASSES or (classes is not None and label >= classes):
-                limit = "0 or more" if classes is None else f"0 to {classes - 1}, as in train.csv"
-                raise InputError(f"{where}: label {label} is out of range: {limit}")
-            path = file.parent / (row["filepath"] or "")
-            if not path.is_file():
-                raise InputError(f"{where}: there is no file {path}")
-            paths.append(path)
-            labels.append(label)
-    if not paths:
-        raise InputError(f"{file}: no rows")
-    return Index(tuple(paths), np.array(labels, dtype=np.int64))
-
-
-def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> tuple[Index, Index]:
-    """Split once, by index, seeded, the same share of each class (at least one image)."""
-    rng = np.random.default_rng((seed, 0))
-    held: list[int] = []
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(index.labels == label)
-        if len(members) < 2:
-            raise InputError(f"--val-split: class {name!r} has {len(members)} image, too few to hold one out")
-        count = min(len(members) - 1, max(1, round(share * len(members))))
-        held += rng.permutation(members)[:count].tolist()
-    mask = np.zeros(len(index), dtype=bool)
-    mask[held] = True
-    return index.take(np.flatnonzero(~mask)), index.take(np.flatnonzero(mask))
+    train: Index
+    val: Index | None
+    test: Index | None
+    classes: Sequence[str]

@@ -1,84 +1,306 @@
-"""Threads that turn requests into uint8 batches, in order, a few batches ahead."""
+"""From requests to uint8 batches, in order, a few ahead: by threads, or by processes where Python would hold them."""
 
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitedTooLongError
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from toolkit.contract import Step
 from toolkit.data.augment import Augmenter, center_square
-from toolkit.data.decode import crop_and_resize, read_pixels
-from toolkit.data.index import Index
+from toolkit.data.decode import crop_and_resize
+from toolkit.data.mixing import Mixer
+from toolkit.data.pixels import Pixels
 from toolkit.data.sampler import Request
+from toolkit.errors import BadSampleError, InputError, LoaderError
 
-R = TypeVar("R")
-T = TypeVar("T")
-AHEAD = 2  # batches in flight beyond one per thread
+R = TypeVar("R", contravariant=True)
+T = TypeVar("T", covariant=True)
+AHEAD = 2  # batches in flight beyond the one that is taken
+PIECE = 8  # images that one thread takes at a time, at least
+MOST_SUBSTITUTES = 100  # unreadable images one after the other before training gives up
 
 
 class Batch(NamedTuple):
-    """A training micro-batch: N x 3 x S x S uint8 in channels-last memory, N labels, and where they come from."""
+    """A training micro-batch: N x 3 x S x S uint8 in channels-last memory, N labels, and where they come from.
+
+    `mixing` is what Mixer.draw says, N x 5. `bad` are (name, reason) of images that others stand in for.
+    """
 
     images: Tensor
     targets: Tensor
     ids: np.ndarray
     step: Step
     number: int  # of the optimizer step in the run
+    mixing: Tensor | None = None
+    bad: tuple[tuple[str, str], ...] = ()
 
 
 class EvalBatch(NamedTuple):
-    """An evaluation batch: one N x 3 x S x S uint8 tensor per size."""
+    """An evaluation batch: one N x 3 x S x S uint8 tensor per size; `bad` are (name, reason) of images left out."""
 
     images: dict[int, Tensor]
     targets: Tensor
     ids: np.ndarray
+    bad: tuple[tuple[str, str], ...] = ()
 
 
-def in_order(requests: Iterable[R], load: Callable[[R], T], threads: int) -> Iterator[T]:
-    """`map(load, requests)` with threads working ahead; an error comes out where its batch would have."""
-    if threads == 0:
-        yield from map(load, requests)
-        return
-    pool, pending = ThreadPoolExecutor(threads), deque[Future[T]]()
-    try:
-        for request in requests:
-            pending.append(pool.submit(load, request))
-            if len(pending) > threads + AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+class Job(Protocol[R, T]):
+    """How a request becomes a batch, piece by piece; the pieces of a batch are filled by any threads in any order."""
+
+    def open(self, request: R) -> tuple[int, Any]:
+        """The number of slots, and the memory that they lie in."""
+
+    def fill(self, request: R, memory: Any, slots: range) -> None: ...
+
+    def close(self, request: R, memory: Any) -> T: ...
 
 
 def empty_batch(count: int, size: int) -> Tensor:
-    return torch.empty(count, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    """Pinned where there is a GPU to copy to; torch hands the same pages out again once a copy has ended."""
+    pin = torch.cuda.is_available() and get_worker_info() is None  # a forked process must leave the GPU alone
+    return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=pin).permute(0, 3, 1, 2)
 
 
-def load_train(index: Index, augmenter: Augmenter, request: Request) -> Batch:
-    """Decode once at the largest size of the step; smaller views are derived from it on the device."""
-    size = request.step.sizes[-1]
-    images = empty_batch(len(request.ids), size)
-    for slot, sample in enumerate(request.ids.tolist()):
-        pixels = read_pixels(index.paths[sample])
-        height, width = pixels.shape[:2]
-        box, mirror = augmenter.draw(request.epoch, sample, width, height, request.strength)
-        crop = crop_and_resize(pixels, box, size)
-        images[slot] = crop.flip(-1) if mirror else crop
-    targets = torch.from_numpy(index.labels[request.ids])
-    return Batch(images, targets, request.ids, request.step, request.number)
+def _rows(batch: Tensor) -> np.ndarray:
+    """N x S x S x 3 view for NumPy, which unlike torch starts no threads of its own for a copy."""
+    return batch.permute(0, 2, 3, 1).numpy()
 
 
-def load_eval(index: Index, sizes: Iterable[int], ids: np.ndarray) -> EvalBatch:
-    """Each size straight from the decoded original, so that no figure depends on which other sizes are asked for."""
-    images = {size: empty_batch(len(ids), size) for size in sizes}
-    for slot, sample in enumerate(ids.tolist()):
-        pixels = read_pixels(index.paths[sample])
-        box = center_square(pixels.shape[1], pixels.shape[0])
-        for size, batch in images.items():
-            batch[slot] = crop_and_resize(pixels, box, size)
-    return EvalBatch(images, torch.from_numpy(index.labels[ids]), ids)
+@dataclass(frozen=True)
+class TrainJob:
+    """Decode once at the largest size of the step; smaller views are derived from it on the device.
+
+    `substitute`: an image that cannot be read is replaced by the next one of the index that can, with that one's own
+    label, the same for any process; otherwise it raises BadSampleError.
+    """
+
+    pixels: Pixels
+    augmenter: Augmenter
+    mixer: Mixer
+    substitute: bool = False
+
+    def open(self, request: Request) -> tuple[int, Any]:
+        index = self.pixels.index
+        drawn = self.augmenter.draw(
+            request.epoch, request.ids, index.width[request.ids], index.height[request.ids], request.strength
+        )
+        count = len(request.ids)
+        return count, (empty_batch(count, request.step.sizes[-1]), request.ids.copy(), drawn, [])
+
+    def fill(self, request: Request, memory: Any, slots: range) -> None:
+        images, ids, (boxes, mirrors), bad = memory
+        rows, size = _rows(images), request.step.sizes[-1]
+        for slot in slots:
+            box, mirror, sample = boxes[slot], mirrors[slot], int(ids[slot])
+            try:
+                crop = self.pixels.crop(sample, box, size)
+            except BadSampleError as error:
+                if not self.substitute:
+                    raise
+                bad.append((error.name, error.reason))
+                sample, crop, mirror = self._next_readable(request, sample, bad)
+                ids[slot] = sample
+            if mirror:
+                crop = crop[:, ::-1]
+            rows[slot] = self.augmenter.change(crop, request.epoch, sample, request.strength)
+
+    def _next_readable(self, request: Request, sample: int, bad: list[Any]) -> tuple[int, np.ndarray, bool]:
+        index = self.pixels.index
+        for step in range(1, MOST_SUBSTITUTES):
+            other = np.array([(sample + step) % len(index)])
+            boxes, mirrors = self.augmenter.draw(
+                request.epoch, other, index.width[other], index.height[other], request.strength
+            )
+            try:
+                return int(other[0]), self.pixels.crop(int(other[0]), boxes[0], request.step.sizes[-1]), mirrors[0]
+            except BadSampleError as error:
+                bad.append((error.name, error.reason))
+        raise InputError(
+            f"{index.names[sample]} and the {MOST_SUBSTITUTES - 1} images after it cannot be read: "
+            "is the data still there? recipes/scan.py checks all of it"
+        )
+
+    def close(self, request: Request, memory: Any) -> Batch:
+        images, ids, _, bad = memory
+        targets = torch.from_numpy(self.pixels.index.labels[ids])
+        mixing = self.mixer.draw(request.epoch, request.ids, request.strength)
+        return Batch(images, targets, ids, request.step, request.number, mixing, tuple(bad))
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """Each size straight from the decoded original, so that no figure depends on which other sizes are asked for.
+
+    `leave_out`: images that cannot be read are left out of the batch and named in it; otherwise BadSampleError.
+    """
+
+    pixels: Pixels
+    sizes: tuple[int, ...]
+    leave_out: bool = False
+
+    def open(self, ids: np.ndarray) -> tuple[int, Any]:
+        return len(ids), ({size: empty_batch(len(ids), size) for size in self.sizes}, {})
+
+    def fill(self, ids: np.ndarray, memory: Any, slots: range) -> None:
+        images, bad = memory
+        for slot in slots:
+            try:
+                pixels = self.pixels.whole(int(ids[slot]))
+            except BadSampleError as error:
+                if not self.leave_out:
+                    raise
+                bad[slot] = (error.name, error.reason)
+                continue
+            box = center_square(pixels.shape[1], pixels.shape[0])
+            for size, batch in images.items():
+                _rows(batch)[slot] = crop_and_resize(pixels, box, size)
+
+    def close(self, ids: np.ndarray, memory: Any) -> EvalBatch:
+        images, bad = memory
+        if bad:
+            kept = np.array([slot for slot in range(len(ids)) if slot not in bad], dtype=np.int64)
+            images, ids = {size: batch[torch.from_numpy(kept)] for size, batch in images.items()}, ids[kept]
+        targets = torch.from_numpy(self.pixels.index.labels[ids])
+        return EvalBatch(images, targets, ids, tuple(bad[slot] for slot in sorted(bad)))
+
+
+def load(job: Job[R, T], request: R) -> T:
+    """One batch, here and now."""
+    count, memory = job.open(request)
+    job.fill(request, memory, range(count))
+    return job.close(request, memory)
+
+
+class _Threads:
+    """Daemon threads, so that one that hangs in a read never keeps the process alive."""
+
+    def __init__(self, count: int) -> None:
+        self._tasks: queue.SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, daemon=True, name="loader") for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, work = task
+            if self._closed:
+                future.cancel()
+                continue
+            try:
+                work()
+                future.set_result(None)
+            except BaseException as error:  # it comes out where the batch is taken
+                future.set_exception(error)
+
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        future: Future[None] = Future()
+        self._tasks.put((future, work))
+        return future
+
+    def close(self, patience_s: float) -> None:
+        self._closed = True
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join(patience_s)
+
+
+class _Pending(NamedTuple):
+    request: Any
+    memory: Any
+    pieces: list[Future[None]]
+
+
+def _pieces(count: int, threads: int) -> Iterator[range]:
+    length = max(PIECE, -(-count // threads))
+    return (range(start, min(start + length, count)) for start in range(0, count, length))
+
+
+def by_threads(requests: Iterable[R], job: Job[R, T], threads: int, timeout_s: float) -> Iterator[T]:
+    """One batch per request, in order; 0 threads: loaded when taken. An error comes out where its batch would have."""
+    if threads == 0:
+        yield from (load(job, request) for request in requests)
+        return
+    pool, pending = _Threads(threads), deque[_Pending]()
+    patience_s = timeout_s
+
+    def taken() -> T:
+        request, memory, pieces = pending.popleft()
+        for piece in pieces:
+            piece.result(timeout_s)
+        return job.close(request, memory)
+
+    try:
+        for request in requests:
+            count, memory = job.open(request)
+            work = [
+                pool.submit(lambda slots=slots, r=request, m=memory: job.fill(r, m, slots))  # type: ignore[misc]
+                for slots in _pieces(count, threads)
+            ]
+            pending.append(_Pending(request, memory, work))
+            if len(pending) > AHEAD:
+                yield taken()
+        while pending:
+            yield taken()
+    except WaitedTooLongError:
+        patience_s = 0
+        raise LoaderError(f"a loader thread gave nothing for {timeout_s:g} s: {_hint(timeout_s)}") from None
+    finally:
+        pool.close(patience_s)
+
+
+def _hint(timeout_s: float) -> str:
+    return "is the storage of --data-root alive? --loader-timeout-s waits longer"
+
+
+class _Loading(Dataset[Any]):
+    def __init__(self, job: Job[Any, Any]) -> None:
+        self._job = job
+
+    def __getitem__(self, request: Any) -> Any:
+        """An error travels as a value: torch would wrap it in a worker's traceback."""
+        try:
+            return load(self._job, request)
+        except InputError as error:
+            return error
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s: float) -> Iterator[T]:
+    """The same by forked worker processes: for work that needs the interpreter for each image."""
+    loader = DataLoader(
+        _Loading(job),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        timeout=timeout_s,
+        generator=torch.Generator(),  # torch draws a seed for the workers: not from the generator that training uses
+        multiprocessing_context="fork",  # the others run a user's unguarded script again
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader" not in text:
+            raise
+        if "timed out" in text:
+            raise LoaderError(f"a loader process gave nothing for {timeout_s:g} s: {_hint(timeout_s)}") from None
+        raise LoaderError(f"a loader process died, killed or out of memory: {text.splitlines()[0]}") from None

@@ -1,0 +1,136 @@
+"""What training and evaluation draw from: the cheapest source of images for each phase, and workers to load them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit import machine, storage
+from toolkit.contract import Phase, Strategy
+from toolkit.data.augment import Augmenter
+from toolkit.data.index import Index, Splits
+from toolkit.data.loader import Batch, TrainJob, by_processes, by_threads
+from toolkit.data.mixing import Mixer
+from toolkit.data.pixels import Pixels
+from toolkit.data.sampler import Epoch, Sampler, Share, micro_batches
+from toolkit.data.tier import is_worthwhile, open_tier, tier_side
+from toolkit.errors import InputError
+from toolkit.settings import Settings
+
+GB = 1e9
+MOST_OF_MEMORY = 0.8  # of what is free, for decoded images
+
+
+def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase]) -> str:
+    """What `--cache` means for this data: a function of settings and data alone, so that a resumed run agrees.
+
+    Raises InputError where decoded images would not fit.
+    """
+    needed, bound = _decoded_gb(splits), settings.cache_gb
+    if settings.cache == "ram" and needed > bound:
+        raise InputError(
+            f"--cache ram: the decoded images take {needed:.1f} GB in each process, more than --cache-gb {bound:g}: "
+            "raise it, or take --cache tier"
+        )
+    choice = settings.cache
+    if choice == "auto":
+        tiers = any(_tier_of(phase, settings, splits.train) for phase in phases)
+        choice = "ram" if needed <= bound else "tier" if tiers else "off"
+    free = machine.free_memory_gb()
+    if choice == "ram" and needed * machine.local_processes() > MOST_OF_MEMORY * free:
+        raise InputError(
+            f"--cache {settings.cache}: {machine.local_processes()} x {needed:.1f} GB of decoded images would not fit "
+            f"into the {free:.1f} GB of free memory: take --cache tier or off"
+        )
+    return choice
+
+
+def _decoded_gb(splits: Splits) -> float:
+    return (splits.train.decoded_bytes + splits.val.decoded_bytes) / GB
+
+
+def _tier_of(phase: Phase, settings: Settings, index: Index) -> int | None:
+    """The shorter side of the tier that serves a phase, px; None where the originals do as well."""
+    side = tier_side(max(phase.sizes), settings.crop_scale)
+    return side if is_worthwhile(index, side) else None
+
+
+def describe(settings: Settings, splits: Splits, phases: Sequence[Phase]) -> str:
+    """The resolved cache as words for a person."""
+    if settings.cache == "ram":
+        return f"decoded images kept in memory, {_decoded_gb(splits):.2g} GB per process"
+    sides = [_tier_of(phase, settings, splits.train) for phase in phases] if settings.cache == "tier" else []
+    named = [f"{side} px for phase {phase.index}" for phase, side in zip(phases, sides, strict=False) if side]
+    return f"tiers: {', '.join(named)}" if named else "nothing cached"
+
+
+@dataclass(frozen=True)
+class Feed:
+    """`sources` are the training images by phase, `evaluated` those of the other splits, by name."""
+
+    sampler: Sampler
+    augmenter: Augmenter
+    mixer: Mixer
+    sources: tuple[Pixels, ...]
+    evaluated: Mapping[str, Pixels]
+    workers: int
+    timeout_s: float
+    quarantine: bool
+
+    def job(self, phase: Phase) -> TrainJob:
+        return TrainJob(self.sources[phase.index], self.augmenter, self.mixer, self.quarantine)
+
+    def batches(self, epoch: Epoch, from_step: int, share: Share) -> Iterator[Batch]:
+        """What one process has to see of an epoch from optimizer step `from_step` of the run on."""
+        whole = self.sampler.requests(epoch, from_step)
+        requests = (part for request in whole for part in micro_batches(request, share))
+        load = by_processes if self.augmenter.holds_interpreter else by_threads
+        return load(requests, self.job(epoch.phase), self.workers, self.timeout_s)
+
+
+def open_feed(settings: Settings, strategy: Strategy, splits: Splits, phases: Sequence[Phase], workers: int) -> Feed:
+    """The feed of a run, `settings.cache` being resolved; writes the tiers that are not there yet."""
+    seed, remember = settings.seed, settings.cache == "ram"
+    return Feed(
+        sampler=Sampler(len(splits.train), seed, strategy),
+        augmenter=Augmenter(
+            settings.crop_scale,
+            settings.hflip,
+            seed,
+            settings.rand_augment,
+            settings.color_jitter,
+            settings.random_erasing,
+        ),
+        mixer=Mixer(settings.mixup, settings.cutmix, seed),
+        sources=_sources(settings, splits.train, phases, remember),
+        evaluated={
+            name: Pixels(index, remember and name == "val") for name, index in splits.all().items() if name != "train"
+        },
+        workers=workers,
+        timeout_s=settings.loader_timeout_s,
+        quarantine=settings.on_bad_sample == "quarantine",
+    )
+
+
+def _sources(settings: Settings, index: Index, phases: Sequence[Phase], remember: bool) -> tuple[Pixels, ...]:
+    """One source per phase; phases of the same kind share theirs."""
+    sides = [_tier_of(phase, settings, index) if settings.cache == "tier" else None for phase in phases]
+    cache: Path = settings.cache_dir or storage.cache_dir()
+    known: dict[int | None, Pixels] = {
+        side: Pixels(index, remember) if side is None else Pixels(open_tier(index, side, cache)) for side in {*sides}
+    }
+    return tuple(known[side] for side in sides)
+
+
+def check_readable(splits: Splits) -> None:
+    """Raises InputError naming the first image whose header cannot be read, and how many there are."""
+    bad = {name: index.unreadable() for name, index in splits.all().items()}
+    total = sum(map(len, bad.values()))
+    for name, ids in bad.items():
+        if len(ids):
+            try:
+                Pixels(splits.all()[name]).whole(int(ids[0]))
+            except InputError as error:
+                more = f" (and {total - 1} more)" if total > 1 else ""
+                raise InputError(
+                    f"{error}{more}; recipes/scan.py lists all of them, --on-bad-sample quarantine trains without"
+                ) from None

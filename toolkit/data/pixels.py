@@ -1,0 +1,96 @@
+"""From an image's number to its pixels by the quickest way there is: memory, else its file."""
+
+import io
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.data.decode import Box, crop_and_resize, decode
+from toolkit.data.header import read_header
+from toolkit.data.index import Index
+from toolkit.errors import BadSampleError
+
+
+class Memory:
+    """All decoded images of an index, filled as they are first met; worker processes forked later share it.
+
+    Takes `index.decoded_bytes` at most: pages that nobody wrote to cost nothing.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._shapes = np.stack([index.height, index.width], axis=1).tolist()
+        sizes = 3 * index.width.astype(np.int64) * index.height
+        self._starts = (np.cumsum(sizes) - sizes).tolist()
+        self._bytes = mmap.mmap(-1, max(1, index.decoded_bytes))  # anonymous and shared
+        self._there = np.frombuffer(mmap.mmap(-1, max(1, len(index))), dtype=np.uint8)
+        self._pixels = np.frombuffer(self._bytes, dtype=np.uint8)
+
+    def slot(self, i: int) -> np.ndarray:
+        """Where image i goes, H x W x 3."""
+        height, width = self._shapes[i]
+        start = self._starts[i]
+        return self._pixels[start : start + 3 * height * width].reshape(height, width, 3)
+
+    def get(self, i: int) -> np.ndarray | None:
+        return self.slot(i) if self._there[i] else None
+
+    def put(self, i: int, pixels: np.ndarray) -> None:
+        self.slot(i)[:] = pixels
+        self._there[i] = 1
+
+
+def read_bytes(index: Index, i: int) -> bytes:
+    """The content of an image's file, or of its part of one; raises BadSampleError."""
+    path, offset, length = index.place(i)
+    try:
+        if length is None:
+            return Path(path).read_bytes()
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(handle, length, offset)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise BadSampleError(index.names[i], error.strerror or str(error)) from None
+
+
+class Pixels:
+    """The images of one index; `remember` keeps every decoded image in memory."""
+
+    def __init__(self, index: Index, remember: bool = False) -> None:
+        self.index = index
+        self._memory = Memory(index) if remember else None
+
+    def whole(self, i: int) -> np.ndarray:
+        """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+        pixels = self._memory.get(i) if self._memory is not None else None
+        if pixels is None:
+            pixels = self._decode(i)
+            if self._memory is not None:
+                self._memory.put(i, pixels)
+        return pixels
+
+    def crop(self, i: int, box: Box, size: int) -> np.ndarray:
+        """The box of image i as size x size x 3 uint8, for training: decoded at a fraction where that suffices.
+
+        Raises BadSampleError.
+        """
+        if self._memory is None:
+            return self._decode(i, box, size)
+        return crop_and_resize(self.whole(i), box, size)
+
+    def _decode(self, i: int, box: Box | None = None, size: int | None = None) -> np.ndarray:
+        content = read_bytes(self.index, i)
+        try:
+            if not self.index.width[i]:  # it was unreadable when it was indexed: say why
+                read_header(io.BytesIO(content))
+                raise ValueError("the file changed since it was indexed")
+            pixels = decode(content, box, size, int(self.index.orientation[i]), scaled=True)
+            expected = int(self.index.height[i]), int(self.index.width[i])
+            if box is None and pixels.shape[:2] != expected:
+                raise ValueError(f"is now {pixels.shape[1]} x {pixels.shape[0]} px, not as it was indexed")
+        except ValueError as error:
+            raise BadSampleError(self.index.names[i], str(error)) from None
+        return pixels

@@ -1,0 +1,100 @@
+"""An index of images that are files of their own: their headers, read once and cached."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from toolkit import machine, storage
+from toolkit.data.header import read_header
+from toolkit.data.index import ALONE, Index, Names
+
+VERSION = 1  # of the table's format and of what reading a header means
+FIELDS = ("bytes", "mtime", "width", "height", "orientation")
+UNREAD = (0, 0, 1)  # width, height, orientation of a file whose header cannot be read
+BAR_FROM = 2000  # files; fewer are read before a bar would show
+
+
+def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: Path) -> Index:
+    """Files under `root` with their sizes in px.
+
+    Headers are read by threads and kept in `cache`; a file whose size and time are as before is not opened again.
+    """
+    digest = hashlib.sha256("\0".join((str(root.resolve()), *names)).encode("utf-8", "surrogateescape")).hexdigest()
+    table = cache / "index" / f"{digest[:24]}-v{VERSION}.npz"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{table}.lock"):  # of several processes the first reads, the others find it done
+        columns = _read_changed(root, names, _load(table, len(names)))
+        if columns is not None:
+            storage.write_arrays(table, dict(zip(FIELDS, columns, strict=True)))
+        else:
+            columns = _load(table, len(names))
+            assert columns is not None
+    count = len(names)
+    size, _, width, height, orientation = columns
+    return Index(
+        str(root),
+        Names.of(names),
+        (),
+        np.full(count, ALONE, dtype=np.int32),
+        np.zeros(count, dtype=np.int64),
+        size,
+        np.array(labels, dtype=np.int64),
+        width.astype(np.int32),
+        height.astype(np.int32),
+        orientation.astype(np.uint8),
+    )
+
+
+def _load(table: Path, count: int) -> list[np.ndarray] | None:
+    """The cached columns; None where there are none that can be used."""
+    try:
+        with np.load(table) as arrays:
+            columns = [arrays[name] for name in FIELDS]
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return columns if all(len(column) == count for column in columns) else None
+
+
+def _stat(path: str) -> tuple[int, int]:
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _header(path: str) -> tuple[int, int, int]:
+    try:
+        with open(path, "rb") as stream:
+            return read_header(stream)[:3]
+    except (OSError, ValueError):
+        return UNREAD
+
+
+def _read_changed(root: Path, names: Sequence[str], known: list[np.ndarray] | None) -> list[np.ndarray] | None:
+    """All columns with what changed read again; None where nothing did."""
+    paths = [f"{root}/{name}" for name in names]
+    with ThreadPoolExecutor(4 * machine.cpu_quota()) as pool:
+        stats = np.array(list(pool.map(_stat, paths, chunksize=256)), dtype=np.int64).reshape(-1, 2)
+        if known is None:
+            known = [np.zeros(len(names), dtype=np.int64) for _ in FIELDS]
+            stale = np.arange(len(names))
+        else:
+            stale = np.flatnonzero((stats[:, 0] != known[0]) | (stats[:, 1] != known[1]))
+        if not len(stale) and len(names):
+            return None
+        known[0], known[1] = stats[:, 0], stats[:, 1]
+        todo = pool.map(_header, [paths[i] for i in stale.tolist()], chunksize=64)
+        bar = tqdm(
+            todo, "reading image headers", len(stale), unit="file", disable=None if len(stale) > BAR_FROM else True
+        )
+        headers = np.array(list(bar), dtype=np.int64).reshape(-1, 3)
+    for column, values in zip(known[2:], headers.T, strict=True):
+        column[stale] = values
+    return known

@@ -1,0 +1,59 @@
+"""From `--data-root` to the splits of a data set, whatever it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from toolkit import storage
+from toolkit.data import synthetic
+from toolkit.data.index import Found, Index, Splits
+from toolkit.data.sources.folders import read_folders
+from toolkit.data.sources.manifests import read_manifests
+from toolkit.errors import InputError
+from toolkit.settings import SYNTHETIC, Settings
+
+DEFAULT_VAL_SPLIT = 0.1
+
+
+def open_splits(settings: Settings, largest: int) -> Splits:
+    """The data of `--data-root`; `largest` px is the native size of built-in images where none was asked for.
+
+    Raises InputError that names the folder, file or row at fault.
+    """
+    cache = settings.cache_dir or storage.cache_dir()
+    if settings.data_root == SYNTHETIC:
+        size = settings.synthetic_size or largest
+        root, source = synthetic.prepare(size, settings.synthetic_count or synthetic.COUNT), f"built-in, {size} px"
+    else:
+        root = Path(settings.data_root).expanduser()
+        source = str(root)
+    train, val, test, classes = _read(settings, root, cache)
+    if val is None:
+        train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
+    elif settings.val_split is not None:
+        raise InputError(f"--val-split would be ignored: {source} has a validation split of its own")
+    return Splits(train, val, test, tuple(classes), source)
+
+
+def _read(settings: Settings, root: Path, cache: Path) -> Found:
+    if not root.is_dir():
+        raise InputError(f"--data-root {settings.data_root}: no such folder")
+    if (root / "train.csv").is_file():
+        return read_manifests(root, cache)
+    return read_folders(root, cache)
+
+
+def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> tuple[Index, Index]:
+    """Split once, by index, seeded, the same share of each class (at least one image)."""
+    rng = np.random.default_rng((seed, 0))
+    held: list[int] = []
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(index.labels == label)
+        if len(members) < 2:
+            raise InputError(f"--val-split: class {name!r} has {len(members)} image, too few to hold one out")
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        held += rng.permutation(members)[:count].tolist()
+    mask = np.zeros(len(index), dtype=bool)
+    mask[held] = True
+    return index.take(np.flatnonzero(~mask)), index.take(np.flatnonzero(mask))

@@ -1,0 +1,113 @@
+"""A copy of a data set as smaller JPEGs, written once, for phases of low resolution."""
+
+import hashlib
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from filelock import FileLock
+from tqdm import tqdm
+
+from toolkit import machine, storage
+from toolkit.data.decode import resize_to
+from toolkit.data.index import Index
+from toolkit.data.pixels import Pixels
+from toolkit.errors import BadSampleError
+
+VERSION = 1
+JPEG_QUALITY = 95
+MARGIN = 2  # the shorter side is at least so many times the training size
+WORTHWHILE = 2  # the original's shorter side is at least so many times the tier's
+COLUMNS = ("offset", "length", "width", "height")
+
+
+def tier_side(size: int, crop_scale: float) -> int:
+    """The shorter side of a tier's images for training at `size` px, so that no crop has to be enlarged."""
+    return math.ceil(size * max(MARGIN, 1 / math.sqrt(crop_scale)))
+
+
+def is_worthwhile(index: Index, side: int) -> bool:
+    """Whether half of the images or more are so much larger that a tier of them is really cheaper."""
+    return float(np.median(np.minimum(index.width, index.height))) >= WORTHWHILE * side
+
+
+def open_tier(index: Index, side: int, cache: Path) -> Index:
+    """The same images with a shorter side of `side` px at most; written under `cache` where it is not there yet.
+
+    An image that cannot be read keeps its number, with no size. Raises OSError where the disk is full.
+    """
+    folder = cache / "tiers" / f"{_key(index)}-{side}px-v{VERSION}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            staging = folder.with_name(f".tmp-{folder.name}")
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            _write(index, side, staging)
+            os.replace(staging, folder)
+    with np.load(folder / "index.npz") as arrays:
+        columns = {name: arrays[name] for name in COLUMNS}
+    count = len(index)
+    return replace(
+        index,
+        containers=(str(folder / "images.bin"),),
+        container=np.zeros(count, dtype=np.int32),
+        orientation=np.ones(count, dtype=np.uint8),
+        **columns,
+    )
+
+
+def _key(index: Index) -> str:
+    digest = hashlib.sha256(index.root.encode())
+    for column in (index.names.blob, index.names.ends, index.offset, index.length, index.width, index.height):
+        digest.update(column.tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _write(index: Index, side: int, folder: Path) -> None:
+    """images.bin, one JPEG after the other, and index.npz."""
+    columns = {name: np.zeros(len(index), dtype=np.int64 if name in COLUMNS[:2] else np.int32) for name in COLUMNS}
+    end = 0
+    with (folder / "images.bin").open("wb") as file:
+        small = _shrink_all(Pixels(index), side)
+        bar = tqdm(small, f"writing {side} px images", len(index), unit="image", disable=None)
+        for i, (content, width, height) in enumerate(bar):
+            file.write(content)
+            for name, value in zip(COLUMNS, (end, len(content), width, height), strict=True):
+                columns[name][i] = value
+            end += len(content)
+        file.flush()
+        os.fsync(file.fileno())
+    storage.write_arrays(folder / "index.npz", columns)
+
+
+def _shrink_all(pixels: Pixels, side: int) -> Iterator[tuple[bytes, int, int]]:
+    """Every image in order, by all cores."""
+    pending: deque[Future[tuple[bytes, int, int]]] = deque()
+    with ThreadPoolExecutor(machine.cpu_quota()) as pool:
+        for i in range(len(pixels.index)):
+            pending.append(pool.submit(_shrink, pixels, i, side))
+            if len(pending) > 64:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _shrink(pixels: Pixels, i: int, side: int) -> tuple[bytes, int, int]:
+    """One image as a JPEG, and its size; nothing where it cannot be read."""
+    try:
+        image = pixels.whole(i)
+    except BadSampleError:
+        return b"", 0, 0
+    height, width = image.shape[:2]
+    scale = min(1.0, side / min(height, width))
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    small = np.ascontiguousarray(resize_to(image, height, width))
+    return simplejpeg.encode_jpeg(small, quality=JPEG_QUALITY, colorsubsampling="444"), width, height
