@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 	@touch $@
 
 demo: .venv/.ready
-	$(BIN)/accelerate launch --quiet recipes/multiscale.py --crop-scale 1 --epochs 12 --seed 0 --resume never
+	$(BIN)/accelerate launch --quiet recipes/multiscale.py --seed 0 --resume never
 
 test: .venv/.ready
 	$(BIN)/python -m pytest

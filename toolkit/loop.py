@@ -1,11 +1,9 @@
 """The one training loop: any strategy, any device, any number of processes."""
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tqdm import tqdm
@@ -16,17 +14,17 @@ from toolkit.data.loader import Batch
 from toolkit.data.sampler import Epoch
 from toolkit.errors import InputError, LoaderError, NonFiniteError
 from toolkit.evaluation import Score, unwrapped_state
-from toolkit.monitor import Meter, peak_memory_gb
+from toolkit.monitor import Meter
 from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
 from toolkit.settings import Settings
 from toolkit.setup import Learner, Run, build_learner, claim_place, describe, prepare, set_up
+from toolkit.summary import write_summary
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 50
 PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
-PACKAGES = ("toolkit", "torch", "torchvision", "accelerate", "timm")
 
 
 def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict[str, Any]:
@@ -60,7 +58,7 @@ def _recorded(run: Run) -> dict[str, Any]:
     try:
         return _train(run)
     except (InputError, LoaderError, NonFiniteError) as error:
-        _write_summary(run, {"exit_reason": str(error)})
+        write_summary(run, {"exit_reason": str(error)})
         raise
     finally:
         run.tracking.finish()
@@ -263,7 +261,7 @@ def _finish(run: Run) -> dict[str, Any]:
     }
     final |= {f"test/{column}": value for column, value in _columns(scores.get("test", {})).items()}
     run.tracking.log(final, progress.step, progress.step / run.plan.steps * run.settings.epochs)
-    summary = _write_summary(
+    summary = write_summary(
         run,
         {
             "exit_reason": "early stop" if progress.stopped_early else "done",
@@ -272,38 +270,3 @@ def _finish(run: Run) -> dict[str, Any]:
     )
     log.info("wrote     %s: config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path)
     return summary
-
-
-def _write_summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
-    """How the run ended, with what it cost and what it ran on."""
-    progress, accelerator = run.progress, run.accelerator
-    rows = run.directory.metrics()
-    summary = {
-        **outcome,
-        "strategy": str(run.strategy),
-        "selection": run.strategy.selection().name,
-        "best_epoch": progress.best_epoch,
-        "best_top1": progress.best_top1,
-        "final": rows[-1] if rows else {},
-        "steps": progress.step,
-        "images_seen": progress.images_seen,
-        "train_seconds": progress.train_seconds,
-        "wall_seconds": progress.wall_seconds,
-        "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
-        "peak_memory_gb": peak_memory_gb(accelerator.device),
-        "processes": accelerator.num_processes,
-        "device": str(accelerator.device.type),
-        "precision": accelerator.mixed_precision,
-        "cloud": str(run.cloud),
-        "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},
-    }
-    if accelerator.is_main_process:
-        run.directory.write_summary(summary)
-    return summary
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a source tree on the path, without an installation
-        return "not installed"

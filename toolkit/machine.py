@@ -3,11 +3,23 @@
 import math
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from urllib.request import ProxyHandler, Request, build_opener
 
 DMI = Path("/sys/class/dmi/id")
 CGROUP = Path("/sys/fs/cgroup")
 AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"
+METADATA_TIMEOUT_S = 1.0  # the services answer from the same host within milliseconds
+# Where a virtual machine asks for its type: host, path, and the header that proves the request is meant.
+METADATA = {
+    "gcp": ("http://metadata.google.internal", "/computeMetadata/v1/instance/machine-type", "Metadata-Flavor: Google"),
+    "azure": (
+        "http://169.254.169.254",
+        "/metadata/instance/compute/vmSize?api-version=2021-02-01&format=text",
+        "Metadata: true",
+    ),
+}
 
 
 def _cgroup_cpus(cgroup: Path) -> float:
@@ -59,7 +71,7 @@ def is_main_process() -> bool:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Where a run takes place; `instance` is the machine type, empty where the firmware does not tell it."""
+    """Where a run takes place; `instance` is the machine type, empty where neither firmware nor provider tells it."""
 
     provider: str
     instance: str = ""
@@ -69,7 +81,7 @@ class Cloud:
 
 
 def detect_cloud(dmi: Path = DMI) -> Cloud:
-    """The provider that the firmware's DMI strings name, without any network request; "none" elsewhere."""
+    """The provider that the firmware's DMI strings name, and on AWS the machine type; "none" elsewhere."""
 
     def read(name: str) -> str:
         try:
@@ -87,9 +99,32 @@ def detect_cloud(dmi: Path = DMI) -> Cloud:
 
 
 def cloud(choice: str, dmi: Path = DMI) -> Cloud:
-    """The cloud to record: detected for "auto"; a provider named by the user stands even where DMI is silent."""
+    """The cloud to record: detected for "auto"; a provider named by the user stands even where DMI is silent.
+
+    Google Cloud and Azure are asked for the machine type, on their own machines only.
+    """
     found = detect_cloud(dmi)
-    return found if choice in ("auto", found.provider) else Cloud(choice)
+    if choice not in ("auto", found.provider):
+        return Cloud(choice)
+    return found if found.instance else Cloud(found.provider, instance_type(found.provider))
+
+
+@cache
+def instance_type(provider: str) -> str:
+    """The machine type as the provider's metadata service says, e.g. "a2-highgpu-8g"; empty where it does not answer.
+
+    $TOOLKIT_METADATA_URL names another service, for tests.
+    """
+    if provider not in METADATA:
+        return ""
+    host, path, header = METADATA[provider]
+    name, value = header.split(": ")
+    request = Request(os.environ.get("TOOLKIT_METADATA_URL", host) + path, headers={name: value})
+    try:
+        with build_opener(ProxyHandler({})).open(request, timeout=METADATA_TIMEOUT_S) as answer:  # never by a proxy
+            return answer.read(200).decode().strip().rsplit("/", 1)[-1]
+    except (OSError, ValueError):
+        return ""
 
 
 def loader_threads() -> int:

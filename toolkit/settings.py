@@ -107,7 +107,13 @@ class Data(Section):
 class Augmentation(Section):
     """Augmentation"""
 
-    crop_scale: float = Field(0.35, gt=0, le=1, description="smallest area of the random resized crop, as a share")
+    crop_scale: float = Field(
+        default_factory=lambda known: 1.0 if known.get("data_root") == SYNTHETIC else 0.35,
+        gt=0,
+        le=1,
+        description="smallest area of the random resized crop, as a share; 1: no crop (default: 0.35; 1 on "
+        "the built-in data)",
+    )
     hflip: bool = Field(True, description="mirror half of the training images")
     rand_augment: float = Field(0.0, ge=0, le=10, description="magnitude of timm's RandAugment, typically 5 to 9")
     color_jitter: float = Field(0.0, ge=0, le=1, description="largest change of brightness, contrast and saturation")

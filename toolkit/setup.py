@@ -4,7 +4,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,16 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
     sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
     threads = machine.loader_threads() if settings.num_workers is None else settings.num_workers
     model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
+    _check_norm(settings, strategy, model_plan)
     return Prepared(settings, splits, run_plan, model_plan, threads)
+
+
+def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:
+    """Raises InputError where a choice about normalisation, other than the strategy's default, would be ignored."""
+    chosen = strategy.to_dict().get("norm_per_scale")
+    usual = {field.name: field.default for field in fields(strategy)}.get("norm_per_scale")  # type: ignore[arg-type]
+    if chosen != usual and not model_plan.batch_norms:
+        raise InputError(f"--norm-per-scale {chosen} would be ignored: {settings.arch} has no BatchNorm; drop the flag")
 
 
 def describe(prepared: Prepared, strategy: Strategy) -> list[str]:

@@ -10,6 +10,7 @@ from tests.conftest import recipe, write_folders, write_image, write_manifest
 TINY_COUNT = ("--synthetic-count", "60", "--synthetic-size", "16")
 QUICK = (*TINY_COUNT, "--batch-size", "12", "--epochs", "3", "--log-with", "none", "--num-workers", "0")
 TWO = ("--scales", "16,32")
+VIT = (*TWO, "--arch", "test_vit")
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
@@ -70,6 +71,13 @@ FLAGS = [
     ("multiscale", (*TWO, "--progressive", "--consistency-weight", "1"), "--consistency-weight would be ignored"),
     ("multiscale", (*TWO, "--progressive", "--consistency", "js"), "--consistency would be ignored"),
     ("multiscale", (*TWO, "--progressive", "--strategy", "simultaneous"), "--progressive contradicts"),
+    ("multiscale", (*TWO, "--consistency", "js", "--consistency-weight", "0"), "--consistency js would be ignored"),
+    ("multiscale", (*TWO, "--arch", "test_vit", "--norm-per-scale", "statistics"), "test_vit has no BatchNorm"),
+    (
+        "multiscale",
+        (*TWO, "--arch", "test_vit", "--progressive", "--norm-per-scale", "full"),
+        "test_vit has no BatchNorm",
+    ),
     ("multiscale", (*TWO, "--min-delta", "0.1"), "--min-delta would be ignored"),
     ("multiscale", (*TWO, "--wandb-mode", "offline"), "--wandb-mode and --wandb-project would be ignored"),
     ("multiscale", (*TWO, "--val-split", "0.2"), "--val-split would be ignored"),
