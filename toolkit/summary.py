@@ -1,0 +1,45 @@
+"""How a run ended, with what it cost and what it ran on."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from toolkit.monitor import peak_memory_gb
+from toolkit.setup import Run
+
+PACKAGES = ("toolkit", "torch", "torchvision", "accelerate", "timm")
+
+
+def write_summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
+    """summary.json of a run that ended as `outcome` says; returns what it holds."""
+    progress, accelerator = run.progress, run.accelerator
+    rows = run.directory.metrics()
+    summary = {
+        **outcome,
+        "strategy": str(run.strategy),
+        "selection": run.strategy.selection().name,
+        "best_epoch": progress.best_epoch,
+        "best_top1": progress.best_top1,
+        "final": rows[-1] if rows else {},
+        "steps": progress.step,
+        "images_seen": progress.images_seen,
+        "train_seconds": progress.train_seconds,
+        "wall_seconds": progress.wall_seconds,
+        "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
+        "peak_memory_gb": peak_memory_gb(accelerator.device),
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device.type),
+        "precision": accelerator.mixed_precision,
+        "cloud": str(run.cloud),
+        "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},
+    }
+    if accelerator.is_main_process:
+        run.directory.write_summary(summary)
+    return summary
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a source tree on the path, without an installation
+        return "not installed"
