@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_args, get_origin
+from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
 
 import tyro
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -18,6 +19,7 @@ from toolkit import settings
 from toolkit.errors import InputError, LoaderError, NonFiniteError
 from toolkit.settings import SECTIONS, Scales, Section, Settings, nearest
 
+S = TypeVar("S", bound=Section)
 ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
 SHARED = frozenset({"scales", "eval_scales"})  # what all strategies of several scales understand
 
@@ -116,15 +118,13 @@ def _grammar(scale_flags: Sequence[str]) -> Any:
     return TypedDict("Flags", groups)  # type: ignore[operator]
 
 
-def _read(
-    words: Sequence[str], recipe: str, description: str | None, scale_flags: Sequence[str]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The given flags by section, and the words that are none; tyro's boxed errors become one line."""
+def _read(words: Sequence[str], recipe: str, description: str | None, grammar: Any) -> tuple[Any, list[str]]:
+    """The given flags as the grammar has them, and the words that are none; tyro's boxed errors become one line."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(
-                _grammar(scale_flags),
+                grammar,
                 config=(tyro.conf.OmitArgPrefixes,),
                 prog=recipe,
                 description=description,
@@ -149,7 +149,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
         ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :]
         for word in (sys.argv[1:] if argv is None else argv)
     ]
-    groups, unknown = _read(words, recipe, description, scale_flags)
+    groups, unknown = _read(words, recipe, description, _grammar(scale_flags))
     known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml names its strategy
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
@@ -176,6 +176,24 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
         dry_run=asked["dry_run"],
         benchmark=asked["benchmark"],
     )
+
+
+def parse_section(
+    argv: Sequence[str] | None, recipe: str, description: str | None, section: type[S], positional: str
+) -> S:
+    """The flags of a recipe that does not train, and its one word without a flag; as `parse` otherwise."""
+    flags = {name: _flag(field) for name, field in section.model_fields.items() if name != positional}
+    help_text = section.model_fields[positional].description
+    word: Any = Annotated[_text(positional.upper()), tyro.conf.arg(help=help_text), tyro.conf.Positional]
+    grammar = TypedDict(section.__name__, {positional: Required[word], **flags})  # type: ignore[misc]
+    given, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)
+    if unknown:
+        names = [f"--{name.replace('_', '-')}" for name in flags]
+        raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], names)}")
+    try:
+        return section(**given)
+    except ValidationError as error:
+        raise InputError(settings.explain(error)) from None
 
 
 def exit_code(work: Callable[[], Any]) -> int:

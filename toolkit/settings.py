@@ -282,6 +282,24 @@ class Scales(Section):
     eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")
 
 
+class Scan(Section):
+    """Scan"""
+
+    data: str = Field(description="the data set, as --data-root takes it")
+    output_dir: Path | None = Field(
+        None, description="folder for scan.json, scan.txt and contact-sheets/ (unset: scan-<name>-<time>)"
+    )
+    write_manifest: bool = Field(
+        False,
+        description="also write manifest/ into it, without the images at fault; --data-root on that folder trains",
+    )
+    contact_sheets: bool = Field(True, description="a PNG of up to 24 images of each class")
+    num_workers: PositiveInt | None = Field(None, description="threads (unset: the CPU quota)")
+    cache_dir: Path | None = Field(
+        None, description="folder for indices and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
+    )
+
+
 def default_scales(data_root: str) -> tuple[int, ...]:
     return (20, 32, 64) if data_root == SYNTHETIC else (64, 112, 224)
 

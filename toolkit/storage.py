@@ -29,7 +29,7 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either the old one or the new one, never half of it."""
     staging = path.with_name(f".tmp-{path.name}")
-    staging.write_text(text)
+    staging.write_text(text, encoding="utf-8")
     sync(staging)
     os.replace(staging, path)
     sync(path.parent)

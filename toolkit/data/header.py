@@ -16,6 +16,10 @@ MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEG, by the number of components
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
+class TooLargeError(ValueError):
+    """More pixels than any image may have: found out from the header, before memory is taken for them."""
+
+
 class Header(NamedTuple):
     """Size in px as seen upright; `orientation` is EXIF's, 1 ... 8; `form` and `mode` are PIL's names."""
 
@@ -33,10 +37,12 @@ def read_header(stream: BinaryIO) -> Header:
     stream.seek(0)
     try:
         header = _read_jpeg(stream) if start == b"\xff\xd8\xff" else _read_other(stream)
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(reason_of(error)) from None
     except UNREADABLE as error:
         raise ValueError(reason_of(error)) from None
     if header.width * header.height > MAX_PIXELS:
-        raise ValueError(f"{header.width} x {header.height} px, more than {MAX_PIXELS / 1e6:.0f} megapixels")
+        raise TooLargeError(f"{header.width} x {header.height} px, more than {MAX_PIXELS / 1e6:.0f} megapixels")
     if header.orientation >= 5:
         return header._replace(width=header.height, height=header.width)
     return header

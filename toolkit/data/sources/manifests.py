@@ -1,7 +1,11 @@
-"""`train.csv`, and val.csv and test.csv where there are, of `filepath,label`; labels are 0 ... C-1."""
+"""`train.csv`, and val.csv and test.csv where there are, of `filepath,label`; labels are 0 ... C-1.
+
+`class_names.txt`, where there is one, names them.
+"""
 
 import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TEST, VALIDATION, first_existing
 from toolkit.errors import InputError
 
+CLASS_NAMES = "class_names.txt"
 MOST_CLASSES = 2**31
 
 
@@ -31,42 +36,66 @@ def read_manifests(root: Path, cache: Path) -> Found:
         absent = sorted(set(range(count)) - set(val.labels.tolist()))
         if absent:
             raise InputError(f"{root}: class {absent[0]} has no image in the validation manifest")
-    return Found(train, val, test, tuple(map(str, range(count))))
+    return Found(train, val, test, _class_names(root / CLASS_NAMES, count))
 
 
 def _read_csv(file: Path, classes: int | None, cache: Path) -> Index:
-    try:
-        names, labels = _read_rows(file, classes)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: not a CSV file in UTF-8: {error}") from None
+    names: list[str] = []
+    labels: list[int] = []
+    for row in parse_rows(file, classes):
+        if isinstance(row, InputError):
+            raise row
+        names.append(row[0])
+        labels.append(row[1])
     return index_files(file.parent, names, labels, cache)
 
 
-def _read_rows(file: Path, classes: int | None) -> tuple[list[str], list[int]]:
-    names: list[str] = []
-    labels: list[int] = []
-    with file.open(newline="", encoding="utf-8-sig") as handle:  # a byte-order mark is no part of the first name
-        reader = csv.DictReader(handle)
-        columns = reader.fieldnames or []
-        lacking = [name for name in ("filepath", "label") if name not in columns]
-        if lacking:
-            raise InputError(f"{file}: needs the columns filepath,label; it has {','.join(columns) or 'none'}")
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            try:
-                label = int(row["label"])
-            except (TypeError, ValueError):
-                raise InputError(f"{where}: label {row['label']!r} is not a whole number") from None
-            if not 0 <= label < MOST_CLASSES or (classes is not None and label >= classes):
-                limit = "0 or more" if classes is None else f"0 to {classes - 1}, as in train.csv"
-                raise InputError(f"{where}: label {label} is out of range: {limit}")
-            name = row["filepath"] or ""
-            if os.path.isabs(name) or ".." in Path(name).parts:
-                raise InputError(f"{where}: {name} leads out of {file.parent}: paths are relative to the manifest")
-            if not (file.parent / name).is_file():
-                raise InputError(f"{where}: there is no file {file.parent / name}")
-            names.append(name)
-            labels.append(label)
-    if not names:
+def parse_rows(file: Path, classes: int | None) -> Iterator[tuple[str, int] | InputError]:
+    """Each row's file and label, or what is wrong with that row; raises InputError where nothing can be read."""
+    some = False
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as handle:  # a byte-order mark is no part of the first name
+            reader = csv.DictReader(handle)
+            columns = reader.fieldnames or []
+            if not {"filepath", "label"} <= {*columns}:
+                raise InputError(f"{file}: needs the columns filepath,label; it has {','.join(columns) or 'none'}")
+            for row in reader:
+                some = True
+                try:
+                    yield _parse_row(row, file, reader.line_num, classes)
+                except InputError as error:
+                    yield error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file}: not a CSV file in UTF-8: {error}") from None
+    if not some:
         raise InputError(f"{file}: no rows")
-    return names, labels
+
+
+def _parse_row(row: dict[str, str], file: Path, line: int, classes: int | None) -> tuple[str, int]:
+    where = f"{file}, line {line}"
+    try:
+        label = int(row["label"])
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: label {row['label']!r} is not a whole number") from None
+    if not 0 <= label < MOST_CLASSES or (classes is not None and label >= classes):
+        limit = "0 or more" if classes is None else f"0 to {classes - 1}, as in train.csv"
+        raise InputError(f"{where}: label {label} is out of range: {limit}")
+    name = row["filepath"] or ""
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise InputError(f"{where}: {name} leads out of {file.parent}: paths are relative to the manifest")
+    if not (file.parent / name).is_file():
+        raise InputError(f"{where}: there is no file {file.parent / name}")
+    return name, label
+
+
+def _class_names(file: Path, count: int) -> tuple[str, ...]:
+    """One name a line, in the order of the labels; the labels themselves where there is no such file."""
+    if not file.is_file():
+        return tuple(map(str, range(count)))
+    try:
+        names = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: not UTF-8 text") from None
+    if len({*names}) != len(names) or len(names) != count:
+        raise InputError(f"{file}: {len({*names})} different names; it needs one a line for each of {count} classes")
+    return tuple(names)

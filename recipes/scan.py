@@ -1,0 +1,56 @@
+"""Check a data set before money is spent on it: every image of every split is read and decoded, by all cores.
+
+Told are images that cannot be used (unreadable, empty, truncated, damaged, too large), copies across splits (leak) or
+under two labels (contradiction), classes missing or extra in a split; and, as harmless, copies within a split and
+content of another format than the name says.
+
+Exit code: 0 the data is usable as it is; 2 it is not, or a flag is wrong. A written manifest does not change it.
+
+Example: python recipes/scan.py DATA --write-manifest
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.command import exit_code, parse_section
+from toolkit.errors import InputError
+from toolkit.settings import Scan
+
+
+def scan_from(argv: Sequence[str] | None) -> None:
+    flags = parse_section(argv, "scan.py", __doc__, Scan, "data")
+
+    from toolkit import scan_outputs, storage  # heavy imports come after parsing
+    from toolkit.data.survey import survey
+    from toolkit.scan import scan
+
+    name = Path(flags.data.rstrip("/")).expanduser().resolve().name.replace(":", "-")
+    folder = flags.output_dir or Path(f"scan-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    found = survey(flags.data, flags.cache_dir)
+    if flags.write_manifest:
+        scan_outputs.refuse_manifest(found, folder / "manifest")
+    report = scan(found, flags.num_workers)
+    text = scan_outputs.table(report)
+    print(text, end="", flush=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_json(folder / "scan.json", scan_outputs.to_json(report))
+    storage.write_text(folder / "scan.txt", text)
+    if flags.contact_sheets:
+        scan_outputs.write_contact_sheets(report, folder / "contact-sheets")
+    print(f"wrote     {folder}", flush=True)
+    if flags.write_manifest:
+        scan_outputs.write_manifest(report, folder / "manifest")
+        print(f"wrote     {folder / 'manifest'}: --data-root on it trains without what was found", flush=True)
+    if report.serious():
+        raise InputError(scan_outputs.verdict(report))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: scan_from(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
