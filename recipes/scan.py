@@ -16,6 +16,7 @@ from pathlib import Path
 
 from toolkit.command import exit_code, parse_section
 from toolkit.errors import InputError
+from toolkit.machine import is_main_process
 from toolkit.settings import Scan
 
 
@@ -49,7 +50,7 @@ def scan_from(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: scan_from(argv))
+    return exit_code(lambda: scan_from(argv)) if is_main_process() else 0  # a launcher's other processes are not needed
 
 
 if __name__ == "__main__":
