@@ -14,7 +14,7 @@ from toolkit import checkpoint, console, device
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.loader import Batch
 from toolkit.data.sampler import Epoch
-from toolkit.errors import InputError, LoaderError, NonFiniteError
+from toolkit.errors import NonFiniteError, expected
 from toolkit.evaluation import Score, unwrapped_state
 from toolkit.monitor import Meter, peak_memory_gb
 from toolkit.rundir import config_of
@@ -59,9 +59,12 @@ def _recorded(run: Run) -> dict[str, Any]:
     """Train; however that ends, the summary says so and the dashboard is closed."""
     try:
         return _train(run)
-    except (InputError, LoaderError, NonFiniteError) as error:
-        _write_summary(run, {"exit_reason": str(error)})
-        raise
+    except Exception as error:
+        cause = expected(error)
+        if cause is None:
+            raise
+        _write_summary(run, {"exit_reason": str(cause)})
+        raise cause from None
     finally:
         run.tracking.finish()
 
