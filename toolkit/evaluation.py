@@ -32,7 +32,7 @@ class Score:
 
     def __str__(self) -> str:
         mark = f" (normalisation of {self.borrowed} px)" if self.borrowed else ""
-        mark += f" ({self.unreadable} unreadable images left out)" if self.unreadable else ""
+        mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""
         return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
 
 
