@@ -30,6 +30,7 @@ class PeerError(RuntimeError):
     """Another process of the run is gone: one line that points to its message, exit code 1."""
 
 
+WORKER_DIED = "a loader process died, killed or out of memory"
 EXPECTED = (InputError, NonFiniteError, LoaderError, PeerError)
 
 
@@ -44,7 +45,7 @@ def expected(error: Exception) -> Exception | None:
         return None
     text = (str(error).splitlines() or [""])[0]
     if text.startswith("DataLoader worker"):
-        return LoaderError(f"a loader process died, killed or out of memory: {text.strip()}")
+        return LoaderError(f"{WORKER_DIED}: {text.strip()}")
     torch = sys.modules.get("torch")
     from_backend = torch is not None and isinstance(error, torch.distributed.DistError)
     if from_backend or "gloo" in text or "Connection closed by peer" in text:

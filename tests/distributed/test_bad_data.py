@@ -1,0 +1,158 @@
+"""Bad files and lost processes in runs of several processes: the same quarantine, and an end in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, TORCHRUN, recipe, write_folders
+from toolkit import SingleScale
+from toolkit.data.sampler import Sampler
+from toolkit.data.splits import open_splits
+from toolkit.settings import Settings
+
+RECIPE = str(ROOT / "recipes" / "single_scale.py")
+IMAGES, BATCH = 24, 8
+TRAIN = ("--arch", "test_vit", "--img-size", "32", "--batch-size", str(BATCH), "--no-amp", "--log-with", "none")
+EXACT = ("--optimizer", "sgd", "--learning-rate", "0.01", "--epochs", "3", "--record-samples")
+SPLITS = {"train": IMAGES // 2, "val": 4, "test": 3}
+
+
+def cut(path: Path) -> None:
+    """Leave a header that can be read, and half of the pixels."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def summary(output: Path) -> dict[str, Any]:
+    return json.loads((output / "summary.json").read_text())
+
+
+def test_two_processes_quarantine_as_one_does(tmp_path: Path):
+    data = write_folders(tmp_path / "data", SPLITS)
+    bad = {"train/cat/3.png", "train/dog/5.png", "val/dog/1.png", "test/cat/0.png"}
+    for name in bad:
+        cut(data / name)
+    words = ("--data-root", str(data), *TRAIN, *EXACT, "--on-bad-sample", "quarantine", "--output-dir")
+    assert recipe("single_scale")([*words, str(tmp_path / "one")]) == 0
+    launch = [*TORCHRUN, RECIPE, *words, str(tmp_path / "two")]
+    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps: dict[str, dict[int, set[tuple[int, int]]]] = {}
+    for name in ("one", "two"):
+        steps[name] = defaultdict(set)
+        for line in lines(tmp_path / name / "samples.jsonl"):
+            steps[name][line["step"]] |= set(zip(line["ids"], line["digests"], strict=True))
+        assert sorted(line["name"] for line in lines(tmp_path / name / "quarantine.jsonl")) == sorted(bad)
+    assert steps["one"] == steps["two"]
+    assert len(steps["one"]) == 9
+    one, two = (summary(tmp_path / name) for name in ("one", "two"))
+    assert two["processes"] == 2
+    for split in ("val", "test"):
+        score, other = one[split]["32px"], two[split]["32px"]
+        assert score["unreadable"] == other["unreadable"] == 1
+        assert score["images"] == other["images"] == 2 * SPLITS[split] - 1
+        for figure in ("top1", "top5", "loss"):
+            assert score[figure] == pytest.approx(other[figure], abs=1e-6)
+
+
+def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_file(tmp_path: Path):
+    data, logs = write_folders(tmp_path / "data", SPLITS), tmp_path / "logs"
+    index = open_splits(Settings(data_root=str(data)), 32).train
+    second_of_rank_1 = Sampler(IMAGES, 0, SingleScale(32)).permutation(0)[BATCH + BATCH // 2]
+    name = index.names[int(second_of_rank_1)]
+    cut(data / name)
+    words = ("--data-root", str(data), *TRAIN, *EXACT, "--output-dir", str(tmp_path / "run"))
+    launch = [*TORCHRUN, "--redirects", "3", "--log-dir", str(logs), RECIPE, *words]
+    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    told = {path.parent.name: path.read_text().splitlines() for path in logs.rglob("stderr.log")}
+    assert len(told["1"]) == 1
+    assert told["1"][0].startswith(f"error on rank 1: {name}: cannot be read as an image: image file is truncated")
+    assert len(told["0"]) == 1, told["0"]
+    assert told["0"][0].startswith("error: another process of this run stopped first, its message says why")
+    assert summary(tmp_path / "run")["exit_reason"] == told["0"][0].removeprefix("error: ")
+    assert [line["step"] for line in lines(tmp_path / "run" / "samples.jsonl") if line["rank"] == 1] == [0]
+
+
+@contextmanager
+def started(data: Path, output: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A long run in a session of its own, that has taken its first steps; nothing of it is left at the end."""
+    command = [sys.executable, RECIPE, "--data-root", str(data), *TRAIN, "--output-dir", str(output)]
+    process = subprocess.Popen(
+        [*command, "--epochs", "5000", "--cache", "off", "--record-samples", *words],
+        env={**os.environ},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (output / "samples.jsonl").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def check_ended(process: subprocess.Popen[str], output: Path, message: str, patience_s: float) -> None:
+    """Exit code 1, one line, and the summary says the same."""
+    begin = time.monotonic()
+    error = process.communicate(timeout=100)[1]
+    assert time.monotonic() - begin < patience_s
+    assert process.returncode == 1
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith(f"error: {message}")
+    assert error == f"error: {summary(output)['exit_reason']}\n"
+
+
+@pytest.mark.parametrize(("words", "who"), [((), "thread"), (("--rand-augment", "5"), "process")])
+def test_a_run_ends_within_its_timeout_with_one_line_when_a_read_never_returns(tmp_path: Path, words, who: str):
+    data, output = write_folders(tmp_path / "data", SPLITS), tmp_path / "run"
+    with started(data, output, "--loader-timeout-s", "3", *words) as process:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "pipe").replace(data / "train" / "cat" / "3.png")  # the storage hangs: nobody writes to a pipe
+        check_ended(process, output, f"a loader {who} gave nothing for 3 s: is the storage of --data-root alive?", 30)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids; none where it has ended."""
+    try:
+        return [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_ends_with_one_line_when_a_loader_process_is_killed(tmp_path: Path):
+    data, output = write_folders(tmp_path / "data", SPLITS), tmp_path / "run"
+    with started(data, output, "--rand-augment", "5", "--num-workers", "2") as process:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:  # each epoch starts new ones
+            for worker in children(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+            time.sleep(0.01)
+        check_ended(process, output, "a loader process died, killed or out of memory: ", 30)
