@@ -24,6 +24,18 @@ RECIPE = str(ROOT / "recipes" / "single_scale.py")
 IMAGES, BATCH = 24, 8
 TRAIN = ("--arch", "test_vit", "--img-size", "32", "--batch-size", str(BATCH), "--no-amp", "--log-with", "none")
 EXACT = ("--optimizer", "sgd", "--learning-rate", "0.01", "--epochs", "3", "--record-samples")
+COLOURFUL = (
+    "--rand-augment",
+    "5",
+    "--color-jitter",
+    "0.3",
+    "--random-erasing",
+    "0.3",
+    "--mixup",
+    "0.4",
+    "--cutmix",
+    "1",
+)
 SPLITS = {"train": IMAGES // 2, "val": 4, "test": 3}
 
 
@@ -40,12 +52,12 @@ def summary(output: Path) -> dict[str, Any]:
     return json.loads((output / "summary.json").read_text())
 
 
-def test_two_processes_quarantine_as_one_does(tmp_path: Path):
+def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
     data = write_folders(tmp_path / "data", SPLITS)
     bad = {"train/cat/3.png", "train/dog/5.png", "val/dog/1.png", "test/cat/0.png"}
     for name in bad:
         cut(data / name)
-    words = ("--data-root", str(data), *TRAIN, *EXACT, "--on-bad-sample", "quarantine", "--output-dir")
+    words = ("--data-root", str(data), *TRAIN, *EXACT, *COLOURFUL, "--on-bad-sample", "quarantine", "--output-dir")
     assert recipe("single_scale")([*words, str(tmp_path / "one")]) == 0
     launch = [*TORCHRUN, RECIPE, *words, str(tmp_path / "two")]
     done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
