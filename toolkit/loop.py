@@ -14,7 +14,7 @@ from toolkit import checkpoint, console, device
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.loader import Batch
 from toolkit.data.sampler import Epoch
-from toolkit.errors import NonFiniteError, expected
+from toolkit.errors import NonFiniteError, PeerError, expected
 from toolkit.evaluation import Score, unwrapped_state
 from toolkit.monitor import Meter, peak_memory_gb
 from toolkit.rundir import config_of
@@ -63,7 +63,9 @@ def _recorded(run: Run) -> dict[str, Any]:
         cause = expected(error)
         if cause is None:
             raise
-        _write_summary(run, {"exit_reason": str(cause)})
+        if not (isinstance(cause, PeerError) and run.directory.exit_reason()):  # who met the cause has written it
+            run.directory.write_summary(_summary(run, {"exit_reason": str(cause)}))
+        device.leave()
         raise cause from None
     finally:
         run.tracking.finish()
@@ -266,22 +268,24 @@ def _finish(run: Run) -> dict[str, Any]:
     }
     final |= {f"test/{column}": value for column, value in _columns(scores.get("test", {})).items()}
     run.tracking.log(final, progress.step, progress.step / run.plan.steps * run.settings.epochs)
-    summary = _write_summary(
+    summary = _summary(
         run,
         {
             "exit_reason": "early stop" if progress.stopped_early else "done",
             **{name: {spec: asdict(score) for spec, score in of_split.items()} for name, of_split in scores.items()},
         },
     )
+    if run.accelerator.is_main_process:
+        run.directory.write_summary(summary)
     log.info("wrote     %s: config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path)
     return summary
 
 
-def _write_summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
+def _summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
     """How the run ended, with what it cost and what it ran on."""
     progress, accelerator = run.progress, run.accelerator
     rows = run.directory.metrics()
-    summary = {
+    return {
         **outcome,
         "strategy": str(run.strategy),
         "selection": run.strategy.selection().name,
@@ -300,9 +304,6 @@ def _write_summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "cloud": str(run.cloud),
         "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},
     }
-    if accelerator.is_main_process:
-        run.directory.write_summary(summary)
-    return summary
 
 
 def _version(package: str) -> str:

@@ -81,6 +81,7 @@ class RunDirectory:
 
     def create(self, config: Mapping[str, Any], classes: Sequence[str]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._summary.unlink(missing_ok=True)  # of an earlier start, which ended otherwise than this one will
         storage.write_text(self._config, to_yaml(config))
         storage.write_json(self.path / "class_map.json", dict(enumerate(classes)))
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,23 +81,40 @@ def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
             assert score[figure] == pytest.approx(other[figure], abs=1e-6)
 
 
-def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_file(tmp_path: Path):
-    data, logs = write_folders(tmp_path / "data", SPLITS), tmp_path / "logs"
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_file(tmp_path: Path, rank: int):
+    """Started by hand: a launcher may kill the other process before it can say anything."""
+    data = write_folders(tmp_path / "data", SPLITS)
     index = open_splits(Settings(data_root=str(data)), 32).train
-    second_of_rank_1 = Sampler(IMAGES, 0, SingleScale(32)).permutation(0)[BATCH + BATCH // 2]
-    name = index.names[int(second_of_rank_1)]
+    in_second_step = Sampler(IMAGES, 0, SingleScale(32)).permutation(0)[BATCH + rank * BATCH // 2]
+    name = index.names[int(in_second_step)]
     cut(data / name)
     words = ("--data-root", str(data), *TRAIN, *EXACT, "--output-dir", str(tmp_path / "run"))
-    launch = [*TORCHRUN, "--redirects", "3", "--log-dir", str(logs), RECIPE, *words]
-    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1
-    told = {path.parent.name: path.read_text().splitlines() for path in logs.rglob("stderr.log")}
-    assert len(told["1"]) == 1
-    assert told["1"][0].startswith(f"error on rank 1: {name}: cannot be read as an image: image file is truncated")
-    assert len(told["0"]) == 1, told["0"]
-    assert told["0"][0].startswith("error: another process of this run stopped first, its message says why")
-    assert summary(tmp_path / "run")["exit_reason"] == told["0"][0].removeprefix("error: ")
-    assert [line["step"] for line in lines(tmp_path / "run" / "samples.jsonl") if line["rank"] == 1] == [0]
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, RECIPE, *words],
+            env={**os.environ, **place, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    told = [process.communicate(timeout=200)[1] for process in processes]
+    head = ["error: ", "error on rank 1: "]
+    cause = f"{name}: cannot be read as an image: image file is truncated"
+    assert [len(text.splitlines()) for text in told] == [1, 1], told
+    assert told[rank].startswith(f"{head[rank]}{cause}")
+    assert told[1 - rank].startswith(f"{head[1 - rank]}another process of this run stopped first, its message says why")
+    assert [process.returncode for process in processes] == [[2, 1], [1, 2]][rank]
+    assert summary(tmp_path / "run")["exit_reason"].startswith(cause)
+    assert [line["step"] for line in lines(tmp_path / "run" / "samples.jsonl") if line["rank"] == rank] == [0]
 
 
 @contextmanager
