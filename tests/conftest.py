@@ -80,12 +80,14 @@ def paths_of(index: Index) -> list[Path]:
     return [Path(index.place(i).path) for i in range(len(index))]
 
 
-def write_folders(root: Path, counts: dict[str, int], classes: Sequence[str] = ("cat", "dog")) -> Path:
+def write_folders(
+    root: Path, counts: dict[str, int], classes: Sequence[str] = ("cat", "dog"), size: tuple[int, int] = (24, 24)
+) -> Path:
     """A data set: so many images of each class in each split."""
     for split, count in counts.items():
         for name in classes:
             for i in range(count):
-                write_image(root / split / name / f"{i}.png", seed=i)
+                write_image(root / split / name / f"{i}.png", size, seed=i)
     return root
 
 

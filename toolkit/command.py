@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from toolkit import settings
-from toolkit.errors import InputError, LoaderError, NonFiniteError
+from toolkit.errors import InputError, expected
 from toolkit.settings import SECTIONS, Scales, Section, Settings, nearest
 
 S = TypeVar("S", bound=Section)
@@ -197,14 +197,17 @@ def parse_section(
 
 
 def exit_code(work: Callable[[], Any]) -> int:
-    """Run a recipe; 0 done, 2 the user's input, 1 a loss that is not finite or a loader that died.
+    """Run a recipe; 0 done, 2 the user's input, 1 another of the `EXPECTED` errors.
 
     Anything else keeps its traceback.
     """
     rank = os.environ.get("RANK", "0")
     try:
         work()
-    except (InputError, LoaderError, NonFiniteError) as error:
-        print(f"error{'' if rank == '0' else f' on rank {rank}'}: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, InputError) else 1
+    except Exception as error:
+        cause = expected(error)
+        if cause is None:
+            raise
+        print(f"error{'' if rank == '0' else f' on rank {rank}'}: {cause}", file=sys.stderr, flush=True)
+        return 2 if isinstance(cause, InputError) else 1
     return 0

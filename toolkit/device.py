@@ -101,6 +101,13 @@ def stop() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def leave() -> None:
+    """Close the connections to the other processes of a run that failed here, so that they notice at once."""
+    if torch.distributed.is_initialized():
+        atexit.unregister(torch.distributed.destroy_process_group)
+        torch.distributed.destroy_process_group()
+
+
 def describe(settings: Settings, accelerator: Accelerator) -> list[str]:
     """Device, processes, threads and precision as lines for a person."""
     origin = "launcher" if settings.amp is None else "--amp" if settings.amp else "--no-amp"

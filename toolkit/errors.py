@@ -1,5 +1,7 @@
 """The ways a run ends badly on purpose; everything else is a bug and keeps its traceback."""
 
+import sys
+
 
 class InputError(ValueError):
     """The user's flags, configuration or data are wrong: one clear line, exit code 2."""
@@ -22,3 +24,30 @@ class NonFiniteError(RuntimeError):
 
 class LoaderError(RuntimeError):
     """A loader's worker hung or died: one line naming the cause, exit code 1."""
+
+
+class PeerError(RuntimeError):
+    """Another process of the run is gone: one line that points to its message, exit code 1."""
+
+
+WORKER_DIED = "a loader process died, killed or out of memory"
+EXPECTED = (InputError, NonFiniteError, LoaderError, PeerError)
+
+
+def expected(error: Exception) -> Exception | None:
+    """One of the errors above: the error itself, or what torch's words mean; None for a bug. Imports no torch.
+
+    That a loader process was killed, torch raises from a signal handler, wherever the main thread is at that moment.
+    """
+    if isinstance(error, EXPECTED):
+        return error
+    if not isinstance(error, RuntimeError):
+        return None
+    text = (str(error).splitlines() or [""])[0]
+    if text.startswith("DataLoader worker"):
+        return LoaderError(f"{WORKER_DIED}: {text.strip()}")
+    torch = sys.modules.get("torch")
+    from_backend = torch is not None and isinstance(error, torch.distributed.DistError)
+    if from_backend or "gloo" in text or "Connection closed by peer" in text:
+        return PeerError(f"another process of this run stopped first, its message says why (here: {text})")
+    return None

@@ -16,6 +16,7 @@ from toolkit.data.pixels import Pixels
 from toolkit.errors import InputError
 from toolkit.images import views
 from toolkit.models import MultiView, copy_state, state_tensors
+from toolkit.rundir import Quarantine
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Score:
 
     def __str__(self) -> str:
         mark = f" (normalisation of {self.borrowed} px)" if self.borrowed else ""
-        mark += f" ({self.unreadable} unreadable images left out)" if self.unreadable else ""
+        mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""
         return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
 
 
@@ -39,8 +40,8 @@ class Score:
 class Evaluator:
     """Evaluates a copy of the model, so that evaluating changes nothing of the training's state.
 
-    `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads. `leave_out`:
-    images that cannot be read are left out and counted; otherwise they raise BadSampleError.
+    `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads. `quarantine`:
+    images that cannot be read are left out, counted and listed in it; without one they raise BadSampleError.
     """
 
     accelerator: Accelerator
@@ -50,7 +51,7 @@ class Evaluator:
     batch_size: int
     threads: int
     timeout_s: float = 300.0
-    leave_out: bool = False
+    quarantine: Quarantine | None = None
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over parameters and buffers; rank 0's buffers, since BatchNorm statistics differ between ranks."""
@@ -70,8 +71,10 @@ class Evaluator:
         # float64, and to 2^24 in float32
         exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
         sums = torch.zeros(len(specs) + 1, 4, dtype=exact, device=device)
-        job = EvalJob(images, sizes, self.leave_out)
+        job = EvalJob(images, sizes, leave_out=self.quarantine is not None)
         for batch in by_threads(requests, job, self.threads, self.timeout_s):
+            if self.quarantine is not None:
+                self.quarantine.add(batch.bad)
             sums[-1] += len(batch.bad)
             if not len(batch.ids):
                 continue

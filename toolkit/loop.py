@@ -12,14 +12,14 @@ from toolkit import checkpoint, console, device
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.loader import Batch
 from toolkit.data.sampler import Epoch
-from toolkit.errors import InputError, LoaderError, NonFiniteError
+from toolkit.errors import NonFiniteError, PeerError, expected
 from toolkit.evaluation import Score, unwrapped_state
 from toolkit.monitor import Meter
 from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
 from toolkit.settings import Settings
 from toolkit.setup import Learner, Run, build_learner, claim_place, describe, prepare, set_up
-from toolkit.summary import write_summary
+from toolkit.summary import summarise
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,14 @@ def _recorded(run: Run) -> dict[str, Any]:
     """Train; however that ends, the summary says so and the dashboard is closed."""
     try:
         return _train(run)
-    except (InputError, LoaderError, NonFiniteError) as error:
-        write_summary(run, {"exit_reason": str(error)})
-        raise
+    except Exception as error:
+        cause = expected(error)
+        if cause is None:
+            raise
+        if not (isinstance(cause, PeerError) and run.directory.exit_reason()):  # who met the cause has written it
+            run.directory.write_summary(summarise(run, {"exit_reason": str(cause)}))
+        device.leave()
+        raise cause from None
     finally:
         run.tracking.finish()
 
@@ -261,12 +266,14 @@ def _finish(run: Run) -> dict[str, Any]:
     }
     final |= {f"test/{column}": value for column, value in _columns(scores.get("test", {})).items()}
     run.tracking.log(final, progress.step, progress.step / run.plan.steps * run.settings.epochs)
-    summary = write_summary(
+    summary = summarise(
         run,
         {
             "exit_reason": "early stop" if progress.stopped_early else "done",
             **{name: {spec: asdict(score) for spec, score in of_split.items()} for name, of_split in scores.items()},
         },
     )
+    if run.accelerator.is_main_process:
+        run.directory.write_summary(summary)
     log.info("wrote     %s: config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path)
     return summary

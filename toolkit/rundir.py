@@ -81,6 +81,7 @@ class RunDirectory:
 
     def create(self, config: Mapping[str, Any], classes: Sequence[str]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._summary.unlink(missing_ok=True)  # of an earlier start, which ended otherwise than this one will
         storage.write_text(self._config, to_yaml(config))
         storage.write_json(self.path / "class_map.json", dict(enumerate(classes)))
 
@@ -144,18 +145,25 @@ class SampleLog:
 
 
 class Quarantine:
-    """quarantine.jsonl: a line for each image that could not be read, whichever process met it first."""
+    """quarantine.jsonl: one line for each image that could not be read, whichever process met it first, and when."""
 
     def __init__(self, path: Path, rank: int) -> None:
         self._path, self._rank = path, rank
         self._known: set[str] = set()
 
     def add(self, bad: Sequence[tuple[str, str]]) -> None:
-        for name, reason in bad:
-            if name not in self._known:
-                self._known.add(name)
-                _append_line(self._path, {"name": name, "reason": reason, "rank": self._rank})
-                log.warning("quarantine %s: %s", name, reason)
+        """List (name, reason) of images that are not listed yet, neither by this nor by another process or start."""
+        new = {name: reason for name, reason in bad if name not in self._known}
+        if not new:
+            return
+        with FileLock(self._path.with_name(f".{self._path.name}.lock")):
+            text = self._path.read_text() if self._path.exists() else ""
+            self._known |= {json.loads(line)["name"] for line in text.splitlines()}
+            for name, reason in new.items():
+                if name not in self._known:
+                    _append_line(self._path, {"name": name, "reason": reason, "rank": self._rank})
+                    log.warning("quarantine %s: %s", name, reason)
+        self._known |= new.keys()
 
 
 def _append_line(path: Path, values: Mapping[str, Any]) -> None:

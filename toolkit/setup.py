@@ -276,6 +276,7 @@ def set_up(
     accelerator.wait_for_everyone()
     panel = [spec.name for spec in strategy.panel()]
     cloud = machine.cloud(settings.cloud)
+    quarantine = Quarantine(directory.quarantine, accelerator.process_index)
     facts = {**config, "cloud_provider": cloud.provider, "cloud_instance": cloud.instance}
     return Run(
         settings=settings,
@@ -294,11 +295,11 @@ def set_up(
             prepared.plan.micro_batch,
             prepared.threads,
             settings.loader_timeout_s,
-            leave_out=settings.on_bad_sample == "quarantine",
+            quarantine=quarantine if settings.on_bad_sample == "quarantine" else None,
         ),
         directory=directory,
         samples=SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
-        quarantine=Quarantine(directory.quarantine, accelerator.process_index),
+        quarantine=quarantine,
         tracking=Tracking.start(settings, facts, directory.path, panel, main),
         progress=progress,
         cloud=cloud,

@@ -28,7 +28,7 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either the old one or the new one, never half of it."""
-    staging = path.with_name(f".tmp-{path.name}")
+    staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # several processes may write the same file
     staging.write_text(text, encoding="utf-8")
     sync(staging)
     os.replace(staging, path)

@@ -10,11 +10,11 @@ from toolkit.setup import Run
 PACKAGES = ("toolkit", "torch", "torchvision", "accelerate", "timm")
 
 
-def write_summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
-    """summary.json of a run that ended as `outcome` says; returns what it holds."""
+def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json says of a run that ended as `outcome` tells."""
     progress, accelerator = run.progress, run.accelerator
     rows = run.directory.metrics()
-    summary = {
+    return {
         **outcome,
         "strategy": str(run.strategy),
         "selection": run.strategy.selection().name,
@@ -33,9 +33,6 @@ def write_summary(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "cloud": str(run.cloud),
         "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},
     }
-    if accelerator.is_main_process:
-        run.directory.write_summary(summary)
-    return summary
 
 
 def _version(package: str) -> str:

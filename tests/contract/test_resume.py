@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from examples import EPOCHS, EXAMPLES
-from resumable import STEPS_PER_EPOCH, settings
+from resumable import AUGMENTED, STEPS_PER_EPOCH, settings, strategy
 from safetensors.torch import load_file
 
 from toolkit import checkpoint, setup, train
@@ -25,6 +25,7 @@ from toolkit.strategies import STRATEGIES
 
 WORKER = Path(__file__).with_name("resumable.py")
 CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kind) for kind in STRATEGIES}
+CHOSEN = {**{kind + AUGMENTED: name + AUGMENTED for kind, name in CHOSEN.items()}, "single": CHOSEN["single"]}
 LAST = EPOCHS * STEPS_PER_EPOCH
 
 
@@ -39,7 +40,7 @@ class Killed:
     def go_on(self, output: Path) -> Path:
         """The same training again, on a copy of what the killed one left behind."""
         shutil.copytree(self.killed, output)
-        train(settings(output), EXAMPLES[self.example])
+        train(settings(self.example, output), strategy(self.example))
         return output
 
 
@@ -69,7 +70,7 @@ def kill_within_second_epoch(example: str, output: Path) -> None:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
     folder = tmp_path_factory.mktemp("resume")
     case = Killed(request.param, folder / "whole", folder / "killed")
-    train(settings(case.whole), EXAMPLES[case.example])
+    train(settings(case.example, case.whole), strategy(case.example))
     kill_within_second_epoch(case.example, case.killed)
     return case
 
@@ -147,6 +148,6 @@ def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_restored(
 @one_strategy
 def test_a_finished_run_is_left_as_it_is_when_started_again(case: Killed, capsys: pytest.CaptureFixture[str]):
     files = {path: path.read_bytes() for path in case.whole.rglob("*") if path.is_file()}
-    train(settings(case.whole), EXAMPLES[case.example])
+    train(settings(case.example, case.whole), strategy(case.example))
     assert "nothing is left to do" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in case.whole.rglob("*") if path.is_file()} == files

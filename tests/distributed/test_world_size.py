@@ -74,6 +74,7 @@ def command(data: Path, output: Path, *more: str) -> list[str]:
         *("--data-root", str(data), "--output-dir", str(output), "--log-with", "none", "--record-samples"),
         *("--arch", ARCH, "--scales", "16,32", "--epochs", "4", "--batch-size", str(BATCH)),
         *("--optimizer", "sgd", "--learning-rate", "0.05", "--no-amp"),
+        *("--random-erasing", "0.3", "--mixup", "0.4", "--cutmix", "1"),
         *more,
     ]
 

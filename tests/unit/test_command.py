@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from toolkit import InputError, NonFiniteError
 from toolkit.command import Command, exit_code, parse
@@ -108,6 +109,26 @@ def test_the_rank_is_named_when_another_process_than_the_first_fails(capsys, mon
     monkeypatch.setenv("RANK", "3")
     assert exit_code(lambda: fail(InputError("no such folder"))) == 2
     assert capsys.readouterr().err == "error on rank 3: no such folder\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.distributed.DistNetworkError("the store is gone"), "another process of this run stopped first"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "another process of this run"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a loader process died"),
+    ],
+)
+def test_an_error_of_torch_is_one_line_when_it_tells_of_a_lost_process(capsys, error: Exception, told: str):
+    assert exit_code(lambda: fail(error)) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {told}")
+    assert line.count("\n") == 1
+
+
+def test_another_error_of_torch_keeps_its_traceback_when_a_recipe_ends():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        exit_code(lambda: fail(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
 
 
 def test_a_bug_keeps_its_traceback_when_a_recipe_ends():

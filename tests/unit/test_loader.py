@@ -101,6 +101,39 @@ def test_a_run_ends_in_time_with_one_line_when_a_worker_is_killed():
         list(by_processes(range(20), Killed(), 2, PATIENCE_S))
 
 
+class HalfABatch:
+    """What is read when the process that sends it is gone: to unpickle it fails."""
+
+    def __reduce__(self) -> Any:
+        return fail, (ConnectionResetError("Connection reset by peer"),)
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@dataclass
+class Torn(Squares):
+    def close(self, request: int, memory: list[int]) -> Any:
+        return HalfABatch() if request == 3 else memory
+
+
+def test_a_run_ends_with_one_line_when_a_worker_is_killed_while_it_hands_over():
+    with pytest.raises(LoaderError, match="a loader process died"):
+        list(by_processes(range(20), Torn(), 2, PATIENCE_S))
+
+
+@dataclass
+class Offline(Squares):
+    def fill(self, request: int, memory: list[int], slots: range) -> None:
+        raise ConnectionResetError("the storage is gone")
+
+
+def test_a_lost_connection_of_the_job_itself_is_not_taken_for_a_killed_worker():
+    with pytest.raises(ConnectionResetError, match="the storage is gone"):
+        list(by_processes(range(20), Offline(), 2, PATIENCE_S))
+
+
 def test_work_stays_a_few_batches_ahead_when_nobody_takes_them():
     started = []
 

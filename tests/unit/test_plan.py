@@ -40,6 +40,14 @@ def test_a_global_batch_divides_exactly_when_processes_and_micro_batches_share_i
         ({"batch_size": 2}, 120, 4, "--batch-size 2 does not divide over 4 processes: try 4 or 4"),
         ({"device_batch_size": 7}, 120, 1, "--device-batch-size 7: .*24 / 1 = 24 images.*try 6"),
         ({"device_batch_size": 5}, 120, 2, "--device-batch-size 5: .*24 / 2 = 12 images.*try 4"),
+        ({"mixup": 0.4, "batch_size": 25}, 120, 1, r"25 images per step over 1 process\(es\) make micro-batches of 25"),
+        ({"mixup": 0.4, "batch_size": 30}, 120, 2, r"30 images per step over 2 process\(es\) make micro-batches of 15"),
+        (
+            {"cutmix": 1, "device_batch_size": 3},
+            120,
+            2,
+            r"24 images per step over 2 .* make micro-batches of 3, an odd",
+        ),
     ],
 )
 def test_a_batch_is_refused_with_the_arithmetic_when_it_does_not_divide(values, images, processes, words):

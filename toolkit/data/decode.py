@@ -1,8 +1,8 @@
 """From a file's bytes to a uint8 crop of a given size: simplejpeg for JPEG, PIL for the rest and for odd JPEGs.
 
 Rules: EXIF orientation is applied. Gray is repeated; palettes are looked up; CMYK is converted; alpha is dropped, the
-colours under it stay. 16-bit gray is divided by 257; float pixels must lie in [0, 1]. Of an animation the first frame
-counts. Whatever else is refused.
+colours under it stay. 16-bit gray is divided by 257; float pixels must lie in [0, 1]; longer or signed integers, whose
+range nobody knows, are refused. Of an animation the first frame counts.
 """
 
 import io
@@ -83,7 +83,7 @@ def _read_by_pil(content: bytes) -> np.ndarray:
     if not content:
         raise ValueError("the file is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is where PIL raises
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # MAX_PIXELS is where PIL raises; the rest is told by errors
         with Image.open(io.BytesIO(content)) as image:
             if image.mode.startswith("I") or image.mode == "F":
                 return _to_bytes(np.array(image))
@@ -94,15 +94,15 @@ def _read_by_pil(content: bytes) -> np.ndarray:
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Gray of more than 8 bits as H x W x 3 uint8; raises ValueError where its range is unknown."""
-    low, high = values.min(), values.max()
     if np.issubdtype(values.dtype, np.floating):
+        low, high = values.min(), values.max()
         if not (low >= 0 and high <= 1):  # also where there is a NaN
             raise ValueError(f"float pixels from {low:g} to {high:g}: they must lie in [0, 1]")
         gray = np.round(values * 255)
-    else:
-        if low < 0 or high > 65535:
-            raise ValueError(f"integer pixels from {low} to {high}: more than 16 bits")
+    elif values.dtype.itemsize == 2:
         gray = values // 257
+    else:
+        raise ValueError("integer pixels of more than 16 bits or with a sign: their range is unknown")
     return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=-1)
 
 

@@ -12,8 +12,18 @@ FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG marker
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})  # without a length
 MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEG, by the number of components
-# What PIL raises on content that is no image, or half of one.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+# What PIL raises on content that is no image, or half of one; found by flipping bits of files of every format.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class TooLargeError(ValueError):
@@ -34,6 +44,8 @@ class Header(NamedTuple):
 def read_header(stream: BinaryIO) -> Header:
     """Read no more than needed from the start of an image file; raises ValueError with the reason."""
     start = stream.read(3)
+    if not start:
+        raise ValueError("the file is empty")
     stream.seek(0)
     try:
         header = _read_jpeg(stream) if start == b"\xff\xd8\xff" else _read_other(stream)
@@ -62,7 +74,7 @@ def _orientation(exif: bytes) -> int:
         block = Image.Exif()
         block.load(exif)
         value = block.get(ORIENTATION, 1)
-    except (*UNREADABLE, KeyError, TypeError):
+    except UNREADABLE:
         return 1
     return value if value in range(1, 9) else 1
 
@@ -99,7 +111,7 @@ def _read_jpeg(stream: BinaryIO) -> Header:
 
 def _read_other(stream: BinaryIO) -> Header:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands above
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong is told by the error; our limit stands above
         with Image.open(stream) as image:
             exif = image.info.get("exif")  # asking PIL for more would decode a PNG
             stored = exif if image.format != "TIFF" else None  # PIL itself turns TIFF upright

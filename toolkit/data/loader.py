@@ -20,7 +20,7 @@ from toolkit.data.decode import crop_and_resize
 from toolkit.data.mixing import Mixer
 from toolkit.data.pixels import Pixels
 from toolkit.data.sampler import Request
-from toolkit.errors import BadSampleError, InputError, LoaderError
+from toolkit.errors import WORKER_DIED, BadSampleError, InputError, LoaderError, expected
 
 R = TypeVar("R", contravariant=True)
 T = TypeVar("T", covariant=True)
@@ -298,9 +298,10 @@ def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s:
                 raise batch
             yield batch
     except RuntimeError as error:
-        text = str(error)
-        if "DataLoader" not in text:
-            raise
-        if "timed out" in text:
+        if str(error).startswith("DataLoader timed out"):
             raise LoaderError(f"a loader process gave nothing for {timeout_s:g} s: {_hint(timeout_s)}") from None
-        raise LoaderError(f"a loader process died, killed or out of memory: {text.splitlines()[0]}") from None
+        raise (expected(error) or error) from None
+    except (ConnectionError, EOFError) as error:
+        if str(error).startswith("Caught"):  # torch's words for an error of the job itself
+            raise
+        raise LoaderError(f"{WORKER_DIED}: it left half a batch behind") from None

@@ -28,7 +28,10 @@ def open_splits(settings: Settings, largest: int) -> Splits:
     else:
         root = Path(settings.data_root).expanduser()
         source = str(root)
-    train, val, test, classes = _read(settings, root, cache)
+    try:
+        train, val, test, classes = _read(settings, root, cache)
+    except OSError as error:
+        raise InputError(f"{error.filename or cache}: {error.strerror}") from None
     if val is None:
         train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
     elif settings.val_split is not None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from toolkit import machine, storage
 from toolkit.data.decode import resize_to
-from toolkit.data.index import Index
+from toolkit.data.index import ALONE, Index
 from toolkit.data.pixels import Pixels
 from toolkit.errors import BadSampleError
 
@@ -41,7 +41,7 @@ def is_worthwhile(index: Index, side: int) -> bool:
 def open_tier(index: Index, side: int, cache: Path) -> Index:
     """The same images with a shorter side of `side` px at most; written under `cache` where it is not there yet.
 
-    An image that cannot be read keeps its number, with no size. Raises OSError where the disk is full.
+    An image that cannot be read stays the original, which then says why. Raises OSError where the disk is full.
     """
     folder = cache / "tiers" / f"{_key(index)}-{side}px-v{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +53,14 @@ def open_tier(index: Index, side: int, cache: Path) -> Index:
             _write(index, side, staging)
             os.replace(staging, folder)
     with np.load(folder / "index.npz") as arrays:
-        columns = {name: arrays[name] for name in COLUMNS}
-    count = len(index)
+        written = arrays["length"] > 0
+        columns = {name: np.where(written, arrays[name], getattr(index, name)) for name in COLUMNS}
+    originals = np.where(index.container == ALONE, ALONE, index.container + 1).astype(np.int32)
     return replace(
         index,
-        containers=(str(folder / "images.bin"),),
-        container=np.zeros(count, dtype=np.int32),
-        orientation=np.ones(count, dtype=np.uint8),
+        containers=(str(folder / "images.bin"), *index.containers),
+        container=np.where(written, np.int32(0), originals),
+        orientation=np.where(written, np.uint8(1), index.orientation),
         **columns,
     )
 

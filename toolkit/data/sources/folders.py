@@ -58,21 +58,34 @@ def _read_split(root: Path, folder: Path, classes: Sequence[str], cache: Path) -
 
 
 def image_files(folder: Path) -> Iterator[str]:
-    """Paths of the images under a folder, relative to it: hidden ones left out, no folder entered twice."""
-    entered: set[tuple[int, int]] = set()
+    """Paths of the images under a folder, relative to it: hidden ones left out, no folder entered twice or upwards."""
+    entered = {_identity(parent) for parent in (*folder.absolute().parents, *folder.resolve().parents)}
 
     def walk(path: str, prefix: str) -> Iterator[str]:
-        facts = os.stat(path)
-        if (facts.st_dev, facts.st_ino) in entered:  # a link to a folder above or beside
+        identity = _identity(path)
+        if identity in entered:  # a link to a folder above or beside
             return
-        entered.add((facts.st_dev, facts.st_ino))
+        entered.add(identity)
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                # of a link that leads to itself, entry.is_dir() would raise
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     yield from walk(entry.path, f"{prefix}{entry.name}/")
                 elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    if _is_special(entry):
+                        raise InputError(f"{entry.path}: is no regular file")
                     yield prefix + entry.name
 
     yield from walk(str(folder), "")
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """A pipe, socket or device, or a link to one: to read it could wait for ever. Costs nothing for a plain file."""
+    return not entry.is_file(follow_symlinks=False) and os.path.exists(entry.path) and not os.path.isfile(entry.path)
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    facts = os.stat(path)
+    return facts.st_dev, facts.st_ino

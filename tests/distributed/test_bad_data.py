@@ -1,0 +1,188 @@
+"""Bad files and lost processes in runs of several processes: the same quarantine, and an end in one line."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, TORCHRUN, recipe, write_folders
+from toolkit import SingleScale
+from toolkit.data.sampler import Sampler
+from toolkit.data.splits import open_splits
+from toolkit.settings import Settings
+
+RECIPE = str(ROOT / "recipes" / "single_scale.py")
+IMAGES, BATCH = 24, 8
+TRAIN = ("--arch", "test_vit", "--img-size", "32", "--batch-size", str(BATCH), "--no-amp", "--log-with", "none")
+EXACT = ("--optimizer", "sgd", "--learning-rate", "0.01", "--epochs", "3", "--record-samples")
+COLOURFUL = (
+    "--rand-augment",
+    "5",
+    "--color-jitter",
+    "0.3",
+    "--random-erasing",
+    "0.3",
+    "--mixup",
+    "0.4",
+    "--cutmix",
+    "1",
+)
+SPLITS = {"train": IMAGES // 2, "val": 4, "test": 3}
+
+
+def cut(path: Path) -> None:
+    """Leave a header that can be read, and half of the pixels."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def summary(output: Path) -> dict[str, Any]:
+    return json.loads((output / "summary.json").read_text())
+
+
+def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
+    data = write_folders(tmp_path / "data", SPLITS)
+    bad = {"train/cat/3.png", "train/dog/5.png", "val/dog/1.png", "test/cat/0.png"}
+    for name in bad:
+        cut(data / name)
+    words = ("--data-root", str(data), *TRAIN, *EXACT, *COLOURFUL, "--on-bad-sample", "quarantine", "--output-dir")
+    assert recipe("single_scale")([*words, str(tmp_path / "one")]) == 0
+    launch = [*TORCHRUN, RECIPE, *words, str(tmp_path / "two")]
+    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps: dict[str, dict[int, set[tuple[int, int]]]] = {}
+    for name in ("one", "two"):
+        steps[name] = defaultdict(set)
+        for line in lines(tmp_path / name / "samples.jsonl"):
+            steps[name][line["step"]] |= set(zip(line["ids"], line["digests"], strict=True))
+        assert sorted(line["name"] for line in lines(tmp_path / name / "quarantine.jsonl")) == sorted(bad)
+    assert steps["one"] == steps["two"]
+    assert len(steps["one"]) == 9
+    one, two = (summary(tmp_path / name) for name in ("one", "two"))
+    assert two["processes"] == 2
+    for split in ("val", "test"):
+        score, other = one[split]["32px"], two[split]["32px"]
+        assert score["unreadable"] == other["unreadable"] == 1
+        assert score["images"] == other["images"] == 2 * SPLITS[split] - 1
+        for figure in ("top1", "top5", "loss"):
+            assert score[figure] == pytest.approx(other[figure], abs=1e-6)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_file(tmp_path: Path, rank: int):
+    """Started by hand: a launcher may kill the other process before it can say anything."""
+    data = write_folders(tmp_path / "data", SPLITS)
+    index = open_splits(Settings(data_root=str(data)), 32).train
+    in_second_step = Sampler(IMAGES, 0, SingleScale(32)).permutation(0)[BATCH + rank * BATCH // 2]
+    name = index.names[int(in_second_step)]
+    cut(data / name)
+    words = ("--data-root", str(data), *TRAIN, *EXACT, "--output-dir", str(tmp_path / "run"))
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, RECIPE, *words],
+            env={**os.environ, **place, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    told = [process.communicate(timeout=200)[1] for process in processes]
+    head = ["error: ", "error on rank 1: "]
+    cause = f"{name}: cannot be read as an image: image file is truncated"
+    assert [len(text.splitlines()) for text in told] == [1, 1], told
+    assert told[rank].startswith(f"{head[rank]}{cause}")
+    assert told[1 - rank].startswith(f"{head[1 - rank]}another process of this run stopped first, its message says why")
+    assert [process.returncode for process in processes] == [[2, 1], [1, 2]][rank]
+    assert summary(tmp_path / "run")["exit_reason"].startswith(cause)
+    assert [line["step"] for line in lines(tmp_path / "run" / "samples.jsonl") if line["rank"] == rank] == [0]
+
+
+@contextmanager
+def started(data: Path, output: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A long run in a session of its own, that has taken its first steps; nothing of it is left at the end."""
+    command = [sys.executable, RECIPE, "--data-root", str(data), *TRAIN, "--output-dir", str(output)]
+    process = subprocess.Popen(
+        [*command, "--epochs", "5000", "--cache", "off", "--record-samples", *words],
+        env={**os.environ},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (output / "samples.jsonl").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def check_ended(process: subprocess.Popen[str], output: Path, message: str, patience_s: float) -> None:
+    """Exit code 1, one line, and the summary says the same."""
+    begin = time.monotonic()
+    error = process.communicate(timeout=100)[1]
+    assert time.monotonic() - begin < patience_s
+    assert process.returncode == 1
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith(f"error: {message}")
+    assert error == f"error: {summary(output)['exit_reason']}\n"
+
+
+@pytest.mark.parametrize(("words", "who"), [((), "thread"), (("--rand-augment", "5"), "process")])
+def test_a_run_ends_within_its_timeout_with_one_line_when_a_read_never_returns(tmp_path: Path, words, who: str):
+    data, output = write_folders(tmp_path / "data", SPLITS), tmp_path / "run"
+    with started(data, output, "--loader-timeout-s", "3", *words) as process:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "pipe").replace(data / "train" / "cat" / "3.png")  # the storage hangs: nobody writes to a pipe
+        check_ended(process, output, f"a loader {who} gave nothing for 3 s: is the storage of --data-root alive?", 30)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids; none where it has ended."""
+    try:
+        return [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_ends_with_one_line_when_a_loader_process_is_killed(tmp_path: Path):
+    data, output = write_folders(tmp_path / "data", SPLITS), tmp_path / "run"
+    with started(data, output, "--rand-augment", "5", "--num-workers", "2") as process:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:  # each epoch starts new ones
+            for worker in children(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+            time.sleep(0.01)
+        check_ended(process, output, "a loader process died, killed or out of memory: ", 30)
