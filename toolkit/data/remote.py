@@ -18,6 +18,7 @@ from toolkit.errors import InputError
 BLOCK = 8 * 2**20  # bytes; less where the bound is small
 LEAST_BLOCKS = 16  # that fit into the bound
 LOCKS = 64  # files; blocks share them, so that they do not pile up
+POLL_S = 0.01  # between looks at a lock that another thread or process holds
 # what the storages call the facts that change with the content
 VERSION_KEYS = ("ETag", "etag", "generation", "LastModified", "last_modified", "modificationTime")
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -128,7 +129,7 @@ class BlockCache:
         for folder in (path.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
         stripe = int(hashlib.sha256(path.name.encode()).hexdigest(), 16) % LOCKS
-        with FileLock(locks / f"{stripe}.lock"):
+        with FileLock(locks / f"{stripe}.lock", poll_interval=POLL_S):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
@@ -136,7 +137,7 @@ class BlockCache:
             start = number * self.block
             content = fetch(url, start, min(start + self.block, self.files[url].size))
             try:
-                with FileLock(locks / "room.lock"):
+                with FileLock(locks / "room.lock", poll_interval=POLL_S):
                     self._keep(path, content)
             except OSError as error:
                 raise InputError(f"{path.parent}: {error.strerror}; --cache-dir names another place") from None

@@ -30,7 +30,7 @@ def open_splits(settings: Settings, largest: int) -> Splits:
         size = settings.synthetic_size or largest
         root = str(synthetic.prepare(size, settings.synthetic_count or synthetic.COUNT))
         source = f"built-in, {size} px"
-    train, val, test, classes = _read(root, cache, int(settings.cache_gb * GB))
+    train, val, test, classes = _read(root, cache, round(settings.cache_gb * GB))
     if val is None:
         train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
     elif settings.val_split is not None:
