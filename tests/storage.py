@@ -102,6 +102,7 @@ def hdfs() -> Iterator[Storage]:
 def s3() -> Iterator[Storage]:
     """An S3 server behind a proxy that counts; AWS_ENDPOINT_URL_S3 has to lead to it, as it does inside."""
     import boto3
+    import s3fs
     from moto.server import ThreadedMotoServer
 
     moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -155,6 +156,7 @@ def s3() -> Iterator[Storage]:
         for name, value in before.items():
             os.environ.pop(name, None)
             os.environ.update({name: value} if value is not None else {})
+        s3fs.S3FileSystem.clear_instance_cache()  # it keeps to the address that it began with
         client.close()
         moto.stop()
 

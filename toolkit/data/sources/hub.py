@@ -121,12 +121,12 @@ def _index_files(split: Any, columns: Columns, cache: Path, where: str) -> Index
     return index_files(Path(root), [os.path.relpath(path, root) for path in paths], labels, cache)
 
 
-def _mapped(path: str) -> tuple[Any, Any]:
-    """The bytes of an Arrow file, mapped into memory, and its batches, which point into them."""
+def _mapped(path: str) -> tuple[Any, Iterator[Any]]:
+    """The bytes of an Arrow file, mapped into memory, and its batches of rows, which point into them."""
     import pyarrow as pa
 
     content = pa.memory_map(path).read_buffer()
-    return content, pa.ipc.open_stream(content)
+    return content, (batch for batch in pa.ipc.open_stream(content) if len(batch))
 
 
 def _spans(batch: Any, image: str, content: Any) -> np.ndarray:
@@ -146,17 +146,17 @@ def _uncompressed(path: str, image: str, cache: Path) -> str:
     import pyarrow as pa
 
     content, batches = _mapped(path)
-    spans = _spans(batches.read_next_batch(), image, content)
-    if spans[0] >= 0 and spans[-1] <= content.size:
+    spans = next((_spans(batch, image, content) for batch in batches), None)
+    if spans is None or (spans[0] >= 0 and spans[-1] <= content.size):
         return path
     digest = hashlib.sha256(repr((path, file_facts(path))).encode()).hexdigest()[:24]
     copy = cache / "hub" / f"{digest}-{os.path.basename(path)}"
     with FileLock(f"{copy}.lock"):
         if not copy.exists():
             staging = copy.with_name(f".tmp-{copy.name}")
-            batches = _mapped(path)[1]
-            with pa.OSFile(str(staging), "wb") as sink, pa.ipc.new_stream(sink, batches.schema) as writer:
-                for batch in batches:
+            packed = pa.ipc.open_stream(content)
+            with pa.OSFile(str(staging), "wb") as sink, pa.ipc.new_stream(sink, packed.schema) as writer:
+                for batch in packed:
                     writer.write_batch(batch)
             os.replace(staging, copy)
     return str(copy)
@@ -170,7 +170,7 @@ def _read_arrow(container: Container, columns: Columns, where: str) -> Iterator[
         if missing:
             raise InputError(f"{where}: of rows {row} to {row + len(batch) - 1} {missing} have no bytes or no label")
         spans = _spans(batch, columns.image, content)
-        for offset, end, label in zip(spans, spans[1:], batch.column(columns.label).to_pylist(), strict=True):
+        for offset, end, label in zip(spans[:-1], spans[1:], batch.column(columns.label).to_pylist(), strict=True):
             size = read_size(io.BytesIO(content[offset:end].to_pybytes()))
             yield Part(f"{container.name}/{row}", int(offset), int(end - offset), label, *size)
             row += 1
