@@ -6,6 +6,7 @@ The cache is shared by all threads, loader processes and ranks of a machine: who
 import hashlib
 import io
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,12 @@ def fetch(url: str, start: int, end: int) -> bytes:
     return content
 
 
+def _touch(file: int | Path) -> None:
+    """Say that a block was used, for the least recently used one goes first; the kernel's own clock ticks in ms."""
+    now = time.time_ns()
+    os.utime(file, ns=(now, now))
+
+
 @dataclass(frozen=True)
 class BlockCache:
     """Blocks of `files` (by URL) in `folder`; all of them together take `bound` bytes at most."""
@@ -114,7 +121,7 @@ class BlockCache:
         except FileNotFoundError:
             return self._fetched(url, number, path)[start : start + count]
         try:
-            os.utime(handle)  # the least recently used block goes first
+            _touch(handle)
             return os.pread(handle, count, start)
         finally:
             os.close(handle)
@@ -156,6 +163,7 @@ class BlockCache:
             total -= size
         staging = path.with_name(f".tmp-{path.name}")
         staging.write_bytes(content)
+        _touch(staging)
         os.replace(staging, path)
 
 

@@ -20,6 +20,7 @@ from toolkit.data.sources.files import UNREAD
 
 VERSION = 1  # of the table's format and of what reading a container means
 TYPES = dict(zip(COLUMNS, (np.int32, np.int64, np.int64, np.int64, np.int32, np.int32, np.uint8), strict=True))
+MOST_THREADS = 16  # each holds a few MB of a remote shard
 READ = COLUMNS[1:]  # what a table holds besides names; the container's number depends on its neighbours
 
 
@@ -65,7 +66,7 @@ def index_containers(
 ) -> Index:
     """All parts of all containers, in order; `read` is called for those that are new or changed, by threads."""
     (cache / "index").mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(4 * machine.cpu_quota()) as pool:
+    with ThreadPoolExecutor(min(MOST_THREADS, 4 * machine.cpu_quota())) as pool:
         todo = pool.map(lambda container: _table(container, read, cache / "index"), containers)
         tables = list(tqdm(todo, "reading shards", len(containers), unit="shard", disable=None))
     counts = [len(table["ends"]) for table in tables]
