@@ -194,7 +194,7 @@ def test_a_shard_that_vanished_is_named_when_an_image_of_it_is_read(storage: Sto
 
 def test_a_url_is_refused_when_nothing_is_there(storage: Storage, data: Path):
     storage.put(data)
-    with pytest.raises(InputError, match=r"nowhere: neither train\*\.tar nor train/\*\.tar in it"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder or bucket, or neither train\*\.tar"):
         opened(settings_of(f"{storage.url}/nowhere", data, 4))
 
 
@@ -202,6 +202,22 @@ def test_a_url_is_refused_in_one_line_when_no_server_answers(data: Path):
     with pytest.raises(InputError, match=r"webhdfs://127\.0\.0\.1:9/data: cannot be read") as caught:
         opened(settings_of("webhdfs://127.0.0.1:9/data", data, 4))
     assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_is_refused_in_one_line_when_it_or_the_credentials_are_wrong(data: Path, monkeypatch):
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    with servers.s3() as storage:
+        storage.put(data)
+        with pytest.raises(InputError, match="s3://other/data: no such folder or bucket"):
+            opened(settings_of("s3://other/data", data, 4))
+    with servers.s3() as storage:
+        monkeypatch.setenv("HOME", str(data))  # no credentials file
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in servers.KEYS:
+            monkeypatch.delenv(name)
+        with pytest.raises(InputError, match="s3://bucket/data: cannot be read: Unable to locate credentials"):
+            opened(settings_of(storage.url, data, 4))
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs")])

@@ -68,7 +68,7 @@ def read_shards(root: str, cache: Path, cache_bytes: int) -> Found:
     root = root.rstrip("/")
     found = find_shards(root)
     if not found[0]:
-        raise InputError(f"--data-root {root}: neither train*.tar nor train/*.tar in it")
+        raise InputError(f"--data-root {root}: no such folder or bucket, or neither train*.tar nor train/*.tar in it")
     blocks = None
     if is_url(root):
         blocks = BlockCache(cache, cache_bytes, {shard.path: shard.facts for shard in itertools.chain(*found)})
