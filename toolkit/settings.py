@@ -6,6 +6,7 @@ made of group the flags in `--help`. What the scales are and how they are traine
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +17,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 from toolkit.errors import InputError
 
 SYNTHETIC = "synthetic"
+HUB = "hf:"  # starts the name of a Hugging Face dataset
 WANDB_PROJECT = "toolkit"
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
 
 
 def _split_numbers(value: Any) -> Any:
@@ -67,7 +73,11 @@ class Section(BaseModel):
 class Data(Section):
     """Data"""
 
-    data_root: str = Field(SYNTHETIC, description="folder with train/ val/ test/, or with train.csv; or 'synthetic'")
+    data_root: str = Field(
+        SYNTHETIC,
+        description="folder with train/ val/ test/, or with train.csv; folder or URL (s3:// gs:// az://) of tar "
+        "shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; or 'synthetic'",
+    )
     synthetic_size: PositiveInt | None = Field(
         None, description="native size of the built-in images, px (unset: the largest scale)"
     )
@@ -99,7 +109,10 @@ class Data(Section):
         None, description="folder for indices, tiers and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
     )
     cache_gb: float = Field(
-        4.0, gt=0, description="most that cached images may take, GB: in memory per process, or on disk"
+        4.0,
+        gt=0,
+        description="most that decoded images may take in memory per process, GB, and parts of remote shards on disk; "
+        "half of it is shuffled at a time",
     )
     loader_timeout_s: float = Field(300.0, gt=0, description="longest wait for a batch, s, before a run gives up")
 
@@ -209,6 +222,11 @@ class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
         builtin = self.data_root == SYNTHETIC
+        if is_url(self.data_root) and re.search(r"//[^/]*:[^/]*@|[?#]", self.data_root):
+            raise InputError(
+                "--data-root: a URL must hold no password, token or query, for it is written down with the run: "
+                "put credentials into the environment, as the storage's own tools want them"
+            )
         if not builtin and (self.synthetic_size or self.synthetic_count):
             raise InputError(
                 f"--synthetic-size and --synthetic-count would be ignored with --data-root {self.data_root}: drop them"

@@ -24,7 +24,7 @@ from toolkit.data.index import Splits
 from toolkit.data.loader import Batch
 from toolkit.data.mixing import mix
 from toolkit.data.sampler import Epoch
-from toolkit.data.splits import open_splits
+from toolkit.data.splits import absolute, open_splits
 from toolkit.errors import InputError
 from toolkit.evaluation import Evaluator
 from toolkit.machine import Cloud
@@ -248,9 +248,7 @@ def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -
     """Settings with the launcher's precision and the data's whereabouts filled in, so that they repeat elsewhere."""
     amp = accelerator.mixed_precision != "no" if settings.amp is None else settings.amp
     if settings.data_root != SYNTHETIC:
-        return settings.model_copy(
-            update={"amp": amp, "data_root": str(Path(settings.data_root).expanduser().resolve())}
-        )
+        return settings.model_copy(update={"amp": amp, "data_root": absolute(settings.data_root)})
     size = settings.synthetic_size or strategy.selection().sizes[-1]
     count = settings.synthetic_count or synthetic.COUNT
     return settings.model_copy(update={"amp": amp, "synthetic_size": size, "synthetic_count": count})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toolkit import Progressive, Settings, Simultaneous
-from toolkit.data.sampler import Request, Sampler, Share, micro_batches
+from toolkit.data.sampler import Request, Sampler, Shards, Share, micro_batches
 from toolkit.plan import make_plan
 
 IMAGES, BATCH = 50, 16  # 3 steps an epoch, 2 images left out of each
@@ -102,3 +102,28 @@ def test_epochs_follow_each_other_and_close_their_phases_when_a_plan_is_made(str
     closing = [epoch.closes_phase for epoch in epochs]
     assert closing == ([False, True] * 2 if isinstance(strategy, Progressive) else [False] * 3 + [True])
     assert all(before.end == after.start for before, after in pairwise(epochs))
+
+
+def test_images_are_mixed_within_windows_of_shards_when_these_are_remote():
+    sizes = (30, 30, 30, 50, 10, 30)
+    ids = tuple(np.arange(5 * shard, 5 * shard + 5) for shard in range(6))
+    sampler = Sampler(30, 3, STRATEGIES["simultaneous"], Shards(ids, sizes, 60))
+    orders = [sampler.permutation(epoch).tolist() for epoch in range(20)]
+    assert orders == [sampler.permutation(epoch).tolist() for epoch in range(20)]
+    assert len(set(map(tuple, orders))) == 20
+    for order in orders:
+        assert sorted(order) == list(range(30))
+        first = {shard: order.index(min(own, key=order.index)) for shard, own in enumerate(ids)}
+        for shard in sorted(first, key=first.__getitem__):  # all that is open when a shard begins fits the window
+            position = first[shard]
+            still = [
+                other for other in range(6) if set(order[position:]) & set(ids[other]) and first[other] <= position
+            ]
+            assert sum(sizes[other] for other in still) <= 60
+    assert any(order[:10] != sorted(order[:10]) and len({i // 5 for i in order[:5]}) > 1 for order in orders)
+
+
+def test_shards_come_one_by_one_when_none_fits_the_window():
+    ids = (np.arange(5), np.arange(5, 10), np.arange(10, 15))
+    order = Sampler(15, 0, STRATEGIES["simultaneous"], Shards(ids, (70, 80, 90), 60)).permutation(0)
+    assert [len({i // 5 for i in part.tolist()}) for part in np.split(order, 3)] == [1, 1, 1]

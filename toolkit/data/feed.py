@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from toolkit import machine, storage
 from toolkit.contract import Phase, Strategy
 from toolkit.data.augment import Augmenter
@@ -11,7 +13,7 @@ from toolkit.data.index import Index, Splits
 from toolkit.data.loader import Batch, TrainJob, by_processes, by_threads
 from toolkit.data.mixing import Mixer
 from toolkit.data.pixels import Pixels
-from toolkit.data.sampler import Epoch, Sampler, Share, micro_batches
+from toolkit.data.sampler import Epoch, Sampler, Shards, Share, micro_batches
 from toolkit.data.tier import is_worthwhile, open_tier, tier_side
 from toolkit.errors import InputError
 from toolkit.settings import Settings
@@ -91,7 +93,7 @@ def open_feed(settings: Settings, strategy: Strategy, splits: Splits, phases: Se
     """The feed of a run, `settings.cache` being resolved; writes the tiers that are not there yet."""
     seed, remember = settings.seed, settings.cache == "ram"
     return Feed(
-        sampler=Sampler(len(splits.train), seed, strategy),
+        sampler=Sampler(len(splits.train), seed, strategy, _shards(splits.train)),
         augmenter=Augmenter(
             settings.crop_scale,
             settings.hflip,
@@ -109,6 +111,15 @@ def open_feed(settings: Settings, strategy: Strategy, splits: Splits, phases: Se
         timeout_s=settings.loader_timeout_s,
         quarantine=settings.on_bad_sample == "quarantine",
     )
+
+
+def _shards(index: Index) -> Shards | None:
+    """The shards of remote images; half of the cache is drawn from while the other half takes what comes next."""
+    if index.blocks is None:
+        return None
+    sizes = tuple(index.blocks.files[url].size for url in index.containers)
+    ids = tuple(np.flatnonzero(index.container == shard) for shard in range(len(sizes)))
+    return Shards(ids, sizes, index.blocks.bound // 2)
 
 
 def _sources(settings: Settings, index: Index, phases: Sequence[Phase], remember: bool) -> tuple[Pixels, ...]:

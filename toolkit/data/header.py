@@ -2,7 +2,7 @@
 
 import struct
 import warnings
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from PIL import Image
 
@@ -41,7 +41,7 @@ class Header(NamedTuple):
     progressive: bool = False
 
 
-def read_header(stream: BinaryIO) -> Header:
+def read_header(stream: IO[bytes]) -> Header:
     """Read no more than needed from the start of an image file; raises ValueError with the reason."""
     start = stream.read(3)
     if not start:
@@ -79,7 +79,7 @@ def _orientation(exif: bytes) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _read_jpeg(stream: BinaryIO) -> Header:
+def _read_jpeg(stream: IO[bytes]) -> Header:
     """Walk the segments up to the frame header: some 20 us, against 100 us for PIL's whole parse."""
     stream.seek(2)
     orientation = 1
@@ -109,7 +109,7 @@ def _read_jpeg(stream: BinaryIO) -> Header:
             stream.seek(max(0, length), 1)
 
 
-def _read_other(stream: BinaryIO) -> Header:
+def _read_other(stream: IO[bytes]) -> Header:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong is told by the error; our limit stands above
         with Image.open(stream) as image:

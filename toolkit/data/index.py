@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+
+from toolkit.data.remote import BlockCache
 
 ALONE = -1  # an image that is a file of its own
 COLUMNS = ("container", "offset", "length", "labels", "width", "height", "orientation")
@@ -23,6 +25,12 @@ class Names:
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
         ends = np.cumsum([len(part) for part in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Names"]) -> "Names":
+        starts = np.cumsum([0, *(len(part.blob) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
+        return cls(np.concatenate([part.blob for part in parts]), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -49,7 +57,7 @@ class Index:
 
     `names[i]` is what a person calls it: a path relative to `root`, or SHARD/MEMBER. `container[i]` is the number in
     `containers` of the file that holds it, -1 where it is a file of its own; `width` and `height` are as seen upright,
-    px, 0 where its header could not be read; `orientation` is EXIF's.
+    px, 0 where its header could not be read; `orientation` is EXIF's. `blocks` reads the containers that are URLs.
     """
 
     root: str
@@ -62,6 +70,7 @@ class Index:
     width: np.ndarray  # int32
     height: np.ndarray  # int32
     orientation: np.ndarray  # uint8
+    blocks: BlockCache | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,7 +78,7 @@ class Index:
     def take(self, ids: np.ndarray) -> "Index":
         """Some of the images, in the order of `ids`."""
         names = Names.of(self.names[i] for i in ids.tolist())
-        return Index(self.root, names, self.containers, *(getattr(self, name)[ids] for name in COLUMNS))
+        return replace(self, names=names, **{name: getattr(self, name)[ids] for name in COLUMNS})
 
     def place(self, i: int) -> Place:
         if self.container[i] == ALONE:

@@ -11,6 +11,7 @@ from toolkit.data.decode import Box, crop_and_resize, decode
 from toolkit.data.header import read_header
 from toolkit.data.index import Index
 from toolkit.errors import BadSampleError
+from toolkit.settings import is_url
 
 
 class Memory:
@@ -45,6 +46,10 @@ def read_bytes(index: Index, i: int) -> bytes:
     """The content of an image's file, or of its part of one; raises BadSampleError."""
     path, offset, length = index.place(i)
     try:
+        if is_url(path):
+            assert index.blocks is not None
+            assert length is not None
+            return index.blocks.read(path, offset, length)
         if length is None:
             return Path(path).read_bytes()
         handle = os.open(path, os.O_RDONLY)

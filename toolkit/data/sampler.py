@@ -50,15 +50,38 @@ class Request(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Shards:
+    """Remote files that hold the images: the ids in each, its size in bytes, and how much is drawn from at a time."""
+
+    ids: tuple[np.ndarray, ...]
+    sizes: tuple[int, ...]
+    window: int  # bytes
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """Shards in any order, so many at a time as the window holds, at least one; among these all images mixed."""
+        windows: list[list[np.ndarray]] = []
+        room = 0
+        for shard in rng.permutation(len(self.ids)).tolist():
+            if not windows or self.sizes[shard] > room:
+                windows.append([])
+                room = self.window
+            windows[-1].append(self.ids[shard])
+            room -= self.sizes[shard]
+        return np.concatenate([rng.permutation(np.concatenate(window)) for window in windows])
+
+
+@dataclass(frozen=True)
 class Sampler:
     """The order of the training images."""
 
     images: int
     seed: int
     strategy: Strategy
+    shards: Shards | None = None
 
     def permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, ORDER_STREAM, epoch)).permutation(self.images)
+        rng = np.random.default_rng((self.seed, ORDER_STREAM, epoch))
+        return rng.permutation(self.images) if self.shards is None else self.shards.permutation(rng)
 
     def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
         """The global batches of one epoch, in order; those of steps before `from_step` of the run are left out."""

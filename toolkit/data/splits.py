@@ -9,10 +9,13 @@ from toolkit import storage
 from toolkit.data import synthetic
 from toolkit.data.index import Found, Index, Splits
 from toolkit.data.sources.folders import read_folders
+from toolkit.data.sources.hub import read_hub
 from toolkit.data.sources.manifests import read_manifests
+from toolkit.data.sources.shards import holds_shards, read_shards
 from toolkit.errors import InputError
-from toolkit.settings import SYNTHETIC, Settings
+from toolkit.settings import HUB, SYNTHETIC, Settings, is_url
 
+GB = 1e9
 DEFAULT_VAL_SPLIT = 0.1
 
 
@@ -22,14 +25,13 @@ def open_splits(settings: Settings, largest: int) -> Splits:
     Raises InputError that names the folder, file or row at fault.
     """
     cache = settings.cache_dir or storage.cache_dir()
-    if settings.data_root == SYNTHETIC:
+    root, source = settings.data_root, absolute(settings.data_root)
+    if root == SYNTHETIC:
         size = settings.synthetic_size or largest
-        root, source = synthetic.prepare(size, settings.synthetic_count or synthetic.COUNT), f"built-in, {size} px"
-    else:
-        root = Path(settings.data_root).expanduser()
-        source = str(root)
+        root = str(synthetic.prepare(size, settings.synthetic_count or synthetic.COUNT))
+        source = f"built-in, {size} px"
     try:
-        train, val, test, classes = _read(settings, root, cache)
+        train, val, test, classes = _read(root, cache, round(settings.cache_gb * GB))
     except OSError as error:
         raise InputError(f"{error.filename or cache}: {error.strerror}") from None
     if val is None:
@@ -39,11 +41,27 @@ def open_splits(settings: Settings, largest: int) -> Splits:
     return Splits(train, val, test, tuple(classes), source)
 
 
-def _read(settings: Settings, root: Path, cache: Path) -> Found:
+def absolute(data_root: str) -> str:
+    """The same data, whatever the working directory."""
+    if is_url(data_root) or data_root == SYNTHETIC:
+        return data_root
+    scheme = HUB if data_root.startswith(HUB) else ""
+    folder = Path(data_root.removeprefix(scheme)).expanduser()
+    return f"{scheme}{folder.resolve()}" if folder.is_dir() or not scheme else data_root
+
+
+def _read(data_root: str, cache: Path, cache_bytes: int) -> Found:
+    if is_url(data_root):
+        return read_shards(data_root, cache, cache_bytes)
+    if data_root.startswith(HUB):
+        return read_hub(data_root.removeprefix(HUB), cache)
+    root = Path(data_root).expanduser()
     if not root.is_dir():
-        raise InputError(f"--data-root {settings.data_root}: no such folder")
+        raise InputError(f"--data-root {data_root}: no such folder")
     if (root / "train.csv").is_file():
         return read_manifests(root, cache)
+    if holds_shards(root):
+        return read_shards(str(root), cache, cache_bytes)
     return read_folders(root, cache)
 
 

@@ -20,7 +20,9 @@ def read_folders(root: Path, cache: Path) -> Found:
     """The index of each split; raises InputError naming the folder at fault."""
     train_folder = first_existing(root, TRAIN)
     if train_folder is None or not train_folder.is_dir():
-        raise InputError(f"--data-root {root}: neither a folder train/ nor a file train.csv in it")
+        raise InputError(
+            f"--data-root {root}: neither a folder train/ nor a file train.csv nor shards train*.tar in it"
+        )
     classes = class_folders(train_folder)
     if len(classes) < 2:
         raise InputError(f"{train_folder}: needs a sub-folder per class, at least 2; it has {len(classes)}")

@@ -8,34 +8,25 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from toolkit.data.index import Found, Index
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TEST, VALIDATION, first_existing
+from toolkit.data.sources.labels import check_complete, check_range, count_classes, parse_label
 from toolkit.errors import InputError
 
 CLASS_NAMES = "class_names.txt"
-MOST_CLASSES = 2**31
 
 
 def read_manifests(root: Path, cache: Path) -> Found:
     """The index of each split; raises InputError naming the file and row at fault."""
     train = _read_csv(root / "train.csv", None, cache)
-    used = np.unique(train.labels)
-    count = len(used)
-    gap = next((label for label, other in enumerate(used.tolist()) if label != other), None)
-    if gap is not None or count < 2:
-        found = f"{gap} is not used, {used[-1]} is" if gap is not None else f"there is only {count}"
-        raise InputError(f"{root / 'train.csv'}: labels must be 0 ... C-1, at least 2, each used; {found}")
+    count = count_classes(train, str(root / "train.csv"))
     val, test = (
         _read_csv(file, count, cache) if file else None
         for file in (first_existing(root, names, ".csv") for names in (VALIDATION, TEST))
     )
     if val is not None:
-        absent = sorted(set(range(count)) - set(val.labels.tolist()))
-        if absent:
-            raise InputError(f"{root}: class {absent[0]} has no image in the validation manifest")
+        check_complete(val, count, str(root), "the validation manifest")
     return Found(train, val, test, _class_names(root / CLASS_NAMES, count))
 
 
@@ -73,13 +64,8 @@ def parse_rows(file: Path, classes: int | None) -> Iterator[tuple[str, int] | In
 
 def _parse_row(row: dict[str, str], file: Path, line: int, classes: int | None) -> tuple[str, int]:
     where = f"{file}, line {line}"
-    try:
-        label = int(row["label"])
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: label {row['label']!r} is not a whole number") from None
-    if not 0 <= label < MOST_CLASSES or (classes is not None and label >= classes):
-        limit = "0 or more" if classes is None else f"0 to {classes - 1}, as in train.csv"
-        raise InputError(f"{where}: label {label} is out of range: {limit}")
+    label = parse_label(row["label"], where)
+    check_range(label, classes, where, "train.csv")
     name = row["filepath"] or ""
     if os.path.isabs(name) or ".." in Path(name).parts:
         raise InputError(f"{where}: {name} leads out of {file.parent}: paths are relative to the manifest")

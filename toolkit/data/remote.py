@@ -1,0 +1,191 @@
+"""Files at URLs (s3://, gs://, az://), read in blocks that are kept on disk up to a bound. Free of torch.
+
+The cache is shared by all threads, loader processes and ranks of a machine: whoever needs a block first fetches it.
+"""
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from filelock import FileLock
+
+from toolkit.errors import InputError
+
+BLOCK = 8 * 2**20  # bytes; less where the bound is small
+LEAST_BLOCKS = 16  # that fit into the bound
+LOCKS = 64  # files; blocks share them, so that they do not pile up
+POLL_S = 0.01  # between looks at a lock that another thread or process holds
+# what the storages call the facts that change with the content
+VERSION_KEYS = ("ETag", "etag", "generation", "LastModified", "last_modified", "modificationTime")
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+
+T = TypeVar("T")
+
+
+class Facts(NamedTuple):
+    """Of one file: its size in bytes, and a text that is another one once the content is."""
+
+    size: int
+    version: str
+
+
+def asked(url: str, question: Callable[[Any, str], T]) -> T:
+    """What `question(file system, path)` says; raises FileNotFoundError, or InputError in one line.
+
+    The file system is asked for anew each time: fsspec keeps one per process, and none survives a fork.
+    """
+    import fsspec  # 0.1 s that local data does not need
+
+    protocol = url.split("://")[0]
+    try:
+        return question(*fsspec.core.url_to_fs(url))
+    except FileNotFoundError:
+        raise
+    except ImportError as error:
+        package = PACKAGES.get(protocol)
+        advice = f"pip install {package}" if package else str(error)
+        raise InputError(f"{url}: needs a package for {protocol}:// that is not installed: {advice}") from None
+    except Exception as error:  # each storage has its own kinds
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise InputError(
+            f"{url}: cannot be read: {reason}; are the name, the credentials and the network right?"
+        ) from None
+
+
+def listed(url: str) -> dict[str, Facts | None]:
+    """Names in a folder; None stands for a folder in it. Nothing where there is no such folder."""
+
+    def ask(files: Any, path: str) -> dict[str, Facts | None]:
+        files.invalidate_cache()
+        found: dict[str, Facts | None] = {}
+        for entry in files.ls(path, detail=True):
+            name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
+            version = next((str(entry[key]) for key in VERSION_KEYS if entry.get(key)), "")
+            found[name] = None if entry["type"] == "directory" else Facts(entry["size"], version)
+        return found
+
+    try:
+        return asked(url, ask)
+    except FileNotFoundError:
+        return {}
+
+
+def fetch(url: str, start: int, end: int) -> bytes:
+    """Bytes start ... end - 1; raises OSError where the file is gone or shorter than it was."""
+    try:
+        content = asked(url, lambda files, path: files.cat_file(path, start=start, end=end))
+    except FileNotFoundError:
+        raise OSError(f"{url} is not there any more") from None
+    if len(content) != end - start:
+        raise OSError("the object changed since it was indexed")
+    return content
+
+
+def _touch(file: int | Path) -> None:
+    """Say that a block was used, for the least recently used one goes first; the kernel's own clock ticks in ms."""
+    now = time.time_ns()
+    os.utime(file, ns=(now, now))
+
+
+@dataclass(frozen=True)
+class BlockCache:
+    """Blocks of `files` (by URL) in `folder`; all of them together take `bound` bytes at most."""
+
+    folder: Path
+    bound: int
+    files: Mapping[str, Facts]
+
+    @property
+    def block(self) -> int:
+        return min(BLOCK, max(1, self.bound // LEAST_BLOCKS))
+
+    def read(self, url: str, offset: int, length: int) -> bytes:
+        """A part of a file; raises OSError where the file is gone or changed, InputError where storage fails."""
+        end, parts = offset + length, []
+        while offset < end:
+            number, start = divmod(offset, self.block)
+            count = min(end - offset, self.block - start)
+            parts.append(self._part(url, number, start, count))
+            offset += count
+        return b"".join(parts)
+
+    def _part(self, url: str, number: int, start: int, count: int) -> bytes:
+        path = self._path(url, number)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return self._fetched(url, number, path)[start : start + count]
+        try:
+            _touch(handle)
+            return os.pread(handle, count, start)
+        finally:
+            os.close(handle)
+
+    def _path(self, url: str, number: int) -> Path:
+        key = hashlib.sha256(f"{url}\0{self.files[url]}".encode()).hexdigest()[:24]
+        return self.folder / "blocks" / f"{key}-{self.block}-{number}"
+
+    def _fetched(self, url: str, number: int, path: Path) -> bytes:
+        """The whole block: from storage, unless another thread or process was quicker."""
+        locks = self.folder / "locks"
+        for folder in (path.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        stripe = int(hashlib.sha256(path.name.encode()).hexdigest(), 16) % LOCKS
+        with FileLock(locks / f"{stripe}.lock", poll_interval=POLL_S):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                pass
+            start = number * self.block
+            content = fetch(url, start, min(start + self.block, self.files[url].size))
+            try:
+                with FileLock(locks / "room.lock", poll_interval=POLL_S):
+                    self._keep(path, content)
+            except OSError as error:
+                raise InputError(f"{path.parent}: {error.strerror}; --cache-dir names another place") from None
+        return content
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        """Write a block once there is room; what a killed process left half written counts and goes like the rest."""
+        with os.scandir(path.parent) as entries:
+            stats = [(entry.path, entry.stat()) for entry in entries]
+        known = sorted((facts.st_mtime_ns, facts.st_size, name) for name, facts in stats)
+        total = sum(size for _, size, _ in known) + len(content)
+        for _, size, oldest in known:
+            if total <= self.bound:
+                break
+            Path(oldest).unlink()  # who has it open still reads it
+            total -= size
+        staging = path.with_name(f".tmp-{path.name}")
+        staging.write_bytes(content)
+        _touch(staging)
+        os.replace(staging, path)
+
+
+class RemoteFile(io.RawIOBase):
+    """A file at a URL, to be read and sought in like any other."""
+
+    def __init__(self, cache: BlockCache, url: str) -> None:
+        self._cache, self._url, self._at = cache, url, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._cache.files[self._url].size}[whence]
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._cache.files[self._url].size - self._at))
+        buffer[:count] = self._cache.read(self._url, self._at, count)
+        self._at += count
+        return count

@@ -1,0 +1,100 @@
+"""An index of images that are parts of larger files: each file is read once, and again when it changed."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from toolkit import machine, storage
+from toolkit.data.header import read_header
+from toolkit.data.index import COLUMNS, Index, Names
+from toolkit.data.remote import BlockCache, Facts
+from toolkit.data.sources.files import UNREAD
+
+VERSION = 1  # of the table's format and of what reading a container means
+TYPES = dict(zip(COLUMNS, (np.int32, np.int64, np.int64, np.int64, np.int32, np.int32, np.uint8), strict=True))
+MOST_THREADS = 16  # each holds a few MB of a remote shard
+READ = COLUMNS[1:]  # what a table holds besides names; the container's number depends on its neighbours
+
+
+class Container(NamedTuple):
+    """A file with images in it: `name` is how a person calls it, `path` where it is."""
+
+    name: str
+    path: str
+    facts: Facts
+
+
+class Part(NamedTuple):
+    """One image of a container: where it begins, how long it is, bytes; sizes as in `Index`."""
+
+    name: str
+    offset: int
+    length: int
+    label: int
+    width: int
+    height: int
+    orientation: int
+
+
+def file_facts(path: str) -> Facts:
+    stat = os.stat(path)
+    return Facts(stat.st_size, str(stat.st_mtime_ns))
+
+
+def read_size(stream: IO[bytes]) -> tuple[int, int, int]:
+    """Width, height and orientation of an image; zeros where its header cannot be read."""
+    try:
+        return read_header(stream)[:3]
+    except ValueError:
+        return UNREAD
+
+
+def index_containers(
+    root: str,
+    containers: Sequence[Container],
+    read: Callable[[Container], Iterable[Part]],
+    cache: Path,
+    blocks: BlockCache | None = None,
+) -> Index:
+    """All parts of all containers, in order; `read` is called for those that are new or changed, by threads."""
+    (cache / "index").mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(min(MOST_THREADS, 4 * machine.cpu_quota())) as pool:
+        todo = pool.map(lambda container: _table(container, read, cache / "index"), containers)
+        tables = list(tqdm(todo, "reading shards", len(containers), unit="shard", disable=None))
+    counts = [len(table["ends"]) for table in tables]
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in READ}
+    return Index(
+        root=root,
+        names=Names.joined([Names(table["blob"], table["ends"]) for table in tables]),
+        containers=tuple(container.path for container in containers),
+        container=np.repeat(np.arange(len(tables), dtype=np.int32), counts),
+        blocks=blocks,
+        **columns,
+    )
+
+
+def _table(container: Container, read: Callable[[Container], Iterable[Part]], folder: Path) -> dict[str, np.ndarray]:
+    """The columns of one container, kept in `folder`; of several processes one reads, the others find it done."""
+    digest = hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    file = folder / f"{digest}-parts-v{VERSION}.npz"
+    with FileLock(f"{file}.lock"):
+        try:
+            with np.load(file) as arrays:
+                return {name: arrays[name] for name in ("blob", "ends", *READ)}
+        except (OSError, ValueError, KeyError, EOFError):
+            pass
+        parts = list(read(container))
+        names = Names.of(part.name for part in parts)
+        values = zip(*(part[1:] for part in parts), strict=True) if parts else itertools.repeat((), len(READ))
+        columns = {name: np.array(column, dtype=TYPES[name]) for name, column in zip(READ, values, strict=False)}
+        table = {"blob": names.blob, "ends": names.ends, **columns}
+        storage.write_arrays(file, table)
+        return table

@@ -1,0 +1,188 @@
+"""Hugging Face datasets, a local folder or a name on the hub: images stay in the files that `datasets` keeps.
+
+It stores encoded images uncompressed in Arrow files, so each is a part of such a file, read by offset; a data set of
+image files stays one of files.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+
+from toolkit.data.index import Found, Index
+from toolkit.data.pixels import read_bytes
+from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
+from toolkit.data.sources.files import index_files
+from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION
+from toolkit.data.sources.labels import check_complete, check_known, check_range, count_classes
+from toolkit.errors import InputError
+
+PROBES = (0, 0.5, 1)  # rows of each split, from first to last, that are compared with what `datasets` itself says
+
+
+class Columns(NamedTuple):
+    """Names of the image and label columns; `classes` where the data set names them."""
+
+    image: str
+    label: str
+    classes: Sequence[str] | None
+
+
+def read_hub(name: str, cache: Path) -> Found:
+    """The index of each split; raises InputError that names the data set and what is wrong with it."""
+    loaded = _load(name, cache)
+    splits = [next((loaded[key] for key in names if key in loaded), None) for names in (TRAIN, VALIDATION, TEST)]
+    if splits[0] is None:
+        raise InputError(f"hf:{name}: has no split train; it has {', '.join(map(str, loaded))}")
+    columns = _columns(name, splits[0])
+    train, val, test = (_read_split(name, split, columns, cache) if split is not None else None for split in splits)
+    assert train is not None
+    if test is not None and (test.labels == -1).all():  # the hub's way to keep a test set's labels secret
+        test = None
+    count = count_classes(train, f"hf:{name}: train")
+    for split in (val, test):
+        if split is not None:
+            if (split.labels < 0).any():
+                check_range(int(split.labels.min()), count, f"hf:{name}")
+            check_known(split, count, f"hf:{name}")
+    if val is not None:
+        check_complete(val, count, f"hf:{name}", "the validation split")
+    classes = columns.classes or tuple(map(str, range(count)))
+    if len(classes) != count:
+        raise InputError(f"hf:{name}: no image of class {classes[count]!r} in train")
+    return Found(train, val, test, tuple(classes))
+
+
+def _load(name: str, cache: Path) -> Any:
+    """The splits as `datasets` has them, on disk."""
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"hf:{name}: needs a package that is not installed: pip install datasets") from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    folder = Path(name).expanduser()
+    try:
+        return datasets.load_dataset(str(folder) if folder.is_dir() else name, cache_dir=str(cache / "hub"))
+    except Exception as error:  # whatever a loader, its files or the network come up with
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise InputError(f"hf:{name}: cannot be loaded: {reason}") from None
+
+
+def _columns(name: str, split: Any) -> Columns:
+    features = split.features
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    found = []
+    for what, kind in (("image", "Image"), ("label", "ClassLabel")):
+        fitting = [column for column in kinds if kinds[column] == kind]
+        chosen = what if what in fitting else fitting[0] if len(fitting) == 1 else None
+        if chosen is None and what == "label" and str(getattr(features.get("label"), "dtype", "")).startswith("int"):
+            chosen = "label"
+        if chosen is None:
+            has = ", ".join(f"{column}: {kind}" for column, kind in kinds.items())
+            raise InputError(f"hf:{name}: needs one column of kind {kind}, or one named {what!r}; it has {has}")
+        found.append(chosen)
+    return Columns(found[0], found[1], getattr(features[found[1]], "names", None))
+
+
+def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
+    """Rows of files become files, rows of bytes become parts of the Arrow files they lie in."""
+    import datasets
+
+    where = f"hf:{name}: {split.split}"
+    split = split.cast_column(columns.image, datasets.Image(decode=False))
+    if not len(split) or not split.cache_files:
+        raise InputError(f"{where}: has no rows, or `datasets` keeps them in memory, not in files")
+    if split[0][columns.image]["bytes"] is None:
+        index = _index_files(split, columns, cache, where)
+    else:
+        arrows = [_uncompressed(file["filename"], columns.image, cache) for file in split.cache_files]
+        containers = [Container(os.path.basename(path), path, file_facts(path)) for path in arrows]
+        read = functools.partial(_read_arrow, columns=columns, where=where)
+        index = index_containers(name, containers, read, cache)
+    _verify(index, split, columns, where)
+    return index
+
+
+def _index_files(split: Any, columns: Columns, cache: Path, where: str) -> Index:
+    paths = [row["path"] for row in split.data.column(columns.image).to_pylist()]
+    labels = split.data.column(columns.label).to_pylist()
+    for what, values in (("path", paths), ("label", labels)):
+        if None in values:
+            raise InputError(f"{where}: row {values.index(None)} has no {what}")
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return index_files(Path(root), [os.path.relpath(path, root) for path in paths], labels, cache)
+
+
+def _mapped(path: str) -> tuple[Any, Iterator[Any]]:
+    """The bytes of an Arrow file, mapped into memory, and its batches of rows, which point into them."""
+    import pyarrow as pa
+
+    content = pa.memory_map(path).read_buffer()
+    return content, (batch for batch in pa.ipc.open_stream(content) if len(batch))
+
+
+def _spans(batch: Any, image: str, content: Any) -> np.ndarray:
+    """Where each image of a batch begins in the file and where the next one does, N + 1 offsets.
+
+    They lie outside of the file where the batch was compressed.
+    """
+    encoded = batch.column(image).field("bytes")
+    _, ends, data = encoded.buffers()
+    kind = np.int64 if str(encoded.type).startswith("large") else np.int32
+    offsets = np.frombuffer(ends, dtype=kind)[encoded.offset : encoded.offset + len(encoded) + 1]
+    return offsets.astype(np.int64) + (data.address - content.address)
+
+
+def _uncompressed(path: str, image: str, cache: Path) -> str:
+    """The file itself, or where images are compressed in it a copy, written once, where they are not."""
+    import pyarrow as pa
+
+    content, batches = _mapped(path)
+    spans = next((_spans(batch, image, content) for batch in batches), None)
+    if spans is None or (spans[0] >= 0 and spans[-1] <= content.size):
+        return path
+    digest = hashlib.sha256(repr((path, file_facts(path))).encode()).hexdigest()[:24]
+    copy = cache / "hub" / f"{digest}-{os.path.basename(path)}"
+    with FileLock(f"{copy}.lock"):
+        if not copy.exists():
+            staging = copy.with_name(f".tmp-{copy.name}")
+            packed = pa.ipc.open_stream(content)
+            with pa.OSFile(str(staging), "wb") as sink, pa.ipc.new_stream(sink, packed.schema) as writer:
+                for batch in packed:
+                    writer.write_batch(batch)
+            os.replace(staging, copy)
+    return str(copy)
+
+
+def _read_arrow(container: Container, columns: Columns, where: str) -> Iterator[Part]:
+    content, batches = _mapped(container.path)
+    row = 0
+    for batch in batches:
+        missing = batch.column(columns.image).field("bytes").null_count or batch.column(columns.label).null_count
+        if missing:
+            raise InputError(f"{where}: of rows {row} to {row + len(batch) - 1} {missing} have no bytes or no label")
+        spans = _spans(batch, columns.image, content)
+        for offset, end, label in zip(spans[:-1], spans[1:], batch.column(columns.label).to_pylist(), strict=True):
+            size = read_size(io.BytesIO(content[offset:end].to_pybytes()))
+            yield Part(f"{container.name}/{row}", int(offset), int(end - offset), label, *size)
+            row += 1
+
+
+def _verify(index: Index, split: Any, columns: Columns, where: str) -> None:
+    """Compare a few rows with what `datasets` says; its layout of files is no promise."""
+    if len(index) != len(split):
+        raise InputError(f"{where}: {len(split)} rows, but {len(index)} in its files")
+    for i in {round(share * (len(index) - 1)) for share in PROBES}:
+        row = split[i]
+        encoded, path = row[columns.image]["bytes"], row[columns.image]["path"]
+        same = index.place(i).path == path if encoded is None else read_bytes(index, i) == encoded
+        if not same or int(index.labels[i]) != row[columns.label]:
+            raise InputError(f"{where}: row {i} is not where it should be in {index.place(i).path}")

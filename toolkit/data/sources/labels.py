@@ -1,0 +1,49 @@
+"""What labels must be where numbers are given, not names: 0 ... C-1, each used."""
+
+import numpy as np
+
+from toolkit.data.index import Index
+from toolkit.errors import InputError
+
+MOST_CLASSES = 2**31
+
+
+def parse_label(text: str | None, where: str) -> int:
+    """A label from its text; raises InputError that begins with `where`."""
+    try:
+        label = int(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: label {text!r} is not a whole number") from None
+    check_range(label, None, where)
+    return label
+
+
+def check_range(label: int, classes: int | None, where: str, train: str = "train") -> None:
+    """`classes`: the number of them in `train`, where that is known."""
+    if not 0 <= label < (MOST_CLASSES if classes is None else classes):
+        limit = "0 or more" if classes is None else f"0 to {classes - 1}, as in {train}"
+        raise InputError(f"{where}: label {label} is out of range: {limit}")
+
+
+def count_classes(train: Index, where: str) -> int:
+    """The number of classes; raises InputError where train leaves one out."""
+    used = np.unique(train.labels)
+    gap = next((label for label, other in enumerate(used.tolist()) if label != other), None)
+    if gap is not None or len(used) < 2:
+        found = f"{gap} is not used, {used[-1]} is" if gap is not None else f"there is only {len(used)}"
+        raise InputError(f"{where}: labels must be 0 ... C-1, at least 2, each used; {found}")
+    return len(used)
+
+
+def check_known(split: Index, classes: int, where: str) -> None:
+    """Raises InputError naming the first image whose label train does not have."""
+    strange = np.flatnonzero(split.labels >= classes)
+    if len(strange):
+        check_range(int(split.labels[strange[0]]), classes, f"{where}: {split.names[int(strange[0])]}")
+
+
+def check_complete(val: Index, classes: int, where: str, what: str) -> None:
+    """Raises InputError where a class has no image in the validation split, which is called `what`."""
+    absent = sorted(set(range(classes)) - set(val.labels.tolist()))
+    if absent:
+        raise InputError(f"{where}: class {absent[0]} has no image in {what}")

@@ -1,0 +1,203 @@
+"""Tar shards in WebDataset layout, local or at a URL: `root/train/*.tar` or `root/train*.tar`, and val and test.
+
+A sample is an image and its label, members of the same path up to the first dot of the file's name: 0001.jpg and
+0001.cls (a whole number), or 0001.json with a whole number as "label". Nothing is ever extracted.
+"""
+
+import functools
+import io
+import itertools
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from toolkit.data.index import Found
+from toolkit.data.remote import BlockCache, Facts, RemoteFile, asked, listed
+from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
+from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION
+from toolkit.data.sources.labels import check_complete, check_known, count_classes, parse_label
+from toolkit.errors import InputError
+from toolkit.settings import is_url
+
+SUFFIX = ".tar"
+CLASSES = "classes.txt"
+SPLITS = (TRAIN, VALIDATION, TEST)
+BLOCK = tarfile.BLOCKSIZE
+BUFFER = 2**16  # bytes read at a time from a remote shard's blocks
+
+
+def holds_shards(root: Path) -> bool:
+    """Whether a local folder is a set of shards; train.tar beside a folder train/ is what that was made from."""
+    folder, pattern = (root / "train", "[!.]*.tar") if (root / "train").is_dir() else (root, "train*.tar")
+    return any(folder.glob(pattern))
+
+
+def find_shards(root: str) -> list[list[Container]]:
+    """The shards of train, validation and test: each in a folder of that name, else beside the others."""
+    top = _listing(root)
+    beside = _tars(root, "", top)
+    found = []
+    for names in SPLITS:
+        folder = next((name for name in names if name in top and top[name] is None), None)
+        inside = _tars(root, f"{folder}/", _listing(f"{root}/{folder}")) if folder else []
+        found.append(inside or [shard for shard in beside if shard.name.startswith(names)])
+    return found
+
+
+def _tars(root: str, prefix: str, listing: dict[str, Facts | None]) -> list[Container]:
+    return [
+        Container(prefix + name, f"{root}/{prefix}{name}", facts)
+        for name, facts in sorted(listing.items())
+        if facts is not None and name.endswith(SUFFIX) and not name.startswith(".")
+    ]
+
+
+def _listing(folder: str) -> dict[str, Facts | None]:
+    """What is in a folder, by name; None stands for a folder."""
+    if is_url(folder):
+        return listed(folder)
+    with os.scandir(folder) as entries:
+        return {entry.name: None if entry.is_dir() else file_facts(entry.path) for entry in entries}
+
+
+def read_shards(root: str, cache: Path, cache_bytes: int) -> Found:
+    """The index of each split; raises InputError naming the shard and member at fault."""
+    root = root.rstrip("/")
+    found = find_shards(root)
+    if not found[0]:
+        raise InputError(f"--data-root {root}: no such folder or bucket, or neither train*.tar nor train/*.tar in it")
+    blocks = None
+    if is_url(root):
+        blocks = BlockCache(cache, cache_bytes, {shard.path: shard.facts for shard in itertools.chain(*found)})
+        _check_fits(blocks)
+    read = functools.partial(_read_shard, blocks)
+    train, val, test = (index_containers(root, shards, read, cache, blocks) if shards else None for shards in found)
+    assert train is not None
+    count = count_classes(train, f"{root}: train shards")
+    for split in (val, test):
+        if split is not None:
+            check_known(split, count, root)
+    if val is not None:
+        check_complete(val, count, root, "the validation shards")
+    return Found(train, val, test, _class_names(root, count))
+
+
+def _check_fits(blocks: BlockCache) -> None:
+    url, largest = max(((url, facts.size) for url, facts in blocks.files.items()), key=lambda item: item[1])
+    if largest > blocks.bound:
+        raise InputError(
+            f"--cache-gb {blocks.bound / 1e9:g}: {url} has {largest / 1e9:.3g} GB and would be fetched over and over: "
+            "give at least twice the size of the largest shard, or make smaller shards"
+        )
+
+
+def _class_names(root: str, count: int) -> Sequence[str]:
+    path = f"{root}/{CLASSES}"
+    try:
+        content = asked(path, lambda files, name: files.cat_file(name)) if is_url(root) else Path(path).read_bytes()
+        names = content.decode("utf-8-sig").split("\n")
+    except FileNotFoundError:
+        return tuple(map(str, range(count)))
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text") from None
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) != count:
+        raise InputError(f"{path}: names {len(names)} classes, but the labels of train are 0 to {count - 1}")
+    return tuple(names)
+
+
+def _read_shard(blocks: BlockCache | None, shard: Container) -> list[Part]:
+    """The samples of one shard, in order."""
+    if blocks is None:
+        with open(shard.path, "rb") as stream:
+            return _read_tar(stream, shard)
+    return _read_tar(io.BufferedReader(RemoteFile(blocks, shard.path), BUFFER), shard)
+
+
+def _read_tar(stream: IO[bytes], shard: Container) -> list[Part]:
+    images: dict[str, tuple[str, int, int, int, int, int]] = {}
+    labels: dict[str, dict[str, int]] = {}
+    for member, content in _members(stream, shard):
+        folder, _, base = member.name.rpartition("/")
+        key, _, ending = base.partition(".")
+        where, ending, sample = f"{shard.path}: {member.name}", ending.lower(), f"{folder}/{key}"
+        if not key:  # hidden files, such as those a file manager leaves
+            continue
+        if f".{ending}" in EXTENSIONS:
+            if sample in images:
+                raise InputError(f"{where}: a second image of the same sample, beside {images[sample][0]}")
+            name = f"{shard.name}/{member.name}"
+            # A storage that fails must not pass for an image that does: what is remote is read first.
+            image = io.BytesIO(content.read()) if is_url(shard.path) else content
+            images[sample] = (name, member.offset_data, member.size, *read_size(image))
+        elif ending in ("cls", "json"):
+            label = _label(content.read(), ending, where)
+            if ending in labels.setdefault(sample, {}):
+                raise InputError(f"{where}: a second label of the same sample")
+            if label is not None:
+                labels[sample][ending] = label
+    parts = list(_paired(images, labels, shard))
+    if not parts:
+        raise InputError(f"{shard.path}: no image in it ({', '.join(sorted(EXTENSIONS))})")
+    return parts
+
+
+def _paired(
+    images: dict[str, tuple[str, int, int, int, int, int]], labels: dict[str, dict[str, int]], shard: Container
+) -> Iterator[Part]:
+    """Samples in the order of their images; of two labels that of .cls counts."""
+    for sample, (name, offset, length, *size) in images.items():
+        known = labels.pop(sample, {})
+        label = known.get("cls", known.get("json"))
+        if label is None:
+            raise InputError(
+                f'{shard.path}: {name.removeprefix(shard.name + "/")} has no label: no .cls, and no .json with "label"'
+            )
+        yield Part(name, offset, length, label, *size)
+    alone = next((sample for sample, known in labels.items() if known), None)
+    if alone is not None:
+        raise InputError(
+            f"{shard.path}: {alone.lstrip('/')} has a label, but no image ({', '.join(sorted(EXTENSIONS))})"
+        )
+
+
+def _label(content: bytes, ending: str, where: str) -> int | None:
+    """None from JSON that is not about labels."""
+    if ending == "cls":
+        return parse_label(content.decode("utf-8", "replace").strip(), where)
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}") from None
+    if not isinstance(value, dict) or "label" not in value:
+        return None
+    return parse_label(str(value["label"]) if type(value["label"]) is int else repr(value["label"]), where)
+
+
+def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: stream.read(BUFFER), b"")
+
+
+def _members(stream: IO[bytes], shard: Container) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The files in a tar; raises InputError where it is broken or a name leads out of it."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if member.name.startswith("/") or ".." in member.name.split("/"):
+                    raise InputError(f"{shard.path}: {member.name}: an absolute name, or one with '..', is refused")
+                if member.isreg() and not member.issparse():
+                    content = tar.extractfile(member)  # a window of the stream: nothing is written
+                    assert content is not None
+                    yield member, content
+            end = tar.offset
+        stream.seek(end)
+        marked = stream.read(BLOCK) == bytes(BLOCK) and not any(piece.strip(b"\0") for piece in _pieces(stream))
+    except tarfile.TarError as error:
+        raise InputError(f"{shard.path}: not a whole uncompressed tar: {error}") from None
+    except OSError as error:
+        raise InputError(f"{shard.path}: {error.strerror or error}") from None
+    if not marked:  # tarfile itself takes damage after the first member for the end
+        raise InputError(f"{shard.path}: truncated or damaged at byte {end}, where a member or the end should be")
