@@ -77,16 +77,16 @@ class Row(NamedTuple):
 
 
 def photo(sources: Sequence[np.ndarray], rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A window of a photograph, mirrored or not, enlarged to height x width x 3, with a sensor's grain."""
+    """A window of a photograph, mirrored or not, resized to height x width x 3, with a sensor's grain."""
     source = sources[rng.integers(len(sources))]
-    side = rng.uniform(0.6, 1.0)
+    side = rng.uniform(0.88, 1.0)  # 375 of the source's 427 px: small files are not enlarged
     h = int(side * min(source.shape[0], source.shape[1] * height / width))
     w = h * width // height
     y, x = rng.integers(source.shape[0] - h + 1), rng.integers(source.shape[1] - w + 1)
     image = Image.fromarray(source[y : y + h, x : x + w][:, :: rng.choice((-1, 1))])
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
     grain = rng.standard_normal((height, width, 1), dtype=np.float32)
-    return np.clip(pixels + 4 * grain, 0, 255).astype(np.uint8)
+    return np.clip(pixels + 8 * grain, 0, 255).astype(np.uint8)
 
 
 def write_files(folder: Path, files: Files) -> Path:

@@ -28,7 +28,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def views(images: Tensor, sizes: Sequence[int], mean: Tensor, std: Tensor) -> tuple[Tensor, ...]:
     """The uint8 batch at each size, normalised, channels last; each view is derived from the full images.
 
-    On CPUs bytes are resized, as in evaluation: 6 times as fast as floats, and a gray level apart at most. Other devices
+    On CPUs bytes are resized, as in evaluation: 6 times as fast as floats, a gray level apart at most. Other devices
     resize floats only.
     """
     if images.device.type == "cpu":
