@@ -30,6 +30,8 @@ class Header(NamedTuple):
 def read_header(stream: BinaryIO) -> Header:
     """Read no more than needed from the start of an image file; raises ValueError with the reason."""
     start = stream.read(3)
+    if not start:
+        raise ValueError("the file is empty")
     stream.seek(0)
     try:
         header = _read_jpeg(stream) if start == b"\xff\xd8\xff" else _read_other(stream)
