@@ -57,7 +57,7 @@ def test_segments_before_the_frame_are_skipped_when_they_are_large():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no image in a known format"),
+        (b"", "the file is empty"),
         (b"\xff\xd8\xff", "without a frame header"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", "without a frame header"),
         (encoded("JPEG")[:40], "without a frame header"),
