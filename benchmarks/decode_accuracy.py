@@ -1,11 +1,12 @@
 """What scaled decoding and tiers cost in accuracy, against decoding in full: a table of docs/results.md.
 
-python benchmarks/decode_accuracy.py [--seeds 5] [--out benchmarks/decode_accuracy.json]   about half an hour on two cores
+python benchmarks/decode_accuracy.py [--seeds 5] [--out FILE.json] [--quick]        about half an hour on two cores
 
 Each case is a training by recipes/single_scale.py on images much larger than the training size: decoded in full
 (--cache ram), at a fraction where the crop allows it (--cache off), or from a tier (--cache tier). The built-in data is
-drawn at 256 px. The photographs are scikit-learn's two, as they are: a class is a quarter of one of them, and training
-and test crops come from disjoint parts of each quarter. A case that stands in the output file is not run again.
+drawn at 256 px. The photographs are scikit-learn's two: a class is a quarter of one of them, training crops come from
+the white and test crops from the black fields of a chessboard on it, enlarged. A case that stands in the output file is
+not run again.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
+from PIL import Image
 from scipy.stats import t
 from sklearn.datasets import load_sample_images
 
@@ -32,8 +33,8 @@ ROOT = Path(__file__).parent.parent
 ARMS = {"in full": "ram", "scaled": "off", "tier": "tier"}
 FULL, LIMIT = "in full", 1.0  # points of top-1
 CROP_SCALE = 0.35
-PHOTO_SIDES = (96, 128)  # px of a photograph's crop, least and most
-TRAIN_SHARE = 0.6  # of a quarter's width; the rest is for testing
+FIELDS = (3, 4)  # of a chessboard on each quarter, rows and columns
+PHOTO_SIZE = 192  # px of a crop's file: about 3 times the photograph's own resolution
 COMPARED = 400  # images whose crops are compared
 
 
@@ -47,23 +48,30 @@ class Case(NamedTuple):
 
 
 def write_photographs(root: Path, train: int, test: int) -> None:
-    """So many crops of each quarter of each photograph, at the photograph's own resolution."""
+    """So many crops of each quarter of each photograph: of its white fields to train, of its black ones to test."""
     for photo, pixels in enumerate(load_sample_images().images):
         height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
         for quarter in range(4):
             top, left = quarter // 2 * height, quarter % 2 * width
-            part, cut = pixels[top : top + height, left : left + width], round(TRAIN_SHARE * width)
+            part = pixels[top : top + height, left : left + width]
+            rows, columns = np.array_split(np.arange(height), FIELDS[0]), np.array_split(np.arange(width), FIELDS[1])
+            fields = [part[np.ix_(y, x)] for y in rows for x in columns]
+            colours = [(i + j) % 2 for i in range(FIELDS[0]) for j in range(FIELDS[1])]
             for key, (split, count) in enumerate((("train", train), ("test", test))):
-                region = part[:, :cut] if split == "train" else part[:, cut:]
-                rng = np.random.default_rng((photo, quarter, key))
-                folder = root / split / f"{photo}-{quarter}"
+                rng, folder = np.random.default_rng((photo, quarter, key)), root / split / f"{photo}-{quarter}"
                 folder.mkdir(parents=True)
+                own = [field for field, colour in zip(fields, colours, strict=True) if colour == key]
                 for i in range(count):
-                    side = rng.integers(PHOTO_SIDES[0], PHOTO_SIDES[1] + 1)
-                    y, x = (rng.integers(length - side + 1) for length in region.shape[:2])
-                    crop = np.ascontiguousarray(region[y : y + side, x : x + side])
-                    jpeg = simplejpeg.encode_jpeg(crop, quality=92, colorsubsampling="420")
-                    (folder / f"{i:05d}.jpg").write_bytes(jpeg)
+                    crop = Image.fromarray(random_square(own[i % len(own)], rng))
+                    crop = crop.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)
+                    crop.save(folder / f"{i:05d}.jpg", quality=92)
+
+
+def random_square(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Of random size and place in H x W x 3."""
+    side = rng.integers(round(0.8 * min(field.shape[:2])), min(field.shape[:2]) + 1)
+    y, x = (rng.integers(length - side + 1) for length in field.shape[:2])
+    return field[y : y + side, x : x + side]
 
 
 def cases(photographs: Path, share: int) -> dict[str, Case]:
@@ -74,7 +82,7 @@ def cases(photographs: Path, share: int) -> dict[str, Case]:
     training = ("--arch", "test_resnet", "--learning-rate", "4e-3")
     return {
         "built-in, 256 px": Case(32, 10 if share == 1 else 1, (), builtin),
-        "photographs": Case(20, 12 if share == 1 else 1, training, {"data_root": str(photographs)}),
+        "photographs": Case(32, 12 if share == 1 else 1, training, {"data_root": str(photographs)}),
     }
 
 
