@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data.augment import Augmenter, center_square
+from toolkit.data.augment import Augmenter, center_square, mirrored
 from toolkit.data.decode import Box
 
 AUGMENTER = Augmenter(crop_scale=0.35, hflip=True, seed=5)
@@ -130,3 +130,8 @@ def test_a_rectangle_of_noise_stands_in_the_image_when_it_is_erased():
     assert 160 < len(shares) < 240
     assert min(shares) < 0.05
     assert 0.25 < max(shares) < 0.36
+
+
+def test_an_image_runs_from_right_to_left_when_it_is_mirrored():
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert mirrored(pixels).tolist() == [[[3, 4, 5], [0, 1, 2]], [[9, 10, 11], [6, 7, 8]]]

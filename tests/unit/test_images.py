@@ -62,3 +62,10 @@ def test_a_view_is_the_same_when_others_are_asked_for_too():
 def test_the_largest_view_is_the_normalised_image_when_it_needs_no_resize():
     images = noise(32)
     assert torch.equal(views(images, (16, 32), MEAN, STD)[1], normalise(images, MEAN, STD))
+
+
+def test_a_small_view_is_that_of_floats_to_a_gray_level_when_bytes_are_resized():
+    images, level = noise(48), 1 / (255 * STD.view(1, 3, 1, 1))
+    apart = (views(images, (20,), MEAN, STD)[0] - resize(normalise(images, MEAN, STD), 20)).abs() / level
+    assert apart.max() <= 1  # rounded after rows and after columns, half a level each
+    assert apart.mean() < 0.35

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from toolkit.contract import Step
-from toolkit.data.augment import Augmenter, center_square
+from toolkit.data.augment import Augmenter, center_square, mirrored
 from toolkit.data.decode import crop_and_resize
 from toolkit.data.mixing import Mixer
 from toolkit.data.pixels import Pixels
@@ -110,7 +110,7 @@ class TrainJob:
                 sample, crop, mirror = self._next_readable(request, sample, bad)
                 ids[slot] = sample
             if mirror:
-                crop = crop[:, ::-1]
+                crop = mirrored(crop)
             rows[slot] = self.augmenter.change(crop, request.epoch, sample, request.strength)
 
     def _next_readable(self, request: Request, sample: int, bad: list[Any]) -> tuple[int, np.ndarray, bool]:

@@ -3,7 +3,6 @@
 import io
 import mmap
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -50,11 +49,9 @@ def read_bytes(index: Index, i: int) -> bytes:
             assert index.blocks is not None
             assert length is not None
             return index.blocks.read(path, offset, length)
-        if length is None:
-            return Path(path).read_bytes()
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)  # a Path's read_bytes takes 4 times as long
         try:
-            return os.pread(handle, length, offset)
+            return os.pread(handle, os.fstat(handle).st_size if length is None else length, offset)
         finally:
             os.close(handle)
     except OSError as error:

@@ -1,0 +1,165 @@
+"""What scaled decoding and tiers cost in accuracy, against decoding in full: a table of docs/results.md.
+
+python benchmarks/decode_accuracy.py [--seeds 5] [--out FILE.json] [--quick]        about half an hour on two cores
+
+Each case is a training by recipes/single_scale.py on images much larger than the training size: decoded in full
+(--cache ram), at a fraction where the crop allows it (--cache off), or from a tier (--cache tier). The built-in data is
+drawn at 256 px. The photographs are scikit-learn's two: a class is a quarter of one of them, training crops come from
+the white and test crops from the black fields of a chessboard on it, enlarged. A case that stands in the output file is
+not run again.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.stats import t
+from sklearn.datasets import load_sample_images
+
+from toolkit.data.augment import Augmenter
+from toolkit.data.pixels import Pixels
+from toolkit.data.splits import open_splits
+from toolkit.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+ARMS = {"in full": "ram", "scaled": "off", "tier": "tier"}
+FULL, LIMIT = "in full", 1.0  # points of top-1
+CROP_SCALE = 0.35
+FIELDS = (3, 4)  # of a chessboard on each quarter, rows and columns
+PHOTO_SIZE = 192  # px of a crop's file: about 3 times the photograph's own resolution
+COMPARED = 400  # images whose crops are compared
+
+
+class Case(NamedTuple):
+    """A data set and how it is trained."""
+
+    size: int  # px
+    epochs: int
+    flags: tuple[str, ...]
+    settings: dict[str, object]
+
+
+def write_photographs(root: Path, train: int, test: int) -> None:
+    """So many crops of each quarter of each photograph: of its white fields to train, of its black ones to test."""
+    for photo, pixels in enumerate(load_sample_images().images):
+        height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+        for quarter in range(4):
+            top, left = quarter // 2 * height, quarter % 2 * width
+            part = pixels[top : top + height, left : left + width]
+            rows, columns = np.array_split(np.arange(height), FIELDS[0]), np.array_split(np.arange(width), FIELDS[1])
+            fields = [part[np.ix_(y, x)] for y in rows for x in columns]
+            colours = [(i + j) % 2 for i in range(FIELDS[0]) for j in range(FIELDS[1])]
+            for key, (split, count) in enumerate((("train", train), ("test", test))):
+                rng, folder = np.random.default_rng((photo, quarter, key)), root / split / f"{photo}-{quarter}"
+                folder.mkdir(parents=True)
+                own = [field for field, colour in zip(fields, colours, strict=True) if colour == key]
+                for i in range(count):
+                    crop = Image.fromarray(random_square(own[i % len(own)], rng))
+                    crop = crop.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)
+                    crop.save(folder / f"{i:05d}.jpg", quality=92)
+
+
+def random_square(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Of random size and place in H x W x 3."""
+    side = rng.integers(round(0.8 * min(field.shape[:2])), min(field.shape[:2]) + 1)
+    y, x = (rng.integers(length - side + 1) for length in field.shape[:2])
+    return field[y : y + side, x : x + side]
+
+
+def cases(photographs: Path, share: int) -> dict[str, Case]:
+    """By name; `share` > 1 takes that part of the images and a single epoch."""
+    count = 6000 // share
+    write_photographs(photographs, 400 // share, 250 // share)
+    builtin = {"synthetic_size": 256, "synthetic_count": count}
+    training = ("--arch", "test_resnet", "--learning-rate", "4e-3")
+    return {
+        "built-in, 256 px": Case(32, 10 if share == 1 else 1, (), builtin),
+        "photographs": Case(32, 12 if share == 1 else 1, training, {"data_root": str(photographs)}),
+    }
+
+
+def run(case: Case, cache: str, seed: int) -> dict[str, float]:
+    """Train once: top-1 on the test images, and seconds of training."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in case.settings.items()]
+    flags += [f"--cache={cache}", f"--seed={seed}", f"--epochs={case.epochs}", f"--img-size={case.size}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "recipes/single_scale.py"), *flags, *case.flags]
+        command += ["--log-with=none", f"--crop-scale={CROP_SCALE}", f"--output-dir={folder}/run"]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+    return {"top1": summary["test"][f"{case.size}px"]["top1"], "train_seconds": summary["train_seconds"]}
+
+
+def closeness(case: Case) -> str:
+    """Scaled decoding against decoding in full, on crops as training draws them."""
+    index = open_splits(Settings(**case.settings), case.size).train
+    index = index.take(np.linspace(0, len(index) - 1, COMPARED).astype(np.int64))
+    boxes, _ = Augmenter(CROP_SCALE, True, 0).draw(0, np.arange(len(index)), index.width, index.height, 1.0)
+    scaled, full, errors = Pixels(index), Pixels(index, remember=True), []
+    for i, box in enumerate(boxes):
+        ours, exact = (pixels.crop(i, box, case.size).astype(float) for pixels in (scaled, full))
+        errors.append(np.mean((ours - exact) ** 2))
+    apart = [10 * np.log10(255**2 / error) for error in errors if error]
+    share = len(apart) / len(errors)
+    if not apart:
+        return "no crop is large enough for scaled decoding"
+    return f"{share:.0%} of the crops decoded at a fraction, {np.mean(apart):.1f} dB (least {min(apart):.1f})"
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and its 95% interval by Student's t."""
+    mean, count = statistics.mean(differences), len(differences)
+    if count < 2:
+        return mean, float("-inf"), float("inf")
+    half = t.ppf(0.975, count - 1) * statistics.stdev(differences) / count**0.5
+    return mean, mean - half, mean + half
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], seeds: int) -> Iterator[str]:
+    yield f"| data | decoded | top-1, mean of {seeds} seeds | paired difference | 95% interval | inside +-{LIMIT:g} |"
+    yield "|---|---|---|---|---|---|"
+    for data, arms in results.items():
+        tops = {arm: [runs[str(seed)]["top1"] for seed in range(seeds)] for arm, runs in arms.items()}
+        for arm, values in tops.items():
+            cells = [data, arm, f"{statistics.mean(values):.2f}"]
+            if arm == FULL:
+                cells += ["", "", ""]
+            else:
+                mean, low, high = interval([a - b for a, b in zip(values, tops[FULL], strict=True)])
+                inside = "yes" if low > -LIMIT and high < LIMIT else "NO"
+                cells += [f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", inside]
+            yield f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "decode_accuracy.json")
+    parser.add_argument("--quick", action="store_true", help="few images, one epoch: only to see that it runs")
+    options = parser.parse_args()
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        named = cases(Path(folder), 10 if options.quick else 1)
+        for seed in range(options.seeds):
+            for data, case in named.items():
+                for arm, cache in ARMS.items():
+                    runs = results.setdefault(data, {}).setdefault(arm, {})
+                    if str(seed) not in runs:
+                        runs[str(seed)] = run(case, cache, seed)
+                        print(f"seed {seed}  {data}, {arm}: {runs[str(seed)]}", flush=True)
+                        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        for data, case in named.items():
+            print(f"{data}, trained at {case.size} px: {closeness(case)}")
+    print("\n" + "\n".join(table(results, options.seeds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""A tier is the same images, smaller, written once and whole."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import index_of, paths_of
+from toolkit.data.index import Index
+from toolkit.data.pixels import Pixels
+from toolkit.data.tier import is_worthwhile, open_tier, tier_side
+from toolkit.errors import BadSampleError
+
+SIZES = ((120, 90), (60, 200), (30, 20), (64, 64))  # width, height; the third is smaller than the tier
+SIDE = 32
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth waves of colour, as photographs are smooth."""
+    x, y = np.arange(width)[None, :, None], np.arange(height)[:, None, None]
+    waves = 128 + 100 * np.sin(x / np.array([9, 14, 20]) + y / np.array([16, 11, 7]))
+    return Image.fromarray(waves.astype(np.uint8))
+
+
+def write_pictures(root: Path, count: int = len(SIZES)) -> Index:
+    root.mkdir(exist_ok=True)
+    names = [f"{i}.png" for i in range(count)]
+    for i, name in enumerate(names):
+        picture(*SIZES[i % len(SIZES)]).save(root / name)
+    return index_of(root, names, [i % 2 for i in range(count)])
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    return write_pictures(tmp_path / "images")
+
+
+def written(cache: Path) -> dict[Path, int]:
+    """Files of all tiers and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in (cache / "tiers").glob("*/*")}
+
+
+def test_the_shorter_side_is_that_of_the_tier_when_the_original_is_larger(index: Index, tmp_path: Path):
+    tier = open_tier(index, SIDE, tmp_path)
+    # 120 x 90: 32 / 90 of 120 is 42.7; 60 x 200: 32 / 60 of 200 is 106.7; 30 x 20 stays as it is
+    assert list(zip(tier.width.tolist(), tier.height.tolist(), strict=True)) == [
+        (43, 32),
+        (32, 107),
+        (30, 20),
+        (32, 32),
+    ]
+    pixels = Pixels(tier)
+    assert [pixels.whole(i).shape for i in range(4)] == [(32, 43, 3), (107, 32, 3), (20, 30, 3), (32, 32, 3)]
+
+
+def test_labels_and_names_are_the_originals_when_a_tier_is_opened(index: Index, tmp_path: Path):
+    tier = open_tier(index, SIDE, tmp_path)
+    assert (tier.labels.tolist(), list(tier.names)) == ([0, 1, 0, 1], ["0.png", "1.png", "2.png", "3.png"])
+
+
+def test_pixels_are_close_to_the_shrunk_original_when_they_come_from_a_tier(index: Index, tmp_path: Path):
+    pixels = Pixels(open_tier(index, SIDE, tmp_path))
+    for i, (width, height) in enumerate(SIZES):
+        found = pixels.whole(i).astype(float)
+        small = picture(width, height).resize(found.shape[1::-1], Image.Resampling.BILINEAR)
+        decibels = 10 * np.log10(255**2 / np.mean((found - np.array(small)) ** 2))
+        assert decibels > 38
+
+
+def test_a_tier_is_written_once_when_it_is_opened_again(index: Index, tmp_path: Path):
+    first = open_tier(index, SIDE, tmp_path)
+    files = written(tmp_path)
+    for path in paths_of(index):
+        path.unlink()  # nothing is read again
+    again = open_tier(index, SIDE, tmp_path)
+    assert written(tmp_path) == files
+    assert np.array_equal(Pixels(again).whole(1), Pixels(first).whole(1))
+
+
+def test_a_tier_is_another_when_its_side_or_its_images_differ(index: Index, tmp_path: Path):
+    open_tier(index, SIDE, tmp_path)
+    assert len(written(tmp_path)) == 2
+    open_tier(index, 24, tmp_path)
+    assert len(written(tmp_path)) == 4
+    open_tier(index.take(np.array([0, 1])), SIDE, tmp_path)
+    assert len(written(tmp_path)) == 6
+
+
+def test_an_unreadable_image_keeps_its_number_when_a_tier_is_written(index: Index, tmp_path: Path):
+    paths_of(index)[1].write_bytes(b"no image")
+    tier = open_tier(index, SIDE, tmp_path)
+    assert tier.width.tolist() == [43, 0, 30, 32]
+    assert tier.unreadable().tolist() == [1]
+    with pytest.raises(BadSampleError, match=r"^1\.png: cannot be read as an image"):
+        Pixels(tier).whole(1)
+    assert Pixels(tier).whole(2).shape == (20, 30, 3)
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from tests.unit.test_tier import SIDE, index_of
+from toolkit.data.tier import open_tier
+root = Path(sys.argv[1])
+names = sorted((path.name for path in root.iterdir()), key=lambda name: int(name[:-4]))
+open_tier(index_of(root, names, [0] * len(names)), SIDE, root.parent)
+"""
+
+
+def test_no_half_tier_is_left_when_the_writer_is_killed(tmp_path: Path):
+    index = write_pictures(tmp_path / "images", 600)
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(tmp_path / "images")], cwd=Path(__file__).parents[2]
+    ) as process:
+        while process.poll() is None and not any(path.stat().st_size for path in tmp_path.glob("tiers/.tmp-*/*")):
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -9  # control: it had not ended
+    assert list(tmp_path.glob("tiers/.tmp-*/images.bin"))
+    assert not list(tmp_path.glob("tiers/[!.]*/images.bin"))
+    tier = open_tier(index, SIDE, tmp_path)
+    assert Pixels(tier).whole(599).shape == (32, 32, 3)
+    assert not list(tmp_path.glob("tiers/.tmp-*"))
+
+
+def test_a_tier_is_wide_enough_for_every_crop_when_the_smallest_is_small():
+    assert tier_side(64, 0.35) == 128  # twice the size
+    assert tier_side(64, 0.04) == 320  # a crop of 4% has a fifth of the side
+
+
+@pytest.mark.parametrize(("side", "expected"), [(31, True), (32, True), (33, False)])
+def test_a_tier_is_worthwhile_when_most_images_are_twice_as_large(tmp_path: Path, side: int, expected: bool):
+    for name, size in (("a.png", (64, 80)), ("b.png", (64, 64)), ("c.png", (10, 10))):
+        picture(*size).save(tmp_path / name)
+    assert is_worthwhile(index_of(tmp_path, ["a.png", "b.png", "c.png"], [0, 1, 0]), side) == expected
