@@ -19,9 +19,6 @@ SHARDS, PER_SHARD, BATCH, EPOCHS = 12, 16, 8, 2  # a window of two shards holds 
 
 @pytest.fixture(params=["hdfs", "s3"])
 def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
-    if request.param == "s3":
-        pytest.importorskip("s3fs")
-        pytest.importorskip("moto")
     with getattr(servers, request.param)() as opened:
         yield opened
 

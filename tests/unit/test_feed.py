@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import index_of, write_folders, write_image
 from toolkit import InputError, Settings, machine
@@ -14,7 +15,7 @@ from toolkit.data.pixels import Memory
 from toolkit.data.splits import open_splits
 from toolkit.strategies import Progressive, SingleScale
 
-SMALL, LARGE = Phase(0, 1, 1, (16,), 4), Phase(1, 1, 1, (64,), 4)
+SMALL, LARGE, LARGEST = (Phase(i, 1, 1, (size,), 4) for i, size in enumerate((16, 64, 224)))
 
 
 def index_of_size(count: int, width: int, height: int) -> Index:
@@ -32,13 +33,17 @@ def settings_of(**values) -> Settings:
     return Settings(data_root="/data", log_with="none", **values)
 
 
-# 1000 images of 100 x 100 px and 2 of 10 x 10 take 3 * (1000 * 10,000 + 2 * 100) = 30,000,600 bytes.
+# 1000 images of 100 x 100 px and 2 of 10 x 10 take 3 * (1000 * 10,000 + 2 * 100) = 30,000,600 bytes; for 16 px, 32 do:
+# 3 * (1000 * 1,024 + 2 * 100) = 3,072,600 bytes; both together 33,072,600.
 @pytest.mark.parametrize(
     ("choice", "bound_gb", "phases", "expected"),
     [
-        ("auto", 0.0300006, (SMALL, LARGE), "ram"),  # to the byte
-        ("auto", 0.0300005, (SMALL, LARGE), "tier"),  # 32 px serve 16; the original's 100 are more than twice that
+        ("auto", 0.0330726, (SMALL, LARGE), "ram"),  # to the byte
+        ("auto", 0.0330725, (SMALL, LARGE), "tier"),  # 32 px serve 16; the original's 100 are more than twice that
+        ("auto", 0.0300006, (LARGE,), "ram"),
         ("auto", 0.0300005, (LARGE,), "off"),  # 128 px would be larger than the original
+        ("auto", 0.0030726, (SMALL,), "ram"),
+        ("auto", 0.0030725, (SMALL,), "tier"),
         ("ram", 4.0, (SMALL,), "ram"),
         ("tier", 4.0, (LARGE,), "tier"),
         ("off", 4.0, (SMALL,), "off"),
@@ -51,7 +56,7 @@ def test_the_cache_is_chosen_by_settings_and_data_when_it_is_left_open(choice, b
 
 def test_a_cache_in_memory_is_refused_with_the_arithmetic_when_it_exceeds_the_bound():
     with pytest.raises(InputError, match=r"--cache ram: .* take 0\.6 GB .* more than --cache-gb 0\.5"):
-        resolve_cache(settings_of(cache="ram", cache_gb=0.5), splits_of(1000, 500, 400), (SMALL,))
+        resolve_cache(settings_of(cache="ram", cache_gb=0.5), splits_of(1000, 500, 400), (LARGEST,))
 
 
 @pytest.mark.parametrize("choice", ["ram", "auto"])
@@ -60,10 +65,10 @@ def test_a_cache_in_memory_is_refused_when_all_processes_together_lack_the_memor
     needs = int(0.8 * machine.free_memory_gb() / 0.6)
     settings = settings_of(cache=choice, cache_gb=1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(needs // 2))
-    assert resolve_cache(settings, splits, (SMALL,)) == "ram"  # control
+    assert resolve_cache(settings, splits, (LARGEST,)) == "ram"  # control
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(needs * 2))
     with pytest.raises(InputError, match=rf"--cache {choice}: {needs * 2} x 0\.6 GB .* free memory: take --cache tier"):
-        resolve_cache(settings, splits, (SMALL,))
+        resolve_cache(settings, splits, (LARGEST,))
 
 
 def opened(tmp_path: Path, cache: str, scales: tuple[int, ...]):
@@ -92,14 +97,21 @@ def test_each_phase_has_the_tier_that_suits_it_when_tiers_are_cached(tmp_path: P
     assert words == "tiers: 16 px for phase 0, 40 px for phase 1"
 
 
-@pytest.mark.parametrize(
-    ("cache", "words"), [("ram", "decoded images kept in memory, 0.00024 GB per process"), ("off", "nothing cached")]
-)
-def test_all_phases_share_one_source_when_there_are_no_tiers(tmp_path: Path, cache: str, words: str):
-    feed, described = opened(tmp_path, cache, (8, 20, 64))
+def test_all_phases_share_one_source_when_nothing_is_cached(tmp_path: Path):
+    feed, words = opened(tmp_path, "off", (8, 20, 64))
     assert sides(feed) == [80, 80, 80]
     assert len({id(source) for source in feed.sources}) == 1
-    assert described == words  # 10 images of 100 x 80 px
+    assert words == "nothing cached"
+
+
+def test_memory_holds_the_size_that_suits_each_phase_when_images_are_much_larger(tmp_path: Path):
+    feed, words = opened(tmp_path, "ram", (8, 20, 64))
+    assert sides(feed) == [16, 40, 80]
+    small = feed.sources[1].whole(0)
+    expected = Image.fromarray(feed.sources[2].whole(0)).resize((50, 40), Image.Resampling.BILINEAR)
+    assert np.abs(small.astype(int) - np.array(expected)).max() <= 1
+    # 8 images of 20 x 16, 50 x 40 and 100 x 80 px, and 2 of 100 x 80: 3 * (8 * (320 + 2000 + 8000) + 16,000) bytes
+    assert words == "decoded images kept in memory, 0.0003 GB per process, 16 px for phase 0, 40 px for phase 1"
 
 
 @pytest.mark.parametrize("cache", ["ram", "tier", "off"])

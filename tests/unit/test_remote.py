@@ -33,9 +33,6 @@ STRATEGY = SingleScale(16)
 
 @pytest.fixture(params=["hdfs", "s3"])
 def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
-    if request.param == "s3":
-        pytest.importorskip("s3fs")
-        pytest.importorskip("moto")
     with getattr(servers, request.param)() as opened:
         yield opened
 
@@ -205,8 +202,6 @@ def test_a_url_is_refused_in_one_line_when_no_server_answers(data: Path):
 
 
 def test_a_bucket_is_refused_in_one_line_when_it_or_the_credentials_are_wrong(data: Path, monkeypatch):
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto")
     with servers.s3() as storage:
         storage.put(data)
         with pytest.raises(InputError, match="s3://other/data: no such folder or bucket"):

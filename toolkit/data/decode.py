@@ -129,6 +129,7 @@ def resize_to(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     pixels = np.ascontiguousarray(pixels)
     if pixels.shape[:2] == (height, width):
         return pixels
-    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels are last
+    # Shapes are changed by NumPy: at each call torch lets go of the interpreter, and waits for it among other threads.
+    batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
     # what F.interpolate calls in the end; its checks would take as long as a small resize, and hold the interpreter
-    return torch.ops.aten._upsample_bilinear2d_aa(batch, [height, width], False).permute(0, 2, 3, 1).numpy()[0]
+    return torch.ops.aten._upsample_bilinear2d_aa(batch, [height, width], False).numpy()[0].transpose(1, 2, 0)

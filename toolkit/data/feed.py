@@ -14,7 +14,7 @@ from toolkit.data.loader import Batch, TrainJob, by_processes, by_threads
 from toolkit.data.mixing import Mixer
 from toolkit.data.pixels import Pixels
 from toolkit.data.sampler import Epoch, Sampler, Shards, Share, micro_batches
-from toolkit.data.tier import is_worthwhile, open_tier, tier_side
+from toolkit.data.tier import is_worthwhile, open_tier, shrunk, tier_side
 from toolkit.errors import InputError
 from toolkit.settings import Settings
 
@@ -27,7 +27,7 @@ def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase]) -
 
     Raises InputError where decoded images would not fit.
     """
-    needed, bound = _decoded_gb(splits), settings.cache_gb
+    needed, bound = _decoded_gb(settings, splits, phases), settings.cache_gb
     if settings.cache == "ram" and needed > bound:
         raise InputError(
             f"--cache ram: the decoded images take {needed:.1f} GB in each process, more than --cache-gb {bound:g}: "
@@ -35,7 +35,7 @@ def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase]) -
         )
     choice = settings.cache
     if choice == "auto":
-        tiers = any(_tier_of(phase, settings, splits.train) for phase in phases)
+        tiers = any(_sides(settings, splits.train, phases))
         choice = "ram" if needed <= bound else "tier" if tiers else "off"
     free = machine.free_memory_gb()
     if choice == "ram" and needed * machine.local_processes() > MOST_OF_MEMORY * free:
@@ -46,23 +46,29 @@ def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase]) -
     return choice
 
 
-def _decoded_gb(splits: Splits) -> float:
-    return (splits.train.decoded_bytes + splits.val.decoded_bytes) / GB
+def _sides(settings: Settings, index: Index, phases: Sequence[Phase]) -> list[int | None]:
+    """The shorter side of the smaller images that serve each phase, px; None where the originals do as well."""
+    sides = [tier_side(max(phase.sizes), settings.crop_scale) for phase in phases]
+    return [side if is_worthwhile(index, side) else None for side in sides]
 
 
-def _tier_of(phase: Phase, settings: Settings, index: Index) -> int | None:
-    """The shorter side of the tier that serves a phase, px; None where the originals do as well."""
-    side = tier_side(max(phase.sizes), settings.crop_scale)
-    return side if is_worthwhile(index, side) else None
+def _decoded_gb(settings: Settings, splits: Splits, phases: Sequence[Phase]) -> float:
+    """What decoded images take: training ones at each size that a phase draws from, validation ones in full."""
+    train = splits.train
+    kept = [shrunk(train, side) if side else train for side in {*_sides(settings, train, phases)}]
+    return sum(index.decoded_bytes for index in (*kept, splits.val)) / GB
 
 
 def describe(settings: Settings, splits: Splits, phases: Sequence[Phase]) -> str:
     """The resolved cache as words for a person."""
+    if settings.cache == "off":
+        return "nothing cached"
+    sides = zip(phases, _sides(settings, splits.train, phases), strict=True)
+    smaller = "".join(f", {side} px for phase {phase.index}" for phase, side in sides if side)
     if settings.cache == "ram":
-        return f"decoded images kept in memory, {_decoded_gb(splits):.2g} GB per process"
-    sides = [_tier_of(phase, settings, splits.train) for phase in phases] if settings.cache == "tier" else []
-    named = [f"{side} px for phase {phase.index}" for phase, side in zip(phases, sides, strict=False) if side]
-    return f"tiers: {', '.join(named)}" if named else "nothing cached"
+        needed = _decoded_gb(settings, splits, phases)
+        return f"decoded images kept in memory, {needed:.2g} GB per process{smaller}"
+    return f"tiers{smaller}".replace(",", ":", 1) if smaller else "nothing cached"
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,15 @@ def _shards(index: Index) -> Shards | None:
 
 def _sources(settings: Settings, index: Index, phases: Sequence[Phase], remember: bool) -> tuple[Pixels, ...]:
     """One source per phase; phases of the same kind share theirs."""
-    sides = [_tier_of(phase, settings, index) if settings.cache == "tier" else None for phase in phases]
     cache: Path = settings.cache_dir or storage.cache_dir()
-    known: dict[int | None, Pixels] = {
-        side: Pixels(index, remember) if side is None else Pixels(open_tier(index, side, cache)) for side in {*sides}
-    }
+
+    def source(side: int | None) -> Pixels:
+        if side is None:
+            return Pixels(index, remember)
+        return Pixels(shrunk(index, side), True, index) if remember else Pixels(open_tier(index, side, cache))
+
+    sides = _sides(settings, index, phases) if settings.cache != "off" else [None] * len(phases)
+    known = {side: source(side) for side in {*sides}}
     return tuple(known[side] for side in sides)
 
 

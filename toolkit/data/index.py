@@ -57,7 +57,8 @@ class Index:
 
     `names[i]` is what a person calls it: a path relative to `root`, or SHARD/MEMBER. `container[i]` is the number in
     `containers` of the file that holds it, -1 where it is a file of its own; `width` and `height` are as seen upright,
-    px, 0 where its header could not be read; `orientation` is EXIF's. `blocks` reads the containers that are URLs.
+    px, 0 where its header could not be read; `orientation` is EXIF's. `stamp` is another text once a file was written
+    again. `blocks` reads the containers that are URLs.
     """
 
     root: str
@@ -70,6 +71,7 @@ class Index:
     width: np.ndarray  # int32
     height: np.ndarray  # int32
     orientation: np.ndarray  # uint8
+    stamp: str = ""
     blocks: BlockCache | None = None
 
     def __len__(self) -> int:

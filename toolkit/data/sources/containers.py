@@ -76,6 +76,7 @@ def index_containers(
         names=Names.joined([Names(table["blob"], table["ends"]) for table in tables]),
         containers=tuple(container.path for container in containers),
         container=np.repeat(np.arange(len(tables), dtype=np.int32), counts),
+        stamp=hashlib.sha256(repr([container.facts for container in containers]).encode()).hexdigest(),
         blocks=blocks,
         **columns,
     )

@@ -36,18 +36,19 @@ def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: 
             columns = _load(table, len(names))
             assert columns is not None
     count = len(names)
-    size, _, width, height, orientation = columns
+    size, mtime, width, height, orientation = columns
     return Index(
-        str(root),
-        Names.of(names),
-        (),
-        np.full(count, ALONE, dtype=np.int32),
-        np.zeros(count, dtype=np.int64),
-        size,
-        np.array(labels, dtype=np.int64),
-        width.astype(np.int32),
-        height.astype(np.int32),
-        orientation.astype(np.uint8),
+        root=str(root),
+        names=Names.of(names),
+        containers=(),
+        container=np.full(count, ALONE, dtype=np.int32),
+        offset=np.zeros(count, dtype=np.int64),
+        length=size,
+        labels=np.array(labels, dtype=np.int64),
+        width=width.astype(np.int32),
+        height=height.astype(np.int32),
+        orientation=orientation.astype(np.uint8),
+        stamp=hashlib.sha256(mtime.tobytes()).hexdigest(),
     )
 
 
