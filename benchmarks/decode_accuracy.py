@@ -2,9 +2,9 @@
 
 python benchmarks/decode_accuracy.py [--seeds 5] [--out FILE.json] [--quick]        about half an hour on two cores
 
-Each case is a training by recipes/single_scale.py on images much larger than the training size: decoded in full
-(--cache ram), at a fraction where the crop allows it (--cache off), or from a tier (--cache tier). The built-in data is
-drawn at 256 px. The photographs are scikit-learn's two: a class is a quarter of one of them, training crops come from
+Each case is a training by recipes/single_scale.py on images much larger than the training size: decoded in full, which
+has no flag and is done by taking the fractions away; at a fraction where the crop allows it (--cache off); from a tier
+(--cache tier); from smaller images in memory (--cache ram). The built-in data is drawn at 256 px. The photographs are scikit-learn's two: a class is a quarter of one of them, training crops come from
 the white and test crops from the black fields of a chessboard on it, enlarged. A case that stands in the output file is
 not run again.
 """
@@ -30,8 +30,15 @@ from toolkit.data.splits import open_splits
 from toolkit.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-ARMS = {"in full": "ram", "scaled": "off", "tier": "tier"}
 FULL, LIMIT = "in full", 1.0  # points of top-1
+ARMS = {FULL: "off", "scaled": "off", "tier": "tier", "memory": "ram"}  # to --cache
+IN_FULL = """
+import runpy, sys
+from toolkit.data import decode
+decode.SCALES = ()
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 CROP_SCALE = 0.35
 FIELDS = (3, 4)  # of a chessboard on each quarter, rows and columns
 PHOTO_SIZE = 192  # px of a crop's file: about 3 times the photograph's own resolution
@@ -86,12 +93,13 @@ def cases(photographs: Path, share: int) -> dict[str, Case]:
     }
 
 
-def run(case: Case, cache: str, seed: int) -> dict[str, float]:
+def run(case: Case, arm: str, seed: int) -> dict[str, float]:
     """Train once: top-1 on the test images, and seconds of training."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in case.settings.items()]
-    flags += [f"--cache={cache}", f"--seed={seed}", f"--epochs={case.epochs}", f"--img-size={case.size}"]
+    flags += [f"--cache={ARMS[arm]}", f"--seed={seed}", f"--epochs={case.epochs}", f"--img-size={case.size}"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "recipes/single_scale.py"), *flags, *case.flags]
+        start = ["-c", IN_FULL] if arm == FULL else []
+        command = [sys.executable, *start, str(ROOT / "recipes/single_scale.py"), *flags, *case.flags]
         command += ["--log-with=none", f"--crop-scale={CROP_SCALE}", f"--output-dir={folder}/run"]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
@@ -150,10 +158,10 @@ def main() -> None:
         named = cases(Path(folder), 10 if options.quick else 1)
         for seed in range(options.seeds):
             for data, case in named.items():
-                for arm, cache in ARMS.items():
+                for arm in ARMS:
                     runs = results.setdefault(data, {}).setdefault(arm, {})
                     if str(seed) not in runs:
-                        runs[str(seed)] = run(case, cache, seed)
+                        runs[str(seed)] = run(case, arm, seed)
                         print(f"seed {seed}  {data}, {arm}: {runs[str(seed)]}", flush=True)
                         options.out.write_text(json.dumps(results, indent=1) + "\n")
         for data, case in named.items():

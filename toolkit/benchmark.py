@@ -10,11 +10,12 @@ import torch
 
 from toolkit import console, device
 from toolkit.contract import Phase, Step, Strategy
-from toolkit.data.loader import Batch
+from toolkit.data.jobs import Batch
+from toolkit.learner import Learner, build_learner
 from toolkit.loop import learn
 from toolkit.monitor import peak_memory_gb, reset_peak_memory
+from toolkit.prepare import prepare
 from toolkit.settings import Settings
-from toolkit.setup import Learner, build_learner, prepare
 from toolkit.strategies import SingleScale
 
 log = logging.getLogger(__name__)

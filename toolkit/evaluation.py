@@ -11,7 +11,8 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from toolkit.contract import EvalSpec
-from toolkit.data.loader import EvalJob, by_threads
+from toolkit.data.jobs import EvalJob
+from toolkit.data.loader import by_threads
 from toolkit.data.pixels import Pixels
 from toolkit.errors import InputError
 from toolkit.images import views

@@ -7,8 +7,8 @@ from toolkit.benchmark import benchmark
 from toolkit.command import Command
 from toolkit.contract import Strategy
 from toolkit.loop import train
+from toolkit.prepare import describe, prepare
 from toolkit.settings import Settings
-from toolkit.setup import describe, prepare
 
 log = logging.getLogger(__name__)
 

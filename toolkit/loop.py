@@ -10,15 +10,17 @@ from tqdm import tqdm
 
 from toolkit import checkpoint, console, device
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
-from toolkit.data.loader import Batch
+from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
 from toolkit.errors import NonFiniteError, PeerError, expected
 from toolkit.evaluation import Score, unwrapped_state
+from toolkit.learner import Learner, build_learner
 from toolkit.monitor import Meter
+from toolkit.prepare import describe, prepare
 from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
 from toolkit.settings import Settings
-from toolkit.setup import Learner, Run, build_learner, claim_place, describe, prepare, set_up
+from toolkit.setup import Run, claim_place, set_up
 from toolkit.summary import summarise
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from toolkit import checkpoint, storage
 from toolkit.contract import Strategy
-from toolkit.data.loader import Batch
+from toolkit.data.jobs import Batch
 from toolkit.errors import InputError
 from toolkit.settings import NOT_LEARNED, Settings, read_yaml, to_yaml
 

@@ -18,7 +18,7 @@ from toolkit.data.decode import read_pixels, resize_to, upright
 from toolkit.data.header import read_header
 from toolkit.data.index import ALONE, Index
 from toolkit.data.pixels import read_bytes
-from toolkit.data.sources.manifests import CLASS_NAMES
+from toolkit.data.sources.labels import CLASS_NAMES
 from toolkit.data.survey import Finding, Survey
 from toolkit.errors import InputError
 from toolkit.scan import HARMLESS, Extreme, Report, SplitReport

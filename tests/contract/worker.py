@@ -17,11 +17,13 @@ from examples import EPOCHS, EXAMPLES
 from torch import Tensor, nn
 
 from toolkit import Settings, Strategy, checkpoint, device, train
-from toolkit.data.loader import load
+from toolkit.data.jobs import load
 from toolkit.data.sampler import micro_batches
+from toolkit.learner import build_learner
 from toolkit.loop import learn
+from toolkit.prepare import prepare
 from toolkit.rundir import config_of
-from toolkit.setup import Run, build_learner, claim_place, prepare, set_up
+from toolkit.setup import Run, claim_place, set_up
 
 RATE = 0.01
 

@@ -18,7 +18,8 @@ from toolkit import InputError, Settings
 from toolkit.contract import Step
 from toolkit.data.augment import Augmenter
 from toolkit.data.index import Index
-from toolkit.data.loader import AHEAD, PIECE, EvalJob, TrainJob, by_processes, by_threads, load
+from toolkit.data.jobs import EvalJob, TrainJob, load
+from toolkit.data.loader import AHEAD, PIECE, by_processes, by_threads
 from toolkit.data.mixing import Mixer
 from toolkit.data.pixels import Pixels
 from toolkit.data.sampler import Request
@@ -150,12 +151,13 @@ def test_work_stays_a_few_batches_ahead_when_nobody_takes_them():
 
 
 def test_no_thread_is_left_when_the_reader_stops_early():
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     results = by_threads(range(1000), Squares(), 3, PATIENCE_S)
     next(results)
-    assert threading.active_count() > before  # control
+    started = {*threading.enumerate()} - before
+    assert len(started) == 3  # control
     results.close()
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_nothing_is_delivered_when_nothing_is_requested():

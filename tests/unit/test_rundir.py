@@ -11,7 +11,7 @@ import torch
 from toolkit import InputError, Progressive, Settings, Strategy, checkpoint
 from toolkit.checkpoint import Progress
 from toolkit.contract import Step
-from toolkit.data.loader import Batch
+from toolkit.data.jobs import Batch
 from toolkit.rundir import RunDirectory, SampleLog, claim, config_of
 
 STRATEGY = Progressive((16, 32))

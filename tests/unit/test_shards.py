@@ -79,7 +79,7 @@ def test_labels_come_from_json_and_names_from_a_file_when_there_are_such(tmp_pat
     write_tar(tmp_path / "train/a.tar", members)
     write_tar(tmp_path / "validation/a.tar", members)
     write_tar(tmp_path / "test/a.tar", samples(0, 1))
-    (tmp_path / "classes.txt").write_text("cat\nred dog\n")
+    (tmp_path / "class_names.txt").write_text("cat\nred dog\n")
     splits = opened(tmp_path)
     assert splits.classes == ("cat", "red dog")
     assert list(splits.train.names) == ["train/a.tar/deep/a.b/0.jpg", "train/a.tar/deep/a.b/1.jpg"]
@@ -204,8 +204,8 @@ def test_a_shard_is_refused_when_it_is_truncated_or_damaged(tmp_path: Path, spoi
         ),
         (lambda root: write_tar(root / "val/000.tar", samples(0, 1)), "class 1 has no image in the validation shards"),
         (
-            lambda root: (root / "classes.txt").write_text("cat\n"),
-            "names 1 classes, but the labels of train are 0 to 1",
+            lambda root: (root / "class_names.txt").write_text("cat\n"),
+            "1 different names; it needs one a line for each of 2 classes",
         ),
     ],
 )

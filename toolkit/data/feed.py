@@ -10,7 +10,8 @@ from toolkit import machine, storage
 from toolkit.contract import Phase, Strategy
 from toolkit.data.augment import Augmenter
 from toolkit.data.index import Index, Splits
-from toolkit.data.loader import Batch, TrainJob, by_processes, by_threads
+from toolkit.data.jobs import Batch, TrainJob
+from toolkit.data.loader import by_processes, by_threads
 from toolkit.data.mixing import Mixer
 from toolkit.data.pixels import Pixels
 from toolkit.data.sampler import Epoch, Sampler, Shards, Share, micro_batches

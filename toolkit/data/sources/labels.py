@@ -6,6 +6,7 @@ from toolkit.data.index import Index
 from toolkit.errors import InputError
 
 MOST_CLASSES = 2**31
+CLASS_NAMES = "class_names.txt"  # beside manifests or shards: one name a line, in the order of the labels
 
 
 def parse_label(text: str | None, where: str) -> int:
@@ -47,3 +48,16 @@ def check_complete(val: Index, classes: int, where: str, what: str) -> None:
     absent = sorted(set(range(classes)) - set(val.labels.tolist()))
     if absent:
         raise InputError(f"{where}: class {absent[0]} has no image in {what}")
+
+
+def named(content: bytes | None, count: int, where: str) -> tuple[str, ...]:
+    """The classes by the content of a file of names; None, where there is no such file: by their numbers."""
+    if content is None:
+        return tuple(map(str, range(count)))
+    try:
+        names = [name.strip() for name in content.decode("utf-8-sig").splitlines() if name.strip()]
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: not UTF-8 text") from None
+    if len(names) != count or len({*names}) != count:
+        raise InputError(f"{where}: {len({*names})} different names; it needs one a line for each of {count} classes")
+    return tuple(names)

@@ -11,10 +11,8 @@ from pathlib import Path
 from toolkit.data.index import Found, Index
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TEST, VALIDATION, first_existing
-from toolkit.data.sources.labels import check_complete, check_range, count_classes, parse_label
+from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_range, count_classes, named, parse_label
 from toolkit.errors import InputError
-
-CLASS_NAMES = "class_names.txt"
 
 
 def read_manifests(root: Path, cache: Path) -> Found:
@@ -27,7 +25,8 @@ def read_manifests(root: Path, cache: Path) -> Found:
     )
     if val is not None:
         check_complete(val, count, str(root), "the validation manifest")
-    return Found(train, val, test, _class_names(root / CLASS_NAMES, count))
+    names = root / CLASS_NAMES
+    return Found(train, val, test, named(names.read_bytes() if names.is_file() else None, count, str(names)))
 
 
 def _read_csv(file: Path, classes: int | None, cache: Path) -> Index:
@@ -72,16 +71,3 @@ def _parse_row(row: dict[str, str], file: Path, line: int, classes: int | None) 
     if not (file.parent / name).is_file():
         raise InputError(f"{where}: there is no file {file.parent / name}")
     return name, label
-
-
-def _class_names(file: Path, count: int) -> tuple[str, ...]:
-    """One name a line, in the order of the labels; the labels themselves where there is no such file."""
-    if not file.is_file():
-        return tuple(map(str, range(count)))
-    try:
-        names = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not UTF-8 text") from None
-    if len({*names}) != len(names) or len(names) != count:
-        raise InputError(f"{file}: {len({*names})} different names; it needs one a line for each of {count} classes")
-    return tuple(names)

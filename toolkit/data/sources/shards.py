@@ -18,12 +18,11 @@ from toolkit.data.index import Found
 from toolkit.data.remote import BlockCache, Facts, RemoteFile, asked, listed
 from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
 from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION
-from toolkit.data.sources.labels import check_complete, check_known, count_classes, parse_label
+from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
 from toolkit.errors import InputError
 from toolkit.settings import is_url
 
 SUFFIX = ".tar"
-CLASSES = "classes.txt"
 SPLITS = (TRAIN, VALIDATION, TEST)
 BLOCK = tarfile.BLOCKSIZE
 BUFFER = 2**16  # bytes read at a time from a remote shard's blocks
@@ -95,18 +94,12 @@ def _check_fits(blocks: BlockCache) -> None:
 
 
 def _class_names(root: str, count: int) -> Sequence[str]:
-    path = f"{root}/{CLASSES}"
+    path = f"{root}/{CLASS_NAMES}"
     try:
         content = asked(path, lambda files, name: files.cat_file(name)) if is_url(root) else Path(path).read_bytes()
-        names = content.decode("utf-8-sig").split("\n")
     except FileNotFoundError:
-        return tuple(map(str, range(count)))
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text") from None
-    names = [name.strip() for name in names if name.strip()]
-    if len(names) != count:
-        raise InputError(f"{path}: names {len(names)} classes, but the labels of train are 0 to {count - 1}")
-    return tuple(names)
+        content = None
+    return named(content, count, path)
 
 
 def _read_shard(blocks: BlockCache | None, shard: Container) -> list[Part]:

@@ -1,0 +1,98 @@
+"""Everything about a run that can be checked in advance: settings, data, processes and model; nothing is written."""
+
+from dataclasses import dataclass, fields
+
+from accelerate import Accelerator
+
+from toolkit import machine, plan
+from toolkit.contract import Strategy
+from toolkit.data import synthetic
+from toolkit.data.feed import check_readable, resolve_cache
+from toolkit.data.feed import describe as describe_cache
+from toolkit.data.index import Splits
+from toolkit.data.splits import absolute, open_splits
+from toolkit.errors import InputError
+from toolkit.models import ModelPlan, plan_model
+from toolkit.plan import Plan, make_plan
+from toolkit.settings import SYNTHETIC, Settings
+from toolkit.tracking import check_installed
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked against data, processes and model, before anything is built or written.
+
+    `settings` have all choices made that were left to the toolkit.
+    """
+
+    settings: Settings
+    splits: Splits
+    plan: Plan
+    model_plan: ModelPlan
+    threads: int
+
+
+def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) -> Prepared:
+    """Check everything that can be known in advance; raises InputError."""
+    check_installed(settings)
+    if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
+        raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
+    settings = _resolve(settings, strategy, accelerator)
+    splits = open_splits(settings, strategy.selection().sizes[-1])
+    run_plan = make_plan(settings, strategy, len(splits.train), accelerator.num_processes)
+    if settings.on_bad_sample == "fail":
+        check_readable(splits)
+    settings = settings.model_copy(update={"cache": resolve_cache(settings, splits, run_plan.phases)})
+    evaluated = {size for spec in strategy.panel() for size in spec.sizes}
+    sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
+    threads = machine.loader_threads() if settings.num_workers is None else settings.num_workers
+    model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
+    _check_norm(settings, strategy, model_plan)
+    return Prepared(settings, splits, run_plan, model_plan, threads)
+
+
+def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:
+    """Raises InputError where a choice about normalisation, other than the strategy's default, would be ignored."""
+    chosen = strategy.to_dict().get("norm_per_scale")
+    usual = {field.name: field.default for field in fields(strategy)}.get("norm_per_scale")  # type: ignore[arg-type]
+    if chosen != usual and not model_plan.batch_norms:
+        raise InputError(f"--norm-per-scale {chosen} would be ignored: {settings.arch} has no BatchNorm; drop the flag")
+
+
+def describe(prepared: Prepared, strategy: Strategy) -> list[str]:
+    """The plan of a run as lines for a person; the machine's lines are `device.describe`."""
+    settings, splits, model_plan = prepared.settings, prepared.splits, prepared.model_plan
+    counts = [
+        f"{name} {len(split)}"
+        for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
+        if split is not None
+    ]
+    costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
+    patience, norms = settings.patience, model_plan.batch_norms
+    norm = f"{norms} BatchNorm layers, per scale: {strategy.norm().mode}" if norms else "no BatchNorm"
+    clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
+    return [
+        f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
+        f"{prepared.threads} decoding worker(s) per process; {describe_cache(settings, splits, prepared.plan.phases)}",
+        f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
+        f"RandAugment {settings.rand_augment:g}, colour jitter {settings.color_jitter:g}, erasing "
+        f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}",
+        f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
+        f"10^9 multiply-adds per image: {', '.join(costs)}",
+        f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({settings.scheduler}, "
+        f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
+        f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
+        f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
+        f"{settings.seed}",
+        *plan.describe(prepared.plan, strategy, len(splits.train)),
+    ]
+
+
+def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:
+    """Settings with the launcher's precision and the data's whereabouts filled in, so that they repeat elsewhere."""
+    amp = accelerator.mixed_precision != "no" if settings.amp is None else settings.amp
+    if settings.data_root != SYNTHETIC:
+        return settings.model_copy(update={"amp": amp, "data_root": absolute(settings.data_root)})
+    size = settings.synthetic_size or strategy.selection().sizes[-1]
+    count = settings.synthetic_count or synthetic.COUNT
+    return settings.model_copy(update={"amp": amp, "synthetic_size": size, "synthetic_count": count})
