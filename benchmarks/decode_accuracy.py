@@ -4,9 +4,9 @@ python benchmarks/decode_accuracy.py [--seeds 5] [--out FILE.json] [--quick]    
 
 Each case is a training by recipes/single_scale.py on images much larger than the training size: decoded in full, which
 has no flag and is done by taking the fractions away; at a fraction where the crop allows it (--cache off); from a tier
-(--cache tier); from smaller images in memory (--cache ram). The built-in data is drawn at 256 px. The photographs are scikit-learn's two: a class is a quarter of one of them, training crops come from
-the white and test crops from the black fields of a chessboard on it, enlarged. A case that stands in the output file is
-not run again.
+(--cache tier); from smaller images in memory (--cache ram). The built-in data is drawn at 256 px. The photographs are
+scikit-learn's two: a class is a quarter of one of them, training crops come from the white and test crops from the
+black fields of a chessboard on it, enlarged. A case that stands in the output file is not run again.
 """
 
 import argparse

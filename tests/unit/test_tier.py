@@ -142,8 +142,8 @@ def test_a_tier_is_wide_enough_for_every_crop_when_the_smallest_is_small():
     assert tier_side(64, 0.04) == 320  # a crop of 4% has a fifth of the side
 
 
-@pytest.mark.parametrize(("side", "expected"), [(32, True), (42, True), (43, False)])
-def test_a_tier_is_worthwhile_when_most_images_are_half_as_large_again(tmp_path: Path, side: int, expected: bool):
+@pytest.mark.parametrize(("side", "expected"), [(31, True), (32, True), (33, False)])
+def test_a_tier_is_worthwhile_when_most_images_are_twice_as_large(tmp_path: Path, side: int, expected: bool):
     for name, size in (("a.png", (64, 80)), ("b.png", (64, 64)), ("c.png", (10, 10))):
         picture(*size).save(tmp_path / name)
     assert is_worthwhile(index_of(tmp_path, ["a.png", "b.png", "c.png"], [0, 1, 0]), side) == expected

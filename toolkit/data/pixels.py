@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from toolkit.data.decode import Box, crop_and_resize, decode, resize_to
+from toolkit.data.decode import Box, crop_and_resize, decode, reduce_to
 from toolkit.data.header import read_header
 from toolkit.data.index import Index
 from toolkit.errors import BadSampleError
@@ -99,7 +99,7 @@ class Pixels:
             return self._decode(i)
         pixels = self._memory.get(i)
         if pixels is None:
-            pixels = resize_to(self._decode(i), int(self.index.height[i]), int(self.index.width[i]))
+            pixels = reduce_to(self._decode(i), int(self.index.height[i]), int(self.index.width[i]))
             self._memory.put(i, pixels)
         return pixels
 
