@@ -24,6 +24,8 @@ check: .venv/.ready
 
 bench: .venv/.ready
 	$(BIN)/python benchmarks/scales.py
+	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/decode_accuracy.py
 
 clean:
 	rm -rf .venv build *.egg-info

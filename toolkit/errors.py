@@ -23,7 +23,7 @@ class NonFiniteError(RuntimeError):
 
 
 class LoaderError(RuntimeError):
-    """A loader's worker hung or died: one line naming the cause, exit code 1."""
+    """A loader's worker hung or died, or its storage failed: one line naming the cause, exit code 1."""
 
 
 class PeerError(RuntimeError):

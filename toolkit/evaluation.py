@@ -31,6 +31,14 @@ class Score:
     borrowed: int | None = None
     unreadable: int = 0  # images that are left out of all of the above
 
+    def brief(self) -> str:
+        return f"{self.top1:.2f}%" + (f" ({self.unreadable} unreadable left out)" if self.unreadable else "")
+
+    def figures(self) -> dict[str, float]:
+        """What is recorded at each evaluation."""
+        masked = {"unreadable": self.unreadable} if self.unreadable else {}
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss, **masked}
+
     def __str__(self) -> str:
         mark = f" (normalisation of {self.borrowed} px)" if self.borrowed else ""
         mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""

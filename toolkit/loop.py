@@ -157,11 +157,7 @@ def _evaluate(run: Run, specs: Sequence[EvalSpec]) -> dict[str, Score]:
 
 
 def _columns(scores: dict[str, Score]) -> dict[str, float]:
-    return {
-        f"{name}/{figure}": getattr(score, figure)
-        for name, score in scores.items()
-        for figure in ("top1", "top5", "loss")
-    }
+    return {f"{name}/{figure}": value for name, score in scores.items() for figure, value in score.figures().items()}
 
 
 def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, started: float) -> None:
@@ -200,7 +196,7 @@ def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, s
             state = unwrapped_state(run.accelerator, run.learner.model)
             facts = {"epoch": epoch.number, "step": progress.step, **_columns(scores)}
             checkpoint.save_best(run.directory.best, state, facts)
-    shown = "  ".join(f"{name} {score.top1:.2f}%" for name, score in scores.items())
+    shown = "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
     log.info(
         "epoch %3d  %s px  loss %.4f  top-1 %s%s  %.0f images/s",
         epoch.number,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from toolkit import machine, plan
 from toolkit.contract import Strategy
@@ -48,7 +49,19 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
     threads = machine.loader_threads() if settings.num_workers is None else settings.num_workers
     model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
     _check_norm(settings, strategy, model_plan)
+    _check_alike(splits)
     return Prepared(settings, splits, run_plan, model_plan, threads)
+
+
+def _check_alike(splits: Splits) -> None:
+    """Raises InputError on all processes unless all of them found the same images: ids would mean different ones."""
+    found = gather_object([(splits.fingerprint(), len(splits.train))])
+    strange = next((rank for rank, other in enumerate(found) if other != found[0]), None)
+    if strange is not None:
+        raise InputError(
+            f"--data-root: process 0 found {found[0][1]} training images, process {strange} found "
+            f"{found[strange][1]}, or others of the same number: every machine needs the same files"
+        )
 
 
 def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:

@@ -123,7 +123,7 @@ class SampleLog:
     """What was really delivered, a line per micro-batch, with the learning rate; `path` None: nothing is written.
 
     Every rank appends whole lines to the same file. `digests` are the CRC-32 of each delivered image, so that the
-    proof covers augmentation too.
+    proof covers augmentation too; `mixing` those of how it is mixed with its neighbour.
     """
 
     def __init__(self, path: Path | None, rank: int) -> None:
@@ -141,6 +141,8 @@ class SampleLog:
             "digests": digests,
             "lr": learning_rate,
         }
+        if batch.mixing is not None:
+            line["mixing"] = [zlib.crc32(row.numpy().tobytes()) for row in batch.mixing]
         _append_line(self._path, line)
 
 
@@ -158,7 +160,10 @@ class Quarantine:
             return
         with FileLock(self._path.with_name(f".{self._path.name}.lock")):
             text = self._path.read_text() if self._path.exists() else ""
-            self._known |= {json.loads(line)["name"] for line in text.splitlines()}
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            if len("".join(lines)) < len(text):  # half a line, left by a kill or a full disk
+                storage.write_text(self._path, "".join(lines))
+            self._known |= {json.loads(line)["name"] for line in lines}
             for name, reason in new.items():
                 if name not in self._known:
                     _append_line(self._path, {"name": name, "reason": reason, "rank": self._rank})

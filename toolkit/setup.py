@@ -113,6 +113,7 @@ def set_up(
     """Open a run's records, continued where there is something to continue."""
     learner, evaluated = built
     settings = prepared.settings
+    feed = open_feed(settings, strategy, prepared.splits, prepared.plan.phases, prepared.threads)  # may write tiers
     torch.manual_seed(settings.seed + accelerator.process_index)  # dropout differs between ranks
     fingerprint = prepared.splits.fingerprint()
     progress = _restore(place.start, learner, fingerprint) if place.start else Progress()
@@ -132,7 +133,7 @@ def set_up(
         splits=prepared.splits,
         fingerprint=fingerprint,
         plan=prepared.plan,
-        feed=open_feed(settings, strategy, prepared.splits, prepared.plan.phases, prepared.threads),
+        feed=feed,
         learner=learner,
         evaluator=Evaluator(
             accelerator,

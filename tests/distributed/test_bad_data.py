@@ -63,11 +63,11 @@ def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
     launch = [*TORCHRUN, RECIPE, *words, str(tmp_path / "two")]
     done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    steps: dict[str, dict[int, set[tuple[int, int]]]] = {}
+    steps: dict[str, dict[int, set[tuple[int, int, int]]]] = {}
     for name in ("one", "two"):
         steps[name] = defaultdict(set)
         for line in lines(tmp_path / name / "samples.jsonl"):
-            steps[name][line["step"]] |= set(zip(line["ids"], line["digests"], strict=True))
+            steps[name][line["step"]] |= set(zip(line["ids"], line["digests"], line["mixing"], strict=True))
         assert sorted(line["name"] for line in lines(tmp_path / name / "quarantine.jsonl")) == sorted(bad)
     assert steps["one"] == steps["two"]
     assert len(steps["one"]) == 9
@@ -79,6 +79,25 @@ def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
         assert score["images"] == other["images"] == 2 * SPLITS[split] - 1
         for figure in ("top1", "top5", "loss"):
             assert score[figure] == pytest.approx(other[figure], abs=1e-6)
+
+
+def test_two_processes_refuse_to_start_when_their_data_differ(tmp_path: Path):
+    """As two machines would, each with a copy of its own."""
+    for rank, count in ((0, 12), (1, 13)):
+        write_folders(tmp_path / f"data-{rank}", {"train": count, "val": 2})
+    program = (
+        "import os, sys; from tests.conftest import recipe; "
+        f"sys.exit(recipe('single_scale')(['--data-root', 'data-' + os.environ['RANK'], *{TRAIN!r}, '--epochs', '2']))"
+    )
+    (tmp_path / "start.py").write_text(program)
+    launch = [*TORCHRUN, str(tmp_path / "start.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 1
+    assert "--data-root: process 0 found 24 training images, process 1 found 26" in done.stderr
+    assert not list(tmp_path.glob("runs/*/*"))
 
 
 def free_port() -> int:

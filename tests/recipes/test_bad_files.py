@@ -1,5 +1,6 @@
 """Whole runs over data with files that cannot be read: refused, or quarantined without moving anything else."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -159,9 +160,12 @@ def test_the_log_says_how_many_were_left_out_and_a_resumed_run_ends_alike(traine
             shutil.rmtree(max((tmp_path / "resumed" / "checkpoints").iterdir()))
         assert started("--output-dir", name, "--on-bad-sample", "quarantine") == 0
         out, err = capsys.readouterr()
-        assert out.count("(1 unreadable left out)") == 2  # val and test
+        epochs = 3 if name == "whole" else 1
+        assert out.count("(1 unreadable left out)") == epochs + 2  # a line an epoch, and val and test at the end
         assert err.count("quarantine ") == (len(BAD) if name == "whole" else 0)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    with (whole / "metrics.csv").open(newline="") as file:
+        assert [row["16px/unreadable"] for row in csv.DictReader(file)] == ["1"] * 3
     assert listed(resumed) == listed(whole)
     assert delivered(resumed) == delivered(whole)
     assert [summary(resumed)[part] for part in ("val", "test")] == [summary(whole)[part] for part in ("val", "test")]

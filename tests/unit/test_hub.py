@@ -4,7 +4,10 @@ import hashlib
 import io
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -14,9 +17,6 @@ from toolkit import InputError, Settings
 from toolkit.data.index import Splits
 from toolkit.data.pixels import Pixels, read_bytes
 from toolkit.data.splits import open_splits
-
-datasets = pytest.importorskip("datasets")
-pyarrow = pytest.importorskip("pyarrow")
 
 
 def write_parquet(root: Path, split: str, labels: list, first: int = 0, names=("cat", "dog"), **columns) -> Path:
@@ -121,6 +121,15 @@ def unused_class(root: Path) -> None:
     write_parquet(root, "train", [0, 1] * 3, names=("cat", "dog", "emu"))
 
 
+def unnamed_class(root: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": image(i), "path": None} for i in range(4)], "label": [0, 1, 2, 1]}
+    table = datasets.Dataset.from_dict({**rows, "label": [0, 1, 0, 1]}, features=features).data.table
+    labels = pyarrow.array(rows["label"], type=table.schema.field("label").type)
+    root.mkdir()
+    pyarrow.parquet.write_table(table.set_column(1, table.schema.field("label"), labels), root / "train.parquet")
+
+
 def broken_file(root: Path) -> None:
     write_parquet(root, "train", [0, 1] * 3)
     file = root / "train-00000-of-00001.parquet"
@@ -136,6 +145,7 @@ def broken_file(root: Path) -> None:
         (no_image, "needs one column of kind Image, or one named 'image'; it has text: Value, label: Value"),
         (words_for_labels, "needs one column of kind ClassLabel, or one named 'label'; it has image: Image, label"),
         (null_label, r"train: .*have no bytes or no label"),
+        (unnamed_class, "labels of train are 0 to 2, but only 2 classes have names"),
         (unused_class, "no image of class 'emu' in train"),
         (lambda root: write_parquet(root, "test", [0, 1]), "has no split train; it has test"),
     ],

@@ -1,5 +1,7 @@
 """Pixels from memory are those from the file."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ from tests.conftest import index_of, paths_of, write_image
 from toolkit.data.decode import Box
 from toolkit.data.index import Index
 from toolkit.data.pixels import Pixels
-from toolkit.errors import BadSampleError
+from toolkit.data.sources import files
+from toolkit.errors import BadSampleError, LoaderError
 
 
 @pytest.fixture
@@ -44,3 +47,33 @@ def test_a_file_is_refused_when_it_changed_since_it_was_indexed(index: Index):
             source.whole(1)
         with pytest.raises(BadSampleError, match=r"1\.png.*is now 10 x 10 px"):
             source.crop(1, Box(0, 0, 20, 20), 8)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EIO, LoaderError), (errno.EMFILE, LoaderError), (errno.EACCES, BadSampleError)]
+)
+def test_an_image_is_not_to_blame_when_its_storage_fails(index: Index, monkeypatch, number: int, kind):
+    def fails(*words: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    pixels = Pixels(index)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fails)
+        with pytest.raises(kind, match=os.strerror(number)):
+            pixels.whole(1)
+    assert pixels.whole(1).shape == (30, 21, 3)  # control
+
+
+def test_a_header_is_read_again_when_storage_failed_at_the_first_time(tmp_path: Path, monkeypatch):
+    def fails(*words: object) -> None:
+        raise OSError(errno.EIO, "storage fails")
+
+    write_image(tmp_path / "a.png", (20, 30))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open", fails, raising=False)
+        assert index_of(tmp_path, ["a.png", "b.png"], [0, 1]).unreadable().tolist() == [0, 1]
+    assert index_of(tmp_path, ["a.png", "b.png"], [0, 1]).unreadable().tolist() == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open", fails, raising=False)  # what is known is not read again
+        assert index_of(tmp_path, ["a.png", "b.png"], [0, 1]).unreadable().tolist() == [1]

@@ -165,6 +165,17 @@ def test_a_block_is_fetched_once_when_many_threads_and_processes_want_it(storage
     assert set(Counter(storage.of_shards()).values()) == {1}
 
 
+def test_a_block_is_fetched_again_when_it_was_cut_short_on_disk(storage: Storage, data: Path):
+    storage.put(data)
+    splits, _ = opened(settings_of(storage.url, data, 40))
+    for file in (data.parent / "cache/blocks").iterdir():
+        os.truncate(file, file.stat().st_size // 3)
+    storage.fetches.clear()
+    assert [read_bytes(splits.train, i) for i in range(8)] == [image(i) for i in range(8)]
+    assert storage.of_shards()
+    assert storage.of_shards() == list(dict.fromkeys(storage.of_shards()))
+
+
 def test_only_a_changed_shard_is_fetched_again_when_a_data_set_is_opened_twice(storage: Storage, data: Path):
     storage.put(data)
     settings = settings_of(storage.url, data, 4)

@@ -12,7 +12,7 @@ from toolkit import InputError, Progressive, Settings, Strategy, checkpoint
 from toolkit.checkpoint import Progress
 from toolkit.contract import Step
 from toolkit.data.jobs import Batch
-from toolkit.rundir import RunDirectory, SampleLog, claim, config_of
+from toolkit.rundir import Quarantine, RunDirectory, SampleLog, claim, config_of
 
 STRATEGY = Progressive((16, 32))
 
@@ -222,3 +222,12 @@ def test_nothing_is_written_when_samples_are_not_recorded():
     images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     SampleLog(None, 0).add(Batch(images, torch.tensor([0]), np.array([0]), Step((4,), 1), 0), 0.1)
     assert list(Path().iterdir()) == []
+
+
+def test_the_quarantine_goes_on_when_its_last_line_was_cut_off(tmp_path: Path):
+    path = tmp_path / "quarantine.jsonl"
+    Quarantine(path, 0).add([("a.png", "the file is empty")])
+    path.write_text(path.read_text() + '{"name": "b.p')
+    again = Quarantine(path, 1)
+    again.add([("a.png", "the file is empty"), ("b.png", "no image")])
+    assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["a.png", "b.png"]

@@ -235,3 +235,10 @@ def test_an_image_that_is_none_is_named_when_training_begins(tmp_path: Path, cap
     told = capsys.readouterr().err
     assert "train/001.tar/0007.png: cannot be read as an image: the content is no image in a known format" in told
     assert recipe("single_scale")([*words, *where, "--on-bad-sample", "quarantine"]) == 0  # trains by offset
+
+
+def test_class_folders_are_read_when_a_tar_lies_among_them(tmp_path: Path):
+    write_folders(tmp_path, {"train": 3, "val": 1})
+    write_tar(tmp_path / "train/backup.tar", samples(0, 4))
+    write_tar(tmp_path / "train.tar", samples(0, 4))
+    assert opened(tmp_path).train.names[0] == "train/cat/0.png"

@@ -42,7 +42,8 @@ def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase]) -
     if choice == "ram" and needed * machine.local_processes() > MOST_OF_MEMORY * free:
         raise InputError(
             f"--cache {settings.cache}: {machine.local_processes()} x {needed:.1f} GB of decoded images would not fit "
-            f"into the {free:.1f} GB of free memory: take --cache tier or off"
+            f"into the {free:.1f} GB of free memory: take --cache tier or off; a run that goes on needs as much as it "
+            "began with"
         )
     return choice
 
@@ -134,9 +135,16 @@ def _sources(settings: Settings, index: Index, phases: Sequence[Phase], remember
     cache: Path = settings.cache_dir or storage.cache_dir()
 
     def source(side: int | None) -> Pixels:
-        if side is None:
-            return Pixels(index, remember)
-        return Pixels(shrunk(index, side), True, index) if remember else Pixels(open_tier(index, side, cache))
+        try:
+            if side is None:
+                return Pixels(index, remember)
+            return Pixels(shrunk(index, side), True, index) if remember else Pixels(open_tier(index, side, cache))
+        except OSError as error:  # no memory, or no room on the disk
+            where = error.filename or cache
+            raise InputError(
+                f"--cache {settings.cache}: {where}: {error.strerror}; --cache-dir names another place, and "
+                "--cache off needs none"
+            ) from None
 
     sides = _sides(settings, index, phases) if settings.cache != "off" else [None] * len(phases)
     known = {side: source(side) for side in {*sides}}

@@ -42,7 +42,10 @@ class Header(NamedTuple):
 
 
 def read_header(stream: IO[bytes]) -> Header:
-    """Read no more than needed from the start of an image file; raises ValueError with the reason."""
+    """Read no more than needed from the start of an image file; raises ValueError with the reason.
+
+    OSError is left to storage that fails: it says nothing about the image.
+    """
     start = stream.read(3)
     if not start:
         raise ValueError("the file is empty")
@@ -52,6 +55,8 @@ def read_header(stream: IO[bytes]) -> Header:
     except Image.DecompressionBombError as error:
         raise TooLargeError(reason_of(error)) from None
     except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ValueError(reason_of(error)) from None
     if header.width * header.height > MAX_PIXELS:
         raise TooLargeError(f"{header.width} x {header.height} px, more than {MAX_PIXELS / 1e6:.0f} megapixels")

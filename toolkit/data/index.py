@@ -113,10 +113,10 @@ class Splits:
         return {name: index for name, index in named.items() if index is not None}
 
     def fingerprint(self) -> str:
-        """A hash of the names, sizes and labels of the training and validation images, in order."""
+        """A hash of the names, labels and sizes, in bytes and px, of the training and validation images, in order."""
         digest = hashlib.sha256()
         for index in (self.train, self.val):
-            for column in (index.names.blob, index.names.ends, index.labels, index.width, index.height):
+            for column in (index.names.blob, index.names.ends, index.labels, index.length, index.width, index.height):
                 digest.update(column.tobytes())
         return digest.hexdigest()
 

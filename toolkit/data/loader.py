@@ -109,7 +109,7 @@ class _Loading(Dataset[Any]):
         """An error travels as a value: torch would wrap it in a worker's traceback."""
         try:
             return load(self._job, request)
-        except InputError as error:
+        except (InputError, LoaderError) as error:
             return error
 
 
@@ -132,7 +132,7 @@ def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s:
     )
     try:
         for batch in loader:
-            if isinstance(batch, InputError):
+            if isinstance(batch, InputError | LoaderError):
                 raise batch
             yield batch
     except RuntimeError as error:

@@ -1,5 +1,6 @@
 """From an image's number to its pixels by the quickest way there is: memory, else its file."""
 
+import errno
 import io
 import mmap
 import os
@@ -10,8 +11,11 @@ import numpy as np
 from toolkit.data.decode import Box, crop_and_resize, decode, reduce_to
 from toolkit.data.header import read_header
 from toolkit.data.index import Index
-from toolkit.errors import BadSampleError
+from toolkit.errors import BadSampleError, LoaderError
 from toolkit.settings import is_url
+
+# None: a remote object that is gone or changed
+FAULTS_OF_FILES = frozenset({None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP})
 
 
 class Memory:
@@ -62,7 +66,11 @@ def _opened(path: str, stamp: str) -> _File:
 
 
 def read_bytes(index: Index, i: int) -> bytes:
-    """The content of an image's file, or of its part of one; raises BadSampleError."""
+    """The content of an image's file, or of its part of one.
+
+    Raises BadSampleError where the file is at fault, LoaderError where it is the storage, whose images are as good as
+    ever.
+    """
     path, offset, length = index.place(i)
     try:
         if is_url(path):
@@ -78,7 +86,9 @@ def read_bytes(index: Index, i: int) -> bytes:
         finally:
             os.close(handle)
     except OSError as error:
-        raise BadSampleError(index.names[i], error.strerror or str(error)) from None
+        if error.errno in FAULTS_OF_FILES:
+            raise BadSampleError(index.names[i], error.strerror or str(error)) from None
+        raise LoaderError(f"{path}: {error.strerror}: the storage failed, not the image") from None
 
 
 class Pixels:

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from filelock import FileLock
 
-from toolkit.errors import InputError
+from toolkit.errors import InputError, LoaderError
 
 BLOCK = 8 * 2**20  # bytes; less where the bound is small
 LEAST_BLOCKS = 16  # that fit into the bound
 LOCKS = 64  # files; blocks share them, so that they do not pile up
 POLL_S = 0.01  # between looks at a lock that another thread or process holds
 # what the storages call the facts that change with the content
-VERSION_KEYS = ("ETag", "etag", "generation", "LastModified", "last_modified", "modificationTime")
+VERSION_KEYS = ("ETag", "etag", "generation", "LastModified", "last_modified", "modificationTime", "mtime")
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 T = TypeVar("T")
@@ -76,11 +76,15 @@ def listed(url: str) -> dict[str, Facts | None]:
 
 
 def fetch(url: str, start: int, end: int) -> bytes:
-    """Bytes start ... end - 1; raises OSError where the file is gone or shorter than it was."""
+    """Bytes start ... end - 1; raises OSError where the file is gone or shorter than it was, LoaderError where the
+    storage fails.
+    """
     try:
         content = asked(url, lambda files, path: files.cat_file(path, start=start, end=end))
     except FileNotFoundError:
         raise OSError(f"{url} is not there any more") from None
+    except InputError as error:  # what was listed before is not the user's mistake
+        raise LoaderError(str(error)) from None
     if len(content) != end - start:
         raise OSError("the object changed since it was indexed")
     return content
@@ -122,9 +126,13 @@ class BlockCache:
             return self._fetched(url, number, path)[start : start + count]
         try:
             _touch(handle)
-            return os.pread(handle, count, start)
+            content = os.pread(handle, count, start)
         finally:
             os.close(handle)
+        if len(content) == count:
+            return content
+        path.unlink(missing_ok=True)  # cut short, as after a power failure
+        return self._fetched(url, number, path)[start : start + count]
 
     def _path(self, url: str, number: int) -> Path:
         key = hashlib.sha256(f"{url}\0{self.files[url]}".encode()).hexdigest()[:24]
@@ -137,12 +145,11 @@ class BlockCache:
             folder.mkdir(parents=True, exist_ok=True)
         stripe = int(hashlib.sha256(path.name.encode()).hexdigest(), 16) % LOCKS
         with FileLock(locks / f"{stripe}.lock", poll_interval=POLL_S):
-            try:
-                return path.read_bytes()
-            except FileNotFoundError:
-                pass
             start = number * self.block
-            content = fetch(url, start, min(start + self.block, self.files[url].size))
+            end = min(start + self.block, self.files[url].size)
+            if path.exists() and path.stat().st_size == end - start:
+                return path.read_bytes()
+            content = fetch(url, start, end)
             try:
                 with FileLock(locks / "room.lock", poll_interval=POLL_S):
                     self._keep(path, content)

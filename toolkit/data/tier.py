@@ -22,7 +22,7 @@ from toolkit.data.pixels import Pixels
 from toolkit.errors import BadSampleError
 
 VERSION = 3
-# At half of a tier's size or less, where it is used, halved chroma has all of its pixels; decoding takes a third less time.
+# At half of a tier's size or less, where it is used, halved chroma has all of its pixels; decoding takes a third less.
 JPEG_QUALITY, CHROMA = 95, "420"
 MARGIN = 2  # the shorter side is at least so many times the training size
 WORTHWHILE = 2  # the original's shorter side is at least so many times the tier's: a quarter of the pixels

@@ -16,6 +16,7 @@ from toolkit.data.index import ALONE, Index, Names
 
 VERSION = 1  # of the table's format and of what reading a header means
 FIELDS = ("bytes", "mtime", "width", "height", "orientation")
+NEVER = -1  # a time that no file has
 UNREAD = (0, 0, 1)  # width, height, orientation of a file whose header cannot be read
 BAR_FROM = 2000  # files; fewer are read before a bar would show
 
@@ -70,12 +71,15 @@ def _stat(path: str) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _header(path: str) -> tuple[int, int, int]:
+def _header(path: str) -> tuple[int, int, int, bool]:
+    """Width, height, orientation, and whether that will stay so while the file does: storage may only have failed."""
     try:
         with open(path, "rb") as stream:
-            return read_header(stream)[:3]
-    except (OSError, ValueError):
-        return UNREAD
+            return (*read_header(stream)[:3], True)
+    except ValueError:
+        return (*UNREAD, True)
+    except OSError:
+        return (*UNREAD, False)
 
 
 def _read_changed(root: Path, names: Sequence[str], known: list[np.ndarray] | None) -> list[np.ndarray] | None:
@@ -95,7 +99,8 @@ def _read_changed(root: Path, names: Sequence[str], known: list[np.ndarray] | No
         bar = tqdm(
             todo, "reading image headers", len(stale), unit="file", disable=None if len(stale) > BAR_FROM else True
         )
-        headers = np.array(list(bar), dtype=np.int64).reshape(-1, 3)
-    for column, values in zip(known[2:], headers.T, strict=True):
+        headers = np.array(list(bar), dtype=np.int64).reshape(-1, 4)
+    for column, values in zip(known[2:], headers.T, strict=False):
         column[stale] = values
+    known[1][stale[headers[:, 3] == 0]] = NEVER  # to be read again at the next start
     return known

@@ -7,6 +7,7 @@ image files stays one of files.
 import functools
 import hashlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION
 from toolkit.data.sources.labels import check_complete, check_known, check_range, count_classes
 from toolkit.errors import InputError
+
+log = logging.getLogger(__name__)
 
 PROBES = (0, 0.5, 1)  # rows of each split, from first to last, that are compared with what `datasets` itself says
 
@@ -45,6 +48,7 @@ def read_hub(name: str, cache: Path) -> Found:
     train, val, test = (_read_split(name, split, columns, cache) if split is not None else None for split in splits)
     assert train is not None
     if test is not None and (test.labels == -1).all():  # the hub's way to keep a test set's labels secret
+        log.info("data      hf:%s: the labels of its split test are secret: it is left out", name)
         test = None
     count = count_classes(train, f"hf:{name}: train")
     for split in (val, test):
@@ -55,7 +59,9 @@ def read_hub(name: str, cache: Path) -> Found:
     if val is not None:
         check_complete(val, count, f"hf:{name}", "the validation split")
     classes = columns.classes or tuple(map(str, range(count)))
-    if len(classes) != count:
+    if count > len(classes):
+        raise InputError(f"hf:{name}: labels of train are 0 to {count - 1}, but only {len(classes)} classes have names")
+    if count < len(classes):
         raise InputError(f"hf:{name}: no image of class {classes[count]!r} in train")
     return Found(train, val, test, tuple(classes))
 

@@ -17,7 +17,7 @@ from typing import IO
 from toolkit.data.index import Found
 from toolkit.data.remote import BlockCache, Facts, RemoteFile, asked, listed
 from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
-from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION
+from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, class_folders
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
 from toolkit.errors import InputError
 from toolkit.settings import is_url
@@ -29,9 +29,10 @@ BUFFER = 2**16  # bytes read at a time from a remote shard's blocks
 
 
 def holds_shards(root: Path) -> bool:
-    """Whether a local folder is a set of shards; train.tar beside a folder train/ is what that was made from."""
-    folder, pattern = (root / "train", "[!.]*.tar") if (root / "train").is_dir() else (root, "train*.tar")
-    return any(folder.glob(pattern))
+    """Whether a local folder is a set of shards; a tar beside or among class folders is what these were made from."""
+    if not (root / "train").is_dir():
+        return any(root.glob("train*.tar"))
+    return not class_folders(root / "train") and any((root / "train").glob("[!.]*.tar"))
 
 
 def find_shards(root: str) -> list[list[Container]]:
