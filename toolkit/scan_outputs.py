@@ -191,12 +191,22 @@ def write_manifest(report: Report, folder: Path) -> None:
     kept = {split: index.take(report.kept[split]) for split, index in report.indices.items()}
     left = {split: {*index.labels.tolist()} for split, index in kept.items()}
     labels = sorted(left["train"])
-    lost = [report.classes[label] for label in labels if "val" in left and label not in left["val"]]
-    if lost or len(labels) < 2:
-        rule = (
-            f"class {lost[0]!r} would have no image in val" if lost else f"{len(labels)} class would be left in train"
-        )
-        raise InputError(f"--write-manifest: {rule}: mend that in {report.source}")
+    counts = Counter(kept["train"].labels.tolist())
+    rules = [
+        *([f"{len(labels)} class would be left in train"] if len(labels) < 2 else []),
+        *(
+            f"class {report.classes[label]!r} would have no image in val"
+            for label in labels
+            if label not in left.get("val", labels)
+        ),
+        *(
+            f"class {report.classes[label]!r} would have 1 image in train, too few to hold one out for validation"
+            for label in labels
+            if "val" not in left and counts[label] == 1
+        ),
+    ]
+    if rules:
+        raise InputError(f"--write-manifest: {rules[0]}: mend that in {report.source}")
     folder.mkdir(parents=True)
     try:
         (folder / IMAGES).symlink_to(Path(report.indices["train"].root).resolve(), target_is_directory=True)
@@ -204,6 +214,8 @@ def write_manifest(report: Report, folder: Path) -> None:
         raise InputError(f"--write-manifest: no link can be made in {folder}: {error.strerror}") from None
     number = {label: new for new, label in enumerate(labels)}
     for split, index in kept.items():
+        if not len(index):  # of a test split nothing may be left
+            continue
         rows = zip(index.names, index.labels.tolist(), strict=True)
         _write_csv(folder / f"{split}.csv", ((name, number[label]) for name, label in rows if label in number))
     storage.write_text(folder / CLASS_NAMES, "".join(f"{report.classes[label]}\n" for label in labels))

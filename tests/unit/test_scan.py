@@ -1,6 +1,7 @@
 """A scan finds what is wrong with real files, and nothing where nothing is."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -488,3 +489,21 @@ def test_class_names_are_refused_when_they_do_not_fit_the_labels(tmp_path: Path,
     (root / "class_names.txt").write_text(text)
     with pytest.raises(InputError, match=rf"class_names\.txt: {told}; it needs one a line for each of 2 classes"):
         open_splits(Settings(data_root=str(root)), 32)
+
+
+def test_a_manifest_is_refused_when_a_class_would_be_left_with_too_little_to_hold_out(tmp_path: Path):
+    root = write_set(tmp_path)
+    shutil.rmtree(root / "val")
+    for file in sorted(root.glob("train/dog/*"))[1:]:
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="class 'dog' would have 1 image in train, too few to hold one out"):
+        write_manifest(scanned(root), tmp_path / "manifest")
+
+
+def test_a_manifest_has_no_test_split_when_none_of_it_is_left(tmp_path: Path):
+    root = write_set(tmp_path)
+    for file in root.glob("test/*/*"):
+        file.write_bytes(b"")
+    write_manifest(scanned(root), tmp_path / "manifest")
+    assert not (tmp_path / "manifest/test.csv").exists()
+    assert open_splits(Settings(data_root=str(tmp_path / "manifest")), 32).test is None
