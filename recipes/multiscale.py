@@ -41,6 +41,10 @@ def train_from(argv: Sequence[str] | None) -> None:
     command = parse(argv, "multiscale.py", __doc__, SCALE_FLAGS)
     choices = {"scales": default_scales(command.settings.data_root), **command.scales}
     name = strategy_name(command)
+    if choices.get("consistency_weight") == 0 and choices.get("consistency", "kl") != "kl":  # config.yaml names kl too
+        raise InputError(
+            f"--consistency {choices['consistency']} would be ignored with --consistency-weight 0: drop one"
+        )
 
     from toolkit.launch import carry_out  # heavy imports come after parsing
     from toolkit.strategies import build

@@ -36,8 +36,6 @@ class Simultaneous(Strategy):
             raise InputError(f"--consistency {self.consistency}: one of {', '.join(CONSISTENCY)}")
         if self.consistency_weight < 0:
             raise InputError(f"--consistency-weight {self.consistency_weight}: 0 or more")
-        if self.consistency_weight == 0 and self.consistency != "kl":
-            raise InputError(f"--consistency {self.consistency} would be ignored with --consistency-weight 0: drop one")
 
     def __str__(self) -> str:
         return f"simultaneous {join(self.scales)} px, {self.consistency} consistency x {self.consistency_weight:g}"
