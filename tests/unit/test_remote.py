@@ -19,7 +19,7 @@ from tests.storage import Storage
 from tests.unit.test_shards import image, samples, write_tar
 from toolkit import InputError, Settings, SingleScale
 from toolkit.data.feed import Feed, open_feed
-from toolkit.data.index import Splits
+from toolkit.data.index import Index, Splits
 from toolkit.data.pixels import read_bytes
 from toolkit.data.remote import BlockCache, Facts
 from toolkit.data.sampler import Share
@@ -143,20 +143,22 @@ def test_worker_processes_share_the_cache_when_they_are_forked(storage: Storage,
     assert set(Counter(storage.of_shards()).values()) == {1}
 
 
+def read_all(index: Index) -> None:
+    assert [read_bytes(index, i) for i in range(96)] == [image(i) for i in range(96)]
+
+
 def test_a_block_is_fetched_once_when_many_threads_and_processes_want_it(storage: Storage, data: Path):
     storage.put(data)
     splits, _ = opened(settings_of(storage.url, data, 20))
     forget(data)
     storage.fetches.clear()
 
-    def read_all() -> None:
-        assert [read_bytes(splits.train, i) for i in range(96)] == [image(i) for i in range(96)]
-
-    fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=read_all) for _ in range(2)]
+    # Not forked: the server's own threads run in this process.
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=read_all, args=(splits.train,)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    workers += [threading.Thread(target=read_all) for _ in range(3)]
+    workers += [threading.Thread(target=read_all, args=(splits.train,)) for _ in range(3)]
     for worker in workers[2:]:
         worker.start()
     for worker in workers:
