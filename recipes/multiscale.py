@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from toolkit.command import Command, exit_code, parse
 from toolkit.errors import InputError
+from toolkit.ownership import refuse_if_taken
 from toolkit.settings import default_scales
 
 SCALE_FLAGS = (
@@ -45,6 +46,8 @@ def train_from(argv: Sequence[str] | None) -> None:
         raise InputError(
             f"--consistency {choices['consistency']} would be ignored with --consistency-weight 0: drop one"
         )
+
+    refuse_if_taken(command.settings.output_dir)
 
     from toolkit.launch import carry_out  # heavy imports come after parsing
     from toolkit.strategies import build

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from toolkit.command import exit_code, parse
 from toolkit.errors import InputError
+from toolkit.ownership import refuse_if_taken
 
 SCALE_FLAGS = ("img_size", "eval_scales")
 
@@ -16,6 +17,8 @@ def train_from(argv: Sequence[str] | None) -> None:
     command = parse(argv, "single_scale.py", __doc__, SCALE_FLAGS)
     if command.scales.get("strategy", "single") != "single":
         raise InputError(f"--config: a {command.scales['strategy']} run is repeated by recipes/multiscale.py")
+
+    refuse_if_taken(command.settings.output_dir)
 
     from toolkit.launch import carry_out  # heavy imports come after parsing
     from toolkit.models import own_size

@@ -81,7 +81,7 @@ def _measure(learner: Learner, sizes: tuple[int, ...], micro_batch: int, batch_s
         started = time.perf_counter()
         for _ in range(accelerator.gradient_accumulation_steps):
             learn(learner, batch, phase, learning_rate=0.0)
-        learner.watch.first_bad_step(accelerator)  # waits for the device
+        int(learner.watch.first_bad)  # waits for the device
         times.append(time.perf_counter() - started)
     median = statistics.median(times[WARM_UP_STEPS:])
     return Measurement(sizes, batch_size / median, 1000 * median, peak_memory_gb(accelerator.device))

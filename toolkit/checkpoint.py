@@ -1,218 +1,271 @@
-"""Run state in and out: safetensors and JSON, committed by one rename, verified on load. Nothing is pickled."""
+"""Checkpoints on disk: committed by one rename, verified when read, safetensors and JSON. Nothing is pickled.
 
+A checkpoint is a folder `step-000012000` of files and of two that vouch for them: MANIFEST.json with every size and
+SHA-256, and COMMITTED with the manifest's own. It is written as `.tmp-step-...`, forced to the disk, and renamed.
+"""
+
+import errno
+import hashlib
 import json
+import logging
 import os
-import random
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toolkit import storage
-from toolkit.errors import InputError
+from toolkit.errors import InputError, SaveError
 
-SCHEMA = 1
-KEEP = 2
+log = logging.getLogger(__name__)
+
+SCHEMA = 2
+MANIFEST, COMMITTED = "MANIFEST.json", "COMMITTED"
+STAGED, CORRUPT, REPLACED = ".tmp-", ".corrupt-", ".replaced-"
 BEST = "model.safetensors"
+Tensors = Mapping[str, Tensor]
+Contents = Mapping[str, Tensors | Mapping[str, Any]]  # by file name: *.safetensors, *.json
 
 
-@dataclass
-class Progress:
-    """All of a run's state that is neither tensor nor a function of the step."""
-
-    step: int = 0  # optimizer steps done
-    images_seen: int = 0
-    best_top1: float | None = None  # in percent, at the selection size
-    best_epoch: int | None = None
-    reference_top1: float | None = None  # what patience and plateau compare with, in the last phase
-    stale_epochs: int = 0  # since it was last exceeded by min_delta
-    plateau_epochs: int = 0
-    plateau_factor: float = 1.0
-    stopped_early: bool = False
-    train_seconds: float = 0.0
-    wall_seconds: float = 0.0
+class _DamagedError(Exception):
+    """A file of a checkpoint is not what was committed."""
 
 
-def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state_dict as named tensors and the JSON that is left."""
-    tensors, rest = {}, {"param_groups": state["param_groups"], "state": {}}
-    for index, entry in state["state"].items():
-        rest["state"][index] = {}
-        for name, value in entry.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous().clone()
-            else:
-                rest["state"][index][name] = value
-    return tensors, rest
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
-def _join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in rest["state"].items()}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state[int(index)][name] = tensor
-    return {"param_groups": rest["param_groups"], "state": state}
+def rank_file(rank: int) -> str:
+    """Where a process keeps what is its own."""
+    return f"rng/rank-{rank:05d}.safetensors"
 
 
-def generator_state() -> dict[str, Tensor]:
-    """The states of this process's global generators."""
-    version, keys, gauss = random.getstate()
-    legacy = np.random.get_state(legacy=False)
-    states = {
-        "torch": torch.get_rng_state(),
-        "python": torch.tensor([version, *keys], dtype=torch.int64),
-        "numpy": torch.tensor(
-            [*legacy["state"]["key"].tolist(), legacy["state"]["pos"], legacy["has_gauss"]], dtype=torch.int64
-        ),
-        "gauss": torch.tensor([gauss or 0.0, float(gauss is not None), legacy["gauss"]], dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_generators(states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["torch"])
-    gauss, has_gauss, cached = states["gauss"].tolist()
-    version, *keys = states["python"].tolist()
-    random.setstate((version, tuple(keys), gauss if has_gauss else None))
-    *words, position, numpy_has_gauss = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, numpy_has_gauss, cached))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a committed checkpoint."""
+    return json.loads((path / MANIFEST).read_text())
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What a checkpoint holds, as read back."""
+class Store:
+    """The checkpoints of one run; `keep` of them stay, and those that they name as the best."""
 
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    progress: Progress
-    scaler: dict[str, Any] | None
-    data: str  # a hash of the data it was trained on
-    generators: dict[str, Tensor] | None  # None: saved by fewer processes than there are now
+    root: Path
+    keep: int = 3
+
+    def path(self, step: int) -> Path:
+        return self.root / f"step-{step:09d}"
+
+    def staging(self, step: int) -> Path:
+        """Beside the final folder, on the same file system."""
+        return self.root / f"{STAGED}{self.path(step).name}"
+
+    def stage(self, step: int, name: str, content: Tensors | Mapping[str, Any]) -> None:
+        """Write one file of a checkpoint to the disk; raises SaveError with its path and size."""
+        path = self.staging(step) / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".json":
+                path.write_text(json.dumps(content) + "\n")
+            else:
+                _write_tensors(path, content)
+            storage.sync(path)
+        except (OSError, SafetensorError) as error:
+            raise self._failed(step, error, path, _bytes_of(content)) from None
+
+    def commit(self, step: int, contents: Contents, facts: Mapping[str, Any]) -> Path:
+        """Add `contents` to what is staged and make it a checkpoint; only then older ones go. Raises SaveError.
+
+        `facts` stand in the manifest; its `best_step` names the checkpoint of the best model.
+        """
+        for name, content in contents.items():
+            self.stage(step, name, content)
+        staging, final = self.staging(step), self.path(step)
+        try:
+            _vouch(staging, {"schema": SCHEMA, "step": step, **facts})
+            if final.exists():  # the same step in an earlier state: of an epoch that was not closed yet
+                self._remove(final)
+            os.replace(staging, final)
+            storage.sync(self.root)
+        except OSError as error:
+            raise self._failed(step, error, staging, 0) from None
+        try:
+            self._drop_old()
+        except OSError as error:
+            log.warning("an old checkpoint could not be removed: %s: %s", error.filename, error.strerror)
+        return final
+
+    def _failed(self, step: int, error: Exception, path: Path, needed: int) -> SaveError:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        where = getattr(error, "filename", None) or path
+        size = f", {needed} bytes" if needed else ""
+        newest = self.newest()
+        still = f"{newest} still stands" if newest else "there is none before it"
+        return SaveError(
+            f"the checkpoint of step {step} could not be written: {where}{size}: {reason}{_room(self.root)}; {still}; "
+            "make room and run the same command again"
+        )
+
+    def abandon(self, step: int) -> None:
+        """Drop what was staged; what cannot be removed now goes at the next start."""
+        shutil.rmtree(self.staging(step), ignore_errors=True)
+
+    def _remove(self, path: Path) -> None:
+        """By a rename first: half a folder under its own name would look damaged."""
+        doomed = path.with_name(f"{STAGED}old-{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+
+    def _drop_old(self) -> None:
+        found = self.committed()
+        kept = found[-max(2, self.keep) :]
+        best = {self.path(step) for path in kept if (step := read_manifest(path).get("best_step")) is not None}
+        for path in found:
+            if path not in kept and path not in best:
+                self._remove(path)
+
+    def committed(self) -> list[Path]:
+        """Checkpoints that were committed whole, as far as sizes tell; oldest step first."""
+        return [path for path in self._folders() if not _fault(path, hashes=False)]
+
+    def newest(self) -> Path | None:
+        found = self.committed()
+        return found[-1] if found else None
+
+    def _folders(self) -> list[Path]:
+        found = (path for path in self.root.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+        return sorted(found, key=step_of)
+
+    def recover(self) -> Path | None:
+        """The newest checkpoint whose every byte is what was committed; damaged ones on the way are set aside.
+
+        For the run's owner alone, before anything is written. Half-written ones are removed. Raises InputError where
+        there were checkpoints but none is left to go on from.
+        """
+        for leftover in self.root.glob(f"{STAGED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for path in reversed(self._folders()):
+            fault = _fault(path, hashes=True)
+            if not fault:
+                return path
+            log.warning("%s: %s; set aside as %s", path, fault, set_aside(path, CORRUPT).name)
+        damaged = sorted(self.root.glob(f"{CORRUPT}*"))
+        if damaged:
+            raise InputError(
+                f"{self.root}: every checkpoint is damaged ({len(damaged)} set aside as {CORRUPT}*), and starting over "
+                "in silence would lose a run: take another --output-dir, or restore them from a copy"
+            )
+        return None
+
+    def go_back_to(self, start: Path) -> None:
+        """Set aside the checkpoints after `start`, which the run is about to replace."""
+        for path in self._folders():
+            if step_of(path) > step_of(start):
+                log.warning("%s: set aside as %s", path, set_aside(path, REPLACED).name)
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def set_aside(path: Path, mark: str) -> Path:
+    """Rename a checkpoint so that it is no longer one, and keep it."""
+    names = (path.with_name(f"{mark}{path.name}" + (f"-{i}" if i else "")) for i in range(1000))
+    free = next(name for name in names if not name.exists())
+    os.replace(path, free)
+    return free
 
 
-def save(
-    folder: Path,
-    model: Mapping[str, Tensor],
-    optimizer: Mapping[str, Any],
-    progress: Progress,
-    scaler: Mapping[str, Any] | None,
-    data: str,
-) -> None:
-    """Write everything but the generators into a staging folder; called by rank 0. `data` is a hash of what is seen."""
-    save_file(_on_cpu(model), folder / "model.safetensors")
-    tensors, rest = _split_optimizer(optimizer)
-    save_file(tensors, folder / "optimizer.safetensors")
-    (folder / "optimizer.json").write_text(json.dumps(rest))
-    (folder / "trainer.json").write_text(
-        json.dumps({"progress": asdict(progress), "scaler": scaler, "data": data}, indent=2)
-    )
-
-
-def save_generators(folder: Path, rank: int) -> None:
-    """Write this process's generators into the staging folder; called by every rank."""
-    save_file(generator_state(), folder / "rng" / f"rank-{rank:05d}.safetensors")
-
-
-def checkpoint_path(root: Path, step: int) -> Path:
-    return root / f"step-{step:09d}"
-
-
-def staging_path(root: Path, step: int) -> Path:
-    return root / f".tmp-step-{step:09d}"
-
-
-def stage(root: Path, step: int) -> Path:
-    """An empty folder beside the final one, on the same file system."""
-    staging = staging_path(root, step)
-    shutil.rmtree(staging, ignore_errors=True)
-    (staging / "rng").mkdir(parents=True)
-    return staging
-
-
-def commit(staging: Path, step: int) -> Path:
-    """Hash, sync and rename; only then older checkpoints go."""
-    root, final = staging.parent, checkpoint_path(staging.parent, step)
+def _vouch(staging: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of all that is in a folder, and the mark that vouches for the manifest; all to the disk."""
     files = sorted(path for path in staging.rglob("*") if path.is_file())
-    manifest = {
-        "schema": SCHEMA,
-        "step": step,
-        "files": {
-            str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
-            for path in files
-        },
+    described = {
+        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
+        for path in files
     }
-    storage.write_json(staging / "MANIFEST.json", manifest)
-    storage.write_text(staging / "COMMITTED", storage.sha256(staging / "MANIFEST.json") + "\n")
-    for path in (*files, staging / "rng", staging):
-        storage.sync(path)
-    shutil.rmtree(final, ignore_errors=True)  # the same step of an earlier attempt, about to be repeated
-    os.replace(staging, final)
-    storage.sync(root)
-    for old in committed(root)[:-KEEP]:
-        shutil.rmtree(old)
-    return final
+    (staging / MANIFEST).write_text(json.dumps({**facts, "files": described}, indent=2) + "\n")
+    storage.sync(staging / MANIFEST)
+    (staging / COMMITTED).write_text(storage.sha256(staging / MANIFEST) + "\n")
+    storage.sync(staging / COMMITTED)
+    for folder in {path.parent for path in files} | {staging}:
+        storage.sync(folder)
+
+
+def _write_tensors(path: Path, tensors: Tensors, facts: Mapping[str, Any] | None = None) -> None:
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, path, metadata={"facts": json.dumps(dict(facts))} if facts else None)
+
+
+def _bytes_of(content: Tensors | Mapping[str, Any]) -> int:
+    return sum(value.nbytes if isinstance(value, Tensor) else len(str(value)) for value in content.values())
+
+
+def _room(folder: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(folder).free} bytes free)"
+    except OSError:
+        return ""
+
+
+def _fault(path: Path, hashes: bool) -> str:
+    """What is wrong with a checkpoint, naming the file; empty if nothing is. `hashes`: every byte is read."""
+    try:
+        mark, manifest = (path / COMMITTED).read_bytes(), (path / MANIFEST).read_bytes()
+        if mark.decode(errors="replace").strip() != hashlib.sha256(manifest).hexdigest():
+            return f"{COMMITTED} does not fit {MANIFEST}"
+        for name, entry in json.loads(manifest)["files"].items():
+            if (path / name).stat().st_size != entry["bytes"]:
+                return f"{name} has {(path / name).stat().st_size} bytes instead of {entry['bytes']}"
+            if hashes and storage.sha256(path / name) != entry["sha256"]:
+                return f"{name} was changed since it was saved"
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            raise  # the storage is at fault, not the checkpoint
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return ""
 
 
 def is_committed(path: Path) -> bool:
     """Whether the folder was committed whole: its mark fits its manifest, and all files have their sizes."""
-    try:
-        if (path / "COMMITTED").read_text().strip() != storage.sha256(path / "MANIFEST.json"):
-            return False
-        files = json.loads((path / "MANIFEST.json").read_text())["files"]
-        return all((path / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
+    return not _fault(path, hashes=False)
 
 
-def committed(root: Path) -> list[Path]:
-    """The committed checkpoints under a run's `checkpoints/`, oldest step first."""
-    return [path for path in sorted(root.glob("step-*")) if is_committed(path)]
+def check(path: Path) -> None:
+    """Raises InputError unless every byte of a checkpoint is what was committed."""
+    fault = _fault(path, hashes=True)
+    if fault:
+        raise InputError(f"{path}: {fault}")
 
 
-def load(path: Path, rank: int) -> Snapshot:
-    """Read a checkpoint; raises InputError naming the file that is not what was committed."""
-    if not is_committed(path):
-        raise InputError(f"{path}: not a committed checkpoint")
-    for name, entry in json.loads((path / "MANIFEST.json").read_text())["files"].items():
-        if storage.sha256(path / name) != entry["sha256"]:
-            raise InputError(f"{path / name}: the file changed since it was saved; remove {path} to use the one before")
-    trainer = json.loads((path / "trainer.json").read_text())
-    own = path / "rng" / f"rank-{rank:05d}.safetensors"
-    return Snapshot(
-        model=load_file(path / "model.safetensors"),
-        optimizer=_join_optimizer(
-            load_file(path / "optimizer.safetensors"), json.loads((path / "optimizer.json").read_text())
-        ),
-        progress=Progress(**trainer["progress"]),
-        scaler=trainer["scaler"],
-        data=trainer["data"],
-        generators=load_file(own) if own.exists() else None,
-    )
+def load(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """The files of a checkpoint that was verified, by name; those of `names` that it holds, else all.
+
+    Raises InputError where one cannot be read, though its hash is right.
+    """
+    held = read_manifest(path)["files"]
+    contents: dict[str, Any] = {}
+    for name in held if names is None else [name for name in names if name in held]:
+        try:
+            contents[name] = json.loads((path / name).read_text()) if name.endswith(".json") else load_file(path / name)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{path / name}: cannot be read: {error}") from None
+    return contents
 
 
-def save_best(folder: Path, model: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def save_best(folder: Path, model: Tensors, facts: Mapping[str, Any]) -> None:
     """Replace the exported best model, one file with its facts in it; a reader finds the old one or the new one."""
-    folder.mkdir(exist_ok=True)
-    staging, final = folder / ".tmp-model.safetensors", folder / BEST
-    save_file(_on_cpu(model), staging, metadata={"facts": json.dumps(dict(facts))})
-    storage.sync(staging)
-    os.replace(staging, final)
-    storage.sync(folder)
+    staging, final = folder / f"{STAGED}{BEST}", folder / BEST
+    try:
+        folder.mkdir(exist_ok=True)
+        _write_tensors(staging, model, facts)
+        storage.sync(staging)
+        os.replace(staging, final)
+        storage.sync(folder)
+    except (OSError, SafetensorError) as error:
+        raise SaveError(f"the best model could not be written: {final}, {_bytes_of(model)} bytes: {error}") from None
 
 
 def load_best(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -221,5 +274,5 @@ def load_best(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(folder / BEST, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
         return load_file(folder / BEST), facts
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder / BEST}: the best model cannot be read: {error}") from None

@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
-from toolkit import settings
-from toolkit.errors import InputError, expected
+from toolkit import preemption, settings
+from toolkit.errors import InputError, PreemptedError, expected
 from toolkit.settings import SECTIONS, Scales, Section, Settings, nearest
 
 S = TypeVar("S", bound=Section)
+EXIT_CODES = {InputError: 2, PreemptedError: preemption.EXIT_CODE}
 ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
 SHARED = frozenset({"scales", "eval_scales"})  # what all strategies of several scales understand
 
@@ -197,7 +198,7 @@ def parse_section(
 
 
 def exit_code(work: Callable[[], Any]) -> int:
-    """Run a recipe; 0 done, 2 the user's input, 1 another of the `EXPECTED` errors.
+    """Run a recipe; 0 done, 2 the user's input, 75 preempted, 1 another of the `EXPECTED` errors.
 
     Anything else keeps its traceback.
     """
@@ -209,5 +210,5 @@ def exit_code(work: Callable[[], Any]) -> int:
         if cause is None:
             raise
         print(f"error{'' if rank == '0' else f' on rank {rank}'}: {cause}", file=sys.stderr, flush=True)
-        return 2 if isinstance(cause, InputError) else 1
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(cause, kind)), 1)
     return 0

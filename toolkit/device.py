@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, parse_flag_from_env
 
-from toolkit import machine
+from toolkit import clouds, machine
 from toolkit.errors import InputError
 from toolkit.settings import Settings
 
@@ -117,6 +117,6 @@ def describe(settings: Settings, accelerator: Accelerator) -> list[str]:
         words += ", no faster type on this device"
     return [
         f"machine   {accelerator.device.type}, {accelerator.num_processes} process(es), "
-        f"{torch.get_num_threads()} threads each, cloud {machine.cloud(settings.cloud)}",
+        f"{torch.get_num_threads()} threads each, cloud {clouds.cloud(settings.cloud)}",
         f"precision {words} ({origin})",
     ]

@@ -1,5 +1,6 @@
 """The ways a run ends badly on purpose; everything else is a bug and keeps its traceback."""
 
+import errno
 import sys
 
 
@@ -26,12 +27,21 @@ class LoaderError(RuntimeError):
     """A loader's worker hung or died, or its storage failed: one line naming the cause, exit code 1."""
 
 
+class SaveError(RuntimeError):
+    """A checkpoint or record could not be written: one line naming the file and the room left, exit code 1."""
+
+
+class PreemptedError(RuntimeError):
+    """The run was asked to stop and has saved what it had, exit code 75: the same command goes on."""
+
+
 class PeerError(RuntimeError):
     """Another process of the run is gone: one line that points to its message, exit code 1."""
 
 
 WORKER_DIED = "a loader process died, killed or out of memory"
-EXPECTED = (InputError, NonFiniteError, LoaderError, PeerError)
+EXPECTED = (InputError, NonFiniteError, LoaderError, SaveError, PreemptedError, PeerError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of a disk, not of our code
 
 
 def expected(error: Exception) -> Exception | None:
@@ -41,6 +51,8 @@ def expected(error: Exception) -> Exception | None:
     """
     if isinstance(error, EXPECTED):
         return error
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return SaveError(f"{error.filename or 'a file'}: {error.strerror}; the last checkpoint still stands")
     if not isinstance(error, RuntimeError):
         return None
     text = (str(error).splitlines() or [""])[0]

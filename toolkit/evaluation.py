@@ -1,6 +1,6 @@
 """Exact evaluation: each sample counted once on any number of processes; counts summed, then divided once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from toolkit.data.loader import by_threads
 from toolkit.data.pixels import Pixels
 from toolkit.errors import InputError
 from toolkit.images import views
-from toolkit.models import MultiView, copy_state, state_tensors
+from toolkit.models import MultiView, copy_state
 from toolkit.rundir import Quarantine
 
 
@@ -51,6 +51,7 @@ class Evaluator:
 
     `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads. `quarantine`:
     images that cannot be read are left out, counted and listed in it; without one they raise BadSampleError.
+    `between` is called between batches, on every process equally often; it may raise to leave.
     """
 
     accelerator: Accelerator
@@ -61,6 +62,7 @@ class Evaluator:
     threads: int
     timeout_s: float = 300.0
     quarantine: Quarantine | None = None
+    between: Callable[[], None] = lambda: None
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over parameters and buffers; rank 0's buffers, since BatchNorm statistics differ between ranks."""
@@ -81,7 +83,10 @@ class Evaluator:
         exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
         sums = torch.zeros(len(specs) + 1, 4, dtype=exact, device=device)
         job = EvalJob(images, sizes, leave_out=self.quarantine is not None)
-        for batch in by_threads(requests, job, self.threads, self.timeout_s):
+        in_common = -(-(len(images.index) // self.accelerator.num_processes) // self.batch_size)
+        for i, batch in enumerate(by_threads(requests, job, self.threads, self.timeout_s)):
+            if i < in_common:
+                self.between()
             if self.quarantine is not None:
                 self.quarantine.add(batch.bad)
             sums[-1] += len(batch.bad)
@@ -113,8 +118,3 @@ def _count(logits: Sequence[Tensor], targets: Tensor, exact: torch.dtype) -> Ten
     loss = F.nll_loss(log_probabilities.to(exact), targets, reduction="sum")
     images = torch.full_like(loss, len(targets))
     return torch.stack([right[:, 0].sum().to(exact), right.sum().to(exact), loss, images])
-
-
-def unwrapped_state(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Tensor]:
-    """The training model's parameters and buffers, whatever it is wrapped in."""
-    return state_tensors(accelerator.unwrap_model(model))

@@ -18,6 +18,7 @@ from toolkit.models import MultiView, create
 from toolkit.monitor import FiniteWatch
 from toolkit.optim import create_optimizer
 from toolkit.prepare import Prepared
+from toolkit.weights import Ema, Weights
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Learner:
     mean: Tensor
     std: Tensor
     watch: FiniteWatch
+    weights: Weights
 
     def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch on the device: uint8 N x 3 x S x S, and N labels, or N x C targets where it is mixed."""
@@ -46,6 +48,11 @@ class Learner:
     def views(self, pixels: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """uint8 N x 3 x S x S to one normalised view per size."""
         return images.views(pixels, sizes, self.mean, self.std)
+
+    def gradient_scale(self) -> float:
+        """By which float16 gradients are multiplied: it falls where they overflowed and the step was left out."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else scaler.get_scale()
 
 
 def build_learner(
@@ -68,6 +75,7 @@ def build_learner(
     with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate know this name only
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, optimizer = accelerator.prepare(model, optimizer)
+    unwrapped = accelerator.unwrap_model(model)
     learner = Learner(
         accelerator=accelerator,
         strategy=strategy,
@@ -79,5 +87,6 @@ def build_learner(
         mean=torch.tensor(data_config["mean"], device=accelerator.device),
         std=torch.tensor(data_config["std"], device=accelerator.device),
         watch=FiniteWatch(accelerator.device, gradients=accelerator.scaler is None),
+        weights=Ema(unwrapped, settings.ema_decay) if settings.ema_decay else Weights(unwrapped),
     )
     return learner, evaluated

@@ -1,7 +1,6 @@
 """The one training loop: any strategy, any device, any number of processes."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,13 +11,16 @@ from toolkit import checkpoint, console, device
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
-from toolkit.errors import NonFiniteError, PeerError, expected
-from toolkit.evaluation import Score, unwrapped_state
+from toolkit.divergence import check_finite, roll_back
+from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError, expected
+from toolkit.evaluation import Score
 from toolkit.learner import Learner, build_learner
-from toolkit.monitor import Meter
+from toolkit.preemption import Preemption
 from toolkit.prepare import describe, prepare
+from toolkit.resuming import capture
 from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
+from toolkit.selection import select
 from toolkit.settings import Settings
 from toolkit.setup import Run, claim_place, set_up
 from toolkit.summary import summarise
@@ -26,49 +28,78 @@ from toolkit.summary import summarise
 log = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 50
-PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
 
 
 def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict[str, Any]:
     """Train, evaluate and record one run; returns what its summary.json holds.
 
-    Raises InputError on settings or data that cannot work, NonFiniteError on a loss that is not finite.
+    Raises InputError on settings or data that cannot work, NonFiniteError on a loss that is not finite, SaveError where
+    a checkpoint cannot be written, PreemptedError once it was asked to stop and has saved what it had.
     """
-    accelerator = device.start(settings)
-    console.start(accelerator.is_main_process)
-    try:
-        machine = device.describe(settings, accelerator)
-        prepared = prepare(accelerator, settings, strategy)
-        settings = prepared.settings
-        built = build_learner(accelerator, strategy, prepared)
-        place = claim_place(accelerator, settings, recipe, config_of(settings, strategy))
+    with Preemption() as preemption:
+        accelerator = device.start(settings)
+        console.start(accelerator.is_main_process)
         try:
-            if place.finished:
-                log.info("finished  nothing is left to do; give another --output-dir to train anew")
-                return place.directory.summary()
-            for line in (*machine, *describe(prepared, strategy)):
-                log.info(line)
-            return _recorded(set_up(accelerator, strategy, prepared, place, built))
+            machine = device.describe(settings, accelerator)
+            prepared = prepare(accelerator, settings, strategy)
+            settings = prepared.settings
+            built = build_learner(accelerator, strategy, prepared)
+            place = claim_place(accelerator, settings, recipe, config_of(settings, strategy))
+            try:
+                if place.finished:
+                    log.info("finished  nothing is left to do; give another --output-dir to train anew")
+                    return place.directory.summary()
+                for line in (*machine, *describe(prepared, strategy)):
+                    log.info(line)
+                return _recorded(set_up(accelerator, strategy, prepared, place, built, preemption))
+            finally:
+                place.directory.ownership.release()
         finally:
-            place.directory.unlock()
-    finally:
-        device.stop()
+            device.stop()
 
 
 def _recorded(run: Run) -> dict[str, Any]:
     """Train; however that ends, the summary says so and the dashboard is closed."""
+    run.preemption.training_begins()
+    run.wall.start()
     try:
         return _train(run)
     except Exception as error:
         cause = expected(error)
         if cause is None:
             raise
-        if not (isinstance(cause, PeerError) and run.directory.exit_reason()):  # who met the cause has written it
-            run.directory.write_summary(summarise(run, {"exit_reason": str(cause)}))
-        device.leave()
-        raise cause from None
+        raise _ended(run, _save_the_rest(run) if isinstance(cause, PreemptedError) else cause) from None
     finally:
+        run.saver.close()
         run.tracking.finish()
+
+
+def _save_the_rest(run: Run) -> Exception:
+    """On a preemption: save what was done since the last checkpoint. Why the run ends: that, or what went wrong now."""
+    run.tracking.preempting()
+    try:
+        if run.saver.newest != run.progress.at():
+            check_finite(run, run.agreement.ask(force=True).first_bad)
+            _save(run, next(run.epochs()))
+        run.saver.join(run.progress.step)
+    except (SaveError, NonFiniteError) as error:
+        return error
+    run.preemption.saved()
+    return run.agreement.stopped()
+
+
+def _ended(run: Run, cause: Exception) -> Exception:
+    """Note in the summary why the run ended, once: what all processes know, rank 0 writes."""
+    known_to_all = isinstance(cause, NonFiniteError | SaveError | PreemptedError)
+    if not known_to_all:
+        device.leave()
+    told = run.directory.exit_reason() if isinstance(cause, PeerError) else None
+    if not told and (run.accelerator.is_main_process or not known_to_all):
+        try:
+            run.directory.write_summary(summarise(run, {"exit_reason": str(cause)}))
+        except OSError as error:  # of the full disk that may be the cause
+            log.warning("summary.json could not be written: %s: %s", error.filename, error.strerror)
+    return cause
 
 
 def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
@@ -85,25 +116,32 @@ def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) ->
             learner.watch.see_gradient(batch.number, norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
+        scale = learner.gradient_scale()
         optimizer.step()
         optimizer.zero_grad()
+        if accelerator.sync_gradients and learner.gradient_scale() >= scale:
+            learner.weights.follow()
     return loss
 
 
 def _train(run: Run) -> dict[str, Any]:
-    for epoch in run.plan.epochs():
-        if epoch.end > run.progress.step and not run.progress.stopped_early:
-            started = time.perf_counter()
-            means, rate = _train_epoch(run, epoch)
-            _close_epoch(run, epoch, means, rate, started)
-    return _finish(run)
+    while True:
+        try:
+            for epoch in run.epochs():
+                means, rate = _train_epoch(run, epoch)
+                _close_epoch(run, epoch, means, rate)
+            return _finish(run)
+        except NonFiniteError as error:
+            roll_back(run, error)
 
 
 def _train_epoch(run: Run, epoch: Epoch) -> tuple[dict[str, float], float]:
     """The steps of one epoch; mean losses, and images per second over all processes."""
     learner, progress, main = run.learner, run.progress, run.accelerator.is_main_process
     learner.model.train()
-    meter, started, images_before = Meter(), time.perf_counter(), progress.images_seen
+    seconds, images = progress.train_seconds, progress.images_seen
+    run.agreement.begin()
+    run.training.start()
     left = epoch.end - progress.step
     with tqdm(
         total=left, desc=f"epoch {epoch.number}", unit="step", disable=not console.bars(main), leave=False
@@ -112,21 +150,32 @@ def _train_epoch(run: Run, epoch: Epoch) -> tuple[dict[str, float], float]:
             rate = _learning_rate(run, epoch.phase, batch.number)
             run.samples.add(batch, rate)
             loss = learn(learner, batch, epoch.phase, rate)
-            meter.add({"train_loss": loss.total, **{f"train_{name}": part for name, part in loss.parts.items()}})
+            run.meter.add({"train_loss": loss.total, **{f"train_{name}": part for name, part in loss.parts.items()}})
             if run.accelerator.sync_gradients:
                 progress.step = batch.number + 1
                 progress.images_seen += batch.step.batch_size
+                progress.optimizer_updates = learner.weights.updates
                 bar.update()
-                due = progress.step % LOG_EVERY_STEPS == 0
-                if due or learner.watch.reads_are_free:
-                    _check_finite(run)
-                if due:
-                    now = {**meter.means(run.accelerator), "lr": rate}
-                    run.tracking.log(now, progress.step, progress.step / run.plan.steps * run.settings.epochs)
-    means = meter.means(run.accelerator)  # waits for the device, so the clock below is right
-    seconds = time.perf_counter() - started
-    progress.train_seconds += seconds
-    return means, (progress.images_seen - images_before) / seconds
+                _after_step(run, epoch, rate)
+    means = run.meter.means(run.accelerator)  # waits for the device, so the clock below is right
+    progress.train_seconds += run.training.stop()
+    return means, (progress.images_seen - images) / max(progress.train_seconds - seconds, 1e-9)
+
+
+def _after_step(run: Run, epoch: Epoch, rate: float) -> None:
+    """What is due after an optimizer step: look, log, save, stop."""
+    settings, progress = run.settings, run.progress
+    log_due = progress.step % LOG_EVERY_STEPS == 0
+    save_due = settings.save_every_steps is not None and progress.step % settings.save_every_steps == 0
+    decision = run.agreement.ask(force=log_due or save_due)
+    check_finite(run, decision.first_bad)
+    if log_due:
+        now = {**run.meter.means(run.accelerator), "lr": rate}
+        run.tracking.log(now, progress.step, progress.step / run.plan.steps * settings.epochs)
+    if decision.stop:
+        raise run.agreement.stopped()
+    if (save_due or decision.save) and progress.step < epoch.end:  # at its end an epoch is saved once it is evaluated
+        _save(run, epoch)
 
 
 def _learning_rate(run: Run, phase: Phase, step: int) -> float:
@@ -136,23 +185,9 @@ def _learning_rate(run: Run, phase: Phase, step: int) -> float:
     return settings.learning_rate * share * phase.lr_scale * run.progress.plateau_factor
 
 
-def _check_finite(run: Run) -> None:
-    """Raises NonFiniteError on all processes if one met it, naming the step and the samples of its global batch."""
-    step = run.learner.watch.first_bad_step(run.accelerator)
-    if step is None:
-        return
-    epoch = next(epoch for epoch in run.plan.epochs() if epoch.start <= step < epoch.end)
-    request = next(run.feed.sampler.requests(epoch, step))
-    raise NonFiniteError(
-        f"the loss or its gradient is not finite at step {step} (epoch {epoch.number}), samples "
-        f"{' '.join(map(str, request.ids.tolist()))}; the last checkpoint is from before it; look at those images, or "
-        "lower --learning-rate, or set --gradient-clip"
-    )
-
-
 def _evaluate(run: Run, specs: Sequence[EvalSpec]) -> dict[str, Score]:
-    """Validation scores of the training model as it stands."""
-    run.evaluator.load(unwrapped_state(run.accelerator, run.learner.model))
+    """Validation scores of the weights as they stand."""
+    run.evaluator.load(run.learner.weights.state())
     return run.evaluator.score(run.feed.evaluated["val"], specs)
 
 
@@ -160,21 +195,21 @@ def _columns(scores: dict[str, Score]) -> dict[str, float]:
     return {f"{name}/{figure}": value for name, score in scores.items() for figure, value in score.figures().items()}
 
 
-def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, started: float) -> None:
+def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float) -> None:
     """Evaluate, select, record and save; nothing that is not finite gets past the first line."""
-    _check_finite(run)
+    check_finite(run, run.agreement.ask(force=True).first_bad)
     progress, strategy = run.progress, run.strategy
     specs = strategy.panel() if epoch.closes_phase else (strategy.selection(),)
+    run.agreement.begin()
     scores = _evaluate(run, specs)
     learning_rate = _learning_rate(run, epoch.phase, progress.step - 1)
-    improved = _select(run, epoch, scores[strategy.selection().name].top1)
-    progress.wall_seconds += time.perf_counter() - started
-    values = {
-        **means,
-        "lr": learning_rate,
-        **_columns(scores),
-        "images_per_s": rate,
-    }
+    top1, in_last_phase = scores[strategy.selection().name].top1, epoch.phase is run.plan.phases[-1]
+    improved = select(run.settings, progress, top1, in_last_phase)
+    if improved:
+        progress.best = {"epoch": epoch.number, "step": progress.step, **_columns(scores)}
+    progress.epoch = epoch.number + 1
+    progress.wall_seconds += run.wall.lap()
+    values = {**means, "lr": learning_rate, **_columns(scores), "images_per_s": rate}
     run.tracking.log(
         {**values, f"best/{strategy.selection().name}/top1": progress.best_top1 or 0.0}, progress.step, epoch.number + 1
     )
@@ -192,71 +227,57 @@ def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float, s
                 "wall_seconds": progress.wall_seconds,
             }
         )
-        if improved:
-            state = unwrapped_state(run.accelerator, run.learner.model)
-            facts = {"epoch": epoch.number, "step": progress.step, **_columns(scores)}
-            checkpoint.save_best(run.directory.best, state, facts)
-    shown = "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
+    run.meter.restart({}, run.accelerator.device)
+    _save(run, epoch, improved)
     log.info(
         "epoch %3d  %s px  loss %.4f  top-1 %s%s  %.0f images/s",
         epoch.number,
         sizes,
         means["train_loss"],
-        shown,
+        _brief(scores),
         "  best" if improved else "",
         rate,
     )
-    _save(run)
 
 
-def _select(run: Run, epoch: Epoch, top1: float) -> bool:
-    """Whether this epoch is the best so far at the selection size; counts patience and plateau in the last phase."""
-    settings, progress = run.settings, run.progress
-    best = progress.best_top1 is None or top1 > progress.best_top1
-    if best:
-        progress.best_top1, progress.best_epoch = top1, epoch.number
-    if epoch.phase is not run.plan.phases[-1]:
-        return best
-    if progress.reference_top1 is None or top1 > progress.reference_top1 + settings.min_delta:
-        progress.reference_top1, progress.stale_epochs, progress.plateau_epochs = top1, 0, 0
-        return best
-    progress.stale_epochs += 1
-    progress.plateau_epochs += 1
-    progress.stopped_early = settings.patience is not None and progress.stale_epochs >= settings.patience
-    if settings.scheduler == "plateau" and progress.plateau_epochs >= PLATEAU_EPOCHS:
-        progress.plateau_factor *= PLATEAU_FACTOR
-        progress.plateau_epochs = 0
-    return best
+def _brief(scores: dict[str, Score]) -> str:
+    return "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
 
 
-def _save(run: Run) -> None:
-    """Commit a checkpoint; every process writes its generators, rank 0 the rest."""
-    accelerator, root, step = run.accelerator, run.directory.checkpoints, run.progress.step
-    if accelerator.is_main_process:
-        staging = checkpoint.stage(root, step)
-        state = unwrapped_state(accelerator, run.learner.model)
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        checkpoint.save(staging, state, run.learner.optimizer.state_dict(), run.progress, scaler, run.fingerprint)
-    accelerator.wait_for_everyone()
-    checkpoint.save_generators(checkpoint.staging_path(root, step), accelerator.process_index)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        checkpoint.commit(checkpoint.staging_path(root, step), step)
-    accelerator.wait_for_everyone()
+def _save(run: Run, epoch: Epoch, best: bool = False) -> None:
+    """Have a checkpoint committed in the background; every process must ask. `best`: it is the best model so far."""
+    progress = run.progress
+    progress.train_seconds += run.training.lap()
+    progress.wall_seconds += run.wall.lap()
+    progress.losses = run.meter.totals(run.accelerator)
+    facts = {
+        **run.facts,
+        "epoch": epoch.number,
+        "phase": epoch.phase.index,
+        "images_seen": progress.images_seen,
+        "best_step": progress.best_step,
+    }
+    run.saver.save(progress, lambda: capture(run.learner, progress), facts, best)
+    run.agreement.saved()
 
 
 def _finish(run: Run) -> dict[str, Any]:
     """Evaluate the best model at every scale, on the test images where there are any, and write the summary."""
-    started, progress, panel = time.perf_counter(), run.progress, run.strategy.panel()
+    progress, panel = run.progress, run.strategy.panel()
+    run.saver.join(progress.step)
+    run.agreement.begin()
     state, facts = checkpoint.load_best(run.directory.best)
-    progress.best_epoch, progress.best_top1 = facts["epoch"], facts[f"{run.strategy.selection().name}/top1"]
     run.evaluator.load(state)
     scores = {name: run.evaluator.score(images, panel) for name, images in run.feed.evaluated.items()}
     for name, of_split in scores.items():
-        log.info("%s, best model (epoch %s)", name, progress.best_epoch)
+        log.info("%s, best model (epoch %s)", name, facts["epoch"])
         for spec, score in of_split.items():
             log.info("  %6s  %s", spec, score)
-    progress.wall_seconds += time.perf_counter() - started
+    for name, raw in run.learner.weights.raw().items():
+        run.evaluator.load(raw)
+        scores[name] = run.evaluator.score(run.feed.evaluated["val"], panel)
+        log.info("val, weights of the last step without averaging: %s", _brief(scores[name]))
+    progress.wall_seconds += run.wall.lap()
     final = {
         f"best/{spec}/{figure}": value
         for spec, score in scores["val"].items()

@@ -1,25 +1,10 @@
-"""What this machine offers: CPU quota, cloud provider and instance type. Free of torch."""
+"""What this machine offers: CPU quota and memory. Free of torch."""
 
 import math
 import os
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from urllib.request import ProxyHandler, Request, build_opener
 
-DMI = Path("/sys/class/dmi/id")
 CGROUP = Path("/sys/fs/cgroup")
-AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"
-METADATA_TIMEOUT_S = 1.0  # the services answer from the same host within milliseconds
-# Where a virtual machine asks for its type: host, path, and the header that proves the request is meant.
-METADATA = {
-    "gcp": ("http://metadata.google.internal", "/computeMetadata/v1/instance/machine-type", "Metadata-Flavor: Google"),
-    "azure": (
-        "http://169.254.169.254",
-        "/metadata/instance/compute/vmSize?api-version=2021-02-01&format=text",
-        "Metadata: true",
-    ),
-}
 
 
 def _cgroup_cpus(cgroup: Path) -> float:
@@ -67,64 +52,6 @@ def local_processes() -> int:
 def is_main_process() -> bool:
     """Whether this is rank 0; known from the launcher's environment, before any process group exists."""
     return os.environ.get("RANK", "0") == "0"
-
-
-@dataclass(frozen=True)
-class Cloud:
-    """Where a run takes place; `instance` is the machine type, empty where neither firmware nor provider tells it."""
-
-    provider: str
-    instance: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.provider} {self.instance}".strip()
-
-
-def detect_cloud(dmi: Path = DMI) -> Cloud:
-    """The provider that the firmware's DMI strings name, and on AWS the machine type; "none" elsewhere."""
-
-    def read(name: str) -> str:
-        try:
-            return (dmi / name).read_text().strip()
-        except OSError:
-            return ""
-
-    if read("sys_vendor") == "Amazon EC2":
-        return Cloud("aws", read("product_name"))
-    if read("product_name") == "Google Compute Engine":
-        return Cloud("gcp")
-    if read("chassis_asset_tag") == AZURE_CHASSIS:
-        return Cloud("azure")
-    return Cloud("none")
-
-
-def cloud(choice: str, dmi: Path = DMI) -> Cloud:
-    """The cloud to record: detected for "auto"; a provider named by the user stands even where DMI is silent.
-
-    Google Cloud and Azure are asked for the machine type, on their own machines only.
-    """
-    found = detect_cloud(dmi)
-    if choice not in ("auto", found.provider):
-        return Cloud(choice)
-    return found if found.instance else Cloud(found.provider, instance_type(found.provider))
-
-
-@cache
-def instance_type(provider: str) -> str:
-    """The machine type as the provider's metadata service says, e.g. "a2-highgpu-8g"; empty where it does not answer.
-
-    $TOOLKIT_METADATA_URL names another service, for tests.
-    """
-    if provider not in METADATA:
-        return ""
-    host, path, header = METADATA[provider]
-    name, value = header.split(": ")
-    request = Request(os.environ.get("TOOLKIT_METADATA_URL", host) + path, headers={name: value})
-    try:
-        with build_opener(ProxyHandler({})).open(request, timeout=METADATA_TIMEOUT_S) as answer:  # never by a proxy
-            return answer.read(200).decode().strip().rsplit("/", 1)[-1]
-    except (OSError, ValueError):
-        return ""
 
 
 def loader_threads() -> int:

@@ -90,7 +90,12 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def copy_state(source: Mapping[str, Tensor], target: nn.Module) -> None:
     """Set every parameter and buffer of `target`; raises RuntimeError unless names and shapes agree exactly."""
-    tensors = state_tensors(target)
+    copy_tensors(source, state_tensors(target))
+
+
+@torch.no_grad()
+def copy_tensors(source: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Set `tensors` by name; raises RuntimeError unless names and shapes agree exactly."""
     if source.keys() != tensors.keys():
         raise RuntimeError(f"state does not fit the model: {sorted(source.keys() ^ tensors.keys())[:4]} ...")
     for name, tensor in tensors.items():

@@ -1,5 +1,6 @@
 """Memory, running losses and the watch over non-finite values; no host sync in a step on a device."""
 
+import time
 from collections.abc import Mapping
 
 import torch
@@ -22,12 +23,21 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes; every process must ask."""
+    def totals(self, accelerator: Accelerator) -> dict[str, tuple[float, int]]:
+        """Sum, averaged over processes, and count by name; every process must ask."""
         if not self.sums:
             return {}
-        means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
-        return dict(zip(self.sums, accelerator.reduce(means, "mean").tolist(), strict=True))
+        sums = accelerator.reduce(torch.stack([*self.sums.values()]), "mean").tolist()
+        return {name: (total, self.counts[name]) for name, total in zip(self.sums, sums, strict=True)}
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and processes; every process must ask."""
+        return {name: total / count for name, (total, count) in self.totals(accelerator).items()}
+
+    def restart(self, totals: Mapping[str, tuple[float, int]], device: torch.device) -> None:
+        """Go on from totals that were saved, or from none."""
+        self.sums = {name: torch.tensor(total, device=device) for name, (total, _) in totals.items()}
+        self.counts = {name: count for name, (_, count) in totals.items()}
 
 
 class FiniteWatch:
@@ -37,23 +47,45 @@ class FiniteWatch:
     """
 
     def __init__(self, device: torch.device, gradients: bool) -> None:
-        self._first_bad = torch.tensor(NEVER, dtype=torch.int64, device=device)
+        self.first_bad = torch.tensor(NEVER, dtype=torch.int64, device=device)  # a step; NEVER: none yet
         self._gradients = gradients
         self.reads_are_free = device.type == "cpu"
 
     def see_loss(self, step: int, loss: Tensor) -> None:
         here = torch.where(torch.isfinite(loss.detach()), NEVER, step)
-        self._first_bad = torch.minimum(self._first_bad, here)
+        self.first_bad = torch.minimum(self.first_bad, here)
 
     def see_gradient(self, step: int, norm: Tensor) -> None:
         """The norm is the same on every process, so all of them notice in the same step."""
         if self._gradients:
             self.see_loss(step, norm)
 
-    def first_bad_step(self, accelerator: Accelerator) -> int | None:
-        """The first bad step of any process; waits for the device, and every process must ask."""
-        step = int(accelerator.gather(self._first_bad[None]).min().item())
-        return None if step == NEVER else step
+    def forget(self) -> None:
+        """Begin anew, after the run went back to a step before."""
+        self.first_bad = torch.full_like(self.first_bad, NEVER)
+
+
+class Stopwatch:
+    """Seconds while it runs, taken in laps."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the start or the last lap; 0 while it stands."""
+        if self._since is None:
+            return 0.0
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+    def stop(self) -> float:
+        seconds = self.lap()
+        self._since = None
+        return seconds
 
 
 def reset_peak_memory(device: torch.device) -> None:

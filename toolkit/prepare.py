@@ -55,12 +55,12 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
 
 def _check_alike(splits: Splits) -> None:
     """Raises InputError on all processes unless all of them found the same images: ids would mean different ones."""
-    found = gather_object([(splits.fingerprint(), len(splits.train))])
+    found = gather_object([splits.digests()])
     strange = next((rank for rank, other in enumerate(found) if other != found[0]), None)
     if strange is not None:
         raise InputError(
-            f"--data-root: process 0 found {found[0][1]} training images, process {strange} found "
-            f"{found[strange][1]}, or others of the same number: every machine needs the same files"
+            f"--data-root: process 0 found {found[0]['train']['images']} training images, process {strange} found "
+            f"{found[strange]['train']['images']}, or others of the same number: every machine needs the same files"
         )
 
 

@@ -13,19 +13,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from toolkit import checkpoint, storage
+from toolkit.checkpoint import Store
 from toolkit.contract import Strategy
 from toolkit.data.jobs import Batch
 from toolkit.errors import InputError
+from toolkit.ownership import LOCK, NOTE, Ownership
 from toolkit.settings import NOT_LEARNED, Settings, read_yaml, to_yaml
 
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 FINISHED = ("done", "early stop")
-LOCK = ".lock"
+
+
+def learned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides what is learned."""
+    return {name: value for name, value in config.items() if name not in NOT_LEARNED}
 
 
 def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
@@ -33,45 +39,28 @@ def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     return {**settings.model_dump(mode="json", exclude={"output_dir", "resume"}), **strategy.to_dict()}
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Learning settings that are not the same, as `name: old -> new`."""
-    names = [name for name in {**old, **new} if name not in NOT_LEARNED]
+    names = learned({**old, **new})
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
 class RunDirectory:
     """Paths and records of one run; every process may read, only rank 0 writes (but samples.jsonl)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: int = 3) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.store = Store(path / "checkpoints", keep)
         self.best = path / "best"
         self.samples = path / "samples.jsonl"
         self.quarantine = path / "quarantine.jsonl"
         self._metrics = path / "metrics.csv"
         self._summary = path / "summary.json"
         self._config = path / "config.yaml"
-        self._lock = FileLock(path / LOCK)  # the kernel frees it with the process, so it is never stale
-
-    def lock(self) -> bool:
-        """Make the directory this process's own; False where another run has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        return True
-
-    def unlock(self) -> None:
-        self._lock.release()
+        self.ownership = Ownership(path)
 
     def is_empty(self) -> bool:
-        return not self.path.is_dir() or all(entry.name == LOCK for entry in self.path.iterdir())
-
-    def newest(self) -> Path | None:
-        """The newest committed checkpoint."""
-        found = checkpoint.committed(self.checkpoints)
-        return found[-1] if found else None
+        return not self.path.is_dir() or all(entry.name in (LOCK, NOTE) for entry in self.path.iterdir())
 
     def exit_reason(self) -> str | None:
         return self.summary().get("exit_reason") if self._summary.exists() else None
@@ -80,7 +69,7 @@ class RunDirectory:
         return json.loads(self._summary.read_text())
 
     def create(self, config: Mapping[str, Any], classes: Sequence[str]) -> None:
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.store.root.mkdir(parents=True, exist_ok=True)
         self._summary.unlink(missing_ok=True)  # of an earlier start, which ended otherwise than this one will
         storage.write_text(self._config, to_yaml(config))
         storage.write_json(self.path / "class_map.json", dict(enumerate(classes)))
@@ -189,18 +178,19 @@ def claim(settings: Settings, recipe: str, config: Mapping[str, Any]) -> tuple[R
         if settings.resume not in ("auto", "never"):
             return _named(settings, Path(settings.resume), config)
         if settings.output_dir is not None:
-            return _given(settings, RunDirectory(settings.output_dir), config)
-        found = _unfinished(recipe, config) if settings.resume == "auto" else None
+            return _given(settings, RunDirectory(settings.output_dir, settings.keep), config)
+        found = _unfinished(recipe, config, settings.keep) if settings.resume == "auto" else None
         if found is not None:
-            return found, found.newest(), f"going on with the unfinished {found.path} (--resume never starts anew)"
-        return _new(recipe, settings.arch), None, ""
+            line = f"going on with the unfinished {found.path} (--resume never starts anew)"
+            return found, found.store.recover(), line
+        return _new(recipe, settings), None, ""
     except OSError as error:
         raise InputError(f"--output-dir: {error.filename}: {error.strerror}") from None
 
 
-def _new(recipe: str, arch: str) -> RunDirectory:
+def _new(recipe: str, settings: Settings) -> RunDirectory:
     """A directory of our own, also where several runs start within a second."""
-    base = RUNS / f"{recipe}-{arch.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
+    base = RUNS / f"{recipe}-{settings.arch.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
     RUNS.mkdir(exist_ok=True)
     path = base
     for number in itertools.count(1):
@@ -208,17 +198,20 @@ def _new(recipe: str, arch: str) -> RunDirectory:
             path.mkdir()
             break
         path = base.with_name(f"{base.name}-{number}")
-    return _locked(RunDirectory(path))
+    run = RunDirectory(path, settings.keep)
+    run.ownership.take()
+    return run
 
 
-def _unfinished(recipe: str, config: Mapping[str, Any]) -> RunDirectory | None:
+def _unfinished(recipe: str, config: Mapping[str, Any], keep: int) -> RunDirectory | None:
     """The newest run under `runs/` of this recipe and these learning settings that has more to do, and no owner."""
     folders = [path for path in RUNS.glob(f"{recipe}-*") if path.is_dir()]
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        run = RunDirectory(path)
-        fits = run.newest() and run.exit_reason() not in FINISHED and not _difference(run.config(), config)
-        if fits and run.lock():
-            return run
+        run = RunDirectory(path, keep)
+        if run.store.newest() and run.exit_reason() not in FINISHED and not difference(run.config(), config):
+            with contextlib.suppress(InputError):  # somebody is at it
+                run.ownership.take()
+                return run
     return None
 
 
@@ -227,38 +220,39 @@ def _given(settings: Settings, run: RunDirectory, config: Mapping[str, Any]) -> 
     if not run.config():
         if not run.is_empty():
             raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
-        return _locked(run), None, ""
+        run.ownership.take()
+        return run, None, ""
     if settings.resume == "never":
         raise InputError(f"--output-dir {run.path} holds a run and --resume never forbids going on: choose another")
     _check_same(run, config)
-    newest = run.newest()
+    run.ownership.take()
+    newest = run.store.recover()
     line = f"going on with {newest}" if newest else "no checkpoint was committed yet: starting over"
-    return _locked(run), newest, line
+    return run, newest, line
 
 
 def _named(settings: Settings, path: Path, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
     """`--resume PATH`, of a run or of one of its checkpoints."""
     is_checkpoint = path.parent.name == "checkpoints"
-    run = RunDirectory(path.parent.parent if is_checkpoint else path)
-    start = path if is_checkpoint else run.newest()
-    if start is None or not checkpoint.is_committed(start):
+    run = RunDirectory(path.parent.parent if is_checkpoint else path, settings.keep)
+    if not (checkpoint.is_committed(path) if is_checkpoint else run.store.newest()):
         raise InputError(f"--resume {path}: neither auto, never, nor a run or checkpoint that was committed")
     if settings.output_dir is not None and settings.output_dir.resolve() != run.path.resolve():
         raise InputError(f"--resume {path} goes on in {run.path}: drop --output-dir {settings.output_dir}")
     if is_checkpoint and run.exit_reason() in FINISHED:
         raise InputError(f"--resume {path}: that run is finished; going back would lose its end: copy it first")
     _check_same(run, config)
-    return _locked(run), start, f"going on with {start}"
-
-
-def _locked(run: RunDirectory) -> RunDirectory:
-    if not run.lock():
-        raise InputError(f"--output-dir {run.path}: another run is using it; wait for it, or choose another")
-    return run
+    if is_checkpoint:
+        checkpoint.check(path)
+    run.ownership.take()
+    start = path if is_checkpoint else run.store.recover()
+    if is_checkpoint:
+        run.store.go_back_to(path)
+    return run, start, f"going on with {start}"
 
 
 def _check_same(run: RunDirectory, config: Mapping[str, Any]) -> None:
-    changes = _difference(run.config(), config)
+    changes = difference(run.config(), config)
     if changes:
         raise InputError(
             f"{run.path} holds a run with other settings ({'; '.join(changes)}): take those, or another --output-dir"

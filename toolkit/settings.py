@@ -180,6 +180,18 @@ class Optimisation(Section):
     )
     min_delta: float = Field(0.0, ge=0, description="points of top-1 that count as an improvement")
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient (unset: not clipped)")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay per step of a moving average of the weights, e.g. 0.9998, which is then evaluated, selected "
+        "and exported (unset: none)",
+    )
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="a loss or gradient that is not finite: stop; or rollback: go back to the last checkpoint, at most "
+        "3 times, and take the images in another order",
+    )
     sync_bn: bool = Field(False, description="batch statistics over all processes (GPUs only)")
 
 
@@ -208,6 +220,11 @@ class Output(Section):
         description="auto: go on with an unfinished run of the same settings; never: start anew; "
         "or the path of a run or checkpoint",
     )
+    save_every_steps: PositiveInt | None = Field(
+        None, description="save a checkpoint also after every so many steps (unset: not)"
+    )
+    save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
+    keep: int = Field(3, ge=2, description="newest checkpoints that stay; the best one stays too")
     log_with: Literal["wandb", "tensorboard", "none"] = Field("wandb", description="dashboard")
     wandb_project: str = Field(WANDB_PROJECT, description="project on the dashboard")
     wandb_mode: Literal["auto", "online", "offline"] = Field(
@@ -259,6 +276,7 @@ NOT_LEARNED = frozenset(
         "device_batch_size",
         "compile",
         "cloud",
+        "on_divergence",
         *Output.__annotations__,
     }
 )

@@ -1,7 +1,7 @@
 """From a checked run to everything that the loop works with; opens its records, continued where there is something."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from toolkit import checkpoint, machine
-from toolkit.checkpoint import Progress
+from toolkit import clouds
+from toolkit.agreement import Agreement
+from toolkit.clouds import Cloud
 from toolkit.contract import Strategy
 from toolkit.data.feed import Feed, open_feed
-from toolkit.data.index import Splits
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
 from toolkit.errors import InputError
 from toolkit.evaluation import Evaluator
 from toolkit.learner import Learner
-from toolkit.machine import Cloud
-from toolkit.models import MultiView, copy_state
+from toolkit.models import MultiView
+from toolkit.monitor import Meter, Stopwatch
 from toolkit.plan import Plan
+from toolkit.preemption import Preemption
 from toolkit.prepare import Prepared
+from toolkit.resuming import facts_of, keep_best, restore
 from toolkit.rundir import FINISHED, Quarantine, RunDirectory, SampleLog, claim, config_of
+from toolkit.saving import Saver
 from toolkit.settings import Settings
+from toolkit.state import Progress
 from toolkit.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -38,8 +42,6 @@ class Run:
     settings: Settings
     strategy: Strategy
     accelerator: Accelerator
-    splits: Splits
-    fingerprint: str  # of the data
     plan: Plan
     feed: Feed
     learner: Learner
@@ -49,7 +51,21 @@ class Run:
     quarantine: Quarantine
     tracking: Tracking
     progress: Progress
+    facts: Mapping[str, Any]  # what the state belongs to, as in a checkpoint's manifest
+    saver: Saver
+    agreement: Agreement
+    preemption: Preemption
+    meter: Meter  # of the open epoch
+    training: Stopwatch
+    wall: Stopwatch
     cloud: Cloud
+
+    def epochs(self) -> Iterator[Epoch]:
+        """Those that are not closed yet, in the order that holds now."""
+        epochs = (epoch for epoch in self.plan.epochs() if epoch.number >= self.progress.epoch)
+        return (
+            epoch._replace(rollbacks=self.progress.rollbacks) for epoch in epochs if not self.progress.stopped_early
+        )
 
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
         """What this process still has to see of an epoch."""
@@ -88,50 +104,40 @@ def claim_place(accelerator: Accelerator, settings: Settings, recipe: str, confi
     return Place(directory or RunDirectory(path), start, finished)
 
 
-def _restore(start: Path, learner: Learner, data: str) -> Progress:
-    """Put a checkpoint's state into the learner and this process's generators."""
-    accelerator = learner.accelerator
-    snapshot = checkpoint.load(start, accelerator.process_index)
-    if snapshot.data != data:
-        raise InputError(f"{start}: the images or their labels changed since it was saved: take another --output-dir")
-    copy_state(snapshot.model, accelerator.unwrap_model(learner.model))
-    learner.optimizer.load_state_dict(snapshot.optimizer)
-    if accelerator.scaler is not None and snapshot.scaler is not None:
-        accelerator.scaler.load_state_dict(snapshot.scaler)
-    if snapshot.generators is not None:
-        checkpoint.restore_generators(snapshot.generators)
-    return snapshot.progress
-
-
 def set_up(
     accelerator: Accelerator,
     strategy: Strategy,
     prepared: Prepared,
     place: Place,
     built: tuple[Learner, MultiView],
+    preemption: Preemption,
 ) -> Run:
     """Open a run's records, continued where there is something to continue."""
     learner, evaluated = built
-    settings = prepared.settings
-    feed = open_feed(settings, strategy, prepared.splits, prepared.plan.phases, prepared.threads)  # may write tiers
+    settings, splits = prepared.settings, prepared.splits
+    feed = open_feed(settings, strategy, splits, prepared.plan.phases, prepared.threads)  # may write tiers
     torch.manual_seed(settings.seed + accelerator.process_index)  # dropout differs between ranks
-    fingerprint = prepared.splits.fingerprint()
-    progress = _restore(place.start, learner, fingerprint) if place.start else Progress()
     directory, config, main = place.directory, config_of(settings, strategy), accelerator.is_main_process
+    facts = facts_of(config, splits, prepared.plan)
+    meter, progress = Meter(), Progress()
+    if place.start:
+        restore(place.start, learner, facts, progress)
+        meter.restart(progress.losses, accelerator.device)
     if main:
-        directory.create(config, prepared.splits.classes)
+        directory.create(config, splits.classes)
+        keep_best(directory, progress)
         directory.cut_to(progress.step)
     accelerator.wait_for_everyone()
     panel = [spec.name for spec in strategy.panel()]
-    cloud = machine.cloud(settings.cloud)
+    cloud = clouds.cloud(settings.cloud)
+    preemption.watch(cloud.provider)
     quarantine = Quarantine(directory.quarantine, accelerator.process_index)
-    facts = {**config, "cloud_provider": cloud.provider, "cloud_instance": cloud.instance}
+    agreement = Agreement(accelerator, learner.watch, preemption, settings.save_every_minutes)
+    shown = {**config, "cloud_provider": cloud.provider, "cloud_instance": cloud.instance}
     return Run(
         settings=settings,
         strategy=strategy,
         accelerator=accelerator,
-        splits=prepared.splits,
-        fingerprint=fingerprint,
         plan=prepared.plan,
         feed=feed,
         learner=learner,
@@ -144,11 +150,19 @@ def set_up(
             prepared.threads,
             settings.loader_timeout_s,
             quarantine=quarantine if settings.on_bad_sample == "quarantine" else None,
+            between=agreement.leave_if_asked,
         ),
         directory=directory,
         samples=SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
         quarantine=quarantine,
-        tracking=Tracking.start(settings, facts, directory.path, panel, main),
+        tracking=Tracking.start(settings, shown, directory.path, panel, main),
         progress=progress,
+        facts=facts,
+        saver=Saver(accelerator, directory.store, directory.best, progress.at() if place.start else None),
+        agreement=agreement,
+        preemption=preemption,
+        meter=meter,
+        training=Stopwatch(),
+        wall=Stopwatch(),
         cloud=cloud,
     )

@@ -115,6 +115,14 @@ class Tracking:
             log.warning("the dashboard failed and is left alone from here: %s", error)
             self._tracker = None
 
+    def preempting(self) -> None:
+        """Tell the dashboard that the run stops here and is to go on elsewhere."""
+        try:
+            if isinstance(self._tracker, WandBTracker):
+                self._tracker.run.mark_preempting()
+        except Exception as error:
+            log.warning("the dashboard was not told of the preemption: %s", error)
+
     def finish(self) -> None:
         try:
             if self._tracker is not None:

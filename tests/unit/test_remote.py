@@ -84,7 +84,7 @@ def test_remote_images_are_those_of_the_same_local_shards_when_they_are_read(sto
     (splits, _), (local, _) = opened(settings_of(storage.url, data, 4)), opened(settings_of(str(data), data, 4))
     assert [read_bytes(splits.train, i) for i in range(96)] == [image(i) for i in range(96)]
     assert [read_bytes(splits.val, i) for i in range(4)] == [image(i) for i in range(1000, 1004)]
-    assert splits.fingerprint() == local.fingerprint()
+    assert splits.digests() == local.digests()
     assert list(splits.train.names) == list(local.train.names)
 
 

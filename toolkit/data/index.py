@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,6 +91,13 @@ class Index:
         """Ids of the images whose header could not be read."""
         return np.flatnonzero(self.width == 0)
 
+    def digest(self) -> str:
+        """A hash of names, labels and sizes, in bytes and px, in order."""
+        digest = hashlib.sha256()
+        for column in (self.names.blob, self.names.ends, self.labels, self.length, self.width, self.height):
+            digest.update(column.tobytes())
+        return digest.hexdigest()
+
     @cached_property
     def decoded_bytes(self) -> int:
         """What all images take when decoded, bytes."""
@@ -112,13 +119,10 @@ class Splits:
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: index for name, index in named.items() if index is not None}
 
-    def fingerprint(self) -> str:
-        """A hash of the names, labels and sizes, in bytes and px, of the training and validation images, in order."""
-        digest = hashlib.sha256()
-        for index in (self.train, self.val):
-            for column in (index.names.blob, index.names.ends, index.labels, index.length, index.width, index.height):
-                digest.update(column.tobytes())
-        return digest.hexdigest()
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """Number and hash of the images that are trained on, and of those that select the best model, by split."""
+        learned = {"train": self.train, "val": self.val}
+        return {name: {"images": len(index), "sha256": index.digest()} for name, index in learned.items()}
 
 
 class Found(NamedTuple):

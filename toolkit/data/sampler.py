@@ -1,4 +1,4 @@
-"""Which images each optimizer step sees: a pure function of (seed, epoch), for any number of processes."""
+"""Which images each optimizer step sees: a pure function of (seed, epoch, rollbacks), for any number of processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ class Epoch(NamedTuple):
     first: int
     start: int
     steps: int
+    rollbacks: int = 0  # how often the run went back to a checkpoint: each time the images come in another order
 
     @property
     def end(self) -> int:
@@ -79,13 +80,13 @@ class Sampler:
     strategy: Strategy
     shards: Shards | None = None
 
-    def permutation(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, ORDER_STREAM, epoch))
+    def permutation(self, epoch: int, rollbacks: int = 0) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, ORDER_STREAM, epoch, rollbacks))
         return rng.permutation(self.images) if self.shards is None else self.shards.permutation(rng)
 
     def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
         """The global batches of one epoch, in order; those of steps before `from_step` of the run are left out."""
-        order, taken = self.permutation(epoch.number), 0
+        order, taken = self.permutation(epoch.number, epoch.rollbacks), 0
         for i in range(epoch.steps):
             step = self.strategy.step(epoch.phase, epoch.first + i)
             ids = order[taken : taken + step.batch_size]

@@ -1,0 +1,119 @@
+"""Cloud providers: which one this machine belongs to, its type, and whether it is about to be taken. Free of torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import ProxyHandler, Request, build_opener
+
+DMI = Path("/sys/class/dmi/id")
+AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"
+METADATA_TIMEOUT_S = 1.0  # the services answer from the same host within milliseconds
+# Where a virtual machine asks for its type: path, and the header that proves the request is meant.
+HOSTS = {
+    "aws": "http://169.254.169.254",
+    "gcp": "http://metadata.google.internal",
+    "azure": "http://169.254.169.254",
+}
+TYPES = {
+    "gcp": ("/computeMetadata/v1/instance/machine-type", {"Metadata-Flavor": "Google"}),
+    "azure": ("/metadata/instance/compute/vmSize?api-version=2021-02-01&format=text", {"Metadata": "true"}),
+}
+AWS_TOKEN_S = 21600  # as long as a token may live
+
+
+class Notice(NamedTuple):
+    """Where a provider says that a machine is about to be taken, how often to ask, s, and what the answer holds."""
+
+    path: str
+    headers: Mapping[str, str]
+    every_s: float
+    holds: str
+
+
+NOTICES = {  # two minutes ahead on AWS, half a minute on the others
+    "aws": Notice("/latest/meta-data/spot/instance-action", {}, 5.0, '"action"'),
+    "gcp": Notice("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}, 1.0, "TRUE"),
+    "azure": Notice("/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"}, 1.0, "Preempt"),
+}
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Where a run takes place; `instance` is the machine type, empty where neither firmware nor provider tells it."""
+
+    provider: str
+    instance: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.provider} {self.instance}".strip()
+
+
+def detect_cloud(dmi: Path = DMI) -> Cloud:
+    """The provider that the firmware's DMI strings name, and on AWS the machine type; "none" elsewhere."""
+
+    def read(name: str) -> str:
+        try:
+            return (dmi / name).read_text().strip()
+        except OSError:
+            return ""
+
+    if read("sys_vendor") == "Amazon EC2":
+        return Cloud("aws", read("product_name"))
+    if read("product_name") == "Google Compute Engine":
+        return Cloud("gcp")
+    if read("chassis_asset_tag") == AZURE_CHASSIS:
+        return Cloud("azure")
+    return Cloud("none")
+
+
+def cloud(choice: str, dmi: Path = DMI) -> Cloud:
+    """The cloud to record: detected for "auto"; a provider named by the user stands even where DMI is silent.
+
+    Google Cloud and Azure are asked for the machine type, on their own machines only.
+    """
+    found = detect_cloud(dmi)
+    if choice not in ("auto", found.provider):
+        return Cloud(choice)
+    return found if found.instance else Cloud(found.provider, instance_type(found.provider))
+
+
+@cache
+def instance_type(provider: str) -> str:
+    """The machine type as the provider's metadata service says, e.g. "a2-highgpu-8g"; empty where it is silent."""
+    if provider not in TYPES:
+        return ""
+    return _ask(provider, *TYPES[provider]).strip().rsplit("/", 1)[-1]
+
+
+def is_preempted(provider: str) -> bool:
+    """Whether the provider's metadata service says that this machine is about to be taken."""
+    notice = NOTICES[provider]
+    headers = {**notice.headers, **({"X-aws-ec2-metadata-token": _aws_token()} if provider == "aws" else {})}
+    answer = _ask(provider, notice.path, headers)
+    return notice.holds in answer and _own_name(provider) in answer
+
+
+@cache
+def _own_name(provider: str) -> str:
+    """What Azure calls this machine: its notices speak of all machines of a scale set; empty elsewhere."""
+    if provider != "azure":
+        return ""
+    return _ask("azure", "/metadata/instance/compute/name?api-version=2021-02-01&format=text", {"Metadata": "true"})
+
+
+def _aws_token() -> str:
+    return _ask("aws", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(AWS_TOKEN_S)}, "PUT")
+
+
+def _ask(provider: str, path: str, headers: Mapping[str, str], method: str = "GET") -> str:
+    """The metadata service's answer; empty where there is none. $TOOLKIT_METADATA_URL names another service."""
+    url = os.environ.get("TOOLKIT_METADATA_URL", HOSTS[provider]) + path
+    try:
+        request = Request(url, headers=dict(headers), method=method)
+        with build_opener(ProxyHandler({})).open(request, timeout=METADATA_TIMEOUT_S) as answer:  # never by a proxy
+            return answer.read(10_000).decode(errors="replace")
+    except (OSError, ValueError):
+        return ""

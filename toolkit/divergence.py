@@ -1,0 +1,44 @@
+"""A loss or gradient that is not finite: named, and answered by stopping or by going back to the last checkpoint."""
+
+import logging
+
+from toolkit.errors import NonFiniteError
+from toolkit.resuming import restore
+from toolkit.setup import Run
+
+log = logging.getLogger(__name__)
+
+MOST_ROLLBACKS = 3
+
+
+def check_finite(run: Run, step: int | None) -> None:
+    """Raises NonFiniteError, naming the samples of the global batch, where `step` was not finite on some process."""
+    if step is None:
+        return
+    epoch = next(epoch for epoch in run.epochs() if epoch.start <= step < epoch.end)
+    request = next(run.feed.sampler.requests(epoch, step))
+    raise NonFiniteError(
+        f"the loss or its gradient is not finite at step {step} (epoch {epoch.number}), samples "
+        f"{' '.join(map(str, request.ids.tolist()))}; the last checkpoint is from before it; look at those images, or "
+        "lower --learning-rate, or set --gradient-clip"
+    )
+
+
+def roll_back(run: Run, error: NonFiniteError) -> None:
+    """Go back to the last checkpoint, to go on with the images in another order; raises `error` where that is over."""
+    progress, rollbacks = run.progress, run.progress.rollbacks + 1
+    run.saver.join(progress.step)
+    start = run.directory.store.newest()
+    if run.settings.on_divergence == "stop" or start is None:
+        raise error
+    if rollbacks > MOST_ROLLBACKS:
+        raise NonFiniteError(f"{error} (after {MOST_ROLLBACKS} rollbacks)")
+    restore(start, run.learner, run.facts, progress)
+    progress.rollbacks = rollbacks
+    run.meter.restart(progress.losses, run.accelerator.device)
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        run.directory.cut_to(progress.step)
+    run.accelerator.wait_for_everyone()
+    log.warning("%s", error)
+    log.warning("rollback %d of %d: going on from %s, images in another order", rollbacks, MOST_ROLLBACKS, start)

@@ -1,0 +1,135 @@
+"""From what learns to a checkpoint's contents, and back: for a resume and for a rollback alike."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit import checkpoint, state
+from toolkit.checkpoint import SCHEMA, Contents, load, rank_file, read_manifest
+from toolkit.data.index import Splits
+from toolkit.errors import InputError
+from toolkit.learner import Learner
+from toolkit.models import copy_state, state_tensors
+from toolkit.plan import Plan
+from toolkit.rundir import RunDirectory, difference, learned
+from toolkit.state import EMA, MODEL, OPTIMIZER, OPTIMIZER_REST, TRAINER, Progress
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "accelerate", "timm", "numpy")
+# A difference in these lets a run go on, but not to the same bits.
+PLACE = {"processes": "processes", "micro_batch": "images per process and forward"}
+
+
+def facts_of(config: Mapping[str, Any], splits: Splits, plan: Plan) -> dict[str, Any]:
+    """What a state belongs to; it stands in the manifest and is compared on a resume."""
+    return {
+        "config": learned(config),
+        "data": splits.digests(),
+        "classes": [*splits.classes],
+        "processes": plan.processes,
+        "micro_batch": plan.micro_batch,
+        "global_batch": plan.budget.batch_size,
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def capture(learner: Learner, progress: Progress) -> Contents:
+    """Everything that a checkpoint holds but the generators, as copies in host memory."""
+    scaler = learner.accelerator.scaler
+    tensors, rest = state.split_optimizer(learner.optimizer.state_dict())
+    average = learner.weights.average()
+    return {
+        MODEL: state.on_cpu(state_tensors(learner.weights.model)),
+        **({EMA: state.on_cpu(average)} if average else {}),
+        OPTIMIZER: tensors,
+        OPTIMIZER_REST: rest,
+        TRAINER: {"progress": asdict(progress), "scaler": None if scaler is None else scaler.state_dict()},
+    }
+
+
+def restore(start: Path, learner: Learner, facts: Mapping[str, Any], progress: Progress) -> None:
+    """Put a verified checkpoint into the learner, this process's generators and `progress`.
+
+    Raises InputError where it belongs to another configuration or other data.
+    """
+    accelerator, saved = learner.accelerator, read_manifest(start)
+    _check_fits(start, saved, facts)
+    own = rank_file(accelerator.process_index)
+    held = load(start, (MODEL, EMA, OPTIMIZER, OPTIMIZER_REST, TRAINER, own))
+    copy_state(held[MODEL], learner.weights.model)
+    learner.optimizer.load_state_dict(state.join_optimizer(held[OPTIMIZER], held[OPTIMIZER_REST]))
+    _lay_out_alike(learner.optimizer)
+    if accelerator.scaler is not None and held[TRAINER]["scaler"] is not None:
+        accelerator.scaler.load_state_dict(held[TRAINER]["scaler"])
+    progress.become(Progress(**held[TRAINER]["progress"]))
+    learner.weights.restore(held.get(EMA, {}), progress.optimizer_updates)
+    learner.watch.forget()
+    changes = [f"{saved[name]} -> {facts[name]} {words}" for name, words in PLACE.items() if saved[name] != facts[name]]
+    if changes:
+        progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
+        log.info("resume    not bit for bit: %s", ", ".join(changes))
+    if saved["processes"] == facts["processes"] and own in held:
+        state.restore_generators(held[own])
+    else:
+        state.seed_generators(facts["config"]["seed"], progress.step, accelerator.process_index)
+
+
+def _check_fits(start: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raises InputError with the difference unless a checkpoint belongs to this configuration, data and classes."""
+    if saved["schema"] != SCHEMA:
+        raise InputError(f"{start}: written by another version of the toolkit (format {saved['schema']}, not {SCHEMA})")
+    changes = difference(saved["config"], facts["config"])
+    for split, now in facts["data"].items():
+        before = saved["data"][split]
+        if before["images"] != now["images"]:
+            changes.append(f"{split} images: {before['images']} -> {now['images']}")
+        elif before != now:
+            changes.append(f"{split} images: as many, but other names, labels, sizes or order")
+    if saved["classes"] != facts["classes"]:
+        changes.append(f"classes: {_classes(saved['classes'])} -> {_classes(facts['classes'])}")
+    if changes:
+        raise InputError(
+            f"{start}: the run was started otherwise ({'; '.join(changes)}): restore that, or take another --output-dir"
+        )
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+
+
+def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer's tensors the memory format of their parameters, as they had it: else steps are slower."""
+    for parameter, entry in optimizer.state.items():
+        for name, value in entry.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def keep_best(directory: RunDirectory, progress: Progress) -> None:
+    """See that `best/` holds the model that `progress` calls the best; for rank 0 alone.
+
+    A run can be killed between a checkpoint and its export, or go on from a checkpoint before the last export.
+    """
+    step = progress.best_step
+    if step is None:
+        return
+    try:
+        if checkpoint.load_best(directory.best)[1]["step"] == step:
+            return
+    except InputError:
+        pass  # not there, or damaged: below it is written anew
+    source = directory.store.path(step)
+    try:
+        checkpoint.check(source)
+        checkpoint.save_best(directory.best, state.exported(load(source, (MODEL, EMA))), progress.best)
+        log.info("best      exported anew from %s", source)
+    except InputError as error:
+        log.warning("the best model so far, of epoch %s, is lost: %s", progress.best["epoch"], error)
+        progress.best_top1, progress.best = None, {}
+        progress.inexact.append(f"step {progress.step}: the best model so far was lost")

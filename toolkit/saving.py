@@ -1,0 +1,83 @@
+"""Checkpoints of a run with any number of processes, committed in the background while training goes on."""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from toolkit import checkpoint, state
+from toolkit.checkpoint import Contents, Store
+from toolkit.errors import SaveError
+from toolkit.state import Progress
+
+
+class Saver:
+    """Every process calls alike. What goes wrong anywhere comes out everywhere, as a SaveError; then nothing commits.
+
+    Each process writes its own generators; rank 0 copies the rest to host memory, which training waits for, and writes
+    it in a thread, one checkpoint at a time.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, store: Store, best: Path, newest: tuple[int, int] | None = None
+    ) -> None:
+        self._accelerator, self._store, self._best = accelerator, store, best
+        self.newest = newest  # steps and epochs done at the last save
+        self.seconds = 0.0  # that training waited
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(
+        self, progress: Progress, capture: Callable[[], Contents], facts: Mapping[str, Any], best: bool = False
+    ) -> None:
+        """Save what `capture` returns copies of, on rank 0 only. `best`: this is the best model, to be exported."""
+        started, step = time.perf_counter(), progress.step
+
+        def stage() -> None:
+            self._wait()
+            own = state.generator_state()
+            self._store.stage(step, checkpoint.rank_file(self._accelerator.process_index), own)
+
+        self._everywhere(stage, step)
+        if self._accelerator.is_main_process:
+            exported = dict(progress.best) if best else {}
+            self._writing = self._writer.submit(self._write, step, capture(), facts, exported)
+        self.newest = progress.at()
+        self.seconds += time.perf_counter() - started
+
+    def join(self, step: int) -> None:
+        """Wait until everything is on the disk."""
+        self._everywhere(self._wait, step)
+
+    def close(self) -> None:
+        """Let what is being written end, without asking the other processes: the run is over."""
+        self._writer.shutdown()
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, contents: Contents, facts: Mapping[str, Any], best: Mapping[str, Any]) -> None:
+        self._store.commit(step, contents, facts)
+        if best:
+            checkpoint.save_best(self._best, state.exported(contents), best)
+
+    def _everywhere(self, work: Callable[[], None], step: int) -> None:
+        """Do something on each process; raises SaveError on all of them where it failed on one."""
+        failure = ""
+        try:
+            work()
+        except SaveError as error:
+            failure = str(error)
+        failures = gather_object([failure])
+        if not any(failures):
+            return
+        if self._accelerator.is_main_process:
+            self._store.abandon(step)
+        rank = next(rank for rank, text in enumerate(failures) if text)
+        raise SaveError(failures[rank] + (f" (met by rank {rank})" if len(failures) > 1 else ""))
