@@ -18,9 +18,10 @@ from examples import EPOCHS, EXAMPLES
 from resumable import AUGMENTED, STEPS_PER_EPOCH, settings, strategy
 from safetensors.torch import load_file
 
-from toolkit import checkpoint, setup, train
-from toolkit.checkpoint import Progress
+from toolkit import checkpoint, setup, state, train
+from toolkit.checkpoint import Store
 from toolkit.rundir import RunDirectory
+from toolkit.state import Progress
 from toolkit.strategies import STRATEGIES
 
 WORKER = Path(__file__).with_name("resumable.py")
@@ -101,7 +102,7 @@ def results(output: Path) -> list[dict[str, str]]:
 def test_a_run_killed_between_two_checkpoints_goes_on_to_the_same_end(
     case: Killed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    newest = checkpoint.committed(case.killed / "checkpoints")[-1]
+    newest = Store(case.killed / "checkpoints").committed()[-1]
     committed = int(newest.name.removeprefix("step-"))
     lost = [entry["step"] for entry in delivered(case.killed) if entry["step"] >= committed]
     assert committed % STEPS_PER_EPOCH == 0
@@ -127,10 +128,10 @@ def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
 ):
     """The control: the comparison above can fail."""
 
-    def progress_only(start: Path, learner: object, data: str) -> Progress:
-        return checkpoint.load(start, rank=0).progress
+    def progress_only(start: Path, learner: object, facts: object, progress: Progress) -> None:
+        progress.become(Progress(**checkpoint.load(start)["trainer.json"]["progress"]))
 
-    monkeypatch.setattr(setup, "_restore", progress_only)
+    monkeypatch.setattr(setup, "restore", progress_only)
     resumed = case.go_on(tmp_path / "resumed")
     assert delivered(resumed) == delivered(case.whole)
     assert len(different(resumed, case.whole)) > len(final_tensors(resumed)) / 2
@@ -141,7 +142,7 @@ def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_restored(
     case: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The control: dropout draws from a generator that a checkpoint must hold."""
-    monkeypatch.setattr(checkpoint, "restore_generators", lambda states: None)
+    monkeypatch.setattr(state, "restore_generators", lambda states: None)
     assert different(case.go_on(tmp_path / "resumed"), case.whole)
 
 

@@ -16,11 +16,12 @@ import torch
 from examples import EPOCHS, EXAMPLES
 from torch import Tensor, nn
 
-from toolkit import Settings, Strategy, checkpoint, device, train
+from toolkit import Settings, Strategy, device, state, train
 from toolkit.data.jobs import load
 from toolkit.data.sampler import micro_batches
 from toolkit.learner import build_learner
 from toolkit.loop import learn
+from toolkit.preemption import Preemption
 from toolkit.prepare import prepare
 from toolkit.rundir import config_of
 from toolkit.setup import Run, claim_place, set_up
@@ -56,7 +57,7 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
         prepared = prepare(accelerator, settings, strategy)
         built = build_learner(accelerator, strategy, prepared)
         place = claim_place(accelerator, settings, "contract", config_of(prepared.settings, strategy))
-        run = set_up(accelerator, strategy, prepared, place, built)
+        run = set_up(accelerator, strategy, prepared, place, built, Preemption())
         model = run.learner.model.train()
         found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}
         found |= {"initial": parameters(model), "sizes": [], "ids": [], "parameters": [], "finite": True}
@@ -92,7 +93,7 @@ def interrupt(whole: Settings, folder: Path) -> None:
         while not (folder / name).exists():
             time.sleep(0.01)
         if name == "forgetful" and rank == 1:
-            checkpoint.restore_generators = lambda states: None
+            state.restore_generators = lambda states: None
         train(whole.model_copy(update={"output_dir": folder / name}), strategy)
 
 

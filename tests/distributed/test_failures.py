@@ -126,7 +126,7 @@ def test_the_same_run_ends_well_without_the_nan(data: Path, tmp_path: Path, pois
 
 def test_nan_is_committed_when_nobody_watches(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The control: the watch is what keeps the checkpoints clean."""
-    monkeypatch.setattr(FiniteWatch, "first_bad_step", lambda watch, accelerator: None)
+    monkeypatch.setattr(FiniteWatch, "see_loss", lambda watch, step, loss: None)
     output = tmp_path / "run"
     train(settings(data, output), Poisoned(32))
     assert any("checkpoints" in name for name in not_finite(output))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit import InputError, Progressive, Settings, Strategy, checkpoint
-from toolkit.checkpoint import Progress
+from toolkit import InputError, Progressive, Settings, Strategy
 from toolkit.contract import Step
 from toolkit.data.jobs import Batch
 from toolkit.rundir import Quarantine, RunDirectory, SampleLog, claim, config_of
@@ -24,7 +23,7 @@ def settings(**values) -> Settings:
 def chosen(strategy: Strategy = STRATEGY, **values) -> tuple[Path, Path | None, str]:
     wanted = settings(**values)
     run, start, line = claim(wanted, "multiscale", config_of(wanted, strategy))
-    run.unlock()
+    run.ownership.release()
     return run.path, start, line
 
 
@@ -33,11 +32,7 @@ def begun(path: Path, step: int | None = 5, **values) -> RunDirectory:
     run = RunDirectory(path)
     run.create(config_of(settings(**values), STRATEGY), ["cat", "dog"])
     if step is not None:
-        staging = checkpoint.stage(run.checkpoints, step)
-        checkpoint.save(
-            staging, {"x": torch.zeros(1)}, {"param_groups": [], "state": {}}, Progress(step=step), None, "data"
-        )
-        checkpoint.commit(staging, step)
+        run.store.commit(step, {"model.safetensors": {"x": torch.zeros(1)}}, {})
     return run
 
 
@@ -51,7 +46,7 @@ def test_a_new_run_is_named_after_recipe_architecture_and_time_when_there_is_non
     assert path.parent == Path("runs")
     assert path.match("runs/multiscale-test_resnet-????????-??????")
     assert (start, line) == (None, "")
-    assert [entry.name for entry in path.iterdir()] == [".lock"]
+    assert sorted(entry.name for entry in path.iterdir()) == [".lock", ".owner.json"]
 
 
 def test_a_new_run_has_another_name_when_two_start_within_a_second():
@@ -101,13 +96,13 @@ def test_a_new_run_starts_when_resume_is_never():
 
 def test_a_run_is_left_alone_when_another_process_has_it():
     run = begun(Path("runs/multiscale-test_resnet-20260101-000000"))
-    assert run.lock()
+    run.ownership.take()
     assert chosen()[1] is None
     with pytest.raises(InputError, match="another run is using it"):
         chosen(output_dir=run.path)
     with pytest.raises(InputError, match="another run is using it"):
         chosen(resume=str(run.path))
-    run.unlock()
+    run.ownership.release()
     assert chosen()[0] == run.path
 
 
