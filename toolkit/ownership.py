@@ -1,5 +1,6 @@
 """One run per directory: a lock that the kernel frees with its process, and a note of whose it is. Free of torch."""
 
+import contextlib
 import json
 import os
 import socket
@@ -38,6 +39,8 @@ class Ownership:
             ) from None
 
     def release(self) -> None:
+        with contextlib.suppress(OSError):
+            (self._folder / NOTE).unlink(missing_ok=True)
         self._lock.release()
 
     def _holder(self) -> str:
