@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -29,7 +28,7 @@ from toolkit.resuming import facts_of, keep_best, restore
 from toolkit.rundir import FINISHED, Quarantine, RunDirectory, SampleLog, claim, config_of
 from toolkit.saving import Saver
 from toolkit.settings import Settings
-from toolkit.state import Progress
+from toolkit.state import Progress, seed_generators
 from toolkit.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def set_up(
     learner, evaluated = built
     settings, splits = prepared.settings, prepared.splits
     feed = open_feed(settings, strategy, splits, prepared.plan.phases, prepared.threads)  # may write tiers
-    torch.manual_seed(settings.seed + accelerator.process_index)  # dropout differs between ranks
+    seed_generators(settings.seed, 0, accelerator.process_index)  # dropout differs between ranks
     directory, config, main = place.directory, config_of(settings, strategy), accelerator.is_main_process
     facts = facts_of(config, splits, prepared.plan)
     meter, progress = Meter(), Progress()

@@ -1,0 +1,83 @@
+"""Killed at random points, by step and by file operation of a save, and started again: the same end, bit for bit.
+
+`make faults` kills each strategy 50 times; the quick run a few times. Seeded.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from victim import LAST, SAVE_EVERY, Ended, Fault, Run, newest, outcome, start
+
+from toolkit.strategies import STRATEGIES
+
+KILLS = 50 if os.environ.get("FAULTS") == "all" else 6
+CHOSEN = {"single": "single", "progressive": "progressive", "simultaneous": "simultaneous"}
+
+
+def test_every_strategy_is_killed():
+    assert CHOSEN.keys() == STRATEGIES.keys()
+
+
+def first_commit(run: Run) -> int:
+    """Train until the first checkpoint is committed, and die soon after; returns the steps that this took."""
+    ended = start(run, Fault("batch", SAVE_EVERY + 4))
+    assert ended.code == -9
+    assert newest(run.output) == SAVE_EVERY
+    return len(ended.steps)
+
+
+def draw(rng: np.random.Generator) -> Fault:
+    """A step of the next ten, or a file operation of the next three saves."""
+    if rng.random() < 0.4:
+        return Fault("batch", int(rng.integers(1, 11)))
+    return Fault("operation", int(rng.integers(1, 100)), str(rng.choice(["kill", "half"])))
+
+
+@pytest.fixture(scope="module", params=CHOSEN.values(), ids=CHOSEN.keys())
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An uninterrupted run."""
+    run = Run(request.param, tmp_path_factory.mktemp("kills") / "whole")
+    ended = start(run)
+    assert ended.code == 0, ended.text
+    assert ended.steps == list(range(LAST))
+    return run
+
+
+def check_restart(before: int | None, ended: Ended) -> None:
+    assert ended.started_from == before, ended.text
+    assert ended.steps[:1] in ([before], [])
+
+
+def test_a_run_ends_alike_when_it_is_killed_again_and_again(whole: Run, tmp_path: Path):
+    kills = run_number = 0
+    while kills < KILLS:
+        rng = np.random.default_rng((len(whole.strategy), run_number))
+        run = Run(whole.strategy, tmp_path / f"run-{run_number}")
+        executed, killed = first_commit(run), 1
+        while True:
+            before = newest(run.output)
+            ended = start(run, draw(rng))
+            check_restart(before, ended)
+            executed += len(ended.steps)
+            if ended.code == 0:
+                break
+            assert ended.code == -9, ended.text
+            killed += 1
+        assert outcome(run.output) == outcome(whole.output)
+        assert executed <= LAST + killed * SAVE_EVERY
+        kills += killed
+        run_number += 1
+    print(f"{whole.strategy}: {kills} kills in {run_number} runs")
+
+
+def test_a_run_ends_elsewhere_when_weights_are_not_put_back(whole: Run, tmp_path: Path):
+    """The control: the comparison can fail."""
+    run = Run(whole.strategy, tmp_path / "forgetful")
+    first_commit(run)
+    ended = start(run, forget=True)
+    assert ended.code == 0, ended.text
+    mine, theirs = outcome(run.output), outcome(whole.output)
+    assert mine["samples"] == theirs["samples"]
+    assert mine["model.safetensors"] != theirs["model.safetensors"]
