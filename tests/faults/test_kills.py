@@ -3,16 +3,15 @@
 `make faults` kills each strategy 50 times; the quick run a few times. Seeded.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from victim import LAST, SAVE_EVERY, Ended, Fault, Run, newest, outcome, start
+from victim import ALL, LAST, SAVE_EVERY, Ended, Fault, Run, newest, outcome, start
 
 from toolkit.strategies import STRATEGIES
 
-KILLS = 50 if os.environ.get("FAULTS") == "all" else 6
+KILLS, STEPS_AHEAD, OPERATIONS_AHEAD = (50, 10, 100) if ALL else (2, 30, 300)
 CHOSEN = {"single": "single", "progressive": "progressive", "simultaneous": "simultaneous"}
 
 
@@ -29,10 +28,10 @@ def first_commit(run: Run) -> int:
 
 
 def draw(rng: np.random.Generator) -> Fault:
-    """A step of the next ten, or a file operation of the next three saves."""
+    """One of the next steps, or of the next saves' file operations."""
     if rng.random() < 0.4:
-        return Fault("batch", int(rng.integers(1, 11)))
-    return Fault("operation", int(rng.integers(1, 100)), str(rng.choice(["kill", "half"])))
+        return Fault("batch", int(rng.integers(1, STEPS_AHEAD + 1)))
+    return Fault("operation", int(rng.integers(1, OPERATIONS_AHEAD + 1)), str(rng.choice(["kill", "half"])))
 
 
 @pytest.fixture(scope="module", params=CHOSEN.values(), ids=CHOSEN.keys())

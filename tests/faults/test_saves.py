@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from victim import ERRORS, FORKS, SAVE_EVERY, Fault, Run, count_operations, newest, start
+from victim import ALL, ERRORS, FORKS, SAVE_EVERY, Fault, Run, count_operations, newest, start
 
 from toolkit import checkpoint
 from toolkit.checkpoint import Store
@@ -74,8 +74,9 @@ def check_what_is_left(folder: Path, steps: tuple[int, ...]) -> int:
     return step
 
 
-@pytest.mark.parametrize("steps", [STEPS, SAME_STEP], ids=["next", "same"])
-@pytest.mark.parametrize("what", ["kill", "half"])
+@pytest.mark.parametrize(
+    ("what", "steps"), [("half", STEPS), ("half", SAME_STEP), *([("kill", STEPS), ("kill", SAME_STEP)] if ALL else [])]
+)
 def test_the_newest_or_the_one_before_loads_when_a_save_dies_at_any_operation(
     tmp_path: Path, what: str, steps: tuple[int, ...]
 ):
@@ -91,7 +92,7 @@ def test_the_newest_or_the_one_before_loads_when_a_save_dies_at_any_operation(
         assert found == [9] * (committed + 1) + [12] * (len(operations) - committed - 1)
 
 
-@pytest.mark.parametrize("what", ERRORS)
+@pytest.mark.parametrize("what", ERRORS if ALL else ["ENOSPC"])
 def test_the_newest_or_the_one_before_loads_when_the_disk_fails_at_any_operation(tmp_path: Path, what: str):
     operations = operations_of(tmp_path, STEPS)
     for at, operation in enumerate(operations, 1):
@@ -100,13 +101,16 @@ def test_the_newest_or_the_one_before_loads_when_the_disk_fails_at_any_operation
         error.unlink(missing_ok=True)
         assert interrupted(folder, STEPS, Fault("operation", at, what)) == 0
         check_what_is_left(folder, STEPS)
-        if "old-" not in operation and "step-000000003" not in operation:  # an old one that stays does no harm
-            assert "could not be written: " in error.read_text(), operation
+        old = "old-" in operation or operation == "rename checkpoints/step-000000006"  # one that stays does no harm
+        there = operation.startswith("mkdir") and at > 3  # after the staging folder itself was made
+        assert error.exists() != (old or there), operation
+        if error.exists():
+            assert "could not be written: " in error.read_text()
         save(folder, 15, 5.0)  # and the next one is committed
         assert checkpoint.step_of(Store(folder / "checkpoints").recover()) == 15
 
 
-@pytest.mark.parametrize("what", ERRORS)
+@pytest.mark.parametrize("what", ERRORS if ALL else ["ENOSPC"])
 def test_a_run_ends_with_one_line_and_goes_on_later_when_the_disk_fails(tmp_path: Path, what: str):
     run = Run("single", tmp_path / "run")
     ended = start(run, Fault("operation", 35, what))
