@@ -113,7 +113,7 @@ def test_the_newest_or_the_one_before_loads_when_the_disk_fails_at_any_operation
 @pytest.mark.parametrize("what", ERRORS if ALL else ["ENOSPC"])
 def test_a_run_ends_with_one_line_and_goes_on_later_when_the_disk_fails(tmp_path: Path, what: str):
     run = Run("single", tmp_path / "run")
-    ended = start(run, Fault("operation", 35, what))
+    ended = start(run, Fault("operation", "write checkpoints/.tmp-step-000000010/ema.safetensors", what))
     assert ended.code == 1
     error = next(line for line in ended.text.splitlines() if line.startswith("error: "))
     assert str(run.output / "checkpoints") in error

@@ -31,10 +31,13 @@ ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EROFS", "EIO")}
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and when: at the `at`-th micro-batch, or at the `at`-th file operation of saves, from the start."""
+    """What happens, and when: at the `at`-th micro-batch, or at the `at`-th file operation of saves, from the start.
+
+    An operation can be given by name too, as notes have it.
+    """
 
     where: Literal["nowhere", "batch", "operation"] = "nowhere"
-    at: int = 0
+    at: int | str = 0
     what: str = "kill"  # or "half": a file half written, then killed; or the name of an error
 
 
@@ -160,8 +163,9 @@ def count_operations(fault: Fault, notes: Path, folders: tuple[Path, ...]) -> No
         if not str(path).startswith(tuple(map(str, folders))):
             return
         operations += 1
-        _note(notes, f"{name} {Path(path).relative_to(folders[0].parent)}")
-        if fault.where != "operation" or operations != fault.at:
+        label = f"{name} {Path(path).relative_to(folders[0].parent)}"
+        _note(notes, label)
+        if fault.where != "operation" or fault.at not in (operations, label):
             return
         if fault.what == "half" and half is not None:
             half()

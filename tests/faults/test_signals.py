@@ -1,0 +1,245 @@
+"""Asked to stop, under every launcher: a checkpoint of the very step, exit code 75, the reason, nobody left behind."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from victim import ALL, newest
+
+from tests.conftest import ACCELERATE, ROOT, TORCHRUN
+
+RECIPE = str(ROOT / "recipes" / "multiscale.py")
+FLAGS = [
+    *("--synthetic-count", "600", "--synthetic-size", "32", "--scales", "16,24", "--batch-size", "24"),
+    *("--epochs", "200", "--log-with", "none", "--record-samples"),
+]
+PATIENCE_S = 120
+
+
+def delivered(output: Path) -> list[dict[str, Any]]:
+    path = output / "samples.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@contextlib.contextmanager
+def running(output: Path, *words: str, steps: int = 5, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """The recipe in a session of its own, once it has taken so many steps; whatever is left at the end is killed.
+
+    `words`: the launcher, and flags that begin with `--cloud`.
+    """
+    before = len(delivered(output))
+    flags = words[words.index("--cloud") :] if "--cloud" in words else ()
+    command = [*words[: len(words) - len(flags)], RECIPE, *FLAGS, *flags, "--output-dir", str(output)]
+    process = subprocess.Popen(
+        command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while steps and len(delivered(output)) < before + steps:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+    finally:
+        for pid in pids_of(output):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def pids_of(output: Path, word: str = "") -> list[int]:
+    """Processes that have the run directory, and `word`, in their command line."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            command = (folder / "cmdline").read_text()
+            if str(output) in command and word in command and "Z (" not in (folder / "status").read_text():
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+def gone(output: Path) -> bool:
+    deadline = time.monotonic() + 40
+    while pids_of(output) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not pids_of(output)
+
+
+def check_stopped(output: Path, reason: str) -> int:
+    """That every delivered step is in the checkpoint; returns its step."""
+    assert json.loads((output / "summary.json").read_text())["exit_reason"] == f"preempted by {reason}"
+    step = newest(output)
+    assert step == delivered(output)[-1]["step"] + 1
+    assert not list((output / "checkpoints").glob(".tmp-*"))
+    return step
+
+
+def test_a_run_is_saved_and_goes_on_when_it_is_signalled(tmp_path: Path):
+    output, step = tmp_path / "run", 0
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        with running(output, sys.executable) as process:
+            process.send_signal(number)
+            text, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 75, text
+        assert f"error: preempted by {number.name}" in text
+        assert "Traceback" not in text
+        if step:
+            assert f"going on with {output / 'checkpoints'}/step-{step:09d}" in text
+        step = check_stopped(output, number.name)
+    assert [line["step"] for line in delivered(output)] == list(range(step))
+
+
+SLOW_DISK = """
+import os, time
+sync = os.fsync
+def slow(handle):
+    time.sleep(60 * ("/checkpoints/" in os.readlink(f"/proc/self/fd/{handle}")))
+    sync(handle)
+os.fsync = slow
+"""
+
+
+def test_a_run_leaves_at_once_when_it_is_signalled_twice(tmp_path: Path):
+    """Its save is held up: the disk takes a minute for a file of a checkpoint."""
+    output = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    with running(output, sys.executable, steps=5, PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert newest(output) is None
+
+
+def test_a_run_ends_when_it_is_signalled_before_training_begins(tmp_path: Path):
+    output = tmp_path / "run"
+    with running(output, sys.executable, steps=0) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while not handles(process.pid, signal.SIGUSR1) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGUSR1)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75, text
+    assert "error: stopped by SIGUSR1 before training began; run the same command again" in text
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether a process has set a handler for a signal."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
+
+
+def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
+    output = tmp_path / "run"
+    with running(output, *ACCELERATE) as process:
+        process.terminate()
+        assert process.wait(30) == -signal.SIGTERM  # it passes nothing on
+        assert gone(output)
+    check_stopped(output, "the end of the launcher")
+
+
+@pytest.mark.parametrize("victim", ["one rank", "launcher", "launcher by SIGUSR1"])
+def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Path, victim: str):
+    output = tmp_path / "run"
+    with running(output, *TORCHRUN, steps=10) as process:
+        ranks = [pid for pid in pids_of(output, RECIPE) if pid != process.pid]
+        assert len(ranks) == 2
+        pid, number = {
+            "one rank": (ranks[1], signal.SIGTERM),
+            "launcher": (process.pid, signal.SIGTERM),
+            "launcher by SIGUSR1": (process.pid, signal.SIGUSR1),
+        }[victim]
+        os.kill(pid, number)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+        assert gone(output)
+    assert "Traceback" not in text.split("error: preempted")[0]
+    reason = json.loads((output / "summary.json").read_text())["exit_reason"].removeprefix("preempted by ")
+    assert reason in {"SIGTERM", "another process of this run", "the end of the launcher"}
+    step = check_stopped(output, reason)
+    last = [line for line in delivered(output) if line["step"] == step - 1]
+    assert sorted(line["rank"] for line in last) == [0, 1]
+    assert (output / "checkpoints" / f"step-{step:09d}" / "rng" / "rank-00001.safetensors").exists()
+    if victim == "one rank":
+        assert "exitcode  : 75" in text.replace("exitcode : 75", "exitcode  : 75"), text
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")
+def test_a_run_is_saved_when_it_is_the_first_process_of_a_container(tmp_path: Path):
+    """There a signal without a handler is ignored; no init passes anything on."""
+    output = tmp_path / "run"
+    with running(output, "unshare", "--pid", "--fork", "--kill-child", sys.executable) as process:
+        inside = [pid for pid in pids_of(output, RECIPE) if pid != process.pid]
+        assert len(inside) == 1
+        assert Path(f"/proc/{inside[0]}/status").read_text().split("NSpid:")[1].split("\n")[0].split()[-1] == "1"
+        os.kill(inside[0], signal.SIGTERM)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 75, text
+        assert gone(output)
+    check_stopped(output, "SIGTERM")
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """The services of three providers, which give notice once `taken` is set."""
+
+    taken = threading.Event()
+
+    def do_PUT(self) -> None:
+        proper = self.path == "/latest/api/token" and self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+        self._answer("token" if proper else None)
+
+    def do_GET(self) -> None:
+        path, taken = self.path.split("?")[0], self.taken.is_set()
+        if path == "/latest/meta-data/spot/instance-action" and self.headers["X-aws-ec2-metadata-token"] == "token":
+            self._answer('{"action": "terminate", "time": "2026-01-01T00:00:00Z"}' if taken else None)
+        elif path == "/computeMetadata/v1/instance/preempted" and self.headers["Metadata-Flavor"] == "Google":
+            self._answer("TRUE" if taken else "FALSE")
+        elif path == "/metadata/instance/compute/name" and self.headers["Metadata"] == "true":
+            self._answer("vm-7")
+        elif path == "/metadata/scheduledevents" and self.headers["Metadata"] == "true":
+            other = {"EventType": "Preempt", "Resources": ["vm-8"]}
+            self._answer(json.dumps({"Events": [other, {**other, "Resources": ["vm-7"]}][: 1 + taken]}))
+        else:
+            self._answer(None)
+
+    def _answer(self, text: str | None) -> None:
+        self.send_response(404 if text is None else 200)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+    def log_message(self, *words: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def metadata() -> Iterator[str]:
+    Metadata.taken.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("provider", ["aws", "gcp", "azure"] if ALL else ["azure"])
+def test_a_run_is_saved_when_its_cloud_gives_notice(tmp_path: Path, metadata: str, provider: str):
+    output = tmp_path / "run"
+    with running(output, sys.executable, "--cloud", provider, steps=40, TOOLKIT_METADATA_URL=metadata) as process:
+        Metadata.taken.set()
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75, text
+    check_stopped(output, f"a preemption notice of {provider}")
