@@ -33,9 +33,8 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
         raise error
     if rollbacks > MOST_ROLLBACKS:
         raise NonFiniteError(f"{error} (after {MOST_ROLLBACKS} rollbacks)")
-    restore(start, run.learner, run.facts, progress)
+    restore(start, run.learner, run.meter, run.facts, progress)
     progress.rollbacks = rollbacks
-    run.meter.restart(progress.losses, run.accelerator.device)
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         run.directory.cut_to(progress.step)

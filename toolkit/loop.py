@@ -249,7 +249,6 @@ def _save(run: Run, epoch: Epoch, best: bool = False) -> None:
     progress = run.progress
     progress.train_seconds += run.training.lap()
     progress.wall_seconds += run.wall.lap()
-    progress.losses = run.meter.totals(run.accelerator)
     facts = {
         **run.facts,
         "epoch": epoch.number,
@@ -257,7 +256,7 @@ def _save(run: Run, epoch: Epoch, best: bool = False) -> None:
         "images_seen": progress.images_seen,
         "best_step": progress.best_step,
     }
-    run.saver.save(progress, lambda: capture(run.learner, progress), facts, best)
+    run.saver.save(progress, run.meter.state(), lambda: capture(run.learner, progress), facts, best)
     run.agreement.saved()
 
 

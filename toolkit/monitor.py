@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+SAVED = "mean "  # before the names of sums in a checkpoint
 NEVER = torch.iinfo(torch.int64).max
 
 
@@ -23,21 +24,23 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def totals(self, accelerator: Accelerator) -> dict[str, tuple[float, int]]:
-        """Sum, averaged over processes, and count by name; every process must ask."""
-        if not self.sums:
-            return {}
-        sums = accelerator.reduce(torch.stack([*self.sums.values()]), "mean").tolist()
-        return {name: (total, self.counts[name]) for name, total in zip(self.sums, sums, strict=True)}
-
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over steps and processes; every process must ask."""
-        return {name: total / count for name, (total, count) in self.totals(accelerator).items()}
+        if not self.sums:
+            return {}
+        means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        return dict(zip(self.sums, accelerator.reduce(means, "mean").tolist(), strict=True))
 
-    def restart(self, totals: Mapping[str, tuple[float, int]], device: torch.device) -> None:
-        """Go on from totals that were saved, or from none."""
-        self.sums = {name: torch.tensor(total, device=device) for name, (total, _) in totals.items()}
-        self.counts = {name: count for name, (_, count) in totals.items()}
+    def state(self) -> dict[str, Tensor]:
+        """Sum and count of this process, by name, for a checkpoint."""
+        pairs = {name: (float(total), self.counts[name]) for name, total in self.sums.items()}
+        return {f"{SAVED}{name}": torch.tensor(pair, dtype=torch.float64) for name, pair in pairs.items()}
+
+    def restart(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from a saved state, among other tensors, or from nothing."""
+        pairs = {name.removeprefix(SAVED): pair.tolist() for name, pair in state.items() if name.startswith(SAVED)}
+        self.sums = {name: torch.tensor(total, device=device) for name, (total, _) in pairs.items()}
+        self.counts = {name: round(count) for name, (_, count) in pairs.items()}
 
 
 class FiniteWatch:

@@ -15,6 +15,7 @@ from toolkit.data.index import Splits
 from toolkit.errors import InputError
 from toolkit.learner import Learner
 from toolkit.models import copy_state, state_tensors
+from toolkit.monitor import Meter
 from toolkit.plan import Plan
 from toolkit.rundir import RunDirectory, difference, learned
 from toolkit.state import EMA, MODEL, OPTIMIZER, OPTIMIZER_REST, TRAINER, Progress
@@ -53,8 +54,8 @@ def capture(learner: Learner, progress: Progress) -> Contents:
     }
 
 
-def restore(start: Path, learner: Learner, facts: Mapping[str, Any], progress: Progress) -> None:
-    """Put a verified checkpoint into the learner, this process's generators and `progress`.
+def restore(start: Path, learner: Learner, meter: Meter, facts: Mapping[str, Any], progress: Progress) -> None:
+    """Put a verified checkpoint into the learner, `progress`, and this process's generators and running means.
 
     Raises InputError where it belongs to another configuration or other data.
     """
@@ -74,9 +75,11 @@ def restore(start: Path, learner: Learner, facts: Mapping[str, Any], progress: P
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit for bit: %s", ", ".join(changes))
-    if saved["processes"] == facts["processes"] and own in held:
+    if saved["processes"] == facts["processes"]:
         state.restore_generators(held[own])
+        meter.restart(held[own], accelerator.device)
     else:
+        meter.restart({}, accelerator.device)
         state.seed_generators(facts["config"]["seed"], progress.step, accelerator.process_index)
 
 

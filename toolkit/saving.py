@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from toolkit import checkpoint, state
-from toolkit.checkpoint import Contents, Store
+from toolkit.checkpoint import Contents, Store, Tensors
 from toolkit.errors import SaveError
 from toolkit.state import Progress
 
@@ -18,8 +18,8 @@ from toolkit.state import Progress
 class Saver:
     """Every process calls alike. What goes wrong anywhere comes out everywhere, as a SaveError; then nothing commits.
 
-    Each process writes its own generators; rank 0 copies the rest to host memory, which training waits for, and writes
-    it in a thread, one checkpoint at a time.
+    Each process writes its own generators and running means. Rank 0 copies the rest to host memory, for which training
+    waits, and writes it in a thread, one checkpoint at a time.
     """
 
     def __init__(
@@ -32,15 +32,23 @@ class Saver:
         self._writing: Future[None] | None = None
 
     def save(
-        self, progress: Progress, capture: Callable[[], Contents], facts: Mapping[str, Any], best: bool = False
+        self,
+        progress: Progress,
+        own: Tensors,
+        capture: Callable[[], Contents],
+        facts: Mapping[str, Any],
+        best: bool = False,
     ) -> None:
-        """Save what `capture` returns copies of, on rank 0 only. `best`: this is the best model, to be exported."""
+        """Save each process's `own`, and what `capture` returns copies of, on rank 0 only.
+
+        `best`: this is the best model so far, to be exported.
+        """
         started, step = time.perf_counter(), progress.step
 
         def stage() -> None:
             self._wait()
-            own = state.generator_state()
-            self._store.stage(step, checkpoint.rank_file(self._accelerator.process_index), own)
+            rank = self._accelerator.process_index
+            self._store.stage(step, checkpoint.rank_file(rank), {**state.generator_state(), **own})
 
         self._everywhere(stage, step)
         if self._accelerator.is_main_process:

@@ -120,8 +120,7 @@ def set_up(
     facts = facts_of(config, splits, prepared.plan)
     meter, progress = Meter(), Progress()
     if place.start:
-        restore(place.start, learner, facts, progress)
-        meter.restart(progress.losses, accelerator.device)
+        restore(place.start, learner, meter, facts, progress)
     if main:
         directory.create(config, splits.classes)
         keep_best(directory, progress)

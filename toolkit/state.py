@@ -33,7 +33,6 @@ class Progress:
     stopped_early: bool = False
     train_seconds: float = 0.0
     wall_seconds: float = 0.0
-    losses: dict[str, tuple[float, int]] = field(default_factory=dict)  # of the open epoch: sum and count by name
     inexact: list[str] = field(default_factory=list)  # resumes after which generators began anew, and why
 
     @property

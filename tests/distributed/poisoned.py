@@ -21,13 +21,17 @@ POISON = 10  # the label that only one training image has
 
 @dataclass(frozen=True)
 class Poisoned(SingleScale):
-    """A loss that is not a number where the batch holds the poisoned label: it and its gradient, or either alone."""
+    """A loss that is not a number where the batch holds the poisoned label: it and its gradient, or either alone.
+
+    `least`: so many images of that label are needed.
+    """
 
     where: Where = "both"
+    least: int = 1
 
     def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
         loss = super().loss(logits, targets, criterion, phase, step)
-        if self.where == "nowhere" or not (targets == POISON).any():
+        if self.where == "nowhere" or (targets == POISON).sum() < self.least:
             return loss
         if self.where == "loss":
             return replace(loss, total=loss.total + torch.nan)

@@ -71,10 +71,7 @@ class Ended:
 
 def start(run: Run, fault: Fault = Fault(), forget: bool = False) -> Ended:
     """Train in a process of its own until it ends. `forget`: what a checkpoint holds is not put back."""
-    notes = run.output.with_name(f"{run.output.name}.notes")
-    notes.mkdir(exist_ok=True)
-    for name in ("text", "steps", "operations"):
-        (notes / name).write_text("")
+    notes = prepare_notes(run)
     process = FORKS.Process(target=_child, args=(run, fault, forget, notes))
     process.start()
     process.join(120)
@@ -85,15 +82,25 @@ def start(run: Run, fault: Fault = Fault(), forget: bool = False) -> Ended:
     return Ended(process.exitcode, (notes / "text").read_text(), steps, (notes / "operations").read_text().splitlines())
 
 
+def prepare_notes(run: Run, rank: str = "0") -> Path:
+    """An empty folder beside the run's, for what is noted of it."""
+    notes = run.output.with_name(f"{run.output.name}.notes-{rank}")
+    notes.mkdir(exist_ok=True)
+    for name in ("text", "steps", "operations"):
+        (notes / name).write_text("")
+    return notes
+
+
 def _child(run: Run, fault: Fault, forget: bool, notes: Path) -> None:
     with (notes / "text").open("a", buffering=1) as text:
         os.dup2(text.fileno(), 1)
         os.dup2(text.fileno(), 2)
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            sys.exit(_train(run, fault, forget, notes))
+            sys.exit(train_here(run, fault, forget, notes))
 
 
-def _train(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
+def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
+    """Train in this process, with a fault put in; returns the exit code."""
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
@@ -103,17 +110,16 @@ def _train(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
     from toolkit import Settings, machine, setup, train
     from toolkit.command import exit_code
     from toolkit.models import copy_state, state_tensors
-    from toolkit.state import Progress
 
     machine.cpu_quota = lambda *words: 1
     _inject(fault, notes, run.output)
     if forget:
         whole = setup.restore
 
-        def forgetful(start: Path, learner: Any, facts: Any, progress: Progress) -> None:
+        def forgetful(start: Path, learner: Any, *words: Any) -> None:
             model = learner.weights.model
             weights = {name: tensor.clone() for name, tensor in state_tensors(model).items()}
-            whole(start, learner, facts, progress)
+            whole(start, learner, *words)
             copy_state(weights, model)
 
         setup.restore = forgetful

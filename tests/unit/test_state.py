@@ -106,9 +106,9 @@ def test_generators_draw_alike_when_and_only_when_their_key_is_the_same():
 
 
 def test_progress_is_the_same_when_read_back(tmp_path: Path):
-    progress = Progress(step=7, best_top1=93.75, best={"epoch": 2, "step": 6}, losses={"loss": (0.1, 3)}, inexact=["x"])
+    progress = Progress(step=7, best_top1=93.75, best={"epoch": 2, "step": 6}, inexact=["x"])
     held = through_the_disk(tmp_path, {"trainer.json": {"progress": vars(progress)}})
     other = Progress()
     other.become(Progress(**held["trainer.json"]["progress"]))
-    assert vars(other) == {**vars(progress), "losses": {"loss": [0.1, 3]}}
+    assert other == progress
     assert other.best_step == 6

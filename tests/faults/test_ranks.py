@@ -1,0 +1,114 @@
+"""Two processes: one is killed, one cannot write, and another number of them goes on."""
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from victim import ALL, IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, start
+
+from tests.conftest import TORCHRUN
+
+WORKER = str(Path(__file__).with_name("two_ranks.py"))
+# float32, SGD, no dropout, a model without BatchNorm: only the order of sums differs between numbers of processes.
+EXACT = {"arch": "test_vit", "optimizer": "sgd", "learning_rate": 0.01, "dropout_rate": 0.0}
+TOLERANCE = 1e-5  # of the largest difference of a weight
+
+
+def start_two(run: Run, fault: Fault = Fault(), rank: int = 1) -> subprocess.CompletedProcess[str]:  # noqa: B008
+    """Train with two processes, the fault in one of them."""
+    words = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
+    return subprocess.run(
+        [*TORCHRUN, WORKER, *words], env={**os.environ}, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def in_order(found: dict[str, Any]) -> dict[str, Any]:
+    """An outcome whose samples are ordered: several processes write them."""
+    lines = [json.loads(line) for line in found["samples"].splitlines()]
+    return {**found, "samples": sorted(lines, key=lambda line: (line["step"], line["rank"]))}
+
+
+def ids(output: Path) -> list[list[int]]:
+    """The images of each step, of all processes together."""
+    steps: dict[int, list[int]] = {}
+    lines = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    for line in sorted(lines, key=lambda line: (line["step"], line["rank"])):
+        steps.setdefault(line["step"], []).extend(line["ids"])
+    return [steps[step] for step in range(len(steps))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two processes, not interrupted."""
+    run = Run("simultaneous", tmp_path_factory.mktemp("ranks") / "whole")
+    done = start_two(run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.parametrize("rank", [0, 1] if ALL else [1])
+def test_two_processes_end_alike_when_one_was_killed(whole: Run, tmp_path: Path, rank: int):
+    run = Run(whole.strategy, tmp_path / "killed")
+    done = start_two(run, Fault("batch", 2 * SAVE_EVERY + 3), rank)
+    assert done.returncode != 0
+    assert newest(run.output) == 2 * SAVE_EVERY
+    done = start_two(run)
+    assert done.returncode == 0, done.stderr
+    assert f"going on with {run.output / 'checkpoints'}/step-{2 * SAVE_EVERY:09d}" in done.stdout
+    assert in_order(outcome(run.output)) == in_order(outcome(whole.output))
+
+
+def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_path: Path):
+    run = Run("simultaneous", tmp_path / "full")
+    second = f"write checkpoints/.tmp-step-{2 * SAVE_EVERY:09d}/rng/rank-00001.safetensors"
+    started = time.monotonic()
+    done = start_two(run, Fault("operation", second, "ENOSPC"))
+    assert time.monotonic() - started < 150  # a hang would take the launcher's or the backend's time limit
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert sorted(line.split(":")[0] for line in errors) == ["error", "error on rank 1"]
+    for line in errors:
+        assert "rank-00001.safetensors" in line
+        assert "No space left" in line
+        assert "(met by rank 1)" in line
+    assert newest(run.output) == SAVE_EVERY
+    assert "met by rank 1" in json.loads((run.output / "summary.json").read_text())["exit_reason"]
+    assert [path.name for path in (run.output / "checkpoints").iterdir()] == [f"step-{SAVE_EVERY:09d}"]
+
+
+@pytest.mark.skipif(not ALL, reason="`make faults` runs it")
+def test_every_process_reports_it_at_the_next_save_when_the_writing_thread_failed(tmp_path: Path):
+    run = Run("simultaneous", tmp_path / "full")
+    second = f"write checkpoints/.tmp-step-{2 * SAVE_EVERY:09d}/model.safetensors"
+    done = start_two(run, Fault("operation", second, "ENOSPC"), rank=0)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert sorted(line.split(":")[0] for line in errors) == ["error", "error on rank 1"]
+    assert all(f"step {2 * SAVE_EVERY} could not be written" in line for line in errors)
+    assert newest(run.output) == SAVE_EVERY
+
+
+def test_the_same_images_and_nearly_the_same_weights_when_one_then_two_then_one_process_train(tmp_path: Path):
+    alone = Run("progressive-ramp", tmp_path / "alone", tuple(EXACT.items()))
+    assert start(alone).code == 0
+    run = Run(alone.strategy, tmp_path / "elastic", alone.settings)
+    assert start(run, Fault("batch", 13)).code == -9
+    assert start_two(run, Fault("batch", 14), rank=0).returncode != 0
+    middle = newest(run.output)
+    assert 2 * SAVE_EVERY < middle < LAST
+    ended = start(run)
+    assert (ended.code, ended.started_from) == (0, middle), ended.text
+    assert ids(run.output) == ids(alone.output)
+    assert len(ids(run.output)) == LAST
+    assert len({i for step in ids(run.output)[: LAST // 3] for i in step}) < IMAGES
+    weights = [load_file(r.output / f"checkpoints/step-{LAST:09d}/model.safetensors") for r in (alone, run)]
+    apart = max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
+    assert 0 < apart < TOLERANCE
+    inexact = json.loads((run.output / "summary.json").read_text())["inexact_resumes"]
+    assert [line.split(": ")[1].split(",")[0] for line in inexact] == ["1 -> 2 processes", "2 -> 1 processes"]

@@ -1,0 +1,113 @@
+"""A loss that is not finite: back to the last checkpoint, the images in another order, three times at most."""
+
+import csv
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from victim import ROOT
+
+from toolkit import NonFiniteError, Settings, train
+from toolkit.data import synthetic
+from toolkit.data.sampler import Sampler
+
+sys.path.insert(0, str(ROOT / "tests" / "distributed"))
+from poisoned import POISON, Poisoned
+
+IMAGES, BATCH, EPOCHS = 100, 40, 3
+
+
+def together(sampler: Sampler, pair: tuple[int, int], epoch: int, rollbacks: int) -> bool:
+    """Whether two images are in the same step of an epoch."""
+    steps = sampler.permutation(epoch, rollbacks)[: 2 * BATCH].reshape(2, BATCH)
+    return any(np.isin(pair, step).all() for step in steps)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[int, int]]:
+    """Images that meet in the second epoch: as the run starts, but not once it went back; and at every attempt."""
+    sampler = Sampler(IMAGES, 0, Poisoned(32))
+    candidates = list(itertools.combinations(range(IMAGES), 2))
+
+    def meets(pair: tuple[int, int]) -> list[bool]:
+        first = [together(sampler, pair, 0, 0), together(sampler, pair, 1, 0)]
+        return [*first, together(sampler, pair, 1, 1), together(sampler, pair, 2, 1)]
+
+    once = next(pair for pair in candidates if meets(pair) == [False, True, False, False])
+    always = next(
+        pair
+        for pair in candidates
+        if not together(sampler, pair, 0, 0) and all(together(sampler, pair, 1, n) for n in range(4))
+    )
+    return [once, always]
+
+
+def write_manifest(folder: Path, poisoned: tuple[int, int]) -> None:
+    """The built-in images; two of them have a label of their own, as has one to validate with."""
+    images = synthetic.prepare(32, IMAGES)
+    (folder / "images").symlink_to(images)
+    for split, rows in (("train", poisoned), ("val", (0,))):
+        paths = sorted((images / split).rglob("*.jpg"), key=lambda path: path.name)
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["filepath", "label"])
+            for row, path in enumerate(paths):
+                label = sorted(synthetic.CLASSES).index(path.parent.name)
+                writer.writerow([Path("images", path.relative_to(images)), POISON if row in rows else label])
+
+
+def settings(folder: Path, on_divergence: str = "rollback") -> Settings:
+    return Settings(
+        data_root=str(folder),
+        arch="test_resnet",
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        log_with="none",
+        record_samples=True,
+        on_divergence=on_divergence,
+        output_dir=folder / "run",
+    )
+
+
+def delivered(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "run" / "samples.jsonl").read_text().splitlines()]
+
+
+STRATEGY = Poisoned(32, least=2)
+
+
+def test_a_run_goes_back_and_ends_well_when_another_order_avoids_the_cause(
+    tmp_path: Path, pairs: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+):
+    write_manifest(tmp_path, pairs[0])
+    summary = train(settings(tmp_path), STRATEGY)
+    assert (summary["exit_reason"], summary["rollbacks"], summary["steps"]) == ("done", 1, 6)
+    text = capsys.readouterr().err
+    assert "the loss or its gradient is not finite at step" in text
+    assert "rollback 1 of 3: going on from" in text
+    sampler = Sampler(IMAGES, 0, STRATEGY)
+    orders = [sampler.permutation(epoch, rollbacks)[: 2 * BATCH] for epoch, rollbacks in ((0, 0), (1, 1), (2, 1))]
+    assert [i for line in delivered(tmp_path) for i in line["ids"]] == np.concatenate(orders).tolist()
+    assert [line["step"] for line in delivered(tmp_path)] == list(range(6))
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + EPOCHS
+
+
+def test_a_run_stops_when_it_was_not_told_to_go_back(tmp_path: Path, pairs: list[tuple[int, int]]):
+    write_manifest(tmp_path, pairs[0])
+    with pytest.raises(NonFiniteError, match="not finite at step"):
+        train(settings(tmp_path, "stop"), STRATEGY)
+    summary = train(settings(tmp_path, "rollback"), STRATEGY)  # which may be said later
+    assert (summary["exit_reason"], summary["rollbacks"]) == ("done", 1)
+
+
+def test_a_run_stops_when_it_diverges_after_the_third_rollback(tmp_path: Path, pairs: list[tuple[int, int]]):
+    write_manifest(tmp_path, pairs[1])
+    with pytest.raises(NonFiniteError, match=r"\(after 3 rollbacks\)"):
+        train(settings(tmp_path), STRATEGY)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "after 3 rollbacks" in summary["exit_reason"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002"]
