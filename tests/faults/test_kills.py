@@ -80,3 +80,21 @@ def test_a_run_ends_elsewhere_when_weights_are_not_put_back(whole: Run, tmp_path
     mine, theirs = outcome(run.output), outcome(whole.output)
     assert mine["samples"] == theirs["samples"]
     assert mine["model.safetensors"] != theirs["model.safetensors"]
+
+
+def test_a_run_ends_alike_when_it_is_asked_to_stop_in_training_and_in_evaluation(whole: Run, tmp_path: Path):
+    """Saved where it stands, at any step, also where an epoch is trained but not evaluated: no step is repeated."""
+    if not ALL and whole.strategy != "simultaneous":
+        pytest.skip("`make faults` runs it")
+    run, steps = Run(whole.strategy, tmp_path / "stopped"), []
+    stops = [("batch", 1), ("batch", 3), ("batch", 13), ("evaluation", 2), ("batch", 2), ("evaluation", 5)]
+    for where, at in stops:
+        ended = start(run, Fault(where, at, "stop"))
+        assert ended.code == 75, ended.text
+        steps += ended.steps
+    last = start(run, Fault("evaluation", 9, "stop"))  # of the final evaluation, when all is trained
+    assert last.code == 75, last.text
+    ended = start(run)
+    assert ended.code == 0, ended.text
+    assert steps + last.steps + ended.steps == list(range(LAST))
+    assert outcome(run.output) == outcome(whole.output)

@@ -31,14 +31,14 @@ ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EROFS", "EIO")}
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and when: at the `at`-th micro-batch, or at the `at`-th file operation of saves, from the start.
+    """What happens, and when: at the `at`-th micro-batch, batch of evaluation, or file operation of saves of a process.
 
     An operation can be given by name too, as notes have it.
     """
 
-    where: Literal["nowhere", "batch", "operation"] = "nowhere"
+    where: Literal["nowhere", "batch", "evaluation", "operation"] = "nowhere"
     at: int | str = 0
-    what: str = "kill"  # or "half": a file half written, then killed; or the name of an error
+    what: str = "kill"  # or "stop": asked to; "half": a file half written, then killed; or the name of an error
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
 
 def _inject(fault: Fault, notes: Path, output: Path) -> None:
     from toolkit import loop
+    from toolkit.agreement import Agreement
 
     learn, batches = loop.learn, 0
 
@@ -148,13 +149,22 @@ def _inject(fault: Fault, notes: Path, output: Path) -> None:
         nonlocal batches
         batches += 1
         if fault.where == "batch" and batches == fault.at:
-            _die()
+            _die(fault)
         loss = learn(learner, batch, *words)
         if learner.accelerator.sync_gradients:
             _note(notes / "steps", str(batch.number))
         return loss
 
-    loop.learn = counting
+    between, evaluated = Agreement.leave_if_asked, 0
+
+    def counting_too(agreement: Agreement) -> None:
+        nonlocal evaluated
+        evaluated += 1
+        if fault.where == "evaluation" and evaluated == fault.at:
+            _die(fault)
+        between(agreement)
+
+    loop.learn, Agreement.leave_if_asked = counting, counting_too
     count_operations(fault, notes / "operations", (output / "checkpoints", output / "best"))
 
 
@@ -177,7 +187,7 @@ def count_operations(fault: Fault, notes: Path, folders: tuple[Path, ...]) -> No
             half()
         if fault.what in ERRORS:
             raise OSError(ERRORS[fault.what], os.strerror(ERRORS[fault.what]), str(path))
-        _die()
+        _die(fault)
 
     def before(owner: Any, name: str, label: str) -> None:
         original = getattr(owner, name)
@@ -225,8 +235,8 @@ def _note(path: Path, text: str) -> None:
     os.close(handle)
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def _die(fault: Fault) -> None:
+    os.kill(os.getpid(), signal.SIGTERM if fault.what == "stop" else signal.SIGKILL)
 
 
 def newest(output: Path) -> int | None:

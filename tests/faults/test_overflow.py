@@ -1,0 +1,84 @@
+"""A step whose scaled gradient overflows: the data was consumed, the weights were not moved.
+
+A gradient scaler works on the CPU too, where a scale near the end of float32 makes real overflows.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from toolkit import Settings, SingleScale, device, learner, loop, train
+from toolkit.weights import Ema
+
+STEPS, BATCH = 8, 10
+USUAL, TOO_LARGE = 2.0**16, 2.0**125
+FALL = 2.0**-45  # a few overflows, then none
+
+
+def scaled(monkeypatch: pytest.MonkeyPatch, scale: float, fused: bool) -> None:
+    """Let runs have a gradient scaler that begins at `scale`, and an optimizer that handles it itself if `fused`."""
+    start = device.start
+
+    def with_scaler(settings: Settings) -> Accelerator:
+        accelerator = start(settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=FALL, growth_interval=1000)
+        return accelerator
+
+    monkeypatch.setattr(device, "start", with_scaler)
+    if fused:
+
+        def create(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
+
+        monkeypatch.setattr(learner, "create_optimizer", create)
+
+
+def run(output: Path) -> dict[str, Any]:
+    settings = Settings(
+        synthetic_size=32,
+        synthetic_count=40,
+        batch_size=BATCH,
+        epochs=2,
+        ema_decay=0.9,
+        log_with="none",
+        record_samples=True,
+        output_dir=output,
+    )
+    return train(settings, SingleScale(24))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("scale", [USUAL, TOO_LARGE])
+def test_data_rate_and_step_advance_but_weights_and_average_do_not_when_a_step_overflows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: bool, scale: float
+):
+    scaled(monkeypatch, scale, fused)
+    followed: list[int] = []
+    moved: list[bool] = []
+    learn, follow = loop.learn, Ema.follow
+
+    def watching(learning: Any, *words: Any) -> Any:
+        parameter = next(learning.model.parameters())
+        before = parameter.detach().clone()
+        loss = learn(learning, *words)
+        moved.append(not torch.equal(before, parameter))
+        return loss
+
+    monkeypatch.setattr(loop, "learn", watching)
+    monkeypatch.setattr(Ema, "follow", lambda ema: (followed.append(ema.updates), follow(ema)))
+    summary = run(tmp_path / "run")
+    assert len(moved) == STEPS
+    assert moved[-1]
+    assert all(moved) == (scale == USUAL)
+    assert (summary["steps"], summary["images_seen"]) == (STEPS, STEPS * BATCH)
+    assert summary["optimizer_updates"] == sum(moved) == len(followed)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert len({line["lr"] for line in lines}) == STEPS  # it goes on at each step
+    trainer = json.loads((tmp_path / "run/checkpoints/step-000000008/trainer.json").read_text())
+    assert trainer["progress"]["optimizer_updates"] == sum(moved)
+    assert trainer["scaler"]["scale"] == scale * FALL ** moved.count(False)
