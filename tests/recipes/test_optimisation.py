@@ -1,4 +1,4 @@
-"""Clipping, early stopping and the plateau schedule, seen in what a run leaves behind."""
+"""Clipping, early stopping, plateau schedule, moving average and clock, seen in what a run leaves behind."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit import Settings, SingleScale, train
+from toolkit import Settings, Simultaneous, SingleScale, train
 from toolkit.contract import NormPolicy
 from toolkit.models import create, plan_model, state_tensors
 
@@ -48,3 +48,32 @@ def test_the_rate_is_halved_when_the_plateau_schedule_sees_no_improvement(tmp_pa
     )
     summary = train(settings, SingleScale(32))
     assert float(summary["final"]["lr"]) == pytest.approx(settings.learning_rate / 2)
+
+
+def test_the_moving_average_is_evaluated_and_exported_when_it_is_on(tmp_path: Path):
+    settings = Settings(**TINY, epochs=3, ema_decay=0.9, keep=5, output_dir=tmp_path / "run")
+    strategy = Simultaneous((16, 32))
+    summary = train(settings, strategy)
+    step = summary["steps"] // 3 * (summary["best_epoch"] + 1)
+    saved = tmp_path / "run" / "checkpoints" / f"step-{step:09d}"
+    average, weights = load_file(saved / "ema.safetensors"), load_file(saved / "model.safetensors")
+    best = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    assert average.keys() == weights.keys() == best.keys()
+    assert all(torch.equal(best[name], average[name]) for name in best)
+    apart = [name for name in best if not torch.equal(best[name], weights[name])]
+    assert {name for name in apart if "16.running_var" in name}  # statistics of each scale are averaged too
+    assert summary["raw"].keys() == summary["val"].keys()
+    assert summary["raw"]["32px"]["loss"] != summary["val"]["32px"]["loss"]
+    assert "raw" not in train(Settings(**TINY, epochs=1, output_dir=tmp_path / "plain"), strategy)
+
+
+def test_checkpoints_are_written_within_an_epoch_when_the_clock_says_so(tmp_path: Path):
+    settings = Settings(**TINY, epochs=2, save_every_minutes=1e-6, keep=100, output_dir=tmp_path / "often")
+    train(settings, SingleScale(32))
+    steps = [int(path.name[5:]) for path in sorted((tmp_path / "often" / "checkpoints").iterdir())]
+    assert steps == list(range(1, 11))
+    train(settings.model_copy(update={"save_every_minutes": 10.0, "output_dir": tmp_path / "usual"}), SingleScale(32))
+    assert sorted(path.name for path in (tmp_path / "usual" / "checkpoints").iterdir()) == [
+        "step-000000005",
+        "step-000000010",
+    ]
