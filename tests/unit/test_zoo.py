@@ -195,7 +195,11 @@ REFUSED = {
     "cut-and-filled-up.jpg": (without_bytes(NOISE, 0.5, 1) + bytes(4 * len(NOISE)), "image file is truncated"),
     "hole.jpg": (without_bytes(NOISE, 0.5, 0.6), "Corrupt JPEG data: premature end of data segment"),
     "junk-between-segments.jpg": (NOISE.replace(b"\xff\xdb", b"junk\xff\xdb"), "JPEG without a frame header"),
-    "hole-before-a-restart.jpg": (without_bytes(RESTARTS, 0.5, 0.501), "Corrupt JPEG data: "),
+    "left-over-before-a-restart.jpg": (RESTARTS.replace(b"\xff\xd3", b"junk\xff\xd3", 1), "bytes before marker 0xd3"),
+    "left-over-before-a-scan.jpg": (
+        b"junk\xff\xda".join(PROGRESSIVE.rsplit(b"\xff\xda", 1)),
+        "bytes before marker 0xda",
+    ),
     "postscript.png": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
         "no image in a known",

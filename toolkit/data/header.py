@@ -81,7 +81,7 @@ def reason_of(error: Exception) -> str:
 
 
 def open_image(stream: IO[bytes]) -> Image.Image:
-    """Image.open for what we read; MAX_PIXELS is where PIL raises, its warnings below that are of no use."""
+    """Image.open, of FORMATS only."""
     return Image.open(stream, formats=_formats())
 
 
