@@ -24,8 +24,8 @@ SCALES = (4, 2)  # denominators of scaled JPEG decoding that pay; 3/8 ... 7/8 ar
 MARGIN = 2  # a scaled crop stays at least so many times the target: 50 dB against the same crop decoded in full
 END = b"\xff\xd9"  # a JPEG's last marker
 WHOLE = {"min_height": 1, "min_width": 1, "min_factor": 8}  # all of a JPEG is read, an 8th of it is drawn
-# libjpeg's words for pixels that are missing or wrong. Bytes left over before the end marker may be padding, every pixel
-# has been read; before any other marker they say that the pixels in front of it did not end where they should.
+# libjpeg's words for pixels that are missing or wrong. Bytes left over before the end marker may be padding: all pixels
+# were read. Before any other marker they say that the pixels in front of it did not end where they should.
 DAMAGE = re.compile(
     r"Premature end|Inconsistent progression|"
     r"Corrupt JPEG data: (premature|bad|found marker|\d+ extraneous bytes before marker (?!0xd9))"
