@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.Image import Transpose
 
 from tests.conftest import index_of
 from toolkit import InputError
-from toolkit.data.decode import Box, crop_and_resize
+from toolkit.data.decode import Box, crop_and_resize, decode
 from toolkit.data.pixels import Pixels
 
 
@@ -134,3 +135,69 @@ def test_a_crop_is_the_pixels_themselves_when_it_has_the_size_asked_for():
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     found = crop_and_resize(pixels, Box(left=10, top=5, width=32, height=32), 32)
     assert np.array_equal(found, pixels[5:37, 10:42])
+
+
+TO_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+FROM_UPRIGHT = {**TO_UPRIGHT, 6: Transpose.ROTATE_90, 8: Transpose.ROTATE_270}
+SIZE = 12
+
+
+def turned(image: Image.Image, turns: dict[int, Transpose], orientation: int) -> Image.Image:
+    return image if orientation == 1 else image.transpose(turns[orientation])
+
+
+def detailed(width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """Noise of all wavelengths from 8 px on, the longer the stronger, as in photographs."""
+    layers = [
+        np.asarray(
+            Image.fromarray(rng.normal(size=(-(-height // n) + 1, -(-width // n) + 1)) * n).resize((width, height))
+        )
+        for n in (8, 16, 32, 64)
+    ]
+    gray = np.clip(128 + sum(layers), 0, 255)
+    return Image.fromarray(np.stack([gray, gray[::-1], gray[:, ::-1]], axis=-1).astype(np.uint8))
+
+
+def rounded_as_stored(box: Box, upright: Image.Image, orientation: int, unit: int) -> tuple[int, ...]:
+    """Left, top, right, bottom of the box in the stored image, to the nearest multiples of `unit` px."""
+    mask = Image.new("L", upright.size)
+    mask.paste(255, (box.left, box.top, box.left + box.width, box.top + box.height))
+    stored = turned(mask, FROM_UPRIGHT, orientation)
+    edges = stored.getbbox()
+    assert edges is not None
+    return tuple(min(unit * round(edge / unit), side) for edge, side in zip(edges, 2 * stored.size, strict=True))
+
+
+def decibels(found: np.ndarray, expected: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / np.mean((found.astype(float) - expected) ** 2))
+
+
+@pytest.mark.parametrize("unit", [2, 4])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_crop_is_that_of_the_whole_image_when_it_is_decoded_at_a_fraction(orientation: int, unit: int):
+    rng = np.random.default_rng(orientation)
+    same, exact, moved = [], [], []
+    for _ in range(12):
+        width, height = (int(side) for side in rng.integers(26 * unit, 40 * unit, 2))
+        upright = detailed(width, height, rng)
+        content = encoded(turned(upright, FROM_UPRIGHT, orientation), "JPEG", quality=95)
+        w, h = (int(rng.integers(2 * SIZE * unit, side - 2 * unit + 1)) for side in (width, height))
+        w = min(w, 4 * SIZE * unit - 1)  # or an even smaller fraction would do
+        box = Box(int(rng.integers(width - w - 2 * unit + 1)), int(rng.integers(height - h - 2 * unit + 1)), w, h)
+        found = decode(content, box, SIZE, orientation, scaled=True)
+        seen = Image.open(io.BytesIO(content)).crop(rounded_as_stored(box, upright, orientation, unit))
+        expected = np.array(turned(seen.resize((SIZE, SIZE), Image.Resampling.BILINEAR), TO_UPRIGHT, orientation))
+        same.append(decibels(found, expected))
+        exact.append(decibels(found, decode(content, box, SIZE, orientation)))
+        for aside in (box._replace(left=box.left + 2 * unit), box._replace(top=box.top + 2 * unit)):  # the control
+            moved.append(decibels(decode(content, aside, SIZE, orientation, scaled=True), expected))
+    assert min(same) > 36 > max(moved)  # least where the image's last, partial block is in it
+    assert np.mean(exact) > 35  # the edges are rounded

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from toolkit.data.decode import decode
 from toolkit.data.header import ORIENTATION, read_header
@@ -34,6 +34,48 @@ def test_an_image_stands_upright_as_pil_turns_it_when_it_has_an_orientation(form
     assert (header.height, header.width) == expected.shape[:2]
     found = decode(content, orientation=header.orientation)
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= (4 if form == "JPEG" else 0)
+
+
+def sideways() -> bytes:
+    """EXIF that says 6."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    return exif.tobytes()
+
+
+def jpeg_with_xmp(says: bytes, **options) -> bytes:
+    return encoded("JPEG", xmp=b'<x:xmpmeta><rdf:Description xmlns:tiff="t" ' + says + b"</x:xmpmeta>", **options)
+
+
+def png_with_a_text(key: str, text: str) -> bytes:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt(key, text) if key.startswith("XML") else texts.add_text(key, text, zip=True)
+    return encoded("PNG", pnginfo=texts)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (jpeg_with_xmp(b'tiff:Orientation="6"/>'), 6),
+        (jpeg_with_xmp(b"><tiff:Orientation>6</tiff:Orientation></rdf:Description>"), 6),
+        (jpeg_with_xmp(b'tiff:Orientation="6"/>', orientation=3), 3),  # EXIF goes first
+        (jpeg_with_xmp(b'tiff:Orientation="9"/>'), 1),
+        (jpeg_with_xmp(b"/>"), 1),
+        (png_with_a_text("Raw profile type exif", f"\nexif\n{len(sideways()):8}\n{sideways().hex()}\n"), 6),
+        (png_with_a_text("Raw profile type exif", "\nexif\n       9\nno hex at all\n"), 1),
+        (png_with_a_text("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>'), 6),
+    ],
+)
+def test_the_orientation_is_found_when_it_stands_elsewhere_than_usual(content: bytes, expected: int):
+    header = read_header(io.BytesIO(content))
+    assert header.orientation == expected
+    assert (header.width, header.height) == ((20, 32) if expected == 6 else (32, 20))
+
+
+def test_a_png_is_not_read_to_its_end_when_it_has_no_orientation():
+    content = encoded("PNG")
+    stream = io.BytesIO(content[: content.index(b"IDAT") + 4])  # a decoder would find no pixels
+    assert read_header(stream)[:3] == (32, 20, 1)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])

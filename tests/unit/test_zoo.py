@@ -78,6 +78,14 @@ def solid(mode: str, colour: tuple[int, ...], form: str, **options: Any) -> byte
     return encoded(Image.new(mode, (16, 16), colour), form, **options)
 
 
+def tiff(bits: int, photometric: int, row: bytes, width: int) -> bytes:
+    """A TIFF file of one uncompressed row of gray pixels; photometric 0: 0 is white, 1: 0 is black."""
+    facts = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(row)}
+    padded = row + b"\0" * (len(row) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in facts.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + struct.pack("<H", len(facts)) + entries + bytes(4)
+
+
 def palette_of_two(**options: Any) -> bytes:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 0])
@@ -110,6 +118,9 @@ ACCEPTED = {
     "16-bit-rgb.png": (png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 256, 32768, 65535)), row((1, 128, 255)), 0),
     "16-bit-gray.tif": (gray_tiff("uint16", 0, 514, 65535), gray(0, 2, 255), 0),
     "float.tif": (gray_tiff("float32", 0, 0.2, 0.9, 1), gray(0, 51, 230, 255), 0),
+    "12-bit-gray.tif": (tiff(12, 1, b"\xff\xf8\x00\x00\x01\x00", 4), gray(255, 127, 0, 15), 0),
+    "16-bit-white-is-zero.tif": (tiff(16, 0, struct.pack("<3H", 0, 257, 65535), 3), gray(255, 254, 0), 0),
+    "8-bit-white-is-zero.tif": (tiff(8, 0, bytes((0, 1, 255)), 3), gray(255, 254, 0), 0),
     "palette.png": (palette_of_two(), row((10, 20, 30), (200, 100, 0)), 0),
     "palette-transparent.png": (palette_of_two(transparency=1), row((10, 20, 30), (200, 100, 0)), 0),
     "palette-half-transparent.png": (palette_of_two(transparency=b"\x80\x00"), row((10, 20, 30), (200, 100, 0)), 0),
@@ -158,12 +169,43 @@ def test_a_jpeg_is_that_of_pil_when_it_is_progressive_or_rotated(tmp_path: Path,
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
+def without_bytes(content: bytes, first: float, last: float) -> bytes:
+    """A file that lacks the bytes between two shares of its length."""
+    return content[: int(first * len(content))] + content[int(last * len(content)) :]
+
+
+def noisy(**options: Any) -> bytes:
+    """A JPEG most of which is its pixels: 300 x 200 px."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels).resize((300, 200)), "JPEG", quality=95, **options)
+
+
+END = b"\xff\xd9"
 PHOTO, DRAWING = encoded(smooth(), "JPEG"), encoded(smooth(), "PNG")
+NOISE, PROGRESSIVE, RESTARTS = noisy(), noisy(progressive=True), noisy(restart_marker_rows=1)
+CMYK = encoded(Image.open(io.BytesIO(NOISE)).convert("CMYK"), "JPEG", quality=95)
 REFUSED = {
     "zero-byte.jpg": (b"", "the file is empty"),
     "page.jpg": (b"<!DOCTYPE html><html>404</html>", "the content is no image in a known format"),
     "cut-in-its-header.jpg": (PHOTO[:100], "JPEG without a frame header"),
-    "cut.jpg": (PHOTO[:-40], "image file is truncated"),
+    "cut.jpg": (PHOTO[:-40], "image file is truncated: Premature end of JPEG file"),
+    "cut-and-ended.jpg": (without_bytes(NOISE, 0.3, 1) + END, "Corrupt JPEG data: premature end of data segment"),
+    "cut-and-ended-cmyk.jpg": (without_bytes(CMYK, 0.3, 1) + END, "Corrupt JPEG data: premature end of data segment"),
+    "cut-and-ended-progressive.jpg": (without_bytes(PROGRESSIVE, 0.9, 1) + END, "Corrupt JPEG data: premature end"),
+    "cut-and-filled-up.jpg": (without_bytes(NOISE, 0.5, 1) + bytes(4 * len(NOISE)), "image file is truncated"),
+    "hole.jpg": (without_bytes(NOISE, 0.5, 0.6), "Corrupt JPEG data: premature end of data segment"),
+    "junk-between-segments.jpg": (NOISE.replace(b"\xff\xdb", b"junk\xff\xdb"), "JPEG without a frame header"),
+    "left-over-before-a-restart.jpg": (RESTARTS.replace(b"\xff\xd3", b"junk\xff\xd3", 1), "bytes before marker 0xd3"),
+    "left-over-before-a-scan.jpg": (
+        b"junk\xff\xda".join(PROGRESSIVE.rsplit(b"\xff\xda", 1)),
+        "bytes before marker 0xda",
+    ),
+    "postscript.png": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+        "no image in a known",
+    ),
+    "hdf5.png": (b"\x89HDF\r\n\x1a\n" + bytes(99), "no image in a known format"),
+    "texture.png": (encoded(smooth(), "DDS"), "no image in a known format"),
     "cut.png": (DRAWING[:100], "image file is truncated"),
     "float.tif": (gray_tiff("float32", 0, 1.5), "float pixels from 0 to 1.5: they must lie in [0, 1]"),
     "negative-float.tif": (gray_tiff("float32", -1, 0.5), "float pixels from -1 to 0.5: they must lie in [0, 1]"),
@@ -183,6 +225,34 @@ def test_a_broken_file_is_refused_with_its_name_and_the_reason(tmp_path: Path, n
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        NOISE.removesuffix(END),
+        PROGRESSIVE.removesuffix(END),
+        NOISE + b"appended",
+        NOISE + bytes(5000),
+        NOISE.removesuffix(END) + bytes(20) + END,
+        NOISE.replace(b"JFIF\0\x01\x01", b"JFIF\0\0\0"),
+    ],
+    ids=["no end", "no end, progressive", "text after", "zeros after", "zeros at the end", "JFIF 0.0"],
+)
+def test_a_jpeg_is_accepted_when_libjpeg_complains_of_nothing_that_shows(tmp_path: Path, content: bytes):
+    whole = found(tmp_path, "whole.jpg", PROGRESSIVE if content.startswith(PROGRESSIVE[:-2]) else NOISE)
+    pixels = found(tmp_path, "odd.jpg", content)
+    assert isinstance(pixels, np.ndarray), pixels
+    assert np.abs(pixels.astype(int) - whole).max() <= 2  # PIL's
+
+
+def test_a_damaged_jpeg_would_be_gray_when_pil_had_the_last_word():
+    """That the refused ones are what they are meant to be."""
+    for name in ("cut-and-ended.jpg", "cut-and-ended-cmyk.jpg", "cut-and-filled-up.jpg", "hole.jpg"):
+        whole = by_pil(CMYK if "cmyk" in name else NOISE)
+        pixels = by_pil(REFUSED[name][0])
+        assert pixels is not None
+        assert np.abs(pixels.astype(int) - whole)[150:].mean() > 20
+
+
 def by_pil(content: bytes) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -192,7 +262,13 @@ def by_pil(content: bytes) -> np.ndarray | None:
 
 
 @pytest.mark.filterwarnings(r"ignore:::PIL\..*")  # of the reference
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"),
+        pytest.param("AVIF", marks=pytest.mark.skipif("AVIF" not in Image.SAVE, reason="this PIL has no AVIF")),
+    ],
+)
 def test_a_file_with_a_flipped_byte_is_refused_or_decoded_as_pil_does(tmp_path: Path, form: str):
     content = encoded(smooth(20, 12).quantize(16) if form == "GIF" else smooth(20, 12), form)
     outcomes = []

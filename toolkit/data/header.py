@@ -1,12 +1,18 @@
 """What an image file says of itself before any pixel is decoded: size, orientation, format."""
 
+import re
 import struct
 import warnings
+from functools import cache
 from typing import IO, NamedTuple
 
 from PIL import Image
 
+# What is tried, and nothing else: others of PIL's formats run programs (EPS calls Ghostscript) or wait for plugins.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 ORIENTATION = 0x0112  # the EXIF tag
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
+XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 MAX_PIXELS = 2 * 89_478_485  # PIL's limit for decompression bombs, applied to every format
 FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the size
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -17,6 +23,7 @@ UNREADABLE = (
     OSError,
     ValueError,
     TypeError,
+    RuntimeError,
     LookupError,
     ArithmeticError,
     SyntaxError,
@@ -73,21 +80,42 @@ def reason_of(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _orientation(exif: bytes) -> int:
-    """EXIF's orientation; 1 where it says nothing that makes sense."""
-    try:
-        block = Image.Exif()
-        block.load(exif)
-        value = block.get(ORIENTATION, 1)
-    except UNREADABLE:
-        return 1
-    return value if value in range(1, 9) else 1
+def open_image(stream: IO[bytes]) -> Image.Image:
+    """Image.open, of FORMATS only."""
+    return Image.open(stream, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(form for form in FORMATS if form in Image.OPEN)  # AVIF came with Pillow 11.3
+
+
+def _orientation(exif: Image.Exif) -> int | None:
+    """None where EXIF does not tell it, 1 where it makes no sense."""
+    value = exif.get(ORIENTATION)
+    return value if value is None or value in range(1, 9) else 1
+
+
+def _told_by_segment(content: bytes) -> tuple[int | None, int | None]:
+    """Orientation by the EXIF and by the XMP of a JPEG's segment; None where it does not tell."""
+    if content.startswith(XMP):
+        match = XMP_ORIENTATION.search(content)
+        return None, int(match[1]) if match else None
+    if content.startswith(b"Exif\0\0"):
+        exif = Image.Exif()
+        try:
+            exif.load(content)
+            return _orientation(exif), None
+        except UNREADABLE:
+            pass
+    return None, None
 
 
 def _read_jpeg(stream: IO[bytes]) -> Header:
     """Walk the segments up to the frame header: some 20 us, against 100 us for PIL's whole parse."""
     stream.seek(2)
-    orientation = 1
+    by_exif = by_xmp = None
     while True:
         marker = stream.read(2)
         while marker[-1:] == b"\xff" and len(marker) == 2:  # fill bytes
@@ -105,11 +133,12 @@ def _read_jpeg(stream: IO[bytes]) -> Header:
             height, width, components = struct.unpack(">xHHB", frame)
             if not width or not height:
                 raise ValueError("JPEG of no width or height")
-            return Header(width, height, orientation, "JPEG", MODES.get(components, "?"), code in PROGRESSIVE)
+            return Header(
+                width, height, by_exif or by_xmp or 1, "JPEG", MODES.get(components, "?"), code in PROGRESSIVE
+            )
         if code == 0xE1:
-            content = stream.read(max(0, length))
-            if content.startswith(b"Exif\0\0"):
-                orientation = _orientation(content)
+            told = _told_by_segment(stream.read(max(0, length)))
+            by_exif, by_xmp = by_exif or told[0], by_xmp or told[1]
         else:
             stream.seek(max(0, length), 1)
 
@@ -117,7 +146,14 @@ def _read_jpeg(stream: IO[bytes]) -> Header:
 def _read_other(stream: IO[bytes]) -> Header:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong is told by the error; our limit stands above
-        with Image.open(stream) as image:
-            exif = image.info.get("exif")  # asking PIL for more would decode a PNG
-            stored = exif if image.format != "TIFF" else None  # PIL itself turns TIFF upright
-            return Header(*image.size, _orientation(stored) if stored else 1, image.format or "?", image.mode)
+        with open_image(stream) as image:
+            orientation = None if image.format == "TIFF" else _told_at_the_start(image)  # PIL turns TIFF upright
+            return Header(*image.size, orientation or 1, image.format or "?", image.mode)
+
+
+def _told_at_the_start(image: Image.Image) -> int | None:
+    """Orientation by EXIF, else by XMP, as far as they stand before the pixels."""
+    try:
+        return _orientation(Image.Image.getexif(image))  # a PNG's own would decode it
+    except UNREADABLE:
+        return None
