@@ -9,8 +9,9 @@ scikit-learn's two: a class is a quarter of one of them, training crops come fro
 black fields of a chessboard on it, enlarged.
 
 Sizes, crops, epochs and fields were chosen with images decoded in full only, so that two seeds differ by tenths of a
-point: of the built-in data 32 px and smaller crops (73 and 93%), of the photographs 12 and 70 fields and plain
-training (58 to 78%, up to 8 points between seeds; the moving average of the weights is what steadies it). A case that stands in the output file is not run again.
+point. Left aside: of the built-in data 32 px and smaller crops (73 and 93%); of the photographs 12 and 70 fields, and
+training without a moving average of the weights (58 to 78%, up to 8 points between seeds). A case that stands in the
+output file is not run again.
 """
 
 import argparse
