@@ -28,7 +28,11 @@ class LoaderError(RuntimeError):
 
 
 class SaveError(RuntimeError):
-    """A checkpoint or record could not be written: one line naming the file and the room left, exit code 1."""
+    """A checkpoint could not be written, as all processes know: one line naming the file and its size, exit code 1."""
+
+
+class DiskError(RuntimeError):
+    """Another file could not be written, as one process met: one line naming it, exit code 1."""
 
 
 class PreemptedError(RuntimeError):
@@ -40,7 +44,7 @@ class PeerError(RuntimeError):
 
 
 WORKER_DIED = "a loader process died, killed or out of memory"
-EXPECTED = (InputError, NonFiniteError, LoaderError, SaveError, PreemptedError, PeerError)
+EXPECTED = (InputError, NonFiniteError, LoaderError, SaveError, DiskError, PreemptedError, PeerError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of a disk, not of our code
 
 
@@ -52,7 +56,7 @@ def expected(error: Exception) -> Exception | None:
     if isinstance(error, EXPECTED):
         return error
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return SaveError(f"{error.filename or 'a file'}: {error.strerror}; the last checkpoint still stands")
+        return DiskError(f"{error.filename or 'a file'}: {error.strerror}; the last checkpoint still stands")
     if not isinstance(error, RuntimeError):
         return None
     text = (str(error).splitlines() or [""])[0]

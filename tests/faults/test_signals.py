@@ -37,11 +37,11 @@ def delivered(output: Path) -> list[dict[str, Any]]:
 def running(output: Path, *words: str, steps: int = 5, **env: str) -> Iterator[subprocess.Popen[str]]:
     """The recipe in a session of its own, once it has taken so many steps; whatever is left at the end is killed.
 
-    `words`: the launcher, and flags that begin with `--cloud`.
+    `words`: the launcher's, then flags.
     """
     before = len(delivered(output))
-    flags = words[words.index("--cloud") :] if "--cloud" in words else ()
-    command = [*words[: len(words) - len(flags)], RECIPE, *FLAGS, *flags, "--output-dir", str(output)]
+    first = next((i for i, word in enumerate(words) if word in ("--cloud", "--rand-augment")), len(words))
+    command = [*words[:first], RECIPE, *FLAGS, *words[first:], "--output-dir", str(output)]
     process = subprocess.Popen(
         command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
@@ -111,6 +111,18 @@ def slow(handle):
     sync(handle)
 os.fsync = slow
 """
+
+
+def test_a_run_is_saved_when_all_its_processes_are_signalled(tmp_path: Path):
+    """As schedulers do it that know a job as a group of processes: its loader processes must outlive the save."""
+    output = tmp_path / "run"
+    with running(output, sys.executable, "--rand-augment", "5", "--num-workers", "2") as process:
+        assert len(pids_of(output)) == 3
+        os.killpg(process.pid, signal.SIGTERM)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 75, text
+        assert gone(output)
+    check_stopped(output, "SIGTERM")
 
 
 def test_a_run_leaves_at_once_when_it_is_signalled_twice(tmp_path: Path):

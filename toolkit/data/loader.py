@@ -1,6 +1,7 @@
 """From requests to uint8 batches, in order, a few ahead: by threads, or by processes where Python would hold them."""
 
 import queue
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from toolkit.errors import WORKER_DIED, InputError, LoaderError, expected
 
 AHEAD = 2  # batches in flight beyond the one that is taken
 PIECE = 8  # images that one thread takes at a time, at least
+STOP_S = 30  # how long a worker process outlives a SIGTERM
 CLOSE_S = 5.0  # longest wait for a thread when a reader stops
 
 
@@ -113,6 +115,14 @@ class _Loading(Dataset[Any]):
             return error
 
 
+def _outlive_a_stop(_: int) -> None:
+    """A worker's answer to SIGTERM, which some schedulers send to every process of a job: to live on for a while.
+
+    The run stops at a step and saves, for which it still needs batches. A worker that is not needed ends by itself.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_S))
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 
@@ -127,6 +137,7 @@ def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s:
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         timeout=timeout_s,
+        worker_init_fn=_outlive_a_stop,
         generator=torch.Generator(),  # torch draws a seed for the workers: not from the generator that training uses
         multiprocessing_context="fork",  # the others run a user's unguarded script again
     )
