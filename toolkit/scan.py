@@ -216,7 +216,10 @@ def _find_copies(found: Survey, digests: dict[str, list[bytes]]) -> Iterator[tup
 
 
 def _judge(found: Survey, copies: list[tuple[str, int]]) -> Iterable[tuple[str, int, str, str]]:
-    """Copies in a split that is evaluated later leak; in one split they repeat or contradict each other."""
+    """Copies in a split that is evaluated later leak; in one split they repeat or contradict each other.
+
+    Where validation images will be drawn from train, a copy there leaks as well.
+    """
 
     def called(split: str, i: int) -> str:
         index = found.splits[split]
@@ -231,5 +234,7 @@ def _judge(found: Survey, copies: list[tuple[str, int]]) -> Iterable[tuple[str, 
             yield split, i, "leak", called(keeper, first)
         elif contradictory:
             yield split, i, "contradiction", called(keeper, next(j for j in own if labels[j] != labels[i]))
+        elif i != first and keeper == "train" and "val" not in found.splits:
+            yield split, i, "would leak", f"{called(keeper, first)}; of train a part would be held out for validation"
         elif i != first:
             yield split, i, "duplicate", called(keeper, first)

@@ -1,10 +1,12 @@
 """A scan finds what is wrong with real files, and nothing where nothing is."""
 
+import io
 import json
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from tests.conftest import write_image
+from tests.conftest import paths_of, write_image
 from toolkit import InputError, Settings
 from toolkit.data.index import Index, Names
 from toolkit.data.splits import open_splits
@@ -212,6 +214,52 @@ def test_a_copy_is_harmless_when_it_lies_in_the_same_split_and_class(tmp_path: P
     assert found(report) == [("train", "train/cat/5.png", "duplicate")]
     assert report.serious() == []
     assert len(report.kept["train"]) == 16
+
+
+def test_a_copy_would_leak_when_validation_images_are_drawn_from_train(tmp_path: Path):
+    """All content twice: whatever training holds out, it also trains on."""
+    root = write_set(tmp_path / "data")
+    shutil.rmtree(root / "val")
+    for file in sorted(root.glob("train/*/*")):
+        copy(root, str(file.relative_to(root)), f"{file.relative_to(root).parent}/copy-{file.name}")
+    splits = open_splits(Settings(data_root=str(root)), 32)
+    contents = [{path.read_bytes() for path in paths_of(index)} for index in (splits.train, splits.val)]
+    assert contents[1] <= contents[0]
+    report = scanned(root)
+    assert [(split, kind) for split, _, kind in found(report)] == [("train", "would leak")] * 16
+    assert report.findings[0].reason == (
+        "the same content as train/cat/0.png, class cat; of train a part would be held out for validation"
+    )
+    assert len(report.serious()) == 16
+    write_manifest(report, tmp_path / "manifest")
+    assert scanned(tmp_path / "manifest").findings == ()
+    write_image(root / "val/cat/0.png", seed=1)  # control
+    write_image(root / "val/dog/0.png", seed=2)
+    assert {kind for _, _, kind in found(scanned(root))} == {"duplicate"}
+
+
+def write_shard(file: Path, numbers: Sequence[int], labels: Sequence[int]) -> None:
+    """A tar of small images; equal numbers are equal images."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        for i, (number, label) in enumerate(zip(numbers, labels, strict=True)):
+            picture = io.BytesIO()
+            Image.new("RGB", (20, 20), (number, 0, 0)).save(picture, "PNG")
+            for name, content in ((f"{i:03d}.png", picture.getvalue()), (f"{i:03d}.cls", str(label).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def test_shards_are_scanned_as_they_lie_when_they_have_no_validation_split(tmp_path: Path):
+    write_shard(tmp_path / "train/0.tar", [0, 1, 2, 3, 0], [0, 1, 0, 1, 0])
+    report = scanned(tmp_path)
+    assert {split: counts.images for split, counts in report.splits.items()} == {"train": 5}
+    assert found(report) == [("train", "train/0.tar/004.png", "would leak")]
+    write_shard(tmp_path / "train/0.tar", [0, 1, 2], [0, 1, 0])
+    assert found(scanned(tmp_path)) == [("train", "1", "class missing")]  # training would refuse it
+    with pytest.raises(InputError, match="class '1' has 1 image"):
+        open_splits(Settings(data_root=str(tmp_path)), 32)
 
 
 def test_copies_contradict_each_other_when_their_classes_differ(tmp_path: Path):

@@ -8,15 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.data.index import ALONE, Index, Names
+from toolkit.data.index import ALONE, Found, Index, Names
 from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, class_folders, first_existing, image_files
 from toolkit.data.sources.manifests import parse_rows
-from toolkit.data.splits import open_splits
+from toolkit.data.splits import find_splits
 from toolkit.errors import InputError
 from toolkit.settings import make_settings
 
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 BUILT_IN_PX = 64  # native size of the built-in images
+ALONE_IN_CLASS = "1 image, too few to hold one out for validation"
 
 
 class Finding(NamedTuple):
@@ -54,8 +55,7 @@ def survey(data: str, cache_dir: Path | None = None) -> Survey:
     elif (root / "train").is_dir() and class_folders(root / "train"):
         suffix = ""
     else:
-        splits = open_splits(make_settings({"data_root": data, "cache_dir": cache_dir}), BUILT_IN_PX)
-        return Survey(splits.all(), splits.classes, splits.source)
+        return _as_trained(*find_splits(make_settings({"data_root": data, "cache_dir": cache_dir}), BUILT_IN_PX))
     read = _list_manifest if suffix else _list_folders
     places = {split: first_existing(root, names, suffix) for split, names in SPLITS.items()}
     listings = {split: read(split, place, findings) for split, place in places.items() if place is not None}
@@ -70,6 +70,15 @@ def survey(data: str, cache_dir: Path | None = None) -> Survey:
         for split, listing in listings.items()
     }
     return Survey(indices, tuple(classes), str(root), tuple(findings))
+
+
+def _as_trained(found: Found, source: str) -> Survey:
+    """What was read strictly; only whether training could hold out images of each class is still to be seen."""
+    splits = {split: index for split in SPLITS if (index := getattr(found, split)) is not None}
+    counts = np.bincount(found.train.labels, minlength=len(found.classes)).tolist()
+    alone = [] if "val" in splits else [name for name, n in zip(found.classes, counts, strict=True) if n == 1]
+    findings = tuple(Finding("train", name, "class missing", ALONE_IN_CLASS) for name in alone)
+    return Survey(splits, tuple(found.classes), source, findings)
 
 
 def _list_folders(split: str, folder: Path, findings: list[Finding]) -> _Listing:
@@ -112,7 +121,7 @@ def _compare_classes(listings: dict[str, _Listing], classes: Sequence[str], test
         if name in taught and not count:
             yield Finding("train", name, "class missing", "its folder has no images")
         if name in taught and count == 1 and "val" not in listings:
-            yield Finding("train", name, "class missing", "1 image, too few to hold one out for validation")
+            yield Finding("train", name, "class missing", ALONE_IN_CLASS)
         for split in [split for split in listings if split != "train"]:
             if name not in taught and name in listings[split].classes:
                 yield Finding(split, name, "class extra", f"{counts[split][name]} images of a class not in train")
