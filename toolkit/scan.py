@@ -25,17 +25,21 @@ from toolkit.errors import BadSampleError
 PIECE = 32  # images that one thread takes at a time
 DIGEST_BYTES = 16
 BAD = ("unreadable", "empty", "truncated", "damaged", "too large")  # kinds of images that cannot be used
-HARMLESS = frozenset({"wrong type", "duplicate", "class untested"})  # training goes on, its figures are right
+HARMLESS = frozenset(
+    {"wrong type", "duplicate", "class untested", "left out"}
+)  # training goes on, its figures are right
 EVALUATED_FIRST = ("test", "val", "train")  # of copies the one in the earliest of these splits stays
 FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jfif": "JPEG",
     ".png": "PNG",
     ".bmp": "BMP",
     ".gif": "GIF",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".webp": "WEBP",
+    ".avif": "AVIF",
 }
 DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")  # how libjpeg's warnings of it begin
 SMALLEST = {"min_height": 1, "min_width": 1, "min_factor": 8}  # all of a JPEG is read, an 8th of it is drawn

@@ -1,13 +1,17 @@
 """What images there are: folders and manifests, and what is wrong with them."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import paths_of, write_folders, write_image, write_manifest
 from toolkit import InputError, Settings
 from toolkit.data.index import Index, Splits
+from toolkit.data.pixels import Pixels
 from toolkit.data.splits import open_splits
 
 
@@ -29,11 +33,37 @@ def test_splits_are_read_in_order_when_a_folder_has_all_three(tmp_path: Path):
     assert names(splits.test, tmp_path) == ["test/cat/0.png", "test/dog/0.png"]
 
 
-def test_validation_is_read_when_its_folder_has_its_long_name(tmp_path: Path):
-    splits = opened(write_folders(tmp_path, {"train": 3, "validation": 2}))
-    assert names(splits.val, tmp_path)[0] == "validation/cat/0.png"
+@pytest.mark.parametrize("name", ["validation", "valid"])
+def test_validation_is_read_when_its_folder_has_another_name(tmp_path: Path, name: str):
+    splits = opened(write_folders(tmp_path, {"train": 3, name: 2}))
+    assert names(splits.val, tmp_path)[0] == f"{name}/cat/0.png"
     assert len(splits.train) == 6
     assert splits.test is None
+
+
+@pytest.mark.parametrize("ending", ["jfif", "JFIF", "avif"])
+def test_images_are_found_when_their_ending_is_rare(tmp_path: Path, ending: str):
+    write_folders(tmp_path, {"train": 1, "val": 1})
+    form = "AVIF" if ending == "avif" else "JPEG"
+    Image.new("RGB", (30, 20), (9, 99, 200)).save(tmp_path / f"train/cat/x.{ending}", form)
+    train = opened(tmp_path).train
+    assert list(train.names) == ["train/cat/0.png", f"train/cat/x.{ending}", "train/dog/0.png"]
+    assert np.abs(Pixels(train).whole(1).astype(int) - (9, 99, 200)).max() <= 3
+
+
+def test_files_that_are_left_out_are_told_by_kind_when_there_are_some(tmp_path: Path, caplog):
+    write_folders(tmp_path, {"train": 1, "val": 1})
+    caplog.set_level(logging.INFO)
+    opened(tmp_path)
+    assert "left out" not in caplog.text
+    for file in ("train/cat/a.jp2", "train/cat/deep/b.JP2", "train/dog/noname", "val/loose.png", "val/cat/.hidden.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    opened(tmp_path)
+    assert (
+        "4 files are left out: 2 .jp2 (train/cat/a.jp2), 1 without a suffix (train/dog/noname), "
+        "1 in no class folder (val/loose.png)"
+    ) in caplog.text
 
 
 def test_images_in_sub_folders_are_found_and_other_files_are_not_when_a_class_is_read(tmp_path: Path):

@@ -43,7 +43,7 @@ def found(report: Report) -> list[tuple[str, str, str]]:
     return [(finding.split, finding.name, finding.kind) for finding in report.findings]
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "jfif", "gif", "bmp", "tiff", "webp", "avif"])
 def test_a_scan_finds_nothing_when_nothing_is_wrong(tmp_path: Path, ending: str):
     report = scanned(write_set(tmp_path, ending))
     assert report.findings == ()
@@ -147,6 +147,26 @@ def test_a_file_is_reported_and_kept_when_its_name_says_another_format(tmp_path:
     assert report.findings == (Finding("val", "val/cat/1.jpg", "wrong type", "the content is PNG, the name says JPEG"),)
     assert len(report.kept["val"]) == 4
     assert report.serious() == []
+
+
+def test_files_that_are_left_out_are_told_by_kind_when_there_are_some(tmp_path: Path):
+    root = write_set(tmp_path)
+    for file in ("train/cat/a.jp2", "train/dog/b.jp2", "train/cat/noname", "val/loose.png", "val/cat/.hidden.txt"):
+        (root / file).write_bytes(b"")
+    report = scanned(root)
+    assert report.findings == (
+        Finding("train", "train/cat/a.jp2", "left out", "no image of a class; 2 .jp2"),
+        Finding("train", "train/cat/noname", "left out", "no image of a class; 1 without a suffix"),
+        Finding("val", "val/loose.png", "left out", "no image of a class; 1 in no class folder"),
+    )
+    assert report.serious() == []
+
+
+def test_a_class_is_told_when_it_is_a_link_to_nothing(tmp_path: Path):
+    root = write_set(tmp_path)
+    shutil.rmtree(root / "train/cat")
+    (root / "train/cat").symlink_to("gone")
+    assert found(scanned(root)) == [("train", "cat", "unreadable"), ("train", "cat", "class missing")]
 
 
 def test_every_file_is_checked_when_many_are_bad(tmp_path: Path):

@@ -9,7 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from toolkit.data.index import ALONE, Found, Index, Names
-from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, class_folders, first_existing, image_files
+from toolkit.data.sources.folders import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    class_folders,
+    find_split,
+    kinds_of,
+    list_images,
+    loose_files,
+)
 from toolkit.data.sources.manifests import parse_rows
 from toolkit.data.splits import find_splits
 from toolkit.errors import InputError
@@ -57,7 +66,7 @@ def survey(data: str, cache_dir: Path | None = None) -> Survey:
     else:
         return _as_trained(*find_splits(make_settings({"data_root": data, "cache_dir": cache_dir}), BUILT_IN_PX))
     read = _list_manifest if suffix else _list_folders
-    places = {split: first_existing(root, names, suffix) for split, names in SPLITS.items()}
+    places = {split: find_split(root, names, suffix) for split, names in SPLITS.items()}
     listings = {split: read(split, place, findings) for split, place in places.items() if place is not None}
     names = {name for listing in listings.values() for name in listing.classes}
     classes = sorted(names, key=int if suffix else None)
@@ -87,13 +96,17 @@ def _list_folders(split: str, folder: Path, findings: list[Finding]) -> _Listing
         return _Listing([], frozenset())
     images: list[tuple[str, str]] = []
     names = class_folders(folder)
+    left_out = [f"{folder.name}/{name}" for name in loose_files(folder)]
     for name in names:
         try:
-            found = sorted(image_files(folder / name), key=lambda path: path.split("/"))
+            listing = list_images(folder / name)
         except (OSError, InputError) as error:
             findings.append(Finding(split, name, "unreadable", str(error)))
             continue
-        images += [(f"{folder.name}/{name}/{file}", name) for file in found]
+        images += [(f"{folder.name}/{name}/{file}", name) for file in listing.images]
+        left_out += [f"{folder.name}/{name}/{file}" for file in listing.others]
+    for kind, files in kinds_of(left_out).items():
+        findings.append(Finding(split, files[0], "left out", f"no image of a class; {len(files)} {kind}"))
     return _Listing(images, frozenset(names))
 
 

@@ -21,7 +21,7 @@ from toolkit.data.index import Found, Index
 from toolkit.data.pixels import read_bytes
 from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION
+from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, check_single
 from toolkit.data.sources.labels import check_complete, check_known, check_range, count_classes
 from toolkit.errors import InputError
 
@@ -41,7 +41,10 @@ class Columns(NamedTuple):
 def read_hub(name: str, cache: Path) -> Found:
     """The index of each split; raises InputError that names the data set and what is wrong with it."""
     loaded = _load(name, cache)
-    splits = [next((loaded[key] for key in names if key in loaded), None) for names in (TRAIN, VALIDATION, TEST)]
+    present = [[key for key in names if key in loaded] for names in (TRAIN, VALIDATION, TEST)]
+    for keys in present:
+        check_single(f"hf:{name}", keys)
+    splits = [loaded[keys[0]] if keys else None for keys in present]
     if splits[0] is None:
         raise InputError(f"hf:{name}: has no split train; it has {', '.join(map(str, loaded))}")
     columns = _columns(name, splits[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toolkit.data.index import Found, Index
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import TEST, VALIDATION, first_existing
+from toolkit.data.sources.folders import TEST, VALIDATION, find_split
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_range, count_classes, named, parse_label
 from toolkit.errors import InputError
 
@@ -21,7 +21,7 @@ def read_manifests(root: Path, cache: Path) -> Found:
     count = count_classes(train, str(root / "train.csv"))
     val, test = (
         _read_csv(file, count, cache) if file else None
-        for file in (first_existing(root, names, ".csv") for names in (VALIDATION, TEST))
+        for file in (find_split(root, names, ".csv") for names in (VALIDATION, TEST))
     )
     if val is not None:
         check_complete(val, count, str(root), "the validation manifest")
