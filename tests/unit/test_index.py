@@ -130,6 +130,51 @@ def test_validation_is_held_out_of_a_manifest_when_there_is_no_other(tmp_path: P
     assert set(names(splits.train, tmp_path)) | set(names(splits.val, tmp_path)) == {path for path, _ in rows}
 
 
+def test_column_names_are_stripped_when_a_manifest_has_spaces_after_its_commas(tmp_path: Path):
+    for split in ("train", "val"):
+        write_manifest(tmp_path, split, [("a.png", 0), ("b.png", 1)])
+        (tmp_path / f"{split}.csv").write_text("filepath, label \na.png, 0\nb.png, 1\n")
+    assert opened(tmp_path).train.labels.tolist() == [0, 1]
+
+
+def test_the_folder_beside_is_named_when_a_foreign_manifest_is_met(tmp_path: Path):
+    write_folders(tmp_path, {"train": 2, "val": 1})
+    (tmp_path / "train.csv").write_text("Id,Tags\n1,x\n")
+    told = r"train\.csv: needs the columns filepath,label; it has Id,Tags; to use the folder train/ instead"
+    with pytest.raises(InputError, match=told):
+        opened(tmp_path)
+
+
+def test_the_first_wrong_row_is_named_when_a_file_is_gone_and_a_label_is_none(tmp_path: Path):
+    write_manifest(tmp_path, "train", [("a.png", 0), ("b.png", 1), ("c.png", "x")])
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(InputError, match=r"train\.csv, line 3: there is no file .*b\.png"):
+        opened(tmp_path)
+
+
+def spoilt(content: bytes, how: str) -> bytes:
+    """A cache's file that was cut or changed on the disk."""
+    if how == "cut":
+        return content[: len(content) // 2]
+    if how == "empty":
+        return b""
+    at = {"start": 0, "header": 40, "middle": len(content) // 2, "end": len(content) - 15}[how]
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "start", "header", "middle", "end"])
+def test_a_damaged_cache_counts_as_none_when_a_data_set_is_opened_again(tmp_path: Path, how: str):
+    root = write_folders(tmp_path / "data", {"train": 30, "val": 1}, ("cat", "dog"), (8, 6))
+    before = opened(root, cache_dir=tmp_path / "cache").digests()
+    tables = sorted((tmp_path / "cache/index").glob("*.npz"))
+    whole = [table.read_bytes() for table in tables]
+    assert len(tables) == 2
+    for table, content in zip(tables, whole, strict=True):
+        table.write_bytes(spoilt(content, how))
+    assert opened(root, cache_dir=tmp_path / "cache").digests() == before
+    assert [len(table.read_bytes()) for table in tables] == [len(content) for content in whole]  # written anew
+
+
 def no_class_folders(root: Path) -> None:
     (root / "train").mkdir()
 

@@ -152,6 +152,22 @@ def test_only_a_changed_shard_is_read_again_when_a_data_set_is_opened_twice(tmp_
         opened(root)
 
 
+@pytest.mark.parametrize("at", [0.0, 0.02, 0.5, 0.98])
+def test_a_damaged_cache_counts_as_none_when_shards_are_opened_again(tmp_path: Path, at: float):
+    root = write_shards(tmp_path / "data")
+    before = opened(root, cache_dir=tmp_path / "cache").digests()
+    tables = list((tmp_path / "cache/index").glob("*.npz"))
+    assert len(tables) == 4
+    for table in tables:
+        content = bytearray(table.read_bytes())
+        content[int(at * len(content))] ^= 255
+        table.write_bytes(content)
+    assert opened(root, cache_dir=tmp_path / "cache").digests() == before
+    for table in tables:
+        table.write_bytes(table.read_bytes()[:300])
+    assert opened(root, cache_dir=tmp_path / "cache").digests() == before
+
+
 def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 

@@ -87,11 +87,9 @@ def _table(container: Container, read: Callable[[Container], Iterable[Part]], fo
     digest = hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     file = folder / f"{digest}-parts-v{VERSION}.npz"
     with FileLock(f"{file}.lock"):
-        try:
-            with np.load(file) as arrays:
-                return {name: arrays[name] for name in ("blob", "ends", *READ)}
-        except (OSError, ValueError, KeyError, EOFError):
-            pass
+        known = storage.read_arrays(file, ("blob", "ends", *READ))
+        if known is not None:
+            return known
         parts = list(read(container))
         names = Names.of(part.name for part in parts)
         values = zip(*(part[1:] for part in parts), strict=True) if parts else itertools.repeat((), len(READ))
