@@ -29,14 +29,14 @@ def scan_from(argv: Sequence[str] | None) -> None:
 
     name = Path(flags.data.rstrip("/")).expanduser().resolve().name.replace(":", "-")
     folder = flags.output_dir or Path(f"scan-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    found = survey(flags.data, flags.cache_dir)
+    found = survey(flags.data, flags.cache_dir, flags.cache_gb)
     if flags.write_manifest:
         scan_outputs.refuse_manifest(found, folder / "manifest")
+    scan_outputs.make_folder(folder)
     report = scan(found, flags.num_workers)
     text = scan_outputs.table(report)
     print(text, end="", flush=True)
 
-    folder.mkdir(parents=True, exist_ok=True)
     storage.write_json(folder / "scan.json", scan_outputs.to_json(report))
     storage.write_text(folder / "scan.txt", text)
     if flags.contact_sheets:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -30,7 +31,7 @@ def write_set(root: Path, ending: str = "png", classes: tuple[str, ...] = ("cat"
     for split, count in {"train": 8, "val": 2, "test": 2}.items():
         for name in classes:
             for i in range(count):
-                seed = zlib.crc32(f"{split}{name}{i}".encode())
+                seed = zlib.crc32(os.fsencode(f"{split}{name}{i}"))
                 write_image(root / split / name / f"{i}.{ending}", (40, 30), seed)
     return root
 
@@ -557,6 +558,71 @@ def test_class_names_are_refused_when_they_do_not_fit_the_labels(tmp_path: Path,
     (root / "class_names.txt").write_text(text)
     with pytest.raises(InputError, match=rf"class_names\.txt: {told}; it needs one a line for each of 2 classes"):
         open_splits(Settings(data_root=str(root)), 32)
+
+
+def test_names_of_classes_stay_when_a_manifest_is_mended_by_another(tmp_path: Path):
+    root = write_manifests(tmp_path / "data")
+    (root / "class_names.txt").write_text("cat\nred dog\n")
+    report = scanned(root)
+    assert report.findings == ()
+    assert report.splits["train"].per_class == {"cat": 3, "red dog": 3}
+    write_manifest(report, tmp_path / "manifest")
+    assert (tmp_path / "manifest/class_names.txt").read_text() == "cat\nred dog\n"
+
+
+def test_names_of_classes_are_told_when_they_do_not_fit_the_labels(tmp_path: Path):
+    root = write_manifests(tmp_path)
+    (root / "class_names.txt").write_text("cat\n")
+    report = scanned(root)
+    assert found(report) == [("train", "class_names.txt", "unreadable")]
+    assert report.classes == ("0", "1")
+    write_rows(root, "train", [("a.png", 0), ("b.png", 2), ("c.png", 0), ("d.png", 2)])  # 1 is in val only
+    assert scanned(root).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("cat ", "class 'cat ' cannot stand in class_names.txt"),
+        ("two\nlines", r"class 'two\\nlines' cannot stand"),
+        ("caf\udce9", r"class 'caf\\udce9' cannot stand"),
+    ],
+)
+def test_nothing_is_left_when_a_class_has_a_name_that_no_manifest_can_hold(tmp_path: Path, name: str, told: str):
+    root = write_set(tmp_path / "data", classes=("cat", name))
+    report = scanned(root)
+    assert report.findings == ()
+    with pytest.raises(InputError, match=told):
+        write_manifest(report, tmp_path / "out/manifest")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+SHEETS = """
+import sys
+from pathlib import Path
+from toolkit.data.survey import survey
+from toolkit.scan import scan
+from toolkit.scan_outputs import write_contact_sheets
+
+def peak_mb():
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1024
+
+report = scan(survey(sys.argv[1]), 2)
+before = peak_mb()
+write_contact_sheets(report, Path(sys.argv[2]))
+print(peak_mb() - before)
+"""
+
+
+def test_memory_stays_flat_when_there_are_contact_sheets_of_many_classes(tmp_path: Path):
+    """200 sheets of 1 MB each."""
+    for number in range(200):
+        for i in range(2):
+            write_image(tmp_path / "data/train" / f"{number:03d}" / f"{i}.png", (8, 8), 2 * number + i)
+    words = [sys.executable, "-c", SHEETS, str(tmp_path / "data"), str(tmp_path / "sheets")]
+    assert float(subprocess.check_output(words, text=True)) < 60
+    assert len(list((tmp_path / "sheets").iterdir())) == 200
 
 
 def test_a_manifest_is_refused_when_a_class_would_be_left_with_too_little_to_hold_out(tmp_path: Path):

@@ -19,12 +19,14 @@ from toolkit.data.sources.folders import (
     list_images,
     loose_files,
 )
+from toolkit.data.sources.labels import CLASS_NAMES, named
 from toolkit.data.sources.manifests import parse_rows
 from toolkit.data.splits import find_splits
 from toolkit.errors import InputError
-from toolkit.settings import make_settings
+from toolkit.settings import Scan, make_settings
 
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
+CACHE_GB: float = Scan.model_fields["cache_gb"].default
 BUILT_IN_PX = 64  # native size of the built-in images
 ALONE_IN_CLASS = "1 image, too few to hold one out for validation"
 
@@ -55,7 +57,7 @@ class _Listing(NamedTuple):
     classes: frozenset[str]
 
 
-def survey(data: str, cache_dir: Path | None = None) -> Survey:
+def survey(data: str, cache_dir: Path | None = None, cache_gb: float = CACHE_GB) -> Survey:
     """List a data set; folders and manifests leniently, other sources as training does, which may raise InputError."""
     root = Path(data).expanduser()
     findings: list[Finding] = []
@@ -64,20 +66,24 @@ def survey(data: str, cache_dir: Path | None = None) -> Survey:
     elif (root / "train").is_dir() and class_folders(root / "train"):
         suffix = ""
     else:
-        return _as_trained(*find_splits(make_settings({"data_root": data, "cache_dir": cache_dir}), BUILT_IN_PX))
+        values = {"data_root": data, "cache_dir": cache_dir, "cache_gb": cache_gb}
+        return _as_trained(*find_splits(make_settings(values), BUILT_IN_PX))
     read = _list_manifest if suffix else _list_folders
     places = {split: find_split(root, names, suffix) for split, names in SPLITS.items()}
     listings = {split: read(split, place, findings) for split, place in places.items() if place is not None}
     names = {name for listing in listings.values() for name in listing.classes}
     classes = sorted(names, key=int if suffix else None)
     findings += _compare_classes(listings, classes, test_may_lack=bool(suffix))
-    if suffix:
-        findings += _gaps(sorted(listings["train"].classes, key=int))
     number = {name: label for label, name in enumerate(classes)}
     indices = {
         split: _index(root, [file for file, _ in listing.images], [number[name] for _, name in listing.images])
         for split, listing in listings.items()
     }
+    if suffix:
+        taught = sorted(listings["train"].classes, key=int)
+        findings += _gaps(taught)
+        if [*map(int, taught)] == [*range(len(taught))]:  # else nobody knows whose names they are
+            classes = [*_names(root / CLASS_NAMES, taught, findings), *classes[len(taught) :]]
     return Survey(indices, tuple(classes), str(root), tuple(findings))
 
 
@@ -121,6 +127,15 @@ def _list_manifest(split: str, file: Path, findings: list[Finding]) -> _Listing:
     except InputError as error:
         findings.append(Finding(split, file.name, "unreadable", str(error)))
     return _Listing(images, frozenset(name for _, name in images))
+
+
+def _names(file: Path, taught: Sequence[str], findings: list[Finding]) -> Sequence[str]:
+    """What the labels of train are called: by the file of names, where there is one that fits them."""
+    try:
+        return named(file.read_bytes() if file.is_file() else None, len(taught), str(file))
+    except (OSError, InputError) as error:
+        findings.append(Finding("train", file.name, "unreadable", str(error)))
+        return taught
 
 
 def _compare_classes(listings: dict[str, _Listing], classes: Sequence[str], test_may_lack: bool) -> Iterable[Finding]:
