@@ -2,7 +2,8 @@
 
 Told are images that cannot be used (unreadable, empty, truncated, damaged, too large), copies across splits (leak), in
 train where validation images are to be drawn from it (would leak) or under two labels (contradiction), classes missing
-or extra in a split; and, as harmless, other copies within a split and content of another format than the name says.
+or extra in a split; and, as harmless, other copies within a split, content of another format than the name says, and
+files that are no images by their names or in no class folder.
 
 Exit code: 0 the data is usable as it is; 2 it is not, or a flag is wrong. A written manifest does not change it.
 

@@ -152,6 +152,14 @@ def test_the_first_wrong_row_is_named_when_a_file_is_gone_and_a_label_is_none(tm
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none/below"])
+def test_the_flag_is_named_when_the_cache_cannot_be_written(tmp_path: Path, place: str):
+    root = write_folders(tmp_path / "data", {"train": 2, "val": 1})
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="the cache cannot be used; --cache-dir names another place for it"):
+        opened(root, cache_dir=tmp_path / place)
+
+
 def spoilt(content: bytes, how: str) -> bytes:
     """A cache's file that was cut or changed on the disk."""
     if how == "cut":

@@ -44,7 +44,10 @@ def find_splits(settings: Settings, largest: int) -> tuple[Found, str]:
     try:
         return _read(root, cache, round(settings.cache_gb * GB)), source
     except OSError as error:
-        raise InputError(f"{error.filename or cache}: {error.strerror}") from None
+        place = Path(error.filename or cache)
+        ours = place in (cache, *cache.parents) or cache in place.parents
+        remedy = ": the cache cannot be used; --cache-dir names another place for it" if ours else ""
+        raise InputError(f"{place}: {error.strerror}{remedy}") from None
 
 
 def absolute(data_root: str) -> str:
