@@ -1,8 +1,9 @@
 """Check a data set before money is spent on it: every image of every split is read and decoded, by all cores.
 
-Told are images that cannot be used (unreadable, empty, truncated, damaged, too large), copies across splits (leak) or
-under two labels (contradiction), classes missing or extra in a split; and, as harmless, copies within a split and
-content of another format than the name says.
+Told are images that cannot be used (unreadable, empty, truncated, damaged, too large), copies across splits (leak), in
+train where validation images are to be drawn from it (would leak) or under two labels (contradiction), classes missing
+or extra in a split; and, as harmless, other copies within a split, content of another format than the name says, and
+files that are no images by their names or in no class folder.
 
 Exit code: 0 the data is usable as it is; 2 it is not, or a flag is wrong. A written manifest does not change it.
 
@@ -29,14 +30,14 @@ def scan_from(argv: Sequence[str] | None) -> None:
 
     name = Path(flags.data.rstrip("/")).expanduser().resolve().name.replace(":", "-")
     folder = flags.output_dir or Path(f"scan-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    found = survey(flags.data, flags.cache_dir)
+    found = survey(flags.data, flags.cache_dir, flags.cache_gb)
     if flags.write_manifest:
         scan_outputs.refuse_manifest(found, folder / "manifest")
+    scan_outputs.make_folder(folder)
     report = scan(found, flags.num_workers)
     text = scan_outputs.table(report)
     print(text, end="", flush=True)
 
-    folder.mkdir(parents=True, exist_ok=True)
     storage.write_json(folder / "scan.json", scan_outputs.to_json(report))
     storage.write_text(folder / "scan.txt", text)
     if flags.contact_sheets:

@@ -16,7 +16,7 @@ from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError,
 from toolkit.evaluation import Score
 from toolkit.learner import Learner, build_learner
 from toolkit.preemption import Preemption
-from toolkit.prepare import describe, prepare
+from toolkit.prepare import describe, go_on, prepare
 from toolkit.resuming import capture
 from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
@@ -42,13 +42,14 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
         try:
             machine = device.describe(settings, accelerator)
             prepared = prepare(accelerator, settings, strategy)
-            settings = prepared.settings
             built = build_learner(accelerator, strategy, prepared)
-            place = claim_place(accelerator, settings, recipe, config_of(settings, strategy))
+            asked = prepared.settings.model_copy(update={"cache": settings.cache})
+            place = claim_place(accelerator, asked, recipe, config_of(asked, strategy))
             try:
                 if place.finished:
                     log.info("finished  nothing is left to do; give another --output-dir to train anew")
                     return place.directory.summary()
+                prepared = go_on(prepared, place.cache)
                 for line in (*machine, *describe(prepared, strategy)):
                     log.info(line)
                 return _recorded(set_up(accelerator, strategy, prepared, place, built, preemption))

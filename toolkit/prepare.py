@@ -1,6 +1,6 @@
 """Everything about a run that can be checked in advance: settings, data, processes and model; nothing is written."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -23,10 +23,11 @@ from toolkit.tracking import check_installed
 class Prepared:
     """A run that was checked against data, processes and model, before anything is built or written.
 
-    `settings` have all choices made that were left to the toolkit.
+    `settings` have all choices made that were left to the toolkit; `open_cache`: that of the cache among them.
     """
 
     settings: Settings
+    open_cache: bool
     splits: Splits
     plan: Plan
     model_plan: ModelPlan
@@ -43,14 +44,32 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
     run_plan = make_plan(settings, strategy, len(splits.train), accelerator.num_processes)
     if settings.on_bad_sample == "fail":
         check_readable(splits)
-    settings = settings.model_copy(update={"cache": resolve_cache(settings, splits, run_plan.phases)})
+    open_cache = settings.cache == "auto"
+    settings = settings.model_copy(update={"cache": resolve_cache(settings, splits, run_plan.phases, _free_gb())})
     evaluated = {size for spec in strategy.panel() for size in spec.sizes}
     sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
     threads = machine.loader_threads() if settings.num_workers is None else settings.num_workers
     model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
     _check_norm(settings, strategy, model_plan)
     _check_alike(splits)
-    return Prepared(settings, splits, run_plan, model_plan, threads)
+    return Prepared(settings, open_cache, splits, run_plan, model_plan, threads)
+
+
+def go_on(prepared: Prepared, cache: str | None) -> Prepared:
+    """The same with the cache that a run began with, where that was left open; None: there is no such run.
+
+    Raises InputError, on all processes, where it does not fit into memory any more.
+    """
+    if cache is None or not prepared.open_cache:
+        return prepared
+    settings = prepared.settings.model_copy(update={"cache": cache})
+    resolve_cache(settings, prepared.splits, prepared.plan.phases, _free_gb())
+    return replace(prepared, settings=settings)
+
+
+def _free_gb() -> float:
+    """Memory that any process could still take, GB: the least of all, so that all decide alike."""
+    return min(gather_object([machine.free_memory_gb() / machine.local_processes()]))
 
 
 def _check_alike(splits: Splits) -> None:

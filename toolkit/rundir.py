@@ -40,8 +40,8 @@ def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Learning settings that are not the same, as `name: old -> new`."""
-    names = learned({**old, **new})
+    """Learning settings that are not the same, as `name: old -> new`; a cache left open is the one that there was."""
+    names = [name for name in learned({**old, **new}) if (name, new.get(name)) != ("cache", "auto")]
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 

@@ -25,17 +25,21 @@ from toolkit.errors import BadSampleError
 PIECE = 32  # images that one thread takes at a time
 DIGEST_BYTES = 16
 BAD = ("unreadable", "empty", "truncated", "damaged", "too large")  # kinds of images that cannot be used
-HARMLESS = frozenset({"wrong type", "duplicate", "class untested"})  # training goes on, its figures are right
+HARMLESS = frozenset(
+    {"wrong type", "duplicate", "class untested", "left out"}
+)  # training goes on, its figures are right
 EVALUATED_FIRST = ("test", "val", "train")  # of copies the one in the earliest of these splits stays
 FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jfif": "JPEG",
     ".png": "PNG",
     ".bmp": "BMP",
     ".gif": "GIF",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".webp": "WEBP",
+    ".avif": "AVIF",
 }
 DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")  # how libjpeg's warnings of it begin
 SMALLEST = {"min_height": 1, "min_width": 1, "min_factor": 8}  # all of a JPEG is read, an 8th of it is drawn
@@ -216,7 +220,10 @@ def _find_copies(found: Survey, digests: dict[str, list[bytes]]) -> Iterator[tup
 
 
 def _judge(found: Survey, copies: list[tuple[str, int]]) -> Iterable[tuple[str, int, str, str]]:
-    """Copies in a split that is evaluated later leak; in one split they repeat or contradict each other."""
+    """Copies in a split that is evaluated later leak; in one split they repeat or contradict each other.
+
+    Where validation images will be drawn from train, a copy there leaks as well.
+    """
 
     def called(split: str, i: int) -> str:
         index = found.splits[split]
@@ -231,5 +238,7 @@ def _judge(found: Survey, copies: list[tuple[str, int]]) -> Iterable[tuple[str, 
             yield split, i, "leak", called(keeper, first)
         elif contradictory:
             yield split, i, "contradiction", called(keeper, next(j for j in own if labels[j] != labels[i]))
+        elif i != first and keeper == "train" and "val" not in found.splits:
+            yield split, i, "would leak", f"{called(keeper, first)}; of train a part would be held out for validation"
         elif i != first:
             yield split, i, "duplicate", called(keeper, first)

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import os
 import re
+import shutil
 import statistics
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -144,12 +147,13 @@ def write_contact_sheets(report: Report, folder: Path) -> None:
     for split, index in report.indices.items():
         for i in report.kept[split].tolist():
             members[index.labels[i]].append((index, i))
-    with ThreadPoolExecutor(machine.cpu_quota()) as pool:
-        for label, sheet in enumerate(pool.map(_sheet, members)):
-            if not members[label]:
-                continue
-            safe = re.sub(r"[^\w.-]", "_", report.classes[label])[:80]
-            sheet.save(folder / f"{label:04d}-{safe}.png")
+
+    def draw(label: int) -> None:
+        safe = re.sub(r"[^\w.-]", "_", report.classes[label])[:80]
+        _sheet(members[label]).save(folder / f"{label:04d}-{safe}.png")
+
+    with ThreadPoolExecutor(machine.cpu_quota()) as pool:  # each thread has no more than one sheet in memory
+        list(pool.map(draw, [label for label, some in enumerate(members) if some]))
 
 
 def _sheet(members: Sequence[tuple[Index, int]]) -> Image.Image:
@@ -171,6 +175,16 @@ def _thumbnail(index: Index, i: int) -> np.ndarray:
     pixels, _ = read_pixels(content, next((d for d in (8, 4, 2) if longer >= d * TILE), 1))
     height, width = (max(1, round(side * TILE / longer)) for side in (header.height, header.width))
     return resize_to(upright(pixels, header.orientation), height, width)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder for all that is written; raises InputError where it cannot be: better before the scan than after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--output-dir {folder}: nothing can be written there: {error.strerror}") from None
 
 
 def refuse_manifest(found: Survey, folder: Path) -> None:
@@ -207,18 +221,39 @@ def write_manifest(report: Report, folder: Path) -> None:
     ]
     if rules:
         raise InputError(f"--write-manifest: {rules[0]}: mend that in {report.source}")
-    folder.mkdir(parents=True)
+    staging = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        _fill(staging, kept, labels, report)
+        os.replace(staging, folder)
+    except OSError as error:
+        raise InputError(f"--write-manifest: {error.filename or staging}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fill(folder: Path, kept: dict[str, Index], labels: Sequence[int], report: Report) -> None:
+    """The manifests of what is kept, of the classes `labels` only."""
     try:
         (folder / IMAGES).symlink_to(Path(report.indices["train"].root).resolve(), target_is_directory=True)
     except OSError as error:
-        raise InputError(f"--write-manifest: no link can be made in {folder}: {error.strerror}") from None
+        raise InputError(f"--write-manifest: no link can be made in {folder.parent}: {error.strerror}") from None
+    _write_names(folder / CLASS_NAMES, [report.classes[label] for label in labels])
     number = {label: new for new, label in enumerate(labels)}
     for split, index in kept.items():
         if not len(index):  # of a test split nothing may be left
             continue
         rows = zip(index.names, index.labels.tolist(), strict=True)
         _write_csv(folder / f"{split}.csv", ((name, number[label]) for name, label in rows if label in number))
-    storage.write_text(folder / CLASS_NAMES, "".join(f"{report.classes[label]}\n" for label in labels))
+
+
+def _write_names(file: Path, names: Sequence[str]) -> None:
+    """Raises InputError where a name would be read back as another: it ends in a space, say, or is not UTF-8."""
+    for name in names:
+        if name.encode("utf-8", "replace").decode("utf-8-sig").splitlines() != [name] or name != name.strip():
+            raise InputError(f"--write-manifest: class {name!r} cannot stand in {CLASS_NAMES}: rename it in the data")
+    storage.write_text(file, "".join(f"{name}\n" for name in names))
 
 
 def _write_csv(file: Path, rows: Iterable[tuple[str, int]]) -> None:
@@ -229,4 +264,4 @@ def _write_csv(file: Path, rows: Iterable[tuple[str, int]]) -> None:
     try:
         storage.write_text(file, text.getvalue())
     except UnicodeEncodeError:
-        raise InputError(f"{file}: a manifest is in UTF-8, and the name of an image is not") from None
+        raise InputError(f"--write-manifest: {file.name} would be in UTF-8, and the name of an image is not") from None

@@ -334,6 +334,7 @@ class Scan(Section):
     cache_dir: Path | None = Field(
         None, description="folder for indices and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
     )
+    cache_gb: float = Field(4.0, gt=0, description="most that parts of remote shards may take on disk, GB")
 
 
 def default_scales(data_root: str) -> tuple[int, ...]:

@@ -76,31 +76,33 @@ class Run:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run lives, on every process; `start` is the checkpoint to go on from."""
+    """Where a run lives, on every process; `start` is the checkpoint to go on from, `cache` what it began with."""
 
     directory: RunDirectory
     start: Path | None
     finished: bool
+    cache: str | None
 
 
 def claim_place(accelerator: Accelerator, settings: Settings, recipe: str, config: dict[str, Any]) -> Place:
     """Rank 0 decides and locks, the others follow, also in refusing; raises InputError."""
     directory: RunDirectory | None = None
-    decision: list[Any] = [None, None, False, "", ""]
+    decision: list[Any] = [None, None, False, None, "", ""]
     if accelerator.is_main_process:
         try:
             directory, start, line = claim(settings, recipe, config)
-            decision = [directory.path, start, directory.exit_reason() in FINISHED, line, ""]
+            finished, cache = directory.exit_reason() in FINISHED, directory.config().get("cache")
+            decision = [directory.path, start, finished, cache, line, ""]
         except InputError as error:
             decision[-1] = str(error)
-    path, start, finished, line, refusal = broadcast_object_list(decision)
+    path, start, finished, cache, line, refusal = broadcast_object_list(decision)
     if refusal:
         raise InputError(refusal)
     if not path.is_dir():
         raise InputError(f"{path}: this machine does not see the run directory; put --output-dir on shared storage")
     if line and not finished:
         log.info("resume    %s", line)
-    return Place(directory or RunDirectory(path), start, finished)
+    return Place(directory or RunDirectory(path), start, finished, cache)
 
 
 def set_up(

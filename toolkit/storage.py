@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,4 +49,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with staging.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+    sync(staging)
     os.replace(staging, path)
+    sync(path.parent)
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
+    """Some arrays of an .npz file that can be made again; None where there is none, or it is damaged (CRC-32)."""
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:  # NumPy itself would leave a broken one open
+            return {name: arrays[name] for name in names}
+    except Exception:  # of damage, zipfile and NumPy raise whatever they run into
+        return None

@@ -232,6 +232,30 @@ def test_the_newest_unfinished_run_goes_on_when_no_directory_is_given(finished: 
     assert weights(run) == weights(finished)
 
 
+def cache_of(run: Path) -> str:
+    return yaml.safe_load((run / "config.yaml").read_text())["cache"]
+
+
+def test_a_run_keeps_the_cache_it_began_with_when_memory_changes(copied: Path, tmp_path: Path, monkeypatch, capsys):
+    cut_off(copied)
+    new = tmp_path / "new"
+    with monkeypatch.context() as crowded:
+        crowded.setenv("LOCAL_WORLD_SIZE", "10000000")  # a ten-millionth of the memory for each
+        assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 2
+        assert "--cache ram: 0.0 GB of decoded images in each process would not fit" in capsys.readouterr().err
+        assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(new)]) == 0  # a new one takes what there is
+    assert (cache_of(copied), cache_of(new)) == ("ram", "off")
+    expected = samples(new)
+    cut_off(new)
+    capsys.readouterr()
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(new)]) == 0
+    assert "nothing cached" in capsys.readouterr().out
+    assert cache_of(new) == "off"
+    assert samples(new) == expected
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(new), "--cache", "ram"]) == 2
+    assert "cache: off -> ram" in capsys.readouterr().err
+
+
 def test_a_plan_is_shown_and_nothing_written_when_it_is_a_dry_run(tmp_path: Path, capsys):
     assert recipe("multiscale")([*PROGRESSIVE, "--dry-run"]) == 0
     out, err = capsys.readouterr()

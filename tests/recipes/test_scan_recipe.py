@@ -108,6 +108,16 @@ def test_a_command_is_refused_in_one_line_when_its_words_are_wrong(
     assert list(tmp_path.iterdir()) == [data]
 
 
+def test_nothing_is_scanned_when_nothing_can_be_written(capsys, data: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    for folder, reason in (("file", "File exists"), ("file/below", "Not a directory"), ("/proc/none", "No such file")):
+        assert recipe("scan")(["data", "--output-dir", folder]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"error: --output-dir {folder}: nothing can be written there: {reason}")
+        assert len(err.splitlines()) == 1
+
+
 def test_the_exit_code_is_that_of_the_process_when_it_is_run_as_a_user_would(run: Runner, bad_data: Path):
     done = run("recipes/scan.py", "data", "--output-dir", "out")
     assert done.returncode == 2

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import index_of, write_folders, write_image
-from toolkit import InputError, Settings, machine
+from toolkit import InputError, Settings
 from toolkit.contract import Phase
 from toolkit.data.feed import check_readable, describe, open_feed, resolve_cache
 from toolkit.data.index import ALONE, Index, Names, Splits
@@ -51,24 +51,28 @@ def settings_of(**values) -> Settings:
 )
 def test_the_cache_is_chosen_by_settings_and_data_when_it_is_left_open(choice, bound_gb, phases, expected):
     settings = settings_of(cache=choice, cache_gb=bound_gb)
-    assert resolve_cache(settings, splits_of(1000, 100, 100), phases) == expected
+    assert resolve_cache(settings, splits_of(1000, 100, 100), phases, 1) == expected
 
 
 def test_a_cache_in_memory_is_refused_with_the_arithmetic_when_it_exceeds_the_bound():
     with pytest.raises(InputError, match=r"--cache ram: .* take 0\.6 GB .* more than --cache-gb 0\.5"):
-        resolve_cache(settings_of(cache="ram", cache_gb=0.5), splits_of(1000, 500, 400), (LARGEST,))
+        resolve_cache(settings_of(cache="ram", cache_gb=0.5), splits_of(1000, 500, 400), (LARGEST,), 1)
 
 
-@pytest.mark.parametrize("choice", ["ram", "auto"])
-def test_a_cache_in_memory_is_refused_when_all_processes_together_lack_the_memory(monkeypatch, choice: str):
-    splits = splits_of(1000, 500, 400)  # 0.6 GB
-    needs = int(0.8 * machine.free_memory_gb() / 0.6)
-    settings = settings_of(cache=choice, cache_gb=1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(needs // 2))
-    assert resolve_cache(settings, splits, (LARGEST,)) == "ram"  # control
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(needs * 2))
-    with pytest.raises(InputError, match=rf"--cache {choice}: {needs * 2} x 0\.6 GB .* free memory: take --cache tier"):
-        resolve_cache(settings, splits, (LARGEST,))
+# 0.6 GB are 80% of 0.75 GB.
+@pytest.mark.parametrize(
+    ("free_gb", "phases", "expected"),
+    [(0.76, (LARGEST,), "ram"), (0.74, (LARGEST,), "off"), (0.74, (LARGEST, LARGE), "tier")],
+)
+def test_another_cache_is_taken_when_images_would_fit_their_bound_but_not_the_memory(free_gb, phases, expected):
+    assert resolve_cache(settings_of(cache_gb=1), splits_of(1000, 500, 400), phases, free_gb) == expected
+
+
+def test_a_cache_in_memory_is_refused_when_it_was_asked_for_and_does_not_fit():
+    settings, splits = settings_of(cache="ram", cache_gb=1), splits_of(1000, 500, 400)
+    assert resolve_cache(settings, splits, (LARGEST,), 0.76) == "ram"  # control
+    with pytest.raises(InputError, match=r"--cache ram: 0\.6 GB .* in each .* its 0\.7 GB of free memory"):
+        resolve_cache(settings, splits, (LARGEST,), 0.74)
 
 
 def opened(tmp_path: Path, cache: str, scales: tuple[int, ...]):

@@ -136,9 +136,22 @@ def broken_file(root: Path) -> None:
     file.write_bytes(file.read_bytes()[:500])
 
 
+def strange_label(split: str, *labels: int):
+    """A data set with these labels in one split, and good ones in the others."""
+
+    def spoil(root: Path) -> None:
+        for name in ("train", "validation", "test"):
+            write_parquet(root, name, list(labels) if name == split else [0, 1, 0, 1], names=None)
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (strange_label("train", 0, 1, 0, -5), r"train, row 3: label -5 is out of range: 0 or more"),
+        (strange_label("validation", 0, 1, -5), r"validation, row 2: label -5 is out of range: 0 to 1, as in train"),
+        (strange_label("test", 0, 7), r"test, row 1: label 7 is out of range: 0 to 1, as in train"),
         (lambda root: None, "cannot be loaded: "),
         (lambda root: root.mkdir(), "cannot be loaded: "),
         (broken_file, "cannot be loaded: "),

@@ -1,13 +1,17 @@
 """What images there are: folders and manifests, and what is wrong with them."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import paths_of, write_folders, write_image, write_manifest
 from toolkit import InputError, Settings
 from toolkit.data.index import Index, Splits
+from toolkit.data.pixels import Pixels
 from toolkit.data.splits import open_splits
 
 
@@ -29,11 +33,37 @@ def test_splits_are_read_in_order_when_a_folder_has_all_three(tmp_path: Path):
     assert names(splits.test, tmp_path) == ["test/cat/0.png", "test/dog/0.png"]
 
 
-def test_validation_is_read_when_its_folder_has_its_long_name(tmp_path: Path):
-    splits = opened(write_folders(tmp_path, {"train": 3, "validation": 2}))
-    assert names(splits.val, tmp_path)[0] == "validation/cat/0.png"
+@pytest.mark.parametrize("name", ["validation", "valid"])
+def test_validation_is_read_when_its_folder_has_another_name(tmp_path: Path, name: str):
+    splits = opened(write_folders(tmp_path, {"train": 3, name: 2}))
+    assert names(splits.val, tmp_path)[0] == f"{name}/cat/0.png"
     assert len(splits.train) == 6
     assert splits.test is None
+
+
+@pytest.mark.parametrize("ending", ["jfif", "JFIF", "avif"])
+def test_images_are_found_when_their_ending_is_rare(tmp_path: Path, ending: str):
+    write_folders(tmp_path, {"train": 1, "val": 1})
+    form = "AVIF" if ending == "avif" else "JPEG"
+    Image.new("RGB", (30, 20), (9, 99, 200)).save(tmp_path / f"train/cat/x.{ending}", form)
+    train = opened(tmp_path).train
+    assert list(train.names) == ["train/cat/0.png", f"train/cat/x.{ending}", "train/dog/0.png"]
+    assert np.abs(Pixels(train).whole(1).astype(int) - (9, 99, 200)).max() <= 3
+
+
+def test_files_that_are_left_out_are_told_by_kind_when_there_are_some(tmp_path: Path, caplog):
+    write_folders(tmp_path, {"train": 1, "val": 1})
+    caplog.set_level(logging.INFO)
+    opened(tmp_path)
+    assert "left out" not in caplog.text
+    for file in ("train/cat/a.jp2", "train/cat/deep/b.JP2", "train/dog/noname", "val/loose.png", "val/cat/.hidden.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    opened(tmp_path)
+    assert (
+        "4 files are left out: 2 .jp2 (train/cat/a.jp2), 1 without a suffix (train/dog/noname), "
+        "1 in no class folder (val/loose.png)"
+    ) in caplog.text
 
 
 def test_images_in_sub_folders_are_found_and_other_files_are_not_when_a_class_is_read(tmp_path: Path):
@@ -98,6 +128,59 @@ def test_validation_is_held_out_of_a_manifest_when_there_is_no_other(tmp_path: P
     splits = opened(write_manifest(tmp_path, "train", rows))
     assert Counter(splits.val.labels.tolist()) == {0: 1, 1: 1}
     assert set(names(splits.train, tmp_path)) | set(names(splits.val, tmp_path)) == {path for path, _ in rows}
+
+
+def test_column_names_are_stripped_when_a_manifest_has_spaces_after_its_commas(tmp_path: Path):
+    for split in ("train", "val"):
+        write_manifest(tmp_path, split, [("a.png", 0), ("b.png", 1)])
+        (tmp_path / f"{split}.csv").write_text("filepath, label \na.png, 0\nb.png, 1\n")
+    assert opened(tmp_path).train.labels.tolist() == [0, 1]
+
+
+def test_the_folder_beside_is_named_when_a_foreign_manifest_is_met(tmp_path: Path):
+    write_folders(tmp_path, {"train": 2, "val": 1})
+    (tmp_path / "train.csv").write_text("Id,Tags\n1,x\n")
+    told = r"train\.csv: needs the columns filepath,label; it has Id,Tags; to use the folder train/ instead"
+    with pytest.raises(InputError, match=told):
+        opened(tmp_path)
+
+
+def test_the_first_wrong_row_is_named_when_a_file_is_gone_and_a_label_is_none(tmp_path: Path):
+    write_manifest(tmp_path, "train", [("a.png", 0), ("b.png", 1), ("c.png", "x")])
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(InputError, match=r"train\.csv, line 3: there is no file .*b\.png"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none/below"])
+def test_the_flag_is_named_when_the_cache_cannot_be_written(tmp_path: Path, place: str):
+    root = write_folders(tmp_path / "data", {"train": 2, "val": 1})
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="the cache cannot be used; --cache-dir names another place for it"):
+        opened(root, cache_dir=tmp_path / place)
+
+
+def spoilt(content: bytes, how: str) -> bytes:
+    """A cache's file that was cut or changed on the disk."""
+    if how == "cut":
+        return content[: len(content) // 2]
+    if how == "empty":
+        return b""
+    at = {"start": 0, "header": 40, "middle": len(content) // 2, "end": len(content) - 15}[how]
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "start", "header", "middle", "end"])
+def test_a_damaged_cache_counts_as_none_when_a_data_set_is_opened_again(tmp_path: Path, how: str):
+    root = write_folders(tmp_path / "data", {"train": 30, "val": 1}, ("cat", "dog"), (8, 6))
+    before = opened(root, cache_dir=tmp_path / "cache").digests()
+    tables = sorted((tmp_path / "cache/index").glob("*.npz"))
+    whole = [table.read_bytes() for table in tables]
+    assert len(tables) == 2
+    for table, content in zip(tables, whole, strict=True):
+        table.write_bytes(spoilt(content, how))
+    assert opened(root, cache_dir=tmp_path / "cache").digests() == before
+    assert [len(table.read_bytes()) for table in tables] == [len(content) for content in whole]  # written anew
 
 
 def no_class_folders(root: Path) -> None:

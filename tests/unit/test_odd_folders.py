@@ -1,6 +1,9 @@
 """Odd folders and manifests: each image found once with its own label, and nothing read that lies outside."""
 
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +126,58 @@ def test_a_link_to_nothing_is_an_unreadable_image(root: Path):
     assert index.unreadable().tolist() == [2]
     with pytest.raises(BadSampleError, match=r"train/cat/2\.png: cannot be read as an image: No such file"):
         Pixels(index).whole(2)
+
+
+GONE = ["train/emu", "train/cat/part", "val/dog", "val"]
+
+
+@pytest.mark.parametrize("place", GONE)
+def test_a_folder_is_refused_when_it_is_a_link_to_nothing(root: Path, place: str):
+    """A disk that is not mounted: without its class, all later ones would have other numbers."""
+    if (root / place).exists():
+        shutil.rmtree(root / place)
+    (root / place).symlink_to(root.parent / "gone")
+    if place == "train/emu":
+        write_image(root / "val/emu/0.png")
+    with pytest.raises(InputError, match=rf"data/{place}: (is a link to nothing: mount .*gone|must be a folder)"):
+        opened(root)
+    write_image(root.parent / "gone" / ("" if place.count("/") else "cat") / "0.png")  # control
+    if place == "val":
+        write_image(root.parent / "gone/dog/0.png")
+    opened(root)
+
+
+def test_a_split_is_refused_when_it_lies_there_under_two_names(root: Path):
+    write_folders(root, {"validation": 1})
+    with pytest.raises(InputError, match="data: has val and validation, which are names of one and the same split"):
+        opened(root)
+    shutil.rmtree(root / "val")  # control
+    opened(root)
+    write_manifest(root, "train", [("a.png", 0), ("b.png", 1)])
+    for name in ("val", "valid"):
+        write_manifest(root, name, [("a.png", 0), ("b.png", 1)])
+    with pytest.raises(InputError, match=r"data: has val\.csv and valid\.csv"):
+        opened(root)
+
+
+@pytest.fixture
+def deep(root: Path) -> Iterator[str]:
+    """The path, below train/, of an image in more folders than Python recurses."""
+    folder = os.open(root / "train/cat", os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    with os.fdopen(os.open("x.png", os.O_WRONLY | os.O_CREAT, dir_fd=folder), "wb") as file:
+        file.write((root / "train/cat/0.png").read_bytes())
+    os.close(folder)
+    yield f"train/cat/{'d/' * 1200}x.png"
+    subprocess.run(["rm", "-r", root / "train/cat/d"], check=True)  # Python before 3.13 would recurse here too
+
+
+def test_images_are_found_when_folders_are_deeper_than_python_recurses(root: Path, deep: str):
+    assert names(opened(root))[2] == deep
 
 
 def write_rows(root: Path, *rows: str) -> None:

@@ -53,6 +53,12 @@ def test_a_new_run_has_another_name_when_two_start_within_a_second():
     assert len({chosen()[0] for _ in range(4)}) == 4
 
 
+def test_an_unfinished_run_goes_on_with_its_cache_when_none_is_asked_for():
+    begun(Path("runs/multiscale-test_resnet-20260101-000000"), cache="tier")
+    assert chosen(cache="auto")[1] is not None
+    assert chosen(cache="ram")[1] is None  # control
+
+
 def test_an_unfinished_run_goes_on_when_its_learning_settings_are_the_same():
     begun(Path("runs/multiscale-test_resnet-20260101-000000"))
     path, start, line = chosen(num_workers=1, device_batch_size=4, log_with="none")

@@ -1,10 +1,13 @@
 """A scan finds what is wrong with real files, and nothing where nothing is."""
 
+import io
 import json
+import os
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from tests.conftest import write_image
+from tests.conftest import paths_of, write_image
 from toolkit import InputError, Settings
 from toolkit.data.index import Index, Names
 from toolkit.data.splits import open_splits
@@ -28,7 +31,7 @@ def write_set(root: Path, ending: str = "png", classes: tuple[str, ...] = ("cat"
     for split, count in {"train": 8, "val": 2, "test": 2}.items():
         for name in classes:
             for i in range(count):
-                seed = zlib.crc32(f"{split}{name}{i}".encode())
+                seed = zlib.crc32(os.fsencode(f"{split}{name}{i}"))
                 write_image(root / split / name / f"{i}.{ending}", (40, 30), seed)
     return root
 
@@ -41,7 +44,7 @@ def found(report: Report) -> list[tuple[str, str, str]]:
     return [(finding.split, finding.name, finding.kind) for finding in report.findings]
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "jfif", "gif", "bmp", "tiff", "webp", "avif"])
 def test_a_scan_finds_nothing_when_nothing_is_wrong(tmp_path: Path, ending: str):
     report = scanned(write_set(tmp_path, ending))
     assert report.findings == ()
@@ -147,6 +150,26 @@ def test_a_file_is_reported_and_kept_when_its_name_says_another_format(tmp_path:
     assert report.serious() == []
 
 
+def test_files_that_are_left_out_are_told_by_kind_when_there_are_some(tmp_path: Path):
+    root = write_set(tmp_path)
+    for file in ("train/cat/a.jp2", "train/dog/b.jp2", "train/cat/noname", "val/loose.png", "val/cat/.hidden.txt"):
+        (root / file).write_bytes(b"")
+    report = scanned(root)
+    assert report.findings == (
+        Finding("train", "train/cat/a.jp2", "left out", "no image of a class; 2 .jp2"),
+        Finding("train", "train/cat/noname", "left out", "no image of a class; 1 without a suffix"),
+        Finding("val", "val/loose.png", "left out", "no image of a class; 1 in no class folder"),
+    )
+    assert report.serious() == []
+
+
+def test_a_class_is_told_when_it_is_a_link_to_nothing(tmp_path: Path):
+    root = write_set(tmp_path)
+    shutil.rmtree(root / "train/cat")
+    (root / "train/cat").symlink_to("gone")
+    assert found(scanned(root)) == [("train", "cat", "unreadable"), ("train", "cat", "class missing")]
+
+
 def test_every_file_is_checked_when_many_are_bad(tmp_path: Path):
     root = write_set(tmp_path)
     for file in root.glob("train/*/*"):
@@ -212,6 +235,52 @@ def test_a_copy_is_harmless_when_it_lies_in_the_same_split_and_class(tmp_path: P
     assert found(report) == [("train", "train/cat/5.png", "duplicate")]
     assert report.serious() == []
     assert len(report.kept["train"]) == 16
+
+
+def test_a_copy_would_leak_when_validation_images_are_drawn_from_train(tmp_path: Path):
+    """All content twice: whatever training holds out, it also trains on."""
+    root = write_set(tmp_path / "data")
+    shutil.rmtree(root / "val")
+    for file in sorted(root.glob("train/*/*")):
+        copy(root, str(file.relative_to(root)), f"{file.relative_to(root).parent}/copy-{file.name}")
+    splits = open_splits(Settings(data_root=str(root)), 32)
+    contents = [{path.read_bytes() for path in paths_of(index)} for index in (splits.train, splits.val)]
+    assert contents[1] <= contents[0]
+    report = scanned(root)
+    assert [(split, kind) for split, _, kind in found(report)] == [("train", "would leak")] * 16
+    assert report.findings[0].reason == (
+        "the same content as train/cat/0.png, class cat; of train a part would be held out for validation"
+    )
+    assert len(report.serious()) == 16
+    write_manifest(report, tmp_path / "manifest")
+    assert scanned(tmp_path / "manifest").findings == ()
+    write_image(root / "val/cat/0.png", seed=1)  # control
+    write_image(root / "val/dog/0.png", seed=2)
+    assert {kind for _, _, kind in found(scanned(root))} == {"duplicate"}
+
+
+def write_shard(file: Path, numbers: Sequence[int], labels: Sequence[int]) -> None:
+    """A tar of small images; equal numbers are equal images."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        for i, (number, label) in enumerate(zip(numbers, labels, strict=True)):
+            picture = io.BytesIO()
+            Image.new("RGB", (20, 20), (number, 0, 0)).save(picture, "PNG")
+            for name, content in ((f"{i:03d}.png", picture.getvalue()), (f"{i:03d}.cls", str(label).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def test_shards_are_scanned_as_they_lie_when_they_have_no_validation_split(tmp_path: Path):
+    write_shard(tmp_path / "train/0.tar", [0, 1, 2, 3, 0], [0, 1, 0, 1, 0])
+    report = scanned(tmp_path)
+    assert {split: counts.images for split, counts in report.splits.items()} == {"train": 5}
+    assert found(report) == [("train", "train/0.tar/004.png", "would leak")]
+    write_shard(tmp_path / "train/0.tar", [0, 1, 2], [0, 1, 0])
+    assert found(scanned(tmp_path)) == [("train", "1", "class missing")]  # training would refuse it
+    with pytest.raises(InputError, match="class '1' has 1 image"):
+        open_splits(Settings(data_root=str(tmp_path)), 32)
 
 
 def test_copies_contradict_each_other_when_their_classes_differ(tmp_path: Path):
@@ -489,6 +558,71 @@ def test_class_names_are_refused_when_they_do_not_fit_the_labels(tmp_path: Path,
     (root / "class_names.txt").write_text(text)
     with pytest.raises(InputError, match=rf"class_names\.txt: {told}; it needs one a line for each of 2 classes"):
         open_splits(Settings(data_root=str(root)), 32)
+
+
+def test_names_of_classes_stay_when_a_manifest_is_mended_by_another(tmp_path: Path):
+    root = write_manifests(tmp_path / "data")
+    (root / "class_names.txt").write_text("cat\nred dog\n")
+    report = scanned(root)
+    assert report.findings == ()
+    assert report.splits["train"].per_class == {"cat": 3, "red dog": 3}
+    write_manifest(report, tmp_path / "manifest")
+    assert (tmp_path / "manifest/class_names.txt").read_text() == "cat\nred dog\n"
+
+
+def test_names_of_classes_are_told_when_they_do_not_fit_the_labels(tmp_path: Path):
+    root = write_manifests(tmp_path)
+    (root / "class_names.txt").write_text("cat\n")
+    report = scanned(root)
+    assert found(report) == [("train", "class_names.txt", "unreadable")]
+    assert report.classes == ("0", "1")
+    write_rows(root, "train", [("a.png", 0), ("b.png", 2), ("c.png", 0), ("d.png", 2)])  # 1 is in val only
+    assert scanned(root).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("cat ", "class 'cat ' cannot stand in class_names.txt"),
+        ("two\nlines", r"class 'two\\nlines' cannot stand"),
+        ("caf\udce9", r"class 'caf\\udce9' cannot stand"),
+    ],
+)
+def test_nothing_is_left_when_a_class_has_a_name_that_no_manifest_can_hold(tmp_path: Path, name: str, told: str):
+    root = write_set(tmp_path / "data", classes=("cat", name))
+    report = scanned(root)
+    assert report.findings == ()
+    with pytest.raises(InputError, match=told):
+        write_manifest(report, tmp_path / "out/manifest")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+SHEETS = """
+import sys
+from pathlib import Path
+from toolkit.data.survey import survey
+from toolkit.scan import scan
+from toolkit.scan_outputs import write_contact_sheets
+
+def peak_mb():
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1024
+
+report = scan(survey(sys.argv[1]), 2)
+before = peak_mb()
+write_contact_sheets(report, Path(sys.argv[2]))
+print(peak_mb() - before)
+"""
+
+
+def test_memory_stays_flat_when_there_are_contact_sheets_of_many_classes(tmp_path: Path):
+    """200 sheets of 1 MB each."""
+    for number in range(200):
+        for i in range(2):
+            write_image(tmp_path / "data/train" / f"{number:03d}" / f"{i}.png", (8, 8), 2 * number + i)
+    words = [sys.executable, "-c", SHEETS, str(tmp_path / "data"), str(tmp_path / "sheets")]
+    assert float(subprocess.check_output(words, text=True)) < 60
+    assert len(list((tmp_path / "sheets").iterdir())) == 200
 
 
 def test_a_manifest_is_refused_when_a_class_would_be_left_with_too_little_to_hold_out(tmp_path: Path):

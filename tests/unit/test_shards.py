@@ -88,6 +88,38 @@ def test_labels_come_from_json_and_names_from_a_file_when_there_are_such(tmp_pat
     assert splits.test.labels.tolist() == [0]
 
 
+def test_image_and_label_find_each_other_when_their_names_have_dots(tmp_path: Path):
+    members = [("img_0.5.jpg", image(0, "JPEG")), ("img_0.5.cls", b"1"), ("img_0.7.jpg", image(1, "JPEG"))]
+    members += [("img_0.7.cls", b"0"), ("a.b/v1.2.png", image(2)), ("a.b/v1.2.json", b'{"label": 1}')]
+    members += [("c.png", image(3)), ("c.cls", b"0"), ("c.seg.png", image(4)), ("c.crop.json", b'{"label": 7}')]
+    write_tar(tmp_path / "train/a.tar", members)
+    write_tar(tmp_path / "valid/a.tar", members)
+    train = opened(tmp_path).train
+    assert [name.removeprefix("train/a.tar/") for name in train.names] == [
+        "img_0.5.jpg",
+        "img_0.7.jpg",
+        "a.b/v1.2.png",
+        "c.png",  # c.seg.png and c.crop.json are further fields of it
+    ]
+    assert train.labels.tolist() == [1, 0, 1, 0]
+    assert [read_bytes(train, i) for i in (0, 3)] == [image(0, "JPEG"), image(3)]
+
+
+@pytest.mark.parametrize("joint", ["/", "-"])
+def test_shards_are_refused_when_a_split_has_two_names(tmp_path: Path, joint: str):
+    root = write_shards(tmp_path, beside=joint == "-")
+    write_tar(root / f"validation{joint}000.tar", samples(2000, 4))
+    with pytest.raises(InputError, match="has val and validation, which are names of one and the same split"):
+        opened(root)
+
+
+@pytest.mark.parametrize("joint", ["/", "-"])
+def test_validation_shards_are_found_when_they_are_called_valid(tmp_path: Path, joint: str):
+    for split in ("train", "valid"):
+        write_tar(tmp_path / f"{split}{joint}000.tar", samples(0, 4))
+    assert opened(tmp_path).val.names[0].startswith(f"valid{joint}000.tar")
+
+
 def test_validation_is_held_out_of_shards_when_there_is_none(tmp_path: Path):
     write_tar(tmp_path / "train-0.tar", samples(0, 20))
     splits = opened(tmp_path, val_split=0.2)
@@ -120,6 +152,22 @@ def test_only_a_changed_shard_is_read_again_when_a_data_set_is_opened_twice(tmp_
         opened(root)
 
 
+@pytest.mark.parametrize("at", [0.0, 0.02, 0.5, 0.98])
+def test_a_damaged_cache_counts_as_none_when_shards_are_opened_again(tmp_path: Path, at: float):
+    root = write_shards(tmp_path / "data")
+    before = opened(root, cache_dir=tmp_path / "cache").digests()
+    tables = list((tmp_path / "cache/index").glob("*.npz"))
+    assert len(tables) == 4
+    for table in tables:
+        content = bytearray(table.read_bytes())
+        content[int(at * len(content))] ^= 255
+        table.write_bytes(content)
+    assert opened(root, cache_dir=tmp_path / "cache").digests() == before
+    for table in tables:
+        table.write_bytes(table.read_bytes()[:300])
+    assert opened(root, cache_dir=tmp_path / "cache").digests() == before
+
+
 def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
@@ -138,6 +186,8 @@ WRONG = [
     ([*GOOD, ("0001.cls", b"1")], r"0001\.cls: a second label"),
     ([*GOOD, ("x/9.png", image(5))], r"x/9\.png has no label"),
     ([*GOOD, ("x/9.png", image(5)), ("x/9.json", b'{"a": 1}')], r"x/9\.png has no label"),
+    ([*GOOD, ("9.5.png", image(5)), ("9.cls", b"1")], r"9\.5\.png has no label"),
+    ([*GOOD, ("9.5.cls", b"1")], r"9\.5 has a label, but no image"),
     ([*GOOD, ("x/9.cls", b"1")], "x/9 has a label, but no image"),
     ([*GOOD, ("9.png", image(5)), ("9.cls", b"dog")], r"9\.cls: label 'dog' is not a whole number"),
     ([*GOOD, ("9.png", image(5)), ("9.cls", b"-100")], r"9\.cls: label -100 is out of range"),

@@ -5,6 +5,7 @@ import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from toolkit import storage
@@ -57,3 +58,22 @@ def test_the_old_file_stays_when_writing_fails(tmp_path: Path):
 def test_a_hash_is_that_of_the_content_when_a_file_is_read(tmp_path: Path):
     (tmp_path / "x").write_bytes(b"abc")
     assert storage.sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_arrays_are_read_as_written_and_as_none_when_a_byte_is_wrong(tmp_path: Path):
+    file, values = tmp_path / "x.npz", {"a": np.arange(50), "b": np.zeros(0)}
+    assert storage.read_arrays(file, "ab") is None
+    storage.write_arrays(file, values)
+    assert list(tmp_path.iterdir()) == [file]
+    known = storage.read_arrays(file, "ab")
+    assert known is not None
+    assert np.array_equal(known["a"], values["a"])
+    assert storage.read_arrays(file, "ac") is None
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at])
+        assert storage.read_arrays(file, "ab") is None
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        known = storage.read_arrays(file, "ab")
+        assert known is None or all(np.array_equal(known[name], values[name]) for name in "ab")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit import machine, storage
+from toolkit import storage
 from toolkit.contract import Phase, Strategy
 from toolkit.data.augment import Augmenter
 from toolkit.data.index import Index, Splits
@@ -23,29 +23,26 @@ GB = 1e9
 MOST_OF_MEMORY = 0.8  # of what is free, for decoded images
 
 
-def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase]) -> str:
-    """What `--cache` means for this data: a function of settings and data alone, so that a resumed run agrees.
+def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], free_gb: float) -> str:
+    """What `--cache` means for this data where each process could still take `free_gb` of memory.
 
-    Raises InputError where decoded images would not fit.
+    All processes must give the same `free_gb`. Raises InputError where decoded images were asked for and do not fit.
     """
     needed, bound = _decoded_gb(settings, splits, phases), settings.cache_gb
+    fits = needed <= MOST_OF_MEMORY * free_gb
     if settings.cache == "ram" and needed > bound:
         raise InputError(
             f"--cache ram: the decoded images take {needed:.1f} GB in each process, more than --cache-gb {bound:g}: "
             "raise it, or take --cache tier"
         )
-    choice = settings.cache
-    if choice == "auto":
-        tiers = any(_sides(settings, splits.train, phases))
-        choice = "ram" if needed <= bound else "tier" if tiers else "off"
-    free = machine.free_memory_gb()
-    if choice == "ram" and needed * machine.local_processes() > MOST_OF_MEMORY * free:
+    if settings.cache == "ram" and not fits:
         raise InputError(
-            f"--cache {settings.cache}: {machine.local_processes()} x {needed:.1f} GB of decoded images would not fit "
-            f"into the {free:.1f} GB of free memory: take --cache tier or off; a run that goes on needs as much as it "
-            "began with"
+            f"--cache ram: {needed:.1f} GB of decoded images in each process would not fit into its {free_gb:.1f} GB "
+            "of free memory: take --cache tier or off; a run that goes on needs as much as it began with"
         )
-    return choice
+    if settings.cache != "auto":
+        return settings.cache
+    return "ram" if needed <= bound and fits else "tier" if any(_sides(settings, splits.train, phases)) else "off"
 
 
 def _sides(settings: Settings, index: Index, phases: Sequence[Phase]) -> list[int | None]:

@@ -19,6 +19,7 @@ AHEAD = 2  # batches in flight beyond the one that is taken
 PIECE = 8  # images that one thread takes at a time, at least
 STOP_S = 30  # how long a worker process outlives a SIGTERM
 CLOSE_S = 5.0  # longest wait for a thread when a reader stops
+HINT = "is the storage of --data-root alive? --loader-timeout-s waits longer"
 
 
 class _Threads:
@@ -94,13 +95,9 @@ def by_threads(requests: Iterable[R], job: Job[R, T], threads: int, timeout_s: f
         while pending:
             yield taken()
     except WaitedTooLongError:
-        raise LoaderError(f"a loader thread gave nothing for {timeout_s:g} s: {_hint(timeout_s)}") from None
+        raise LoaderError(f"a loader thread gave nothing for {timeout_s:g} s: {HINT}") from None
     finally:
         pool.close()
-
-
-def _hint(timeout_s: float) -> str:
-    return "is the storage of --data-root alive? --loader-timeout-s waits longer"
 
 
 class _Loading(Dataset[Any]):
@@ -148,7 +145,7 @@ def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s:
             yield batch
     except RuntimeError as error:
         if str(error).startswith("DataLoader timed out"):
-            raise LoaderError(f"a loader process gave nothing for {timeout_s:g} s: {_hint(timeout_s)}") from None
+            raise LoaderError(f"a loader process gave nothing for {timeout_s:g} s: {HINT}") from None
         raise (expected(error) or error) from None
     except (ConnectionError, EOFError) as error:
         if str(error).startswith("Caught"):  # torch's words for an error of the job itself

@@ -20,9 +20,20 @@ DEFAULT_VAL_SPLIT = 0.1
 
 
 def open_splits(settings: Settings, largest: int) -> Splits:
-    """The data of `--data-root`; `largest` px is the native size of built-in images where none was asked for.
+    """The data of `--data-root`, with a validation split; `largest` px and errors as in `find_splits`."""
+    (train, val, test, classes), source = find_splits(settings, largest)
+    if val is None:
+        train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
+    elif settings.val_split is not None:
+        raise InputError(f"--val-split would be ignored: {source} has a validation split of its own")
+    return Splits(train, val, test, tuple(classes), source)
 
-    Raises InputError that names the folder, file or row at fault.
+
+def find_splits(settings: Settings, largest: int) -> tuple[Found, str]:
+    """The data of `--data-root` as it lies there, and what to call it.
+
+    `largest` px is the native size of built-in images where none was asked for. Raises InputError that names the
+    folder, file or row at fault.
     """
     cache = settings.cache_dir or storage.cache_dir()
     root, source = settings.data_root, absolute(settings.data_root)
@@ -31,14 +42,12 @@ def open_splits(settings: Settings, largest: int) -> Splits:
         root = str(synthetic.prepare(size, settings.synthetic_count or synthetic.COUNT))
         source = f"built-in, {size} px"
     try:
-        train, val, test, classes = _read(root, cache, round(settings.cache_gb * GB))
+        return _read(root, cache, round(settings.cache_gb * GB)), source
     except OSError as error:
-        raise InputError(f"{error.filename or cache}: {error.strerror}") from None
-    if val is None:
-        train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
-    elif settings.val_split is not None:
-        raise InputError(f"--val-split would be ignored: {source} has a validation split of its own")
-    return Splits(train, val, test, tuple(classes), source)
+        place = Path(error.filename or cache)
+        ours = place in (cache, *cache.parents) or cache in place.parents
+        remedy = ": the cache cannot be used; --cache-dir names another place for it" if ours else ""
+        raise InputError(f"{place}: {error.strerror}{remedy}") from None
 
 
 def absolute(data_root: str) -> str:

@@ -8,15 +8,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.data.index import ALONE, Index, Names
-from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, class_folders, first_existing, image_files
+from toolkit.data.index import ALONE, Found, Index, Names
+from toolkit.data.sources.folders import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    class_folders,
+    find_split,
+    kinds_of,
+    list_images,
+    loose_files,
+)
+from toolkit.data.sources.labels import CLASS_NAMES, named
 from toolkit.data.sources.manifests import parse_rows
-from toolkit.data.splits import open_splits
+from toolkit.data.splits import find_splits
 from toolkit.errors import InputError
-from toolkit.settings import make_settings
+from toolkit.settings import Scan, make_settings
 
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
+CACHE_GB: float = Scan.model_fields["cache_gb"].default
 BUILT_IN_PX = 64  # native size of the built-in images
+ALONE_IN_CLASS = "1 image, too few to hold one out for validation"
 
 
 class Finding(NamedTuple):
@@ -45,7 +57,7 @@ class _Listing(NamedTuple):
     classes: frozenset[str]
 
 
-def survey(data: str, cache_dir: Path | None = None) -> Survey:
+def survey(data: str, cache_dir: Path | None = None, cache_gb: float = CACHE_GB) -> Survey:
     """List a data set; folders and manifests leniently, other sources as training does, which may raise InputError."""
     root = Path(data).expanduser()
     findings: list[Finding] = []
@@ -54,22 +66,34 @@ def survey(data: str, cache_dir: Path | None = None) -> Survey:
     elif (root / "train").is_dir() and class_folders(root / "train"):
         suffix = ""
     else:
-        splits = open_splits(make_settings({"data_root": data, "cache_dir": cache_dir}), BUILT_IN_PX)
-        return Survey(splits.all(), splits.classes, splits.source)
+        values = {"data_root": data, "cache_dir": cache_dir, "cache_gb": cache_gb}
+        return _as_trained(*find_splits(make_settings(values), BUILT_IN_PX))
     read = _list_manifest if suffix else _list_folders
-    places = {split: first_existing(root, names, suffix) for split, names in SPLITS.items()}
+    places = {split: find_split(root, names, suffix) for split, names in SPLITS.items()}
     listings = {split: read(split, place, findings) for split, place in places.items() if place is not None}
     names = {name for listing in listings.values() for name in listing.classes}
     classes = sorted(names, key=int if suffix else None)
     findings += _compare_classes(listings, classes, test_may_lack=bool(suffix))
-    if suffix:
-        findings += _gaps(sorted(listings["train"].classes, key=int))
     number = {name: label for label, name in enumerate(classes)}
     indices = {
         split: _index(root, [file for file, _ in listing.images], [number[name] for _, name in listing.images])
         for split, listing in listings.items()
     }
+    if suffix:
+        taught = sorted(listings["train"].classes, key=int)
+        findings += _gaps(taught)
+        if [*map(int, taught)] == [*range(len(taught))]:  # else nobody knows whose names they are
+            classes = [*_names(root / CLASS_NAMES, taught, findings), *classes[len(taught) :]]
     return Survey(indices, tuple(classes), str(root), tuple(findings))
+
+
+def _as_trained(found: Found, source: str) -> Survey:
+    """What was read strictly; only whether training could hold out images of each class is still to be seen."""
+    splits = {split: index for split in SPLITS if (index := getattr(found, split)) is not None}
+    counts = np.bincount(found.train.labels, minlength=len(found.classes)).tolist()
+    alone = [] if "val" in splits else [name for name, n in zip(found.classes, counts, strict=True) if n == 1]
+    findings = tuple(Finding("train", name, "class missing", ALONE_IN_CLASS) for name in alone)
+    return Survey(splits, tuple(found.classes), source, findings)
 
 
 def _list_folders(split: str, folder: Path, findings: list[Finding]) -> _Listing:
@@ -78,13 +102,17 @@ def _list_folders(split: str, folder: Path, findings: list[Finding]) -> _Listing
         return _Listing([], frozenset())
     images: list[tuple[str, str]] = []
     names = class_folders(folder)
+    left_out = [f"{folder.name}/{name}" for name in loose_files(folder)]
     for name in names:
         try:
-            found = sorted(image_files(folder / name), key=lambda path: path.split("/"))
+            listing = list_images(folder / name)
         except (OSError, InputError) as error:
             findings.append(Finding(split, name, "unreadable", str(error)))
             continue
-        images += [(f"{folder.name}/{name}/{file}", name) for file in found]
+        images += [(f"{folder.name}/{name}/{file}", name) for file in listing.images]
+        left_out += [f"{folder.name}/{name}/{file}" for file in listing.others]
+    for kind, files in kinds_of(left_out).items():
+        findings.append(Finding(split, files[0], "left out", f"no image of a class; {len(files)} {kind}"))
     return _Listing(images, frozenset(names))
 
 
@@ -101,6 +129,15 @@ def _list_manifest(split: str, file: Path, findings: list[Finding]) -> _Listing:
     return _Listing(images, frozenset(name for _, name in images))
 
 
+def _names(file: Path, taught: Sequence[str], findings: list[Finding]) -> Sequence[str]:
+    """What the labels of train are called: by the file of names, where there is one that fits them."""
+    try:
+        return named(file.read_bytes() if file.is_file() else None, len(taught), str(file))
+    except (OSError, InputError) as error:
+        findings.append(Finding("train", file.name, "unreadable", str(error)))
+        return taught
+
+
 def _compare_classes(listings: dict[str, _Listing], classes: Sequence[str], test_may_lack: bool) -> Iterable[Finding]:
     """Every class must be in every split, or figures speak of different things than was learned."""
     counts = {split: Counter(name for _, name in listing.images) for split, listing in listings.items()}
@@ -112,7 +149,7 @@ def _compare_classes(listings: dict[str, _Listing], classes: Sequence[str], test
         if name in taught and not count:
             yield Finding("train", name, "class missing", "its folder has no images")
         if name in taught and count == 1 and "val" not in listings:
-            yield Finding("train", name, "class missing", "1 image, too few to hold one out for validation")
+            yield Finding("train", name, "class missing", ALONE_IN_CLASS)
         for split in [split for split in listings if split != "train"]:
             if name not in taught and name in listings[split].classes:
                 yield Finding(split, name, "class extra", f"{counts[split][name]} images of a class not in train")

@@ -18,7 +18,7 @@ from toolkit.data.index import COLUMNS, Index, Names
 from toolkit.data.remote import BlockCache, Facts
 from toolkit.data.sources.files import UNREAD
 
-VERSION = 1  # of the table's format and of what reading a container means
+VERSION = 2  # of the table's format and of what reading a container means
 TYPES = dict(zip(COLUMNS, (np.int32, np.int64, np.int64, np.int64, np.int32, np.int32, np.uint8), strict=True))
 MOST_THREADS = 16  # each holds a few MB of a remote shard
 READ = COLUMNS[1:]  # what a table holds besides names; the container's number depends on its neighbours
@@ -87,11 +87,9 @@ def _table(container: Container, read: Callable[[Container], Iterable[Part]], fo
     digest = hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     file = folder / f"{digest}-parts-v{VERSION}.npz"
     with FileLock(f"{file}.lock"):
-        try:
-            with np.load(file) as arrays:
-                return {name: arrays[name] for name in ("blob", "ends", *READ)}
-        except (OSError, ValueError, KeyError, EOFError):
-            pass
+        known = storage.read_arrays(file, ("blob", "ends", *READ))
+        if known is not None:
+            return known
         parts = list(read(container))
         names = Names.of(part.name for part in parts)
         values = zip(*(part[1:] for part in parts), strict=True) if parts else itertools.repeat((), len(READ))

@@ -1,24 +1,38 @@
-"""`root/train/CLASS/*.jpg`, and val or validation, and test."""
+"""`root/train/CLASS/*.jpg`, and val (or validation, or valid), and test."""
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from toolkit.data.index import Found, Index
 from toolkit.data.sources.files import index_files
 from toolkit.errors import InputError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-TRAIN, VALIDATION, TEST = ("train",), ("val", "validation"), ("test",)
+log = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"})
+TRAIN, VALIDATION, TEST = ("train",), ("val", "validation", "valid"), ("test",)
+MOST_KINDS = 5  # of left out files that one line tells
 
 
-def first_existing(root: Path, names: Iterable[str], suffix: str = "") -> Path | None:
-    return next((root / f"{name}{suffix}" for name in names if (root / f"{name}{suffix}").exists()), None)
+def find_split(root: Path, names: Iterable[str], suffix: str = "") -> Path | None:
+    """What a split lies in, under whichever of its names, also if a link to nothing; raises InputError on two."""
+    places = [root / f"{name}{suffix}" for name in names if os.path.lexists(root / f"{name}{suffix}")]
+    check_single(str(root), [place.name for place in places])
+    return places[0] if places else None
+
+
+def check_single(where: str, names: Sequence[str]) -> None:
+    """Raises InputError where a split is there under several of its names: one of them would be dropped."""
+    if len(names) > 1:
+        raise InputError(f"{where}: has {' and '.join(names)}, which are names of one and the same split: keep one")
 
 
 def read_folders(root: Path, cache: Path) -> Found:
     """The index of each split; raises InputError naming the folder at fault."""
-    train_folder = first_existing(root, TRAIN)
+    train_folder = find_split(root, TRAIN)
     if train_folder is None or not train_folder.is_dir():
         raise InputError(
             f"--data-root {root}: neither a folder train/ nor a file train.csv nor shards train*.tar in it"
@@ -26,16 +40,31 @@ def read_folders(root: Path, cache: Path) -> Found:
     classes = class_folders(train_folder)
     if len(classes) < 2:
         raise InputError(f"{train_folder}: needs a sub-folder per class, at least 2; it has {len(classes)}")
-    train = _read_split(root, train_folder, classes, cache)
-    val, test = (_read_other(root, first_existing(root, names), classes, cache) for names in (VALIDATION, TEST))
+    left_out: list[str] = []
+    train = _read_split(root, train_folder, classes, cache, left_out)
+    val, test = (_read_other(root, find_split(root, names), classes, cache, left_out) for names in (VALIDATION, TEST))
+    kinds = kinds_of(left_out)
+    if kinds:
+        told = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds.items()]
+        more = f", {len(told) - MOST_KINDS} more kinds" if len(told) > MOST_KINDS else ""
+        log.info("data      %d files are left out: %s%s", len(left_out), ", ".join(told[:MOST_KINDS]), more)
     return Found(train, val, test, classes)
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    """Sub-folders that are not hidden; a link to nothing is one too, or classes would change their numbers."""
+    return tuple(
+        sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if not entry.name.startswith(".") and (entry.is_dir() or (_leads_nowhere(entry) and not is_image(entry)))
+        )
+    )
 
 
-def _read_other(root: Path, folder: Path | None, classes: Sequence[str], cache: Path) -> Index | None:
+def _read_other(
+    root: Path, folder: Path | None, classes: Sequence[str], cache: Path, left_out: list[str]
+) -> Index | None:
     """A split besides train; it must have the very same classes, or labels would mean different things."""
     if folder is None:
         return None
@@ -44,43 +73,101 @@ def _read_other(root: Path, folder: Path | None, classes: Sequence[str], cache: 
     for name in sorted({*class_folders(folder)} ^ {*classes}):
         where = "is missing" if name in classes else "is not in train"
         raise InputError(f"{folder}: class {name!r} {where}; every split needs the same class folders")
-    return _read_split(root, folder, classes, cache)
+    return _read_split(root, folder, classes, cache, left_out)
 
 
-def _read_split(root: Path, folder: Path, classes: Sequence[str], cache: Path) -> Index:
+def _read_split(root: Path, folder: Path, classes: Sequence[str], cache: Path, left_out: list[str]) -> Index:
     names: list[str] = []
     labels: list[int] = []
+    left_out += [f"{folder.name}/{name}" for name in loose_files(folder)]
     for label, name in enumerate(classes):
-        found = sorted(image_files(folder / name), key=lambda path: path.split("/"))
-        if not found:
+        images, others = list_images(folder / name)
+        left_out += [f"{folder.name}/{name}/{path}" for path in others]
+        if not images:
             raise InputError(f"{folder / name}: class {name!r} has no images ({', '.join(sorted(EXTENSIONS))})")
-        names += [f"{folder.name}/{name}/{path}" for path in found]
-        labels += [label] * len(found)
+        names += [f"{folder.name}/{name}/{path}" for path in images]
+        labels += [label] * len(images)
     return index_files(root, names, labels, cache)
 
 
-def image_files(folder: Path) -> Iterator[str]:
-    """Paths of the images under a folder, relative to it: hidden ones left out, no folder entered twice or upwards."""
-    entered = {_identity(parent) for parent in (*folder.absolute().parents, *folder.resolve().parents)}
+def is_image(path: str | Path) -> bool:
+    """Whether a file is taken for an image, by its name."""
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
 
-    def walk(path: str, prefix: str) -> Iterator[str]:
+
+def loose_files(folder: Path) -> list[str]:
+    """What lies beside the class folders of a split, by name: it belongs to no class."""
+    classes = {*class_folders(folder)}
+    return sorted(name for name in os.listdir(folder) if name not in classes and not name.startswith("."))
+
+
+def kinds_of(left_out: Iterable[str]) -> dict[str, list[str]]:
+    """Files that are left out, each SPLIT/FILE or SPLIT/CLASS/FILE, by what they have in common; most first."""
+    kinds: dict[str, list[str]] = {}
+    for name in left_out:
+        suffix = os.path.splitext(name)[1].lower()
+        loose = name.count("/") == 1
+        kinds.setdefault("in no class folder" if loose else suffix or "without a suffix", []).append(name)
+    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
+
+
+class Listing(NamedTuple):
+    """Files under a folder, relative to it, in order; `others` are no images by their names."""
+
+    images: list[str]
+    others: list[str]
+
+
+def list_images(folder: Path) -> Listing:
+    """All files under a folder: hidden ones left out, no folder entered twice or upwards.
+
+    Raises InputError naming a link to a folder that is not there, or what cannot be read as a file.
+    """
+    if _leads_nowhere(folder):
+        raise InputError(_nowhere(folder))
+    entered = {_identity(parent) for parent in (*folder.absolute().parents, *folder.resolve().parents)}
+    found = Listing([], [])
+    todo = [(str(folder), "")]  # not by recursion: Python's depth is bounded
+    while todo:
+        path, prefix = todo.pop()
         identity = _identity(path)
         if identity in entered:  # a link to a folder above or beside
-            return
+            continue
         entered.add(identity)
+        folders = []
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
                 if entry.name.startswith("."):
                     continue
                 # of a link that leads to itself, entry.is_dir() would raise
                 if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                    yield from walk(entry.path, f"{prefix}{entry.name}/")
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    folders.append((entry.path, f"{prefix}{entry.name}/"))
+                elif is_image(entry.name):
                     if _is_special(entry):
                         raise InputError(f"{entry.path}: is no regular file")
-                    yield prefix + entry.name
+                    found.images.append(prefix + entry.name)
+                elif entry.is_symlink() and _leads_nowhere(entry.path):
+                    raise InputError(_nowhere(entry.path))
+                else:
+                    found.others.append(prefix + entry.name)
+        todo += reversed(folders)
+    found.images.sort(key=lambda path: path.split("/"))
+    return found
 
-    yield from walk(str(folder), "")
+
+def _leads_nowhere(path: str | Path) -> bool:
+    """Whether it is a link to nothing; not if it leads in a circle."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return os.path.islink(path)
+    except OSError:
+        return False
+    return False
+
+
+def _nowhere(path: str | Path) -> str:
+    return f"{path}: is a link to nothing: mount what it leads to ({os.readlink(path)}), or remove the link"
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:

@@ -21,8 +21,8 @@ from toolkit.data.index import Found, Index
 from toolkit.data.pixels import read_bytes
 from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION
-from toolkit.data.sources.labels import check_complete, check_known, check_range, count_classes
+from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, check_single
+from toolkit.data.sources.labels import MOST_CLASSES, check_complete, check_range, count_classes
 from toolkit.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,10 @@ class Columns(NamedTuple):
 def read_hub(name: str, cache: Path) -> Found:
     """The index of each split; raises InputError that names the data set and what is wrong with it."""
     loaded = _load(name, cache)
-    splits = [next((loaded[key] for key in names if key in loaded), None) for names in (TRAIN, VALIDATION, TEST)]
+    present = [[key for key in names if key in loaded] for names in (TRAIN, VALIDATION, TEST)]
+    for keys in present:
+        check_single(f"hf:{name}", keys)
+    splits = [loaded[keys[0]] if keys else None for keys in present]
     if splits[0] is None:
         raise InputError(f"hf:{name}: has no split train; it has {', '.join(map(str, loaded))}")
     columns = _columns(name, splits[0])
@@ -50,12 +53,11 @@ def read_hub(name: str, cache: Path) -> Found:
     if test is not None and (test.labels == -1).all():  # the hub's way to keep a test set's labels secret
         log.info("data      hf:%s: the labels of its split test are secret: it is left out", name)
         test = None
+    _check_rows(train, None, f"hf:{name}: train")
     count = count_classes(train, f"hf:{name}: train")
-    for split in (val, test):
+    for keys, split in zip(present[1:], (val, test), strict=True):
         if split is not None:
-            if (split.labels < 0).any():
-                check_range(int(split.labels.min()), count, f"hf:{name}")
-            check_known(split, count, f"hf:{name}")
+            _check_rows(split, count, f"hf:{name}: {keys[0]}")
     if val is not None:
         check_complete(val, count, f"hf:{name}", "the validation split")
     classes = columns.classes or tuple(map(str, range(count)))
@@ -64,6 +66,13 @@ def read_hub(name: str, cache: Path) -> Found:
     if count < len(classes):
         raise InputError(f"hf:{name}: no image of class {classes[count]!r} in train")
     return Found(train, val, test, tuple(classes))
+
+
+def _check_rows(split: Index, classes: int | None, where: str) -> None:
+    """Raises InputError naming the first row whose label is out of range; `classes` as in `check_range`."""
+    strange = np.flatnonzero((split.labels < 0) | (split.labels >= (MOST_CLASSES if classes is None else classes)))
+    if len(strange):
+        check_range(int(split.labels[strange[0]]), classes, f"{where}, row {strange[0]}")
 
 
 def _load(name: str, cache: Path) -> Any:

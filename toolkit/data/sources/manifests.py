@@ -7,10 +7,11 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from toolkit.data.index import Found, Index
-from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import TEST, VALIDATION, first_existing
+from toolkit.data.sources.files import each, index_files
+from toolkit.data.sources.folders import TEST, VALIDATION, find_split
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_range, count_classes, named, parse_label
 from toolkit.errors import InputError
 
@@ -21,7 +22,7 @@ def read_manifests(root: Path, cache: Path) -> Found:
     count = count_classes(train, str(root / "train.csv"))
     val, test = (
         _read_csv(file, count, cache) if file else None
-        for file in (first_existing(root, names, ".csv") for names in (VALIDATION, TEST))
+        for file in (find_split(root, names, ".csv") for names in (VALIDATION, TEST))
     )
     if val is not None:
         check_complete(val, count, str(root), "the validation manifest")
@@ -42,13 +43,36 @@ def _read_csv(file: Path, classes: int | None, cache: Path) -> Index:
 
 def parse_rows(file: Path, classes: int | None) -> Iterator[tuple[str, int] | InputError]:
     """Each row's file and label, or what is wrong with that row; raises InputError where nothing can be read."""
+    rows = list(_read_rows(file, classes))
+    paths = [f"{file.parent}/{row.name}" for row in rows if not isinstance(row, InputError)]
+    there = iter(each(os.path.isfile, paths, f"looking for the files of {file.name}"))
+    for row in rows:
+        if isinstance(row, InputError):
+            yield row
+        elif next(there):
+            yield row.name, row.label
+        else:
+            yield InputError(f"{file}, line {row.line}: there is no file {file.parent / row.name}")
+
+
+class _Row(NamedTuple):
+    line: int
+    name: str
+    label: int
+
+
+def _read_rows(file: Path, classes: int | None) -> Iterator[_Row | InputError]:
     some = False
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:  # a byte-order mark is no part of the first name
             reader = csv.DictReader(handle)
-            columns = reader.fieldnames or []
+            reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
             if not {"filepath", "label"} <= {*columns}:
-                raise InputError(f"{file}: needs the columns filepath,label; it has {','.join(columns) or 'none'}")
+                folder = file.with_suffix("")
+                beside = f"; to use the folder {folder.name}/ instead, move this file away" if folder.is_dir() else ""
+                raise InputError(
+                    f"{file}: needs the columns filepath,label; it has {','.join(columns) or 'none'}{beside}"
+                )
             for row in reader:
                 some = True
                 try:
@@ -61,13 +85,11 @@ def parse_rows(file: Path, classes: int | None) -> Iterator[tuple[str, int] | In
         raise InputError(f"{file}: no rows")
 
 
-def _parse_row(row: dict[str, str], file: Path, line: int, classes: int | None) -> tuple[str, int]:
+def _parse_row(row: dict[str, str], file: Path, line: int, classes: int | None) -> _Row:
     where = f"{file}, line {line}"
     label = parse_label(row["label"], where)
     check_range(label, classes, where, "train.csv")
     name = row["filepath"] or ""
     if os.path.isabs(name) or ".." in Path(name).parts:
         raise InputError(f"{where}: {name} leads out of {file.parent}: paths are relative to the manifest")
-    if not (file.parent / name).is_file():
-        raise InputError(f"{where}: there is no file {file.parent / name}")
-    return name, label
+    return _Row(line, name, label)

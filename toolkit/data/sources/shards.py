@@ -1,7 +1,8 @@
 """Tar shards in WebDataset layout, local or at a URL: `root/train/*.tar` or `root/train*.tar`, and val and test.
 
-A sample is an image and its label, members of the same path up to the first dot of the file's name: 0001.jpg and
-0001.cls (a whole number), or 0001.json with a whole number as "label". Nothing is ever extracted.
+A sample is an image and its label, members of the same path up to the last dot of the file's name: 0001.jpg and
+0001.cls (a whole number), or 0001.json with a whole number as "label". What shares only the part up to the first dot
+with a sample (0001.seg.png) is a further field of it, as WebDataset has it, and not used. Nothing is ever extracted.
 """
 
 import functools
@@ -17,7 +18,7 @@ from typing import IO
 from toolkit.data.index import Found
 from toolkit.data.remote import BlockCache, Facts, RemoteFile, asked, listed
 from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
-from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, class_folders
+from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, class_folders, is_image
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
 from toolkit.errors import InputError
 from toolkit.settings import is_url
@@ -41,9 +42,13 @@ def find_shards(root: str) -> list[list[Container]]:
     beside = _tars(root, "", top)
     found = []
     for names in SPLITS:
-        folder = next((name for name in names if name in top and top[name] is None), None)
-        inside = _tars(root, f"{folder}/", _listing(f"{root}/{folder}")) if folder else []
-        found.append(inside or [shard for shard in beside if shard.name.startswith(names)])
+        folders = [name for name in names if name in top and top[name] is None]
+        check_single(root, folders)
+        inside = _tars(root, f"{folders[0]}/", _listing(f"{root}/{folders[0]}")) if folders else []
+        own = [shard for shard in beside if shard.name.startswith(names)]
+        if not inside:  # of `valid-0.tar` both `val` and `valid` are a beginning
+            check_single(root, sorted({max(filter(shard.name.startswith, names), key=len) for shard in own}))
+        found.append(inside or own)
     return found
 
 
@@ -116,11 +121,11 @@ def _read_tar(stream: IO[bytes], shard: Container) -> list[Part]:
     labels: dict[str, dict[str, int]] = {}
     for member, content in _members(stream, shard):
         folder, _, base = member.name.rpartition("/")
-        key, _, ending = base.partition(".")
+        key, _, ending = base.rpartition(".")
         where, ending, sample = f"{shard.path}: {member.name}", ending.lower(), f"{folder}/{key}"
-        if not key:  # hidden files, such as those a file manager leaves
+        if base.startswith("."):  # hidden files, such as those a file manager leaves
             continue
-        if f".{ending}" in EXTENSIONS:
+        if is_image(base):
             if sample in images:
                 raise InputError(f"{where}: a second image of the same sample, beside {images[sample][0]}")
             name = f"{shard.name}/{member.name}"
@@ -143,15 +148,21 @@ def _paired(
     images: dict[str, tuple[str, int, int, int, int, int]], labels: dict[str, dict[str, int]], shard: Container
 ) -> Iterator[Part]:
     """Samples in the order of their images; of two labels that of .cls counts."""
+
+    def is_further(sample: str) -> bool:
+        folder, _, key = sample.rpartition("/")
+        return "." in key and f"{folder}/{key.partition('.')[0]}" in images
+
     for sample, (name, offset, length, *size) in images.items():
         known = labels.pop(sample, {})
         label = known.get("cls", known.get("json"))
-        if label is None:
+        if label is not None:
+            yield Part(name, offset, length, label, *size)
+        elif not is_further(sample):
             raise InputError(
                 f'{shard.path}: {name.removeprefix(shard.name + "/")} has no label: no .cls, and no .json with "label"'
             )
-        yield Part(name, offset, length, label, *size)
-    alone = next((sample for sample, known in labels.items() if known), None)
+    alone = next((sample for sample, known in labels.items() if known and not is_further(sample)), None)
     if alone is not None:
         raise InputError(
             f"{shard.path}: {alone.lstrip('/')} has a label, but no image ({', '.join(sorted(EXTENSIONS))})"
