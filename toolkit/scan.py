@@ -15,7 +15,7 @@ import simplejpeg
 from tqdm import tqdm
 
 from toolkit import machine
-from toolkit.data.decode import read_pixels
+from toolkit.data.decode import DAMAGE, WHOLE, read_pixels
 from toolkit.data.header import Header, TooLargeError, read_header
 from toolkit.data.index import Index
 from toolkit.data.pixels import read_bytes
@@ -41,8 +41,6 @@ FORMATS = {
     ".webp": "WEBP",
     ".avif": "AVIF",
 }
-DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")  # how libjpeg's warnings of it begin
-SMALLEST = {"min_height": 1, "min_width": 1, "min_factor": 8}  # all of a JPEG is read, an 8th of it is drawn
 
 
 class Facts(NamedTuple):
@@ -171,9 +169,8 @@ def examine(index: Index, i: int) -> Facts:
     except TooLargeError as error:
         return Facts(size, kind="too large", reason=str(error))
     except ValueError as error:
-        return Facts(
-            size, header, kind="truncated" if _is_cut(content, str(error)) else "unreadable", reason=str(error)
-        )
+        kind = "damaged" if DAMAGE.match(str(error)) else "unreadable"
+        return Facts(size, header, kind="truncated" if _is_cut(content, str(error)) else kind, reason=str(error))
     if damage:
         return Facts(size, header, kind="damaged", reason=damage)
     digest = hashlib.sha256(content).digest()[:DIGEST_BYTES]
@@ -189,10 +186,10 @@ def _decode(content: bytes, header: Header) -> str:
         read_pixels(content)
         return ""
     try:
-        simplejpeg.decode_jpeg(content, "RGB", **SMALLEST)
+        simplejpeg.decode_jpeg(content, "RGB", **WHOLE)
     except (ValueError, KeyError) as error:
         read_pixels(content)
-        return str(error) if str(error).startswith(DAMAGE) else ""
+        return str(error) if str(error).startswith("Corrupt JPEG data") else ""  # bytes left over before the end
     return ""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -58,15 +59,17 @@ def open_tier(index: Index, side: int, cache: Path) -> Index:
     folder = cache / "tiers" / f"{_key(index)}-{side}px-v{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
+        if storage.read_arrays(folder / "index.npz", COLUMNS) is None:
+            shutil.rmtree(folder, ignore_errors=True)
             staging = folder.with_name(f".tmp-{folder.name}")
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             _write(index, side, staging)
             os.replace(staging, folder)
-    with np.load(folder / "index.npz") as arrays:
-        written = arrays["length"] > 0
-        columns = {name: np.where(written, arrays[name], getattr(index, name)) for name in COLUMNS}
+        arrays = storage.read_arrays(folder / "index.npz", COLUMNS)
+    assert arrays is not None
+    written = arrays["length"] > 0
+    columns: dict[str, Any] = {name: np.where(written, arrays[name], getattr(index, name)) for name in COLUMNS}
     originals = np.where(index.container == ALONE, ALONE, index.container + 1).astype(np.int32)
     return replace(
         index,

@@ -18,7 +18,7 @@ from toolkit.data.index import COLUMNS, Index, Names
 from toolkit.data.remote import BlockCache, Facts
 from toolkit.data.sources.files import UNREAD
 
-VERSION = 2  # of the table's format and of what reading a container means
+VERSION = 3  # of the table's format and of what reading a container means
 TYPES = dict(zip(COLUMNS, (np.int32, np.int64, np.int64, np.int64, np.int32, np.int32, np.uint8), strict=True))
 MOST_THREADS = 16  # each holds a few MB of a remote shard
 READ = COLUMNS[1:]  # what a table holds besides names; the container's number depends on its neighbours

@@ -15,7 +15,7 @@ from toolkit import machine, storage
 from toolkit.data.header import read_header
 from toolkit.data.index import ALONE, Index, Names
 
-VERSION = 1  # of the table's format and of what reading a header means
+VERSION = 2  # of the table's format and of what reading a header means
 FIELDS = ("bytes", "mtime", "width", "height", "orientation")
 NEVER = -1  # a time that no file has
 UNREAD = (0, 0, 1)  # width, height, orientation of a file whose header cannot be read
