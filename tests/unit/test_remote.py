@@ -23,6 +23,7 @@ from toolkit.data.index import Index, Splits
 from toolkit.data.pixels import read_bytes
 from toolkit.data.remote import BlockCache, Facts
 from toolkit.data.sampler import Share
+from toolkit.data.sources import shards
 from toolkit.data.splits import open_splits
 from toolkit.errors import BadSampleError
 from toolkit.plan import make_plan
@@ -191,6 +192,68 @@ def test_only_a_changed_shard_is_fetched_again_when_a_data_set_is_opened_twice(s
     splits, _ = opened(settings)
     assert {fetch.name for fetch in storage.of_shards()} == {"05.tar"}
     assert read_bytes(splits.train, 5 * PER_SHARD) == image(500)
+
+
+def test_a_shard_that_is_replaced_during_a_run_ends_it_when_it_is_fetched(storage: Storage, data: Path):
+    """Same length, same names, other pixels; the control is the same content put there once more."""
+    storage.put(data)
+    splits, _ = opened(settings_of(storage.url, data, 20))
+    forget(data)
+    storage.put(data)
+    assert read_bytes(splits.train, 40) == image(40)
+
+    shard, before = data / "train/05.tar", size_of_shard(data)
+    write_tar(shard, samples(500, PER_SHARD))
+    assert shard.stat().st_size == before
+    os.utime(shard, (1, 1))
+    storage.put(data)
+    forget(data)
+    with pytest.raises(InputError, match=rf"^{storage.url}/train/05\.tar: was replaced since it was listed") as caught:
+        read_bytes(splits.train, 40)
+    assert not isinstance(caught.value, BadSampleError)  # which --on-bad-sample quarantine would pass over
+    assert "\n" not in str(caught.value)
+    assert read_bytes(splits.train, 8) == image(8)
+
+
+def test_a_shard_that_is_replaced_between_list_and_index_is_refused_when_it_is_read(data: Path, monkeypatch):
+    with servers.s3() as storage:
+        storage.put(data)
+        listed = shards.find_shards
+
+        def meanwhile(root: str):
+            found = listed(root)
+            write_tar(data / "train/05.tar", samples(500, PER_SHARD))
+            storage.put(data)
+            return found
+
+        monkeypatch.setattr(shards, "find_shards", meanwhile)
+        with pytest.raises(InputError, match=r"train/05\.tar: was replaced since it was listed"):
+            opened(settings_of(storage.url, data, 20))
+
+
+def test_a_shard_that_became_shorter_is_named_when_its_end_is_fetched(storage: Storage, data: Path):
+    storage.put(data)
+    splits, _ = opened(settings_of(storage.url, data, 1))
+    (data / "train/05.tar").write_bytes((data / "train/05.tar").read_bytes()[:2000])
+    os.utime(data / "train/05.tar", (1, 1))
+    storage.put(data)
+    with pytest.raises(InputError, match=r"/train/05\.tar: was replaced since it was listed"):
+        read_bytes(splits.train, 47)
+
+
+@pytest.mark.parametrize(
+    ("listed", "now", "same"),
+    [
+        ({"etag": "a"}, {"etag": '"a"'}, True),
+        ({"ETag": "a"}, {"ETag": "b"}, False),
+        ({"ETag": "a", "generation": "1"}, {"ETag": "b", "generation": "1"}, True),  # other metadata, same content
+        ({"ETag": "a"}, {"mtime": 3.0}, True),  # not told
+        ({}, {"mtime": 3.0}, True),
+        ({}, {"size": 6}, False),
+    ],
+)
+def test_a_file_counts_as_replaced_when_the_storage_tells_so(listed: dict, now: dict, same: bool):
+    assert Facts.of({"size": 5, **listed}).fit({"size": 5, **now}) is same
 
 
 def test_a_shard_that_vanished_is_named_when_an_image_of_it_is_read(storage: Storage, data: Path):

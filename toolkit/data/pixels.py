@@ -14,7 +14,7 @@ from toolkit.data.index import Index
 from toolkit.errors import BadSampleError, LoaderError
 from toolkit.settings import is_url
 
-# None: a remote object that is gone or changed
+# None: a remote object that is gone
 FAULTS_OF_FILES = frozenset({None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP})
 
 
