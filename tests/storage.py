@@ -5,6 +5,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Storage:
     url: str
     put: Callable[[Path], None]
     fetches: list[Fetch] = field(default_factory=list)
+    delay_s: float = 0.0  # before what is fetched is sent
 
     def of_shards(self) -> list[Fetch]:
         return [fetch for fetch in self.fetches if fetch.name.endswith(".tar")]
@@ -72,6 +74,7 @@ def hdfs() -> Iterator[Storage]:
             else:
                 start = int(query["offset"])
                 storage.fetches.append(Fetch(path.name, start))
+                time.sleep(storage.delay_s)
                 self.answer(200, path.read_bytes()[start : start + int(query["length"])])
 
         def answer(self, status: int, content: bytes) -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import multiprocessing
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,47 @@ def test_each_shard_is_fetched_once_an_epoch_when_the_cache_holds_a_third(storag
         assert [read_bytes(splits.val, i) for i in range(4)] == [image(i) for i in range(1000, 1004)]
     assert [sorted(ids) for ids in seen] == [list(range(96))] * 2
     assert seen[0] != seen[1]
+
+
+def wait_until_quiet(storage: Storage) -> None:
+    """Until nothing was fetched for a second."""
+    before, quiet_since = -1, time.monotonic()
+    while time.monotonic() < quiet_since + 1:
+        if len(storage.fetches) != before:
+            before, quiet_since = len(storage.fetches), time.monotonic()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("shards_in_cache", "windows_held"), [(4, 2), (1.9, 1)])
+def test_the_next_window_is_fetched_while_one_is_drawn_from_when_both_fit(
+    data: Path, shards_in_cache: float, windows_held: int
+):
+    """The store is emptied after two batches: what was fetched until then goes on to be delivered.
+
+    The control is a cache that one shard fills: nothing of the next may be fetched while it is drawn from.
+    """
+    with servers.hdfs() as storage:
+        storage.put(data)
+        settings = settings_of(storage.url, data, shards_in_cache).model_copy(update={"batch_size": 2})
+        _, feed = opened(settings)
+        forget(data)
+        storage.fetches.clear()
+        storage.delay_s = 0.02
+        windows = feed.sampler.windows(0)[:windows_held]
+        shards_held = {f"{shard:02d}.tar" for window in windows for shard in window}
+        batches = feed.batches(next(iter(make_plan(settings, STRATEGY, 96, 1).epochs())), 0, Share(0, 1, 1))
+        seen = [i for _ in range(2) for i in next(batches).ids.tolist()]
+        wait_until_quiet(storage)
+        assert {fetch.name for fetch in storage.fetches} == shards_held
+        assert set(Counter(storage.fetches).values()) == {1}
+        assert bytes_on_disk(data) <= shards_in_cache * size_of_shard(data)
+
+        (data / "empty").mkdir()
+        storage.put(data / "empty")
+        with pytest.raises(BadSampleError, match="is not there any more"):
+            seen.extend(i for batch in batches for i in batch.ids.tolist())
+    # the batch with the first image that was not held is the one that failed
+    assert seen == feed.sampler.permutation(0)[: PER_SHARD * len(shards_held)].tolist()
 
 
 def test_shards_are_fetched_again_and_again_when_all_images_are_mixed(storage: Storage, data: Path):

@@ -19,7 +19,7 @@ PIECE = 8  # images that one thread takes at a time, at least
 CLOSE_S = 5.0  # longest wait for a thread when a reader stops
 
 
-class _Threads:
+class Threads:
     """Daemon threads, so that one that hangs in a read never keeps the process alive."""
 
     def __init__(self, count: int) -> None:
@@ -71,7 +71,7 @@ def by_threads(requests: Iterable[R], job: Job[R, T], threads: int, timeout_s: f
     if threads == 0:
         yield from (load(job, request) for request in requests)
         return
-    pool, pending = _Threads(threads), deque[_Pending]()
+    pool, pending = Threads(threads), deque[_Pending]()
 
     def taken() -> T:
         request, memory, pieces = pending.popleft()

@@ -103,6 +103,11 @@ class Pixels:
         self._files = originals or index
         self._memory = Memory(index) if remember else None
 
+    @property
+    def remote(self) -> bool:
+        """Whether the files, rather than a copy of them, are read each time, and from a store."""
+        return self._memory is None and self.index.blocks is not None and is_url(self.index.containers[0])
+
     def whole(self, i: int) -> np.ndarray:
         """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
         if self._memory is None:

@@ -147,6 +147,18 @@ class BlockCache:
             offset += count
         return b"".join(parts)
 
+    def count(self, url: str) -> int:
+        """How many blocks a file has."""
+        return -(-self.files[url].size // self.block)
+
+    def hold(self, url: str, number: int) -> None:
+        """See that a block is there, and among the last to go; raises what `read` does."""
+        path = self._path(url, number)
+        try:
+            _touch(path)
+        except FileNotFoundError:
+            self._fetched(url, number, path)
+
     def _part(self, url: str, number: int, start: int, count: int) -> bytes:
         path = self._path(url, number)
         try:
