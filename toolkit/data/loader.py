@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from toolkit.errors import WORKER_DIED, InputError, LoaderError, expected
 
 AHEAD = 2  # batches in flight beyond the one that is taken
 PIECE = 8  # images that one thread takes at a time, at least
-CLOSE_S = 5.0  # longest wait for a thread when a reader stops
+CLOSE_S = 5.0  # longest wait for the threads when a reader stops
 
 
 class Threads:
@@ -51,8 +52,9 @@ class Threads:
         self._closed = True
         for _ in self._threads:
             self._tasks.put(None)
+        deadline = time.monotonic() + CLOSE_S
         for thread in self._threads:
-            thread.join(CLOSE_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Pending(NamedTuple):
