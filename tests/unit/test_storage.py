@@ -57,3 +57,11 @@ def test_the_old_file_stays_when_writing_fails(tmp_path: Path):
 def test_a_hash_is_that_of_the_content_when_a_file_is_read(tmp_path: Path):
     (tmp_path / "x").write_bytes(b"abc")
     assert storage.sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_key_is_that_of_fips_180_and_another_one_when_any_part_is():
+    assert storage.key("abc") == "ba7816bf8f01cfea414140de"  # its first example, cut
+    others = (("a", "b"), ("ab",), ("a", b"b", b""), ("b", "a"), ("\udcff",), (b"\xfe",))
+    keys = [storage.key(*parts) for parts in others]
+    assert len({*keys}) == len(keys)
+    assert storage.key("a", b"b") == keys[0]

@@ -3,7 +3,6 @@
 The cache is shared by all threads, loader processes and ranks of a machine: whoever needs a block first fetches it.
 """
 
-import hashlib
 import io
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from filelock import FileLock
 
+from toolkit import storage
 from toolkit.errors import InputError, LoaderError
 
 BLOCK = 8 * 2**20  # bytes; less where the bound is small
@@ -176,15 +176,14 @@ class BlockCache:
         return self._fetched(url, number, path)[start : start + count]
 
     def _path(self, url: str, number: int) -> Path:
-        key = hashlib.sha256(f"{url}\0{self.files[url]}".encode()).hexdigest()[:24]
-        return self.folder / "blocks" / f"{key}-{self.block}-{number}"
+        return self.folder / "blocks" / f"{storage.key(url, str(self.files[url]))}-{self.block}-{number}"
 
     def _fetched(self, url: str, number: int, path: Path) -> bytes:
         """The whole block: from storage, unless another thread or process was quicker."""
         locks = self.folder / "locks"
         for folder in (path.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
-        stripe = int(hashlib.sha256(path.name.encode()).hexdigest(), 16) % LOCKS
+        stripe = int(storage.key(path.name), 16) % LOCKS
         with FileLock(locks / f"{stripe}.lock", poll_interval=POLL_S):
             start = number * self.block
             end = min(start + self.block, self.files[url].size)
