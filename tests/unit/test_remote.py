@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from fsspec.registry import _registry
 
 from tests import storage as servers
@@ -30,7 +31,7 @@ from toolkit.data.splits import open_splits
 from toolkit.errors import BadSampleError
 from toolkit.plan import make_plan
 
-SHARDS, PER_SHARD, BATCH = 12, 8, 12
+SHARDS, PER_SHARD, BATCH = 12, 8, 4  # a window of two shards holds all batches in flight
 STRATEGY = SingleScale(16)
 
 
@@ -73,7 +74,8 @@ def opened(settings: Settings) -> tuple[Splits, Feed]:
 
 
 def bytes_on_disk(data: Path) -> int:
-    return sum(file.stat().st_size for file in (data.parent / "cache/blocks").iterdir())
+    with FileLock(data.parent / "cache/locks/room.lock"):  # no block comes or goes meanwhile
+        return sum(file.stat().st_size for file in (data.parent / "cache/blocks").iterdir())
 
 
 def forget(data: Path) -> None:

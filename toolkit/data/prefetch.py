@@ -40,7 +40,10 @@ def fetching_ahead(
             yield request
 
     def urls(window: int) -> list[str]:
-        return [index.containers[shard] for shard in windows[window]] if window < len(windows) else []
+        return [index.containers[shard] for shard in windows[window]]
+
+    def fit(first: int, second: int) -> bool:
+        return sum(cache.files[url].size for url in urls(first) + urls(second)) <= cache.bound
 
     def hold(window: int, url: str, block: int) -> None:
         if window >= drawn:
@@ -53,8 +56,7 @@ def fetching_ahead(
             # Whoever asks for the next batch has ended the step before: so has every process, and none needs an
             # earlier window. In the cache's two halves there is room for this one and the next.
             drawn = int(window_of[index.container[batch.ids]].min())
-            both = urls(drawn) + urls(drawn + 1)
-            if drawn == asked > begun and sum(cache.files[url].size for url in both) <= cache.bound:
+            if drawn == asked > begun and drawn + 1 < len(windows) and fit(drawn, drawn + 1):
                 begun = drawn
                 # All of this window before any of the next: what was used last must not go first.
                 for window, part in ((drawn, own), (drawn, everything), (drawn + 1, own)):
