@@ -4,14 +4,19 @@ import http.client
 import json
 import os
 import re
+import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -30,6 +35,7 @@ class Storage:
     url: str
     put: Callable[[Path], None]
     fetches: list[Fetch] = field(default_factory=list)
+    delay_s: float = 0.0  # before what is fetched is sent
 
     def of_shards(self) -> list[Fetch]:
         return [fetch for fetch in self.fetches if fetch.name.endswith(".tar")]
@@ -72,6 +78,7 @@ def hdfs() -> Iterator[Storage]:
             else:
                 start = int(query["offset"])
                 storage.fetches.append(Fetch(path.name, start))
+                time.sleep(storage.delay_s)
                 self.answer(200, path.read_bytes()[start : start + int(query["length"])])
 
         def answer(self, status: int, content: bytes) -> None:
@@ -99,33 +106,27 @@ def hdfs() -> Iterator[Storage]:
 
 
 @contextmanager
-def s3() -> Iterator[Storage]:
-    """An S3 server behind a proxy that counts; AWS_ENDPOINT_URL_S3 has to lead to it, as it does inside."""
-    import boto3
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    backend = moto.get_host_and_port()
-    storage = Storage("s3://bucket/data", lambda folder: None)
+def counted(backend: tuple[str, int], storage: Storage) -> Iterator[int]:
+    """The port of a proxy in front of a server, which writes down what parts of files are fetched."""
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def forward(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            part = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            part = re.match(r"bytes=(\d+)-", self.headers.get("Range", self.headers.get("x-ms-range", "")))
             if self.command == "GET" and part:
-                storage.fetches.append(Fetch(urlsplit(self.path).path.rsplit("/", 1)[-1], int(part[1])))
+                storage.fetches.append(Fetch(unquote(urlsplit(self.path).path).rsplit("/", 1)[-1], int(part[1])))
             connection = http.client.HTTPConnection(*backend, timeout=30)
             connection.request(self.command, self.path, content, dict(self.headers))
             answer = connection.getresponse()
             body = answer.read()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
-                if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                if name.lower() not in ("transfer-encoding", "connection", "date", "server", "keep-alive"):
                     self.send_header(name, value)
+            if "Content-Length" not in answer.headers and self.command != "HEAD":
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
             connection.close()
@@ -135,27 +136,80 @@ def s3() -> Iterator[Storage]:
         def log_message(self, *words: object) -> None:
             pass
 
+    with serving(Proxy) as port:
+        yield port
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
+
+
+@contextmanager
+def process(*words: str, port: int) -> Iterator[tuple[str, int]]:
+    """A server of its own, once it answers."""
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = ("127.0.0.1", port)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(address, timeout=1).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """The content of every file, by the name it gets in a bucket."""
+    return {f"data/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def s3() -> Iterator[Storage]:
+    """An S3 server behind a proxy that counts; AWS_ENDPOINT_URL_S3 has to lead to it, as it does inside."""
+    import boto3
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    backend = moto.get_host_and_port()
     client = boto3.client("s3", endpoint_url=f"http://{backend[0]}:{backend[1]}", **_credentials())
 
     def put(folder: Path) -> None:
         for entry in client.list_objects_v2(Bucket="bucket").get("Contents", []):
             client.delete_object(Bucket="bucket", Key=entry["Key"])
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                key = f"data/{path.relative_to(folder)}"
-                client.put_object(Bucket="bucket", Key=key, Body=path.read_bytes())
+        for name, content in files_in(folder).items():
+            client.put_object(Bucket="bucket", Key=name, Body=content)
 
-    before = {name: os.environ.get(name) for name in (*KEYS, "AWS_ENDPOINT_URL_S3")}
+    storage = Storage("s3://bucket/data", put)
     try:
-        with serving(Proxy) as port:
-            os.environ.update(KEYS, AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{port}")
+        with (
+            counted(backend, storage) as port,
+            environment(**KEYS, AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{port}"),
+        ):
             client.create_bucket(Bucket="bucket")
-            storage.put = put
             yield storage
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({name: value} if value is not None else {})
         s3fs.S3FileSystem.clear_instance_cache()  # it keeps to the address that it began with
         client.close()
         moto.stop()
@@ -163,3 +217,65 @@ def s3() -> Iterator[Storage]:
 
 def _credentials() -> dict[str, str]:
     return {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+
+
+@contextmanager
+def gs() -> Iterator[Storage]:
+    """Google's emulator behind a proxy that counts."""
+    port = free_port()
+    words = ["start", "--port", str(port), "--host", "127.0.0.1", "--in-memory", "--default-bucket", "bucket"]
+
+    def put(folder: Path) -> None:
+        for name, content in files_in(folder).items():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            path = f"/upload/storage/v1/b/bucket/o?uploadType=media&name={quote(name, safe='')}"
+            connection.request("POST", path, content, {"Content-Type": "application/x-tar"})
+            assert connection.getresponse().status == 200
+            connection.close()
+
+    storage = Storage("gs://bucket/data", put)
+    with (
+        process(sys.executable, "-m", "gcp_storage_emulator", *words, port=port) as backend,
+        counted(backend, storage) as front,
+        # what gcsfs does for hierarchical buckets goes around the emulator: it would wait for the network
+        environment(STORAGE_EMULATOR_HOST=f"http://127.0.0.1:{front}", GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false"),
+    ):
+        import gcsfs
+
+        yield storage
+        gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+AZURITE = os.environ.get("AZURITE") or shutil.which("azurite")
+AZURITE_KEY = "dGVzdA=="  # any; Azurite takes it from AZURITE_ACCOUNTS
+
+
+@contextmanager
+def az() -> Iterator[Storage]:
+    """Azurite behind a proxy that counts; it needs node, so a test asks first whether there is an AZURITE."""
+    import adlfs
+    from azure.storage.blob import ContainerClient
+
+    assert AZURITE is not None
+    port = free_port()
+    flags = ["--blobPort", str(port), "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
+
+    def connection(port: int) -> str:
+        return f"AccountName=test;AccountKey={AZURITE_KEY};BlobEndpoint=http://127.0.0.1:{port}/test"
+
+    def put(folder: Path) -> None:
+        with ContainerClient.from_connection_string(connection(port), "bucket") as container:
+            if not container.exists():
+                container.create_container()
+            for name, content in files_in(folder).items():
+                container.upload_blob(name, content, overwrite=True)
+
+    storage = Storage("az://bucket/data", put)
+    with (
+        environment(AZURITE_ACCOUNTS=f"test:{AZURITE_KEY}"),
+        process(str(Path(AZURITE).with_name("azurite-blob")), *flags, port=port) as backend,
+        counted(backend, storage) as front,
+        environment(AZURE_STORAGE_CONNECTION_STRING=connection(front)),
+    ):
+        yield storage
+        adlfs.AzureBlobFileSystem.clear_instance_cache()

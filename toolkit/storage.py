@@ -44,6 +44,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def key(*parts: str | bytes) -> str:
+    """A short text, fit for a file's name, that is another one where any part is."""
+    encoded = (part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape") for part in parts)
+    return hashlib.sha256(b"\0".join(encoded)).hexdigest()[:24]
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Arrays as one .npz file, whole or not at all; another process's staging file is not met."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")

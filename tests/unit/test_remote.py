@@ -4,15 +4,18 @@ The servers are real and count what is fetched: S3 where `s3fs` and `moto` are i
 everywhere.
 """
 
-import importlib.util
 import multiprocessing
 import os
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from fsspec.registry import _registry
 
 from tests import storage as servers
 from tests.storage import Storage
@@ -23,11 +26,12 @@ from toolkit.data.index import Index, Splits
 from toolkit.data.pixels import read_bytes
 from toolkit.data.remote import BlockCache, Facts
 from toolkit.data.sampler import Share
+from toolkit.data.sources import shards
 from toolkit.data.splits import open_splits
 from toolkit.errors import BadSampleError
 from toolkit.plan import make_plan
 
-SHARDS, PER_SHARD, BATCH = 12, 8, 12
+SHARDS, PER_SHARD, BATCH = 12, 8, 4  # a window of two shards holds all batches in flight
 STRATEGY = SingleScale(16)
 
 
@@ -70,7 +74,8 @@ def opened(settings: Settings) -> tuple[Splits, Feed]:
 
 
 def bytes_on_disk(data: Path) -> int:
-    return sum(file.stat().st_size for file in (data.parent / "cache/blocks").iterdir())
+    with FileLock(data.parent / "cache/locks/room.lock"):  # no block comes or goes meanwhile
+        return sum(file.stat().st_size for file in (data.parent / "cache/blocks").iterdir())
 
 
 def forget(data: Path) -> None:
@@ -107,6 +112,47 @@ def test_each_shard_is_fetched_once_an_epoch_when_the_cache_holds_a_third(storag
         assert [read_bytes(splits.val, i) for i in range(4)] == [image(i) for i in range(1000, 1004)]
     assert [sorted(ids) for ids in seen] == [list(range(96))] * 2
     assert seen[0] != seen[1]
+
+
+def wait_until_quiet(storage: Storage) -> None:
+    """Until nothing was fetched for a second."""
+    before, quiet_since = -1, time.monotonic()
+    while time.monotonic() < quiet_since + 1:
+        if len(storage.fetches) != before:
+            before, quiet_since = len(storage.fetches), time.monotonic()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("shards_in_cache", "windows_held"), [(4, 2), (1.9, 1)])
+def test_the_next_window_is_fetched_while_one_is_drawn_from_when_both_fit(
+    data: Path, shards_in_cache: float, windows_held: int
+):
+    """The store is emptied after two batches: what was fetched until then goes on to be delivered.
+
+    The control is a cache that one shard fills: nothing of the next may be fetched while it is drawn from.
+    """
+    with servers.hdfs() as storage:
+        storage.put(data)
+        settings = settings_of(storage.url, data, shards_in_cache).model_copy(update={"batch_size": 2})
+        _, feed = opened(settings)
+        forget(data)
+        storage.fetches.clear()
+        storage.delay_s = 0.02
+        windows = feed.sampler.windows(0)[:windows_held]
+        shards_held = {f"{shard:02d}.tar" for window in windows for shard in window}
+        batches = feed.batches(next(iter(make_plan(settings, STRATEGY, 96, 1).epochs())), 0, Share(0, 1, 1))
+        seen = [i for _ in range(2) for i in next(batches).ids.tolist()]
+        wait_until_quiet(storage)
+        assert {fetch.name for fetch in storage.fetches} == shards_held
+        assert set(Counter(storage.fetches).values()) == {1}
+        assert bytes_on_disk(data) <= shards_in_cache * size_of_shard(data)
+
+        (data / "empty").mkdir()
+        storage.put(data / "empty")
+        with pytest.raises(BadSampleError, match="is not there any more"):
+            seen.extend(i for batch in batches for i in batch.ids.tolist())
+    # the batch with the first image that was not held is the one that failed
+    assert seen == feed.sampler.permutation(0)[: PER_SHARD * len(shards_held)].tolist()
 
 
 def test_shards_are_fetched_again_and_again_when_all_images_are_mixed(storage: Storage, data: Path):
@@ -193,6 +239,68 @@ def test_only_a_changed_shard_is_fetched_again_when_a_data_set_is_opened_twice(s
     assert read_bytes(splits.train, 5 * PER_SHARD) == image(500)
 
 
+def test_a_shard_that_is_replaced_during_a_run_ends_it_when_it_is_fetched(storage: Storage, data: Path):
+    """Same length, same names, other pixels; the control is the same content put there once more."""
+    storage.put(data)
+    splits, _ = opened(settings_of(storage.url, data, 20))
+    forget(data)
+    storage.put(data)
+    assert read_bytes(splits.train, 40) == image(40)
+
+    shard, before = data / "train/05.tar", size_of_shard(data)
+    write_tar(shard, samples(500, PER_SHARD))
+    assert shard.stat().st_size == before
+    os.utime(shard, (1, 1))
+    storage.put(data)
+    forget(data)
+    with pytest.raises(InputError, match=rf"^{storage.url}/train/05\.tar: was replaced since it was listed") as caught:
+        read_bytes(splits.train, 40)
+    assert not isinstance(caught.value, BadSampleError)  # which --on-bad-sample quarantine would pass over
+    assert "\n" not in str(caught.value)
+    assert read_bytes(splits.train, 8) == image(8)
+
+
+def test_a_shard_that_is_replaced_between_list_and_index_is_refused_when_it_is_read(data: Path, monkeypatch):
+    with servers.s3() as storage:
+        storage.put(data)
+        listed = shards.find_shards
+
+        def meanwhile(root: str):
+            found = listed(root)
+            write_tar(data / "train/05.tar", samples(500, PER_SHARD))
+            storage.put(data)
+            return found
+
+        monkeypatch.setattr(shards, "find_shards", meanwhile)
+        with pytest.raises(InputError, match=r"train/05\.tar: was replaced since it was listed"):
+            opened(settings_of(storage.url, data, 20))
+
+
+def test_a_shard_that_became_shorter_is_named_when_its_end_is_fetched(storage: Storage, data: Path):
+    storage.put(data)
+    splits, _ = opened(settings_of(storage.url, data, 1))
+    (data / "train/05.tar").write_bytes((data / "train/05.tar").read_bytes()[:2000])
+    os.utime(data / "train/05.tar", (1, 1))
+    storage.put(data)
+    with pytest.raises(InputError, match=r"/train/05\.tar: was replaced since it was listed"):
+        read_bytes(splits.train, 47)
+
+
+@pytest.mark.parametrize(
+    ("listed", "now", "same"),
+    [
+        ({"etag": "a"}, {"etag": '"a"'}, True),
+        ({"ETag": "a"}, {"ETag": "b"}, False),
+        ({"ETag": "a", "generation": "1"}, {"ETag": "b", "generation": "1"}, True),  # other metadata, same content
+        ({"ETag": "a"}, {"mtime": 3.0}, True),  # not told
+        ({}, {"mtime": 3.0}, True),
+        ({}, {"size": 6}, False),
+    ],
+)
+def test_a_file_counts_as_replaced_when_the_storage_tells_so(listed: dict, now: dict, same: bool):
+    assert Facts.of({"size": 5, **listed}).fit({"size": 5, **now}) is same
+
+
 def test_a_shard_that_vanished_is_named_when_an_image_of_it_is_read(storage: Storage, data: Path):
     storage.put(data)
     splits, _ = opened(settings_of(storage.url, data, 1))
@@ -229,9 +337,11 @@ def test_a_bucket_is_refused_in_one_line_when_it_or_the_credentials_are_wrong(da
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs")])
-def test_a_url_is_refused_with_the_command_when_its_package_is_missing(data: Path, scheme: str, package: str):
-    if importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed")
+def test_a_url_is_refused_with_the_command_when_its_package_is_missing(
+    data: Path, scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, package, None)  # what Python does with a package that is not there
+    monkeypatch.delitem(_registry, scheme, raising=False)
     with pytest.raises(InputError, match=f"{scheme}://bucket/data: .*pip install {package}"):
         opened(settings_of(f"{scheme}://bucket/data", data, 4))
 

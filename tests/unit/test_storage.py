@@ -77,3 +77,11 @@ def test_arrays_are_read_as_written_and_as_none_when_a_byte_is_wrong(tmp_path: P
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         known = storage.read_arrays(file, "ab")
         assert known is None or all(np.array_equal(known[name], values[name]) for name in "ab")
+
+
+def test_a_key_is_that_of_fips_180_and_another_one_when_any_part_is():
+    assert storage.key("abc") == "ba7816bf8f01cfea414140de"  # its first example, cut
+    others = (("a", "b"), ("ab",), ("a", b"b", b""), ("b", "a"), ("\udcff",), (b"\xfe",))
+    keys = [storage.key(*parts) for parts in others]
+    assert len({*keys}) == len(keys)
+    assert storage.key("a", b"b") == keys[0]

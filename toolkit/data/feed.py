@@ -1,6 +1,6 @@
 """What training and evaluation draw from: the cheapest source of images for each phase, and workers to load them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from toolkit.data.jobs import Batch, TrainJob
 from toolkit.data.loader import by_processes, by_threads
 from toolkit.data.mixing import Mixer
 from toolkit.data.pixels import Pixels
-from toolkit.data.sampler import Epoch, Sampler, Shards, Share, micro_batches
+from toolkit.data.prefetch import fetching_ahead
+from toolkit.data.sampler import Epoch, Request, Sampler, Shards, Share, micro_batches
 from toolkit.data.tier import is_worthwhile, open_tier, shrunk, tier_side
 from toolkit.errors import InputError
 from toolkit.settings import Settings
@@ -90,8 +91,16 @@ class Feed:
         """What one process has to see of an epoch from optimizer step `from_step` of the run on."""
         whole = self.sampler.requests(epoch, from_step)
         requests = (part for request in whole for part in micro_batches(request, share))
-        load = by_processes if self.augmenter.holds_interpreter else by_threads
-        return load(requests, self.job(epoch.phase), self.workers, self.timeout_s)
+        by, job = by_processes if self.augmenter.holds_interpreter else by_threads, self.job(epoch.phase)
+
+        def load(requests: Iterable[Request]) -> Iterator[Batch]:
+            return by(requests, job, self.workers, self.timeout_s)
+
+        if not job.pixels.remote:
+            return load(requests)
+        return fetching_ahead(
+            load, requests, job.pixels.index, self.sampler.windows(epoch.number, epoch.rollbacks), share.rank
+        )
 
 
 def open_feed(settings: Settings, strategy: Strategy, splits: Splits, phases: Sequence[Phase], workers: int) -> Feed:

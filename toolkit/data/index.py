@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +74,24 @@ class Index:
     orientation: np.ndarray  # uint8
     stamp: str = ""
     blocks: BlockCache | None = None
+
+    @classmethod
+    def of_files(cls, root: Path, names: Sequence[str], labels: Sequence[int]) -> "Index":
+        """Images that are files of their own, of sizes not known yet."""
+        count = len(names)
+        pixels, size = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int64)
+        return cls(
+            root=str(root),
+            names=Names.of(names),
+            containers=(),
+            container=np.full(count, ALONE, dtype=np.int32),
+            offset=size,
+            length=size,
+            labels=np.array(labels, dtype=np.int64),
+            width=pixels,
+            height=pixels,
+            orientation=np.ones(count, dtype=np.uint8),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,6 +3,7 @@
 import queue
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -18,11 +19,11 @@ from toolkit.errors import WORKER_DIED, InputError, LoaderError, expected
 AHEAD = 2  # batches in flight beyond the one that is taken
 PIECE = 8  # images that one thread takes at a time, at least
 STOP_S = 30  # how long a worker process outlives a SIGTERM
-CLOSE_S = 5.0  # longest wait for a thread when a reader stops
+CLOSE_S = 5.0  # longest wait for the threads when a reader stops
 HINT = "is the storage of --data-root alive? --loader-timeout-s waits longer"
 
 
-class _Threads:
+class Threads:
     """Daemon threads, so that one that hangs in a read never keeps the process alive."""
 
     def __init__(self, count: int) -> None:
@@ -54,8 +55,9 @@ class _Threads:
         self._closed = True
         for _ in self._threads:
             self._tasks.put(None)
+        deadline = time.monotonic() + CLOSE_S
         for thread in self._threads:
-            thread.join(CLOSE_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Pending(NamedTuple):
@@ -74,7 +76,7 @@ def by_threads(requests: Iterable[R], job: Job[R, T], threads: int, timeout_s: f
     if threads == 0:
         yield from (load(job, request) for request in requests)
         return
-    pool, pending = _Threads(threads), deque[_Pending]()
+    pool, pending = Threads(threads), deque[_Pending]()
 
     def taken() -> T:
         request, memory, pieces = pending.popleft()

@@ -14,7 +14,7 @@ from toolkit.data.index import Index
 from toolkit.errors import BadSampleError, LoaderError
 from toolkit.settings import is_url
 
-# None: a remote object that is gone or changed
+# None: a remote object that is gone
 FAULTS_OF_FILES = frozenset({None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP})
 
 
@@ -102,6 +102,11 @@ class Pixels:
         self.index = index
         self._files = originals or index
         self._memory = Memory(index) if remember else None
+
+    @property
+    def remote(self) -> bool:
+        """Whether the files, rather than a copy of them, are read each time, and from a store."""
+        return self._memory is None and self.index.blocks is not None and is_url(self.index.containers[0])
 
     def whole(self, i: int) -> np.ndarray:
         """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""

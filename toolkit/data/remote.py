@@ -3,28 +3,32 @@
 The cache is shared by all threads, loader processes and ranks of a machine: whoever needs a block first fetches it.
 """
 
-import hashlib
 import io
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from filelock import FileLock
 
+from toolkit import storage
 from toolkit.errors import InputError, LoaderError
 
 BLOCK = 8 * 2**20  # bytes; less where the bound is small
 LEAST_BLOCKS = 16  # that fit into the bound
 LOCKS = 64  # files; blocks share them, so that they do not pile up
 POLL_S = 0.01  # between looks at a lock that another thread or process holds
-# what the storages call the facts that change with the content
-VERSION_KEYS = ("ETag", "etag", "generation", "LastModified", "last_modified", "modificationTime", "mtime")
+# what the storages call the facts that change with the content, the surest first
+VERSION_KEYS = ("generation", "ETag", "etag", "LastModified", "last_modified", "modificationTime", "mtime")
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 T = TypeVar("T")
+
+
+class ReplacedError(InputError):
+    """A file is not the one that was listed: unlike an image that cannot be read, nothing can stand in for it."""
 
 
 class Facts(NamedTuple):
@@ -32,6 +36,17 @@ class Facts(NamedTuple):
 
     size: int
     version: str
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], keys: Iterable[str] = VERSION_KEYS) -> "Facts":
+        """What a storage says of a file, by the first of `keys` that it has."""
+        known = ((key, str(entry.get(key) or "").strip('"')) for key in keys)  # Azure quotes a tag only when asked
+        return cls(entry["size"], next((f"{key} {value}" for key, value in known if value), ""))
+
+    def fit(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a storage still says the same, of what it says at all."""
+        now = Facts.of(entry, [self.version.split(" ")[0]])
+        return self.size == now.size and now.version in ("", self.version)
 
 
 def asked(url: str, question: Callable[[Any, str], T]) -> T:
@@ -44,7 +59,7 @@ def asked(url: str, question: Callable[[Any, str], T]) -> T:
     protocol = url.split("://")[0]
     try:
         return question(*fsspec.core.url_to_fs(url))
-    except FileNotFoundError:
+    except (FileNotFoundError, ReplacedError):
         raise
     except ImportError as error:
         package = PACKAGES.get(protocol)
@@ -65,8 +80,7 @@ def listed(url: str) -> dict[str, Facts | None]:
         found: dict[str, Facts | None] = {}
         for entry in files.ls(path, detail=True):
             name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            version = next((str(entry[key]) for key in VERSION_KEYS if entry.get(key)), "")
-            found[name] = None if entry["type"] == "directory" else Facts(entry["size"], version)
+            found[name] = None if entry["type"] == "directory" else Facts.of(entry)
         return found
 
     try:
@@ -75,18 +89,33 @@ def listed(url: str) -> dict[str, Facts | None]:
         return {}
 
 
-def fetch(url: str, start: int, end: int) -> bytes:
-    """Bytes start ... end - 1; raises OSError where the file is gone or shorter than it was, LoaderError where the
-    storage fails.
+def fetch(url: str, start: int, end: int, facts: Facts) -> bytes:
+    """Bytes start ... end - 1 of a file as it was when `facts` were told.
+
+    Raises OSError where it is gone, ReplacedError where it is another one, LoaderError where the storage fails.
     """
+
+    def ask(files: Any, path: str) -> bytes:
+        try:
+            return files.cat_file(path, start=start, end=end)
+        finally:  # also where the part lies beyond the end of what is there now
+            files.invalidate_cache()
+            if not facts.fit(files.info(path)):  # asked for last: what it tells held while the part was read
+                raise ReplacedError(
+                    f"{url}: was replaced since it was listed at the start of this run: start again, once nobody "
+                    "writes there"
+                )
+
     try:
-        content = asked(url, lambda files, path: files.cat_file(path, start=start, end=end))
+        content = asked(url, ask)
     except FileNotFoundError:
         raise OSError(f"{url} is not there any more") from None
+    except ReplacedError:
+        raise
     except InputError as error:  # what was listed before is not the user's mistake
         raise LoaderError(str(error)) from None
     if len(content) != end - start:
-        raise OSError("the object changed since it was indexed")
+        raise LoaderError(f"{url}: gave {len(content)} of {end - start} bytes from {start} on: the storage failed")
     return content
 
 
@@ -109,7 +138,7 @@ class BlockCache:
         return min(BLOCK, max(1, self.bound // LEAST_BLOCKS))
 
     def read(self, url: str, offset: int, length: int) -> bytes:
-        """A part of a file; raises OSError where the file is gone or changed, InputError where storage fails."""
+        """A part of a file; raises what `fetch` does, and InputError where there is no room on the disk."""
         end, parts = offset + length, []
         while offset < end:
             number, start = divmod(offset, self.block)
@@ -117,6 +146,18 @@ class BlockCache:
             parts.append(self._part(url, number, start, count))
             offset += count
         return b"".join(parts)
+
+    def count(self, url: str) -> int:
+        """How many blocks a file has."""
+        return -(-self.files[url].size // self.block)
+
+    def hold(self, url: str, number: int) -> None:
+        """See that a block is there, and among the last to go; raises what `read` does."""
+        path = self._path(url, number)
+        try:
+            _touch(path)
+        except FileNotFoundError:
+            self._fetched(url, number, path)
 
     def _part(self, url: str, number: int, start: int, count: int) -> bytes:
         path = self._path(url, number)
@@ -135,21 +176,20 @@ class BlockCache:
         return self._fetched(url, number, path)[start : start + count]
 
     def _path(self, url: str, number: int) -> Path:
-        key = hashlib.sha256(f"{url}\0{self.files[url]}".encode()).hexdigest()[:24]
-        return self.folder / "blocks" / f"{key}-{self.block}-{number}"
+        return self.folder / "blocks" / f"{storage.key(url, str(self.files[url]))}-{self.block}-{number}"
 
     def _fetched(self, url: str, number: int, path: Path) -> bytes:
         """The whole block: from storage, unless another thread or process was quicker."""
         locks = self.folder / "locks"
         for folder in (path.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
-        stripe = int(hashlib.sha256(path.name.encode()).hexdigest(), 16) % LOCKS
+        stripe = int(storage.key(path.name), 16) % LOCKS
         with FileLock(locks / f"{stripe}.lock", poll_interval=POLL_S):
             start = number * self.block
             end = min(start + self.block, self.files[url].size)
             if path.exists() and path.stat().st_size == end - start:
                 return path.read_bytes()
-            content = fetch(url, start, end)
+            content = fetch(url, start, end, self.files[url])
             try:
                 with FileLock(locks / "room.lock", poll_interval=POLL_S):
                     self._keep(path, content)

@@ -58,17 +58,22 @@ class Shards:
     sizes: tuple[int, ...]
     window: int  # bytes
 
-    def permutation(self, rng: np.random.Generator) -> np.ndarray:
-        """Shards in any order, so many at a time as the window holds, at least one; among these all images mixed."""
-        windows: list[list[np.ndarray]] = []
+    def windows(self, rng: np.random.Generator) -> list[list[int]]:
+        """Shards in any order, so many at a time as the window holds, at least one."""
+        windows: list[list[int]] = []
         room = 0
         for shard in rng.permutation(len(self.ids)).tolist():
             if not windows or self.sizes[shard] > room:
                 windows.append([])
                 room = self.window
-            windows[-1].append(self.ids[shard])
+            windows[-1].append(shard)
             room -= self.sizes[shard]
-        return np.concatenate([rng.permutation(np.concatenate(window)) for window in windows])
+        return windows
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """One window after the other, all images of each mixed."""
+        mixed = [np.concatenate([self.ids[shard] for shard in window]) for window in self.windows(rng)]
+        return np.concatenate([rng.permutation(ids) for ids in mixed])
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,16 @@ class Sampler:
     strategy: Strategy
     shards: Shards | None = None
 
+    def _rng(self, epoch: int, rollbacks: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, ORDER_STREAM, epoch, rollbacks))
+
     def permutation(self, epoch: int, rollbacks: int = 0) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, ORDER_STREAM, epoch, rollbacks))
+        rng = self._rng(epoch, rollbacks)
         return rng.permutation(self.images) if self.shards is None else self.shards.permutation(rng)
+
+    def windows(self, epoch: int, rollbacks: int = 0) -> list[list[int]]:
+        """The shards that are drawn from together, in the order of the epoch; none where images lie in no shards."""
+        return [] if self.shards is None else self.shards.windows(self._rng(epoch, rollbacks))
 
     def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
         """The global batches of one epoch, in order; those of steps before `from_step` of the run are left out."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.data.index import ALONE, Found, Index, Names
+from toolkit.data.index import Found, Index
 from toolkit.data.sources.folders import (
     TEST,
     TRAIN,
@@ -76,7 +76,7 @@ def survey(data: str, cache_dir: Path | None = None, cache_gb: float = CACHE_GB)
     findings += _compare_classes(listings, classes, test_may_lack=bool(suffix))
     number = {name: label for label, name in enumerate(classes)}
     indices = {
-        split: _index(root, [file for file, _ in listing.images], [number[name] for _, name in listing.images])
+        split: Index.of_files(root, [file for file, _ in listing.images], [number[name] for _, name in listing.images])
         for split, listing in listings.items()
     }
     if suffix:
@@ -164,21 +164,3 @@ def _gaps(classes: Sequence[str]) -> Iterable[Finding]:
     if gap is not None:
         reason = f"labels must be 0 ... C-1, each used; {classes[-1]} is used, {gap} is not"
         yield Finding("train", str(gap), "class missing", reason)
-
-
-def _index(root: Path, names: Sequence[str], labels: Sequence[int]) -> Index:
-    """An index without sizes: whoever reads every image needs no look at the headers before."""
-    count = len(names)
-    zeros = np.zeros(count, dtype=np.int32)
-    return Index(
-        root=str(root),
-        names=Names.of(names),
-        containers=(),
-        container=np.full(count, ALONE, dtype=np.int32),
-        offset=np.zeros(count, dtype=np.int64),
-        length=np.zeros(count, dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
-        width=zeros,
-        height=zeros,
-        orientation=np.ones(count, dtype=np.uint8),
-    )

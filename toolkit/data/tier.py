@@ -1,6 +1,5 @@
 """Smaller images for phases of low resolution: in memory, or as JPEGs that are written once."""
 
-import hashlib
 import math
 import os
 import shutil
@@ -81,10 +80,8 @@ def open_tier(index: Index, side: int, cache: Path) -> Index:
 
 
 def _key(index: Index) -> str:
-    digest = hashlib.sha256(f"{index.root}\0{index.stamp}".encode())
-    for column in (index.names.blob, index.names.ends, index.offset, index.length, index.width, index.height):
-        digest.update(column.tobytes())
-    return digest.hexdigest()[:24]
+    columns = (index.names.blob, index.names.ends, index.offset, index.length, index.width, index.height)
+    return storage.key(index.root, index.stamp, *(column.tobytes() for column in columns))
 
 
 def _write(index: Index, side: int, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """An index of images that are parts of larger files: each file is read once, and again when it changed."""
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -76,7 +75,7 @@ def index_containers(
         names=Names.joined([Names(table["blob"], table["ends"]) for table in tables]),
         containers=tuple(container.path for container in containers),
         container=np.repeat(np.arange(len(tables), dtype=np.int32), counts),
-        stamp=hashlib.sha256(repr([container.facts for container in containers]).encode()).hexdigest(),
+        stamp=storage.key(repr([container.facts for container in containers])),
         blocks=blocks,
         **columns,
     )
@@ -84,8 +83,7 @@ def index_containers(
 
 def _table(container: Container, read: Callable[[Container], Iterable[Part]], folder: Path) -> dict[str, np.ndarray]:
     """The columns of one container, kept in `folder`; of several processes one reads, the others find it done."""
-    digest = hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    file = folder / f"{digest}-parts-v{VERSION}.npz"
+    file = folder / f"{storage.key(repr(container))}-parts-v{VERSION}.npz"
     with FileLock(f"{file}.lock"):
         known = storage.read_arrays(file, ("blob", "ends", *READ))
         if known is not None:

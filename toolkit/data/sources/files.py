@@ -1,9 +1,9 @@
 """An index of images that are files of their own: their headers, read once and cached."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from toolkit import machine, storage
 from toolkit.data.header import read_header
-from toolkit.data.index import ALONE, Index, Names
+from toolkit.data.index import Index
 
 VERSION = 2  # of the table's format and of what reading a header means
 FIELDS = ("bytes", "mtime", "width", "height", "orientation")
@@ -31,8 +31,7 @@ def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: 
 
     Headers are read by threads and kept in `cache`; a file whose size and time are as before is not opened again.
     """
-    digest = hashlib.sha256("\0".join((str(root.resolve()), *names)).encode("utf-8", "surrogateescape")).hexdigest()
-    table = cache / "index" / f"{digest[:24]}-v{VERSION}.npz"
+    table = cache / "index" / f"{storage.key(str(root.resolve()), *names)}-v{VERSION}.npz"
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{table}.lock"):  # of several processes the first reads, the others find it done
         columns = _read_changed(root, names, _load(table, len(names)))
@@ -41,20 +40,14 @@ def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: 
         else:
             columns = _load(table, len(names))
             assert columns is not None
-    count = len(names)
     size, mtime, width, height, orientation = columns
-    return Index(
-        root=str(root),
-        names=Names.of(names),
-        containers=(),
-        container=np.full(count, ALONE, dtype=np.int32),
-        offset=np.zeros(count, dtype=np.int64),
+    return replace(
+        Index.of_files(root, names, labels),
         length=size,
-        labels=np.array(labels, dtype=np.int64),
         width=width.astype(np.int32),
         height=height.astype(np.int32),
         orientation=orientation.astype(np.uint8),
-        stamp=hashlib.sha256(mtime.tobytes()).hexdigest(),
+        stamp=storage.key(mtime.tobytes()),
     )
 
 

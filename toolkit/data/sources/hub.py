@@ -5,7 +5,6 @@ image files stays one of files.
 """
 
 import functools
-import hashlib
 import io
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
+from toolkit import storage
 from toolkit.data.index import Found, Index
 from toolkit.data.pixels import read_bytes
 from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
@@ -164,8 +164,7 @@ def _uncompressed(path: str, image: str, cache: Path) -> str:
     spans = next((_spans(batch, image, content) for batch in batches), None)
     if spans is None or (spans[0] >= 0 and spans[-1] <= content.size):
         return path
-    digest = hashlib.sha256(repr((path, file_facts(path))).encode()).hexdigest()[:24]
-    copy = cache / "hub" / f"{digest}-{os.path.basename(path)}"
+    copy = cache / "hub" / f"{storage.key(repr((path, file_facts(path))))}-{os.path.basename(path)}"
     with FileLock(f"{copy}.lock"):
         if not copy.exists():
             staging = copy.with_name(f".tmp-{copy.name}")
