@@ -29,6 +29,7 @@ bench: .venv/.ready
 	$(BIN)/python benchmarks/scales.py
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/decode_accuracy.py
+	$(BIN)/python benchmarks/saving.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -25,7 +25,8 @@ def scaled(monkeypatch: pytest.MonkeyPatch, scale: float, fused: bool) -> None:
 
     def with_scaler(settings: Settings) -> Accelerator:
         accelerator = start(settings)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=FALL, growth_interval=1000)
+        kind = accelerator.device.type
+        accelerator.scaler = torch.amp.GradScaler(kind, init_scale=scale, backoff_factor=FALL, growth_interval=1000)
         return accelerator
 
     monkeypatch.setattr(device, "start", with_scaler)

@@ -1,13 +1,16 @@
 """What only a GPU can show; skipped without CUDA."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import TINY, Runner
+from tests.conftest import ROOT, TINY, Runner
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -34,6 +37,29 @@ def test_deterministic_runs_end_with_the_same_weights_on_a_gpu(run: Runner, tmp_
         assert done.returncode == 0, done.stderr
     one, two = (_newest_model(tmp_path / name) for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_killed_deterministic_run_ends_with_the_same_bits_on_a_gpu(run: Runner, tmp_path: Path):
+    """Checkpoints are copied while training goes on: what is saved must be what stood there after that step."""
+    words = (*TINY, "--scales", "20,32", "--epochs", "4", "--deterministic", "--dropout-rate", "0.2")
+    words = (*words, "--ema-decay", "0.9", "--save-every-steps", "3", "--record-samples", "--amp")
+    assert run("recipes/multiscale.py", *words, "--output-dir", "whole").returncode == 0
+    command = [sys.executable, str(ROOT / "recipes/multiscale.py"), *words, "--output-dir", "killed"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        samples = tmp_path / "killed" / "samples.jsonl"
+        while not samples.exists() or samples.read_text().count("\n") < 8:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    done = run("recipes/multiscale.py", *words, "--output-dir", "killed")
+    assert done.returncode == 0, done.stderr
+    assert "going on with" in done.stdout
+    manifests = [
+        json.loads((sorted((tmp_path / name / "checkpoints").glob("step-*"))[-1] / "MANIFEST.json").read_text())
+        for name in ("whole", "killed")
+    ]
+    files = [{n: e["sha256"] for n, e in m["files"].items() if n != "trainer.json"} for m in manifests]
+    assert files[0] == files[1]
 
 
 def test_peak_memory_is_measured_for_each_scale_on_a_gpu(run: Runner):

@@ -1,0 +1,77 @@
+"""What checkpoints cost in time, at the default interval: a table of docs/results.md.
+
+python benchmarks/saving.py [--rounds 3] [--quick]        about 10 minutes on two cores
+
+The same training, by turns with checkpoints (each epoch; hashed, forced to the disk, written in the background) and
+without, in processes of their own; a figure is the median over rounds of the ratio within a round. Epochs of the
+built-in data are short, so this is harsher than usual: a checkpoint every 10 to 30 seconds.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+WITHOUT = """
+import runpy, sys
+from toolkit import checkpoint
+from toolkit.saving import Saver
+from toolkit.state import exported
+
+def only_the_best(saver, step, contents, facts, best):
+    if best:
+        checkpoint.save_best(saver._best, exported(contents), best)
+
+Saver._write = only_the_best
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+CASES = {
+    "test_resnet, 20+32+64 px": ("multiscale.py", "--epochs", "3"),
+    "resnet18 with moving average, 64 px": ("single_scale.py", "--arch", "resnet18", "--img-size", "64", "--epochs")
+    + ("2", "--ema-decay", "0.999", "--learning-rate", "1e-3"),
+}
+
+
+def run(flags: tuple[str, ...], saving: bool) -> dict[str, float]:
+    """Train once: seconds of training and evaluation, seconds that training waited for saves, and a checkpoint's MB."""
+    recipe, *words = flags
+    with tempfile.TemporaryDirectory() as folder:
+        start = [] if saving else ["-c", WITHOUT]
+        output = Path(folder, "run")
+        command = [sys.executable, *start, str(ROOT / "recipes" / recipe), *words, "--log-with", "none"]
+        subprocess.run([*command, "--output-dir", str(output)], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        summary = json.loads((output / "summary.json").read_text())
+        newest = max((output / "checkpoints").glob("step-*"), default=None)
+        size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file()) / 1e6 if newest else 0.0
+        return {"wall": summary["wall_seconds"], "waited": summary["save_seconds"], "mb": size}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="few images, one round: only to see that it runs")
+    options = parser.parse_args()
+    rounds, few = (1, ("--synthetic-count", "300")) if options.quick else (options.rounds, ())
+    print("| training | checkpoint | with against without checkpoints | training waited |\n|---|---|---|---|")
+    for name, flags in CASES.items():
+        pairs = []
+        for turn in range(rounds):
+            order = (True, False) if turn % 2 == 0 else (False, True)
+            found = {saving: run((*flags, *few), saving) for saving in order}
+            pairs.append((found[True], found[False]))
+        ratios = [mine["wall"] / other["wall"] for mine, other in pairs]
+        waited = statistics.median(mine["waited"] / mine["wall"] for mine, _ in pairs)
+        print(
+            f"| {name} | {pairs[0][0]['mb']:.1f} MB | {statistics.median(ratios):.3f}x "
+            f"({min(ratios):.3f} - {max(ratios):.3f}) | {waited:.2%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
