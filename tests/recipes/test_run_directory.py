@@ -294,7 +294,7 @@ def test_a_run_is_not_continued_when_the_data_changed(tmp_path: Path, capsys: py
     stopped = contents(tmp_path / "out")
     write_image(tmp_path / "data" / "train" / "cat" / "new.png", seed=1)
     assert recipe("single_scale")(words) == 2
-    assert "the images or their labels changed" in capsys.readouterr().err
+    assert "train images: 18 -> 19" in capsys.readouterr().err
     assert contents(tmp_path / "out") == stopped
     (tmp_path / "data" / "train" / "cat" / "new.png").unlink()
     assert recipe("single_scale")(words) == 0  # the control
