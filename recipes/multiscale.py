@@ -47,7 +47,7 @@ def train_from(argv: Sequence[str] | None) -> None:
             f"--consistency {choices['consistency']} would be ignored with --consistency-weight 0: drop one"
         )
 
-    refuse_if_taken(command.settings.output_dir)
+    refuse_if_taken(command.settings.output_dir, command.settings.resume)
 
     from toolkit.launch import carry_out  # heavy imports come after parsing
     from toolkit.strategies import build

@@ -18,7 +18,7 @@ def train_from(argv: Sequence[str] | None) -> None:
     if command.scales.get("strategy", "single") != "single":
         raise InputError(f"--config: a {command.scales['strategy']} run is repeated by recipes/multiscale.py")
 
-    refuse_if_taken(command.settings.output_dir)
+    refuse_if_taken(command.settings.output_dir, command.settings.resume)
 
     from toolkit.launch import carry_out  # heavy imports come after parsing
     from toolkit.models import own_size

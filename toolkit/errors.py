@@ -39,12 +39,16 @@ class PreemptedError(RuntimeError):
     """The run was asked to stop and has saved what it had, exit code 75: the same command goes on."""
 
 
+class ResumeError(RuntimeError):
+    """A killed run did not go on, or did not end like an undisturbed one: exit code 1."""
+
+
 class PeerError(RuntimeError):
     """Another process of the run is gone: one line that points to its message, exit code 1."""
 
 
 WORKER_DIED = "a loader process died, killed or out of memory"
-EXPECTED = (InputError, NonFiniteError, LoaderError, SaveError, DiskError, PreemptedError, PeerError)
+EXPECTED = (InputError, NonFiniteError, LoaderError, SaveError, DiskError, PreemptedError, ResumeError, PeerError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of a disk, not of our code
 
 

@@ -51,8 +51,10 @@ class Ownership:
             return ""
 
 
-def refuse_if_taken(folder: Path | None) -> None:
+def refuse_if_taken(output_dir: Path | None, resume: str) -> None:
     """Raises InputError where another run is using the directory: at once, before anything heavy is imported."""
+    named = None if resume in ("auto", "never") else Path(resume)  # a run, or one of its checkpoints
+    folder = output_dir or (named.parent.parent if named and named.parent.name == "checkpoints" else named)
     if folder is not None and machine.is_main_process() and (folder / LOCK).exists():
         try:
             ownership = Ownership(folder)

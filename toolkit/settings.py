@@ -7,6 +7,7 @@ made of group the flags in `--help`. What the scales are and how they are traine
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -335,6 +336,29 @@ class Scan(Section):
         None, description="folder for indices and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
     )
     cache_gb: float = Field(4.0, gt=0, description="most that parts of remote shards may take on disk, GB")
+
+
+class Verify(Section):
+    """Verify"""
+
+    command: Annotated[tuple[str, ...], BeforeValidator(shlex.split)] = Field(
+        description="after --, the complete training command: launcher, recipe and all its flags"
+    )
+    kills: int = Field(
+        3, ge=0, description="times that the second run is killed; 0: none, to see whether the command repeats itself"
+    )
+    steps: PositiveInt = Field(
+        60,
+        description="optimizer steps after which the runs are compared, rounded up to a checkpoint; a shorter run is "
+        "compared at its end",
+    )
+    save_every_steps: PositiveInt | None = Field(
+        None, description="steps between checkpoints (unset: as the command says, else a sixth of --steps)"
+    )
+    seed: int = Field(0, ge=0, description="of the steps at which the run is killed")
+    output_dir: Path | None = Field(
+        None, description="folder for both runs, kept (unset: verify-resume-TIME, removed where all is equal)"
+    )
 
 
 def default_scales(data_root: str) -> tuple[int, ...]:

@@ -4,10 +4,16 @@ import importlib.util
 import logging
 import netrc
 import os
+import queue
+import threading
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
@@ -17,7 +23,9 @@ from toolkit.settings import Settings
 log = logging.getLogger(__name__)
 
 WANDB_HOST = "https://api.wandb.ai"
-WANDB_TIMEOUT_S = 10
+ANSWER_S = 5.0  # longest wait for wandb's server at the start
+START_S = 8  # wandb's own, where the server answers but the run's registration hangs
+FINISH_S = 60.0  # longest wait at the end for what is not uploaded yet; it stays on the disk
 Scalar = float | int | str | bool
 
 
@@ -44,11 +52,30 @@ def _wandb_key() -> bool:
         return False
 
 
+def _answers(url: str) -> bool:
+    """Whether anything answers there, however; a thread asks, as no timeout bounds the look-up of a name."""
+    reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            urlopen(url, timeout=ANSWER_S).close()
+            reply.put(True)
+        except (OSError, ValueError, HTTPException) as error:
+            refused = isinstance(getattr(error, "reason", error), SSLError)  # by us: wandb knows other certificates
+            reply.put(isinstance(error, HTTPError) or refused)
+
+    threading.Thread(target=ask, daemon=True, name="wandb probe").start()
+    try:
+        return reply.get(timeout=ANSWER_S)
+    except queue.Empty:
+        return False
+
+
 def _start_wandb(settings: Settings, folder: Path) -> WandBTracker:
     import wandb
 
     def start(mode: str) -> WandBTracker:
-        options = wandb.Settings(init_timeout=WANDB_TIMEOUT_S, silent=True, console="off")
+        options = wandb.Settings(init_timeout=START_S, finish_timeout=FINISH_S, silent=True, console="off")
         tracker = WandBTracker(settings.wandb_project, dir=str(folder), name=folder.name, mode=mode, settings=options)
         tracker.start()
         return tracker
@@ -57,6 +84,10 @@ def _start_wandb(settings: Settings, folder: Path) -> WandBTracker:
     mode = (os.environ.get("WANDB_MODE") or "auto") if settings.wandb_mode == "auto" else settings.wandb_mode
     if mode == "auto" and not _wandb_key():
         log.info("wandb     offline: no API key was found; %s", later)
+        return start("offline")
+    server = os.environ.get("WANDB_BASE_URL", WANDB_HOST)
+    if mode == "auto" and not _answers(server):
+        log.info("wandb     offline: %s does not answer; %s", urlsplit(server).hostname, later)
         return start("offline")
     try:
         tracker = start("online" if mode == "auto" else mode)

@@ -1,0 +1,74 @@
+"""Does your training command survive being killed? It is run twice, once undisturbed and once killed at random steps
+(SIGKILL to all its processes) and started again; both must end with the same bits: weights, moving average, optimizer,
+generators, progress, and every image delivered. Nothing of your runs is touched.
+
+Give the complete command after `--`, without --output-dir and --resume. It takes about twice as long as --steps steps,
+and --kills starts more.
+
+Exit code: 0 equal; 1 different, with what and the likely reason; 2 a flag or the command itself is wrong.
+
+Example: python recipes/verify_resume.py -- accelerate launch --quiet recipes/multiscale.py --data-root DIR --amp
+"""
+
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit import verification
+from toolkit.command import exit_code, parse_section
+from toolkit.errors import InputError, ResumeError
+from toolkit.settings import Verify
+from toolkit.verification import Trial
+
+
+def verify_from(argv: Sequence[str]) -> None:
+    words = [*argv]
+    if "--" in words:  # the command becomes the one word that is no flag
+        cut = words.index("--")
+        words = [shlex.join(words[cut + 1 :]), *words[:cut]]
+    elif not {"-h", "--help"} & {*words}:
+        raise InputError("the training command is missing: give it after --, as in --help")
+    flags = parse_section(words, "verify_resume.py", __doc__, Verify, "command")
+    plan = verification.plan(flags)
+    folder = flags.output_dir or Path(f"verify-resume-{time.strftime('%Y%m%d-%H%M%S')}")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"--output-dir {folder}: the folder holds other files; give an empty or a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, tried = Trial(plan.command, folder / "undisturbed"), Trial(plan.command, folder / "killed")
+
+    started = time.monotonic()
+    last = verification.undisturbed(whole, plan.steps)
+    shorter = f", its last (--steps {flags.steps})" if last < plan.steps else ""
+    print(f"undisturbed   step {last}{shorter} after {time.monotonic() - started:.0f} s", flush=True)
+    started, kills, repeated = time.monotonic(), 0, 0
+    for kill in verification.killed(tried, last, verification.draw(flags.kills, plan.every, last, flags.seed)):
+        kills, repeated = kills + 1, repeated + kill.at - kill.resumes
+        print(f"killed        after step {kill.at}; goes on from step {kill.resumes}", flush=True)
+    print(f"killed {kills:2} x   step {last} after {time.monotonic() - started:.0f} s, {repeated} steps repeated\n")
+    if flags.kills and not kills:
+        raise InputError("the run ended before it could be killed, so nothing is shown: raise --steps")
+
+    equal = verification.compare(whole, tried, last)
+    for name, same in equal.items():
+        print(f"{name:32} {'equal' if same else 'DIFFERENT'}")
+    different = [name for name, same in equal.items() if not same]
+    print(f"verdict: {'DIFFERENT' if different else 'equal'}", flush=True)
+    if different:
+        raise ResumeError(
+            f"{', '.join(different)}: {verification.reasons(equal, tried, last)}; both runs are in {folder}"
+        )
+    if flags.output_dir is None:
+        shutil.rmtree(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: verify_from(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started ends too
+    sys.exit(main())

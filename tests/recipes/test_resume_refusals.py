@@ -1,0 +1,197 @@
+"""What a run is not continued with: other data, other classes, or while another process is at it."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, recipe, write_image, write_manifest
+
+WORDS = ("--data-root", "data", "--img-size", "16", "--batch-size", "6", "--epochs", "2", "--arch", "test_resnet")
+WORDS = (
+    *WORDS,
+    "--log-with",
+    "none",
+    "--num-workers",
+    "0",
+    "--output-dir",
+    "run",
+    "--save-every-steps",
+    "2",
+    "--keep",
+    "9",
+)
+TRAIN = [(f"train/{i:02}.png", i % 2) for i in range(18)]
+VAL = [(f"val/{i}.png", i % 2) for i in range(4)]
+
+# The single-scale recipe, which waits in its first step until it may go on.
+WAITING = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT / "recipes")!r})
+import single_scale
+from toolkit import loop
+learn = loop.learn
+def waiting(*words):
+    while not Path("go").exists():
+        time.sleep(0.02)
+    return learn(*words)
+loop.learn = waiting
+sys.exit(single_scale.main())
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `here` with data, and a run on it that was killed in its second epoch; beside it a copy, `kept`."""
+    folder = tmp_path_factory.mktemp("stopped")
+    here = folder / "here"
+    write_manifest(here / "data", "train", TRAIN)
+    write_manifest(here / "data", "val", VAL)
+    (here / "data" / "class_names.txt").write_text("cat\ndog\n")
+    before = Path.cwd()
+    os.chdir(here)
+    try:
+        assert recipe("single_scale")(WORDS) == 0
+    finally:
+        os.chdir(before)
+    shutil.rmtree(here / "run" / "checkpoints" / "step-000000006")
+    (here / "run" / "summary.json").unlink()
+    shutil.copytree(here, folder / "kept")
+    return folder
+
+
+@pytest.fixture
+def here(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder as it was, as working directory; always the same one, as a run knows where its data is."""
+    shutil.rmtree(stopped / "here")
+    shutil.copytree(stopped / "kept", stopped / "here")
+    monkeypatch.chdir(stopped / "here")
+    return stopped / "here"
+
+
+def one_more(data: Path) -> None:
+    write_image(data / "train" / "99.png")
+    with (data / "train.csv").open("a") as file:
+        file.write("train/99.png,0\n")
+
+
+def another_label(data: Path) -> None:
+    path = data / "train.csv"
+    path.write_text(path.read_text().replace("train/03.png,1", "train/03.png,0"))
+
+
+def another_order(data: Path) -> None:
+    head, *rows = (data / "train.csv").read_text().splitlines()
+    (data / "train.csv").write_text("\n".join([head, *reversed(rows)]) + "\n")
+
+
+def another_size(data: Path) -> None:
+    """The same pixels, in more bytes."""
+    path = data / "val" / "1.png"
+    path.write_bytes(path.read_bytes() + bytes(7))
+
+
+def another_class(data: Path) -> None:
+    (data / "class_names.txt").write_text("cat\nwolf\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (one_more, "train images: 18 -> 19"),
+        (another_label, "train images: as many, but other names, labels, sizes or order"),
+        (another_order, "train images: as many, but other names, labels, sizes or order"),
+        (another_size, "val images: as many, but other names, labels, sizes or order"),
+        (another_class, "classes: 2 (cat, dog) -> 2 (cat, wolf)"),
+    ],
+)
+def test_a_run_is_refused_with_the_difference_when_its_data_changed(
+    here: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], told: str
+):
+    before = contents(here / "run")
+    change(here / "data")
+    assert recipe("single_scale")(WORDS) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1, err
+    assert f"({told})" in err
+    assert "step-000000004" in err
+    assert contents(here / "run") == before
+
+    shutil.rmtree(here / "data")
+    shutil.copytree(here.parent / "kept" / "data", here / "data")
+    assert recipe("single_scale")(WORDS) == 0  # the control
+    assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+
+
+def test_the_newest_step_goes_on_when_the_clock_was_set_back(here: Path, capsys: pytest.CaptureFixture[str]):
+    found = sorted((here / "run" / "checkpoints").iterdir())
+    assert [path.name for path in found] == ["step-000000002", "step-000000003", "step-000000004"]
+    now = time.time()
+    for age, path in enumerate(found):  # the newest step is the oldest file; the oldest lies in the future
+        for inside in (*path.rglob("*"), path):
+            os.utime(inside, (now + 86400 - 100000 * age,) * 2)
+    assert max(found, key=lambda path: path.stat().st_mtime) == found[0]
+    assert recipe("single_scale")(WORDS) == 0
+    assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+
+
+def torch_was_imported(importtime: str) -> bool:
+    return any(line.rsplit("|", 1)[-1].strip() == "torch" for line in importtime.splitlines())
+
+
+def test_a_second_run_is_refused_at_once_and_the_first_ends_unharmed_when_both_want_a_directory(here: Path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WAITING, *WORDS, "--record-samples"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        try:
+            deadline = time.monotonic() + 120
+            while not (here / "run" / "samples.jsonl").exists():
+                assert first.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            before = contents(here / "run")
+            elsewhere = ("--resume", "run"), ("--resume", "run/checkpoints/step-000000004")
+            without = WORDS[: WORDS.index("--output-dir")]
+            for words in (WORDS, *((*without, *resume) for resume in elsewhere)):
+                second = subprocess.run(
+                    [sys.executable, "-X", "importtime", str(ROOT / "recipes" / "single_scale.py"), *words],
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                )
+                assert second.returncode == 2
+                error = next(line for line in second.stderr.splitlines() if line.startswith("error: "))
+                assert "run: another run is using it" in error
+                assert f"process {first.pid} on {socket.gethostname()}" in error
+                assert "pydantic" in second.stderr
+                assert not torch_was_imported(second.stderr)  # seconds, of which there are to be two at most
+            assert contents(here / "run") == before
+            (here / "go").touch()
+            out, err = first.communicate(timeout=120)
+        finally:
+            first.kill()
+    assert (first.returncode, err) == (0, ""), out
+    assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "done"
+    assert not (here / "run" / ".owner.json").exists()
+
+
+def test_a_run_whose_process_was_killed_is_no_obstacle(here: Path, capsys: pytest.CaptureFixture[str]):
+    """The control: the kernel frees the lock, whatever the note says."""
+    (here / "run" / ".owner.json").write_text(json.dumps({"host": "gone", "pid": 1, "since": "yesterday"}))
+    (here / "run" / ".lock").touch()
+    assert recipe("single_scale")(WORDS) == 0
+    assert "another run" not in capsys.readouterr().err
