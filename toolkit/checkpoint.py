@@ -4,6 +4,7 @@ A checkpoint is a folder `step-000012000` of files and of two that vouch for the
 SHA-256, and COMMITTED with the manifest's own. It is written as `.tmp-step-...`, forced to the disk, and renamed.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 2
 MANIFEST, COMMITTED = "MANIFEST.json", "COMMITTED"
-STAGED, CORRUPT, REPLACED = ".tmp-", ".corrupt-", ".replaced-"
+STAGED, FORMER, CORRUPT, REPLACED = ".tmp-", ".former-", ".corrupt-", ".replaced-"
 BEST = "model.safetensors"
 Tensors = Mapping[str, Tensor]
 Contents = Mapping[str, Tensors | Mapping[str, Any]]  # by file name: *.safetensors, *.json
@@ -88,12 +90,14 @@ class Store:
         try:
             _vouch(staging, {"schema": SCHEMA, "step": step, **facts})
             if final.exists():  # the same step in an earlier state: of an epoch that was not closed yet
-                self._remove(final)
+                os.replace(final, self._former(final))
             os.replace(staging, final)
             storage.sync(self.root)
         except OSError as error:
+            self._put_back_former()
             raise self._failed(step, error, staging, 0) from None
         try:
+            shutil.rmtree(self._former(final), ignore_errors=True)
             self._drop_old()
         except OSError as error:
             log.warning("an old checkpoint could not be removed: %s: %s", error.filename, error.strerror)
@@ -113,6 +117,20 @@ class Store:
     def abandon(self, step: int) -> None:
         """Drop what was staged; what cannot be removed now goes at the next start."""
         shutil.rmtree(self.staging(step), ignore_errors=True)
+
+    def _former(self, final: Path) -> Path:
+        """Where a checkpoint waits that is about to be replaced by the same step."""
+        return final.with_name(f"{FORMER}{final.name}")
+
+    def _put_back_former(self) -> None:
+        """Whatever waits there and was not replaced is a checkpoint again."""
+        for former in self.root.glob(f"{FORMER}step-*"):
+            final = former.with_name(former.name.removeprefix(FORMER))
+            if final.exists():
+                shutil.rmtree(former, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):  # the next start tries again
+                    os.replace(former, final)
 
     def _remove(self, path: Path) -> None:
         """By a rename first: half a folder under its own name would look damaged."""
@@ -147,6 +165,7 @@ class Store:
         For the run's owner alone, before anything is written. Half-written ones are removed. Raises InputError where
         there were checkpoints but none is left to go on from.
         """
+        self._put_back_former()
         for leftover in self.root.glob(f"{STAGED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for path in reversed(self._folders()):
@@ -194,7 +213,19 @@ def _vouch(staging: Path, facts: Mapping[str, Any]) -> None:
 
 def _write_tensors(path: Path, tensors: Tensors, facts: Mapping[str, Any] | None = None) -> None:
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, path, metadata={"facts": json.dumps(dict(facts))} if facts else None)
+    # One key: safetensors writes several in any order.
+    known = None if facts is None else {"facts": json.dumps({**facts, "sha256": _hash_of(on_cpu)})}
+    save_file(on_cpu, path, metadata=known)
+
+
+def _hash_of(tensors: Tensors) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
 
 
 def _bytes_of(content: Tensors | Mapping[str, Any]) -> int:
@@ -212,7 +243,7 @@ def _fault(path: Path, hashes: bool) -> str:
     """What is wrong with a checkpoint, naming the file; empty if nothing is. `hashes`: every byte is read."""
     try:
         mark, manifest = (path / COMMITTED).read_bytes(), (path / MANIFEST).read_bytes()
-        if mark.decode(errors="replace").strip() != hashlib.sha256(manifest).hexdigest():
+        if mark != f"{hashlib.sha256(manifest).hexdigest()}\n".encode():
             return f"{COMMITTED} does not fit {MANIFEST}"
         for name, entry in json.loads(manifest)["files"].items():
             if (path / name).stat().st_size != entry["bytes"]:
@@ -269,10 +300,13 @@ def save_best(folder: Path, model: Tensors, facts: Mapping[str, Any]) -> None:
 
 
 def load_best(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The best model's tensors and facts; raises InputError where they cannot be read."""
+    """The best model's tensors and facts; raises InputError where they cannot be read or are not what was written."""
     try:
         with safe_open(folder / BEST, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
-        return load_file(folder / BEST), facts
+        tensors = load_file(folder / BEST)
+        if _hash_of(tensors) != facts.pop("sha256"):
+            raise ValueError("it was changed since it was written")
+        return tensors, facts
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder / BEST}: the best model cannot be read: {error}") from None

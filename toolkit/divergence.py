@@ -1,8 +1,12 @@
 """A loss or gradient that is not finite: named, and answered by stopping or by going back to the last checkpoint."""
 
+import contextlib
 import logging
+from pathlib import Path
 
-from toolkit.errors import NonFiniteError
+from accelerate.utils import broadcast_object_list
+
+from toolkit.errors import InputError, NonFiniteError
 from toolkit.resuming import restore
 from toolkit.setup import Run
 
@@ -19,8 +23,8 @@ def check_finite(run: Run, step: int | None) -> None:
     request = next(run.feed.sampler.requests(epoch, step))
     raise NonFiniteError(
         f"the loss or its gradient is not finite at step {step} (epoch {epoch.number}), samples "
-        f"{' '.join(map(str, request.ids.tolist()))}; the last checkpoint is from before it; look at those images, or "
-        "lower --learning-rate, or set --gradient-clip"
+        f"{' '.join(map(str, request.ids.tolist()))}; nothing was saved since; look at those images, or lower "
+        "--learning-rate, or set --gradient-clip"
     )
 
 
@@ -28,7 +32,7 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
     """Go back to the last checkpoint, to go on with the images in another order; raises `error` where that is over."""
     progress, rollbacks = run.progress, run.progress.rollbacks + 1
     run.saver.join(progress.step)
-    start = run.directory.store.newest()
+    start = _verified(run)
     if run.settings.on_divergence == "stop" or start is None:
         raise error
     if rollbacks > MOST_ROLLBACKS:
@@ -37,7 +41,16 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
     progress.rollbacks = rollbacks
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        run.directory.cut_to(progress.step)
+        run.directory.cut_to(progress)
     run.accelerator.wait_for_everyone()
     log.warning("%s", error)
     log.warning("rollback %d of %d: going on from %s, images in another order", rollbacks, MOST_ROLLBACKS, start)
+
+
+def _verified(run: Run) -> Path | None:
+    """The checkpoint to go back to, as rank 0 finds it; None where there is none that is whole."""
+    found: list[Path | None] = [None]
+    if run.accelerator.is_main_process:
+        with contextlib.suppress(InputError):  # all are damaged, as was said
+            found = [run.directory.store.recover()]
+    return broadcast_object_list(found)[0]

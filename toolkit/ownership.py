@@ -39,9 +39,10 @@ class Ownership:
             ) from None
 
     def release(self) -> None:
-        with contextlib.suppress(OSError):
-            (self._folder / NOTE).unlink(missing_ok=True)
-        self._lock.release()
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                (self._folder / NOTE).unlink(missing_ok=True)
+            self._lock.release()
 
     def _holder(self) -> str:
         try:

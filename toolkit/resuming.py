@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from toolkit import checkpoint, state
 from toolkit.checkpoint import SCHEMA, Contents, load, rank_file, read_manifest
@@ -24,10 +25,10 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "accelerate", "timm", "numpy")
 # A difference in these lets a run go on, but not to the same bits.
-PLACE = {"processes": "processes", "micro_batch": "images per process and forward"}
+PLACE = ("processes", "micro_batch", "device", "precision", "torch")
 
 
-def facts_of(config: Mapping[str, Any], splits: Splits, plan: Plan) -> dict[str, Any]:
+def facts_of(accelerator: Accelerator, config: Mapping[str, Any], splits: Splits, plan: Plan) -> dict[str, Any]:
     """What a state belongs to; it stands in the manifest and is compared on a resume."""
     return {
         "config": learned(config),
@@ -36,7 +37,9 @@ def facts_of(config: Mapping[str, Any], splits: Splits, plan: Plan) -> dict[str,
         "processes": plan.processes,
         "micro_batch": plan.micro_batch,
         "global_batch": plan.budget.batch_size,
-        "versions": {package: version(package) for package in PACKAGES},
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+        **{package: version(package) for package in PACKAGES},
     }
 
 
@@ -71,11 +74,11 @@ def restore(start: Path, learner: Learner, meter: Meter, facts: Mapping[str, Any
     progress.become(Progress(**held[TRAINER]["progress"]))
     learner.weights.restore(held.get(EMA, {}), progress.optimizer_updates)
     learner.watch.forget()
-    changes = [f"{saved[name]} -> {facts[name]} {words}" for name, words in PLACE.items() if saved[name] != facts[name]]
+    changes = [f"{name} {saved[name]} -> {facts[name]}" for name in PLACE if saved[name] != facts[name]]
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit for bit: %s", ", ".join(changes))
-    if saved["processes"] == facts["processes"]:
+    if all(saved[name] == facts[name] for name in ("processes", "device")):
         state.restore_generators(held[own])
         meter.restart(held[own], accelerator.device)
     else:

@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import errno
 import io
 import itertools
 import json
 import logging
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,17 +18,19 @@ from typing import Any
 from filelock import FileLock
 
 from toolkit import checkpoint, storage
-from toolkit.checkpoint import Store
+from toolkit.checkpoint import STAGED, Store
 from toolkit.contract import Strategy
 from toolkit.data.jobs import Batch
 from toolkit.errors import InputError
 from toolkit.ownership import LOCK, NOTE, Ownership
 from toolkit.settings import NOT_LEARNED, Settings, read_yaml, to_yaml
+from toolkit.state import Progress
 
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 FINISHED = ("done", "early stop")
+WENT_BACK = ".went-back-to"
 
 
 def learned(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +64,9 @@ class RunDirectory:
         self.ownership = Ownership(path)
 
     def is_empty(self) -> bool:
-        return not self.path.is_dir() or all(entry.name in (LOCK, NOTE) for entry in self.path.iterdir())
+        """Whether nothing is there but what a start leaves that was killed before its first file was written."""
+        entries = [*self.path.iterdir()] if self.path.is_dir() else []
+        return all(entry.name in (LOCK, NOTE) or entry.name.startswith(STAGED) for entry in entries)
 
     def exit_reason(self) -> str | None:
         return self.summary().get("exit_reason") if self._summary.exists() else None
@@ -68,24 +74,36 @@ class RunDirectory:
     def summary(self) -> dict[str, Any]:
         return json.loads(self._summary.read_text())
 
+    def went_back_to(self) -> str | None:
+        """The name of the checkpoint that the run was last sent back to: what is newer comes after that."""
+        note = self.path / WENT_BACK
+        return note.read_text().strip() if note.exists() else None
+
+    def go_back_to(self, start: Path) -> None:
+        """Set aside the checkpoints after `start`; the same command again must not do that again."""
+        self.store.go_back_to(start)
+        storage.write_text(self.path / WENT_BACK, f"{start.name}\n")
+
     def create(self, config: Mapping[str, Any], classes: Sequence[str]) -> None:
-        self.store.root.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(f"{STAGED}*"):
+            leftover.unlink()
+        storage.write_text(self._config, to_yaml(config))  # first: it makes the folder a run's
         self._summary.unlink(missing_ok=True)  # of an earlier start, which ended otherwise than this one will
-        storage.write_text(self._config, to_yaml(config))
+        self.store.root.mkdir(parents=True, exist_ok=True)
         storage.write_json(self.path / "class_map.json", dict(enumerate(classes)))
 
     def config(self) -> dict[str, Any]:
         return read_yaml(self._config) if self._config.exists() else {}
 
-    def cut_to(self, step: int) -> None:
-        """Drop the records of steps that will be repeated."""
-        rows = [row for row in self.metrics() if int(row["step"]) <= step]
+    def cut_to(self, progress: Progress) -> None:
+        """Drop the records of what will be repeated: epochs that are not closed, steps that are not done."""
+        rows = [row for row in self.metrics() if int(row["epoch"]) < progress.epoch]
         if self._metrics.exists():
             self._write_metrics(rows)
         if self.samples.exists():
             lines = self.samples.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-            storage.write_text(self.samples, "".join(kept))
+            storage.write_text(self.samples, "".join(line for line in lines if _step_of(line) < progress.step))
 
     def metrics(self) -> list[dict[str, str]]:
         if not self._metrics.exists():
@@ -160,11 +178,21 @@ class Quarantine:
         self._known |= new.keys()
 
 
+def _step_of(line: str) -> float:
+    """The step of a sample's line; infinite where a kill or a full disk left half of it."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf
+
+
 def _append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """One write call, so that lines of several processes do not mix."""
+    """One write call, so that lines of several processes do not mix; raises OSError where it is not all written."""
+    line = (json.dumps(values) + "\n").encode()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, (json.dumps(values) + "\n").encode())
+        if os.write(handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(handle)
 
@@ -245,10 +273,11 @@ def _named(settings: Settings, path: Path, config: Mapping[str, Any]) -> tuple[R
     if is_checkpoint:
         checkpoint.check(path)
     run.ownership.take()
-    start = path if is_checkpoint else run.store.recover()
-    if is_checkpoint:
-        run.store.go_back_to(path)
-    return run, start, f"going on with {start}"
+    if is_checkpoint and run.went_back_to() != path.name:
+        run.go_back_to(path)
+        return run, path, f"going on with {path}"
+    start = run.store.recover()
+    return run, start, f"going on with {start}" + (f", which comes after {path}" if is_checkpoint else "")
 
 
 def _check_same(run: RunDirectory, config: Mapping[str, Any]) -> None:

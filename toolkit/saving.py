@@ -1,5 +1,6 @@
 """Checkpoints of a run with any number of processes, committed in the background while training goes on."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,8 @@ from toolkit import checkpoint, state
 from toolkit.checkpoint import Contents, Store, Tensors
 from toolkit.errors import SaveError
 from toolkit.state import Progress
+
+log = logging.getLogger(__name__)
 
 
 class Saver:
@@ -71,6 +74,10 @@ class Saver:
             writing.result()
 
     def _write(self, step: int, contents: Contents, facts: Mapping[str, Any], best: Mapping[str, Any]) -> None:
+        for rank in range(self._accelerator.num_processes):
+            part = self._store.staging(step) / checkpoint.rank_file(rank)
+            if not part.exists():
+                raise SaveError(f"{part}: rank {rank} wrote it and rank 0 does not see it: is the storage shared?")
         self._store.commit(step, contents, facts)
         if best:
             checkpoint.save_best(self._best, state.exported(contents), best)
@@ -82,6 +89,9 @@ class Saver:
             work()
         except SaveError as error:
             failure = str(error)
+        except Exception as error:  # a bug, which the other processes must hear of too
+            log.exception("the checkpoint of step %d could not be written", step)
+            failure = f"the checkpoint of step {step} could not be written: {type(error).__name__}: {error}"
         failures = gather_object([failure])
         if not any(failures):
             return

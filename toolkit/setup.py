@@ -119,14 +119,14 @@ def set_up(
     feed = open_feed(settings, strategy, splits, prepared.plan.phases, prepared.threads)  # may write tiers
     seed_generators(settings.seed, 0, accelerator.process_index)  # dropout differs between ranks
     directory, config, main = place.directory, config_of(settings, strategy), accelerator.is_main_process
-    facts = facts_of(config, splits, prepared.plan)
+    facts = facts_of(accelerator, config, splits, prepared.plan)
     meter, progress = Meter(), Progress()
     if place.start:
         restore(place.start, learner, meter, facts, progress)
     if main:
         directory.create(config, splits.classes)
         keep_best(directory, progress)
-        directory.cut_to(progress.step)
+        directory.cut_to(progress)
     accelerator.wait_for_everyone()
     panel = [spec.name for spec in strategy.panel()]
     cloud = clouds.cloud(settings.cloud)

@@ -98,3 +98,21 @@ def test_a_run_ends_alike_when_it_is_asked_to_stop_in_training_and_in_evaluation
     assert ended.code == 0, ended.text
     assert steps + last.steps + ended.steps == list(range(LAST))
     assert outcome(run.output) == outcome(whole.output)
+
+
+def test_a_run_ends_alike_when_it_was_stopped_in_evaluation_and_then_killed_at_its_only_checkpoint(
+    whole: Run, tmp_path: Path
+):
+    """The epoch is closed by the second start: its row is written, its checkpoint about to replace the same step's."""
+    if not ALL and whole.strategy != "simultaneous":
+        pytest.skip("`make faults` runs it")
+    steps = LAST // 3
+    run = Run(whole.strategy, tmp_path / "stopped", (("save_every_steps", None),))
+    assert start(run, Fault("evaluation", 2, "stop")).code == 75
+    for operation in ("write", "rename"):
+        name = {"write": "/trainer.json", "rename": ""}[operation]
+        ended = start(run, Fault("operation", f"{operation} checkpoints/.tmp-step-{steps:09d}{name}"))
+        assert (ended.code, ended.started_from, ended.steps) == (-9, steps, []), ended.text
+    ended = start(run)
+    assert (ended.code, ended.started_from) == (0, steps), ended.text
+    assert outcome(run.output) == outcome(whole.output)

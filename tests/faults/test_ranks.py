@@ -111,4 +111,4 @@ def test_the_same_images_and_nearly_the_same_weights_when_one_then_two_then_one_
     apart = max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
     assert 0 < apart < TOLERANCE
     inexact = json.loads((run.output / "summary.json").read_text())["inexact_resumes"]
-    assert [line.split(": ")[1].split(",")[0] for line in inexact] == ["1 -> 2 processes", "2 -> 1 processes"]
+    assert [line.split(": ")[1].split(",")[0] for line in inexact] == ["processes 1 -> 2", "processes 2 -> 1"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from victim import ROOT
 
-from toolkit import NonFiniteError, Settings, train
+from toolkit import NonFiniteError, Settings, loop, train
 from toolkit.data import synthetic
 from toolkit.data.sampler import Sampler
 
@@ -111,3 +111,27 @@ def test_a_run_stops_when_it_diverges_after_the_third_rollback(tmp_path: Path, p
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "after 3 rollbacks" in summary["exit_reason"]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002"]
+
+
+def test_a_run_goes_back_further_when_the_last_checkpoint_is_damaged(
+    tmp_path: Path, pairs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write_manifest(tmp_path, pairs[0])
+    roll_back, damaged = loop.roll_back, []
+
+    def after_damage(run: Any, error: NonFiniteError) -> None:
+        run.saver.join(run.progress.step)
+        newest = run.directory.store.newest()
+        content = bytearray((newest / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (newest / "model.safetensors").write_bytes(content)
+        damaged.append(newest.name)
+        roll_back(run, error)
+
+    monkeypatch.setattr(loop, "roll_back", after_damage)
+    chosen = settings(tmp_path).model_copy(update={"save_every_steps": 1})
+    assert train(chosen, STRATEGY)["exit_reason"] == "done"
+    text = capsys.readouterr().err
+    assert "model.safetensors was changed since it was saved; set aside as" in text
+    before = f"step-{int(damaged[0][5:]) - 1:09d}"
+    assert f"going on from {tmp_path / 'run' / 'checkpoints' / before}, images in another order" in text

@@ -193,7 +193,8 @@ def count_operations(fault: Fault, notes: Path, folders: tuple[Path, ...]) -> No
         original = getattr(owner, name)
 
         def patched(path: Any, *words: Any, **named: Any) -> Any:
-            happens(label, path)
+            folder = named.get("dir_fd")
+            happens(label, path if folder is None else Path(f"/proc/self/fd/{folder}").readlink() / path)
             return original(path, *words, **named)
 
         setattr(owner, name, patched)

@@ -220,3 +220,11 @@ def test_the_best_model_is_refused_with_its_file_when_it_cannot_be_read(tmp_path
         (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.safetensors: the best model cannot be read"):
         checkpoint.load_best(tmp_path)
+
+
+def test_the_best_model_is_refused_when_one_of_its_bits_flipped(tmp_path: Path):
+    checkpoint.save_best(tmp_path, {"x": torch.arange(1000.0)}, {"epoch": 0})
+    assert checkpoint.load_best(tmp_path)[1] == {"epoch": 0}  # control
+    flip(tmp_path / "model.safetensors", 0.8)
+    with pytest.raises(InputError, match="was changed since it was written"):
+        checkpoint.load_best(tmp_path)

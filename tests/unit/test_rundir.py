@@ -12,6 +12,7 @@ from toolkit import InputError, Progressive, Settings, Strategy
 from toolkit.contract import Step
 from toolkit.data.jobs import Batch
 from toolkit.rundir import Quarantine, RunDirectory, SampleLog, claim, config_of
+from toolkit.state import Progress
 
 STRATEGY = Progressive((16, 32))
 
@@ -187,7 +188,7 @@ def test_records_are_cut_to_the_step_that_is_resumed_when_later_ones_will_be_rep
         run.add_metrics({"epoch": epoch, "step": 5 * (epoch + 1), "lr": 0.1})
     lines = [json.dumps({"step": step, "ids": [step]}) + "\n" for step in range(20)]
     run.samples.write_text("".join(lines) + '{"step": 4, "id')  # killed within a line
-    run.cut_to(10)
+    run.cut_to(Progress(step=10, epoch=2))
     assert [row["step"] for row in run.metrics()] == ["5", "10"]
     assert run.samples.read_text() == "".join(lines[:10])
 
@@ -232,3 +233,34 @@ def test_the_quarantine_goes_on_when_its_last_line_was_cut_off(tmp_path: Path):
     again = Quarantine(path, 1)
     again.add([("a.png", "the file is empty"), ("b.png", "no image")])
     assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["a.png", "b.png"]
+
+
+def test_a_directory_is_as_good_as_empty_when_its_first_file_was_not_written(tmp_path: Path):
+    Path("out").mkdir()
+    Path("out/.tmp-123-config.yaml").write_text("seed")
+    Path("out/.lock").touch()
+    assert chosen(output_dir="out")[1:] == (None, "")
+
+
+def test_the_same_command_goes_on_when_it_has_gone_back_before():
+    run = begun(Path("out"), 5)
+    run.store.commit(8, {"model.safetensors": {"x": torch.zeros(1)}}, {})
+    five, seven, eight = (Path(f"out/checkpoints/step-{step:09d}") for step in (5, 7, 8))
+    assert chosen(resume=str(five))[1] == five
+    assert not eight.exists()
+    run.store.commit(7, {"model.safetensors": {"x": torch.zeros(1)}}, {})
+    path, start, line = chosen(resume=str(five))  # after a preemption
+    assert (path, start) == (Path("out"), seven)
+    assert "which comes after out/checkpoints/step-000000005" in line
+    assert chosen(resume=str(seven))[1] == seven  # going back to another one is something new
+
+
+def test_records_end_where_the_checkpoint_does():
+    run = begun(Path("out"))
+    for epoch, step in enumerate((2, 4)):
+        run.add_metrics({"epoch": epoch, "step": step})
+    lines = [json.dumps({"step": step, "ids": [step]}) + "\n" for step in range(4)]
+    run.samples.write_text("".join(lines) + '{"step": 4, "i{"step": 4, "ids": [4]}\n' + '{"step"')
+    run.cut_to(Progress(step=4, epoch=1))  # the second epoch was trained, and stopped in its evaluation
+    assert [row["epoch"] for row in run.metrics()] == ["0"]
+    assert run.samples.read_text() == "".join(lines)

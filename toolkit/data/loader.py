@@ -18,7 +18,7 @@ from toolkit.errors import WORKER_DIED, InputError, LoaderError, expected
 
 AHEAD = 2  # batches in flight beyond the one that is taken
 PIECE = 8  # images that one thread takes at a time, at least
-STOP_S = 30  # how long a worker process outlives a SIGTERM
+STOP_S = 10  # how long a worker process outlives a SIGTERM: all have agreed on the step by then
 CLOSE_S = 5.0  # longest wait for the threads when a reader stops
 HINT = "is the storage of --data-root alive? --loader-timeout-s waits longer"
 
