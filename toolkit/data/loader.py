@@ -1,5 +1,6 @@
 """From requests to uint8 batches, in order, a few ahead: by threads, or by processes where Python would hold them."""
 
+import os
 import queue
 import signal
 import threading
@@ -18,7 +19,7 @@ from toolkit.errors import WORKER_DIED, InputError, LoaderError, expected
 
 AHEAD = 2  # batches in flight beyond the one that is taken
 PIECE = 8  # images that one thread takes at a time, at least
-STOP_S = 10  # how long a worker process outlives a SIGTERM: all have agreed on the step by then
+STOP_S = 6  # how long a worker process outlives a SIGTERM: all have agreed on the step by then
 CLOSE_S = 5.0  # longest wait for the threads when a reader stops
 HINT = "is the storage of --data-root alive? --loader-timeout-s waits longer"
 
@@ -119,6 +120,7 @@ def _outlive_a_stop(_: int) -> None:
 
     The run stops at a step and saves, for which it still needs batches. A worker that is not needed ends by itself.
     """
+    signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_S))
 
 
