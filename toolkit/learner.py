@@ -76,6 +76,7 @@ def build_learner(
     with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate know this name only
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, optimizer = accelerator.prepare(model, optimizer)
+    device.settle_buckets(model, phases[0].sizes)
     unwrapped = accelerator.unwrap_model(model)
     learner = Learner(
         accelerator=accelerator,
