@@ -6,11 +6,14 @@ import ctypes
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, parse_flag_from_env
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from toolkit import clouds, machine
 from toolkit.errors import InputError
@@ -85,6 +88,23 @@ def fit_to(accelerator: Accelerator, accumulation: int, unused_parameters: bool)
     """What the plan asks of the Accelerator; to be set before the model is prepared."""
     accelerator.gradient_accumulation_steps = accumulation
     accelerator.ddp_handler.find_unused_parameters = unused_parameters
+
+
+def settle_buckets(model: nn.Module, sizes: Sequence[int]) -> None:
+    """Let DistributedDataParallel lay out its gradient buckets for good, with a backward pass that leaves no trace.
+
+    It does so after the first one of a process, and the layout decides in which order more than two processes add up
+    their gradients: a resumed run would begin with another one. Draws from the global generators.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    views = [torch.zeros(2, 3, size, size, device=model.device) for size in sizes]  # one image is too few for BatchNorm
+    with torch.compiler.set_stance("force_eager"):
+        torch.stack(model.train()(*views)).sum().backward()
+    model.zero_grad()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
 
 
 def stop() -> None:

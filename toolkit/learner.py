@@ -16,7 +16,7 @@ from toolkit.data.jobs import Batch
 from toolkit.data.mixing import mix
 from toolkit.models import MultiView, create
 from toolkit.monitor import FiniteWatch
-from toolkit.optim import create_optimizer
+from toolkit.optim import create_optimizer, try_out
 from toolkit.prepare import Prepared
 from toolkit.weights import Ema, Weights
 
@@ -70,11 +70,13 @@ def build_learner(
     evaluated = copy.deepcopy(model).to(accelerator.device)
     data_config = resolve_model_data_config(model.model)
     optimizer = create_optimizer(settings, model)
+    try_out(settings, accelerator.device)
     if settings.compile:
         model.compile()
     with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate know this name only
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, optimizer = accelerator.prepare(model, optimizer)
+    device.settle_buckets(model, phases[0].sizes)
     unwrapped = accelerator.unwrap_model(model)
     learner = Learner(
         accelerator=accelerator,

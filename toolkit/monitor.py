@@ -9,6 +9,9 @@ from torch import Tensor
 
 SAVED = "mean "  # before the names of sums in a checkpoint
 NEVER = torch.iinfo(torch.int64).max
+# Of float16 gradients; it starts at 2^16 and halves with each step that overflows. A scale below 1 makes them smaller
+# than they are: they overflow as they stand, 17 steps running at the least.
+LEAST_SCALE = 1.0
 
 
 class Meter:
@@ -46,7 +49,7 @@ class Meter:
 class FiniteWatch:
     """Remembers on the device the first optimizer step whose loss or gradient norm was not finite.
 
-    `gradients` False where a gradient scaler provokes infinite ones on purpose (float16).
+    `gradients` False where a gradient scaler provokes infinite ones on purpose (float16): then its scale tells.
     """
 
     def __init__(self, device: torch.device, gradients: bool) -> None:
@@ -62,6 +65,11 @@ class FiniteWatch:
         """The norm is the same on every process, so all of them notice in the same step."""
         if self._gradients:
             self.see_loss(step, norm)
+
+    def see_scale(self, step: int, scale: float) -> None:
+        """The gradient scale after the step; it is the same on every process."""
+        if scale < LEAST_SCALE:
+            self.first_bad = self.first_bad.clamp(max=step)
 
     def forget(self) -> None:
         """Begin anew, after the run went back to a step before."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from toolkit.errors import InputError
 from toolkit.settings import Settings, nearest
+from toolkit.state import split_optimizer
 
 
 def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
@@ -19,3 +20,19 @@ def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimi
         )
     except (AssertionError, ImportError, TypeError) as error:  # needs a package, or arguments that have no flag
         raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
+
+
+def try_out(settings: Settings, device: torch.device) -> None:
+    """One step of the optimizer with a tiny layer; raises InputError where it fails or its state cannot be saved."""
+    layer = nn.Linear(2, 2, device=device)
+    optimizer = create_optimizer(settings, layer)
+    layer(torch.ones(1, 2, device=device)).sum().backward()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            optimizer.step()
+    except RuntimeError as error:  # wants gradients of gradients
+        raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
+    try:
+        split_optimizer(optimizer.state_dict())
+    except TypeError as error:
+        raise InputError(f"--optimizer {settings.optimizer} keeps a state that cannot be saved: {error}") from None

@@ -1,4 +1,4 @@
-"""Two processes: one is killed, one cannot write, and another number of them goes on."""
+"""Several processes: one is killed, one cannot write, and another number of them goes on."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from victim import ALL, IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, start
 
@@ -20,12 +21,15 @@ EXACT = {"arch": "test_vit", "optimizer": "sgd", "learning_rate": 0.01, "dropout
 TOLERANCE = 1e-5  # of the largest difference of a weight
 
 
+def start_several(count: int, run: Run, fault: Fault, rank: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """Train with several processes, the fault in one of them."""
+    told = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
+    command = [*TORCHRUN[:-1], str(count), WORKER, *told, *words]
+    return subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=200, check=False)
+
+
 def start_two(run: Run, fault: Fault = Fault(), rank: int = 1) -> subprocess.CompletedProcess[str]:  # noqa: B008
-    """Train with two processes, the fault in one of them."""
-    words = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
-    return subprocess.run(
-        [*TORCHRUN, WORKER, *words], env={**os.environ}, capture_output=True, text=True, timeout=200, check=False
-    )
+    return start_several(2, run, fault, rank)
 
 
 def in_order(found: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +66,26 @@ def test_two_processes_end_alike_when_one_was_killed(whole: Run, tmp_path: Path,
     assert done.returncode == 0, done.stderr
     assert f"going on with {run.output / 'checkpoints'}/step-{2 * SAVE_EVERY:09d}" in done.stdout
     assert in_order(outcome(run.output)) == in_order(outcome(whole.output))
+
+
+@pytest.mark.skipif(not ALL, reason="`make faults` runs it")
+@pytest.mark.parametrize("control", [False, True])
+def test_three_processes_end_alike_when_one_was_killed(tmp_path: Path, control: bool):
+    """More than two numbers have several sums: the order must be the one of the run that was not interrupted."""
+    words = ["unsettled"] if control else []
+    short = (("batch_size", 12), ("device_batch_size", 2), ("epochs", 1))  # with accumulation
+    whole, killed = Run("single", tmp_path / "whole", short), Run("single", tmp_path / "killed", short)
+    done = start_several(3, whole, Fault(), 0, *words)
+    assert done.returncode == 0, done.stderr
+    assert start_several(3, killed, Fault("batch", 2 * SAVE_EVERY + 3), 1, *words).returncode != 0
+    assert newest(killed.output) == SAVE_EVERY
+    done = start_several(3, killed, Fault(), 0, *words)
+    assert done.returncode == 0, done.stderr
+    assert f"going on with {killed.output / 'checkpoints'}/step-{SAVE_EVERY:09d}" in done.stdout
+    last = newest(whole.output)
+    weights = [load_file(run.output / f"checkpoints/step-{last:09d}/model.safetensors") for run in (whole, killed)]
+    apart = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
+    assert bool(apart) == control
 
 
 def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_path: Path):

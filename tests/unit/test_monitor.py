@@ -52,6 +52,16 @@ def test_gradients_count_when_no_scaler_provokes_infinite_ones(accelerator: Acce
     assert (int(watch.first_bad), int(scaled.first_bad)) == (3, NEVER)
 
 
+def test_the_step_in_which_the_gradient_scale_fell_below_one_is_bad_when_it_goes_on_falling(accelerator: Accelerator):
+    watch = FiniteWatch(CPU, gradients=False)
+    watch.see_scale(1, 2.0**16)
+    watch.see_scale(2, 1.0)
+    assert int(watch.first_bad) == NEVER
+    watch.see_scale(3, 0.5)
+    watch.see_scale(4, 0.25)
+    assert int(watch.first_bad) == 3
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells")
 def test_memory_is_what_the_kernel_says_when_there_is_no_accelerator():
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())

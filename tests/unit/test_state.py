@@ -1,11 +1,13 @@
 """What a checkpoint holds is all that training needs, bit for bit."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
@@ -14,16 +16,17 @@ from toolkit.checkpoint import Store
 from toolkit.models import copy_state, state_tensors
 from toolkit.state import Progress
 
-OPTIMIZERS = {
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
-    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
-    "plain": lambda parameters: torch.optim.SGD(parameters, lr=0.01),
-}
+# All of timm's but those that need CUDA and a package beside torch, and the one that needs gradients of gradients.
+OPTIMIZERS = [name for name in timm.optim.list_optimizers() if not name.startswith(("bnb", "fused", "adahessian"))]
 
 
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+
+
+def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    return timm.optim.create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=0.05)
 
 
 def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -38,10 +41,18 @@ def through_the_disk(root: Path, contents: dict[str, Any]) -> dict[str, Any]:
     return checkpoint.load(Store(root).commit(2, contents, {}))
 
 
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """One optimizer compiles its kernels, which takes longer than all tests here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path, name: str):
+def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path, uncompiled: None, name: str):
     model = network(0)
-    optimizer = OPTIMIZERS[name](model.parameters())
+    optimizer = optimizer_of(name, model)
     learn(model, optimizer, 2)
     tensors, rest = state.split_optimizer(optimizer.state_dict())
     own = state.generator_state()
@@ -50,24 +61,44 @@ def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path
     held = through_the_disk(tmp_path, {**contents, "own.safetensors": own})
 
     other = network(1)
-    moving = OPTIMIZERS[name](other.parameters())
+    moving = optimizer_of(name, other)
     copy_state(held["model.safetensors"], other)
     moving.load_state_dict(state.join_optimizer(held["o.safetensors"], held["o.json"]))
     state.restore_generators(held["own.safetensors"])
     learn(other, moving, 3)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    assert not torch.equal(model[0].weight, held["model.safetensors"]["0.weight"])
+
+
+def test_any_nesting_is_the_same_when_read_back(tmp_path: Path):
+    whole = {
+        "state": {0: {"Q": [torch.tensor([1.5]), [torch.tensor(2), None]]}, 1: {}},
+        "param_groups": [{"betas": (0.9, 0.1 + 0.2), "step": torch.tensor(3.0), "dtype": torch.bfloat16, "1": ()}],
+        "rng_state": (3, (2**64 - 1, True), None),
+        "tensor": {"tensor": "x"},  # one of the words that stand for what JSON lacks
+    }
+    tensors, rest = state.split_optimizer(whole)
+    assert tensors.keys() == {"state.0.Q.0", "state.0.Q.1.0", "param_groups.0.step"}
+    held = through_the_disk(tmp_path, {"o.safetensors": tensors, "o.json": rest})
+    assert repr(state.join_optimizer(held["o.safetensors"], held["o.json"])) == repr(whole)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, 1j, {1.5: 0}, torch.Generator(), lambda: 0])
+def test_a_state_is_refused_with_its_place_when_it_is_not_plain_data(value: Any):
+    with pytest.raises(TypeError, match=rf"^state\.0\.x is a {type(value).__name__}$"):
+        state.split_optimizer({"state": {0: {"x": value}}, "param_groups": []})
 
 
 def test_training_goes_elsewhere_when_the_optimizer_is_not_restored():
     """The control of the test before."""
     model, other = network(0), network(1)
-    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    optimizer = optimizer_of("adamw", model)
     learn(model, optimizer, 2)
     copy_state(state_tensors(model), other)
     states = state.generator_state()
     learn(model, optimizer, 3)
     state.restore_generators(states)
-    learn(other, OPTIMIZERS["adamw"](other.parameters()), 3)
+    learn(other, optimizer_of("adamw", other), 3)
     assert not torch.equal(model[0].weight, other[0].weight)
 
 
