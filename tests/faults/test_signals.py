@@ -18,6 +18,8 @@ import pytest
 from victim import ALL, newest
 
 from tests.conftest import ACCELERATE, ROOT, TORCHRUN
+from toolkit.errors import PreemptedError
+from toolkit.preemption import SIGNALS, Preemption
 
 RECIPE = str(ROOT / "recipes" / "multiscale.py")
 FLAGS = [
@@ -125,6 +127,16 @@ def test_a_run_is_saved_when_all_its_processes_are_signalled(tmp_path: Path):
     check_stopped(output, "SIGTERM")
 
 
+def test_a_run_is_saved_when_nobody_reads_its_output_any_more(tmp_path: Path):
+    """As with `... 2>&1 | tee log`, where the same signal ends `tee` first."""
+    output = tmp_path / "run"
+    with running(output, sys.executable) as process:
+        process.stdout.close()
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 75
+    check_stopped(output, "SIGTERM")
+
+
 def test_a_run_leaves_at_once_when_it_is_signalled_twice(tmp_path: Path):
     """Its save is held up: the disk takes a minute for a file of a checkpoint."""
     output = tmp_path / "run"
@@ -154,6 +166,75 @@ def handles(pid: int, number: int) -> bool:
     """Whether a process has set a handler for a signal."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
+
+
+LISTENER = """
+import ctypes, os, signal, time
+from toolkit.errors import PreemptedError
+from toolkit.preemption import Preemption
+
+def signalled(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+    time.sleep(1.2)  # longer than what counts as the same event
+
+with Preemption() as preemption:
+    preemption.training_begins()
+"""
+
+
+def listen(*lines: str) -> subprocess.CompletedProcess[str]:
+    """A process, without torch, that does something while it listens."""
+    script = LISTENER + "".join(f"    {line}\n" for line in lines)
+    return subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("before", ["preemption.ask('a notice')", "signalled(signal.SIGUSR2)"])
+@pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 128 + signal.SIGTERM)])
+def test_only_signals_to_this_process_count_when_it_was_to_stop_already(before: str, signals: int, code: int):
+    assert listen(before, "time.sleep(1.2)", *["signalled()"] * signals).returncode == code
+
+
+def test_signals_of_one_event_count_once_when_a_launcher_passes_them_on():
+    assert listen("os.kill(os.getpid(), signal.SIGINT)", "signalled()").returncode == 0
+
+
+def test_signals_to_a_forked_process_do_not_count_when_it_ends_by_them():
+    fork = "pid = os.fork() or (time.sleep(0.2), signalled(), signalled(), os._exit(3))"
+    ended = listen(fork, "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3", "signalled()")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_process_leaves_at_once_when_its_second_signal_finds_it_waiting_for_others():
+    """No handler runs there. It waits for a lock of the C library, which it holds itself, as it would for a peer."""
+    stuck = "mutex = bytes(64); lock = ctypes.CDLL(None).pthread_mutex_lock; lock(mutex); lock(mutex)"
+    send = "import subprocess; subprocess.Popen(['sh', '-c', f'for i in 1 2; do sleep 1.2; kill {os.getpid()}; done'])"
+    assert listen(send, stuck).returncode == 128 + signal.SIGTERM
+
+
+def test_a_signal_before_training_ends_the_run_when_the_code_there_catches_errors():
+    handled = [signal.getsignal(number) for number in SIGNALS]
+    stopped = pytest.raises(PreemptedError, match="stopped by SIGTERM before training")
+    with stopped, Preemption(), contextlib.suppress(Exception):
+        signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in SIGNALS] == handled
+
+
+def test_ctrl_c_is_what_it_was_when_a_run_was_saved_and_is_over():
+    """As in a notebook, which lives on."""
+    after = (
+        "\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler; os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    ended = listen("preemption.ask('a notice')", "preemption.saved()", after)
+    assert ended.returncode == 75, ended.stderr
+
+
+def test_nobody_asks_the_cloud_any_more_when_the_run_is_over(metadata: str, monkeypatch):
+    monkeypatch.setenv("TOOLKIT_METADATA_URL", metadata)
+    with Preemption() as preemption:
+        preemption.watch("gcp")
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "cloud notice")
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
