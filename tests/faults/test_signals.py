@@ -18,6 +18,7 @@ import pytest
 from victim import ALL, newest
 
 from tests.conftest import ACCELERATE, ROOT, TORCHRUN
+from toolkit import Settings, SingleScale, loop, train
 from toolkit.errors import PreemptedError
 from toolkit.preemption import SIGNALS, Preemption
 
@@ -246,10 +247,22 @@ def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
     check_stopped(output, "the end of the launcher")
 
 
+SLOW_SUMMARY = """
+import os, time
+sync = os.fsync
+def slow(handle):
+    time.sleep(2 * ("summary.json" in os.readlink(f"/proc/self/fd/{handle}")))
+    sync(handle)
+os.fsync = slow
+"""
+
+
 @pytest.mark.parametrize("victim", ["one rank", "launcher", "launcher by SIGUSR1"])
 def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Path, victim: str):
+    """The summary takes longer than the launcher, which ends all once one has left."""
     output = tmp_path / "run"
-    with running(output, *TORCHRUN, steps=10) as process:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_SUMMARY)
+    with running(output, *TORCHRUN, steps=10, PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
         ranks = [pid for pid in pids_of(output, RECIPE) if pid != process.pid]
         assert len(ranks) == 2
         pid, number = {
@@ -261,6 +274,7 @@ def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Pa
         text, _ = process.communicate(timeout=PATIENCE_S)
         assert gone(output)
     assert "Traceback" not in text.split("error: preempted")[0]
+    assert not list(output.glob(".tmp-*"))
     reason = json.loads((output / "summary.json").read_text())["exit_reason"].removeprefix("preempted by ")
     assert reason in {"SIGTERM", "another process of this run", "the end of the launcher"}
     step = check_stopped(output, reason)
@@ -269,6 +283,50 @@ def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Pa
     assert (output / "checkpoints" / f"step-{step:09d}" / "rng" / "rank-00001.safetensors").exists()
     if victim == "one rank":
         assert "exitcode  : 75" in text.replace("exitcode : 75", "exitcode  : 75"), text
+
+
+DEATH = """
+import os, signal
+sync = os.fsync
+def deadly(handle):
+    if "rng/rank-00001" in os.readlink(f"/proc/self/fd/{handle}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(handle)
+os.fsync = deadly
+"""
+
+
+@pytest.mark.skipif(not ALL, reason="`make faults` runs it")
+def test_the_summary_says_why_when_another_process_dies_while_a_stopped_run_saves(tmp_path: Path):
+    output = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(DEATH)
+    with running(output, *TORCHRUN, steps=10, PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
+        os.kill(next(pid for pid in pids_of(output, RECIPE) if pid != process.pid), signal.SIGTERM)
+        process.communicate(timeout=PATIENCE_S)
+        assert gone(output)
+    reason = json.loads((output / "summary.json").read_text())["exit_reason"]
+    assert reason.startswith("another process of this run stopped first"), reason
+    assert newest(output) is None
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_the_summary_says_what_failed_when_nobody_foresaw_it(tmp_path: Path, monkeypatch, signalled: bool):
+    """In a step, or in the save of a run that was asked to stop."""
+
+    def fail(*words: object) -> None:
+        raise ZeroDivisionError("one line\nand another")
+
+    monkeypatch.setattr(loop, "capture" if signalled else "learn", fail)
+    begins = Preemption.training_begins
+    if signalled:
+        monkeypatch.setattr(
+            Preemption, "training_begins", lambda own: begins(own) or signal.raise_signal(signal.SIGTERM)
+        )
+    usual = {"synthetic_size": 32, "synthetic_count": 48, "batch_size": 24, "epochs": 1, "log_with": "none"}
+    with pytest.raises(ZeroDivisionError):
+        train(Settings(**usual, output_dir=tmp_path / "run"), SingleScale(16))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["exit_reason"], summary["steps"]) == ("failed: ZeroDivisionError: one line", int(signalled))
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")
