@@ -31,12 +31,13 @@ class Agreement:
         self._accelerator, self._watch, self._preemption = accelerator, watch, preemption
         self._save_every_s = 60 * save_every_minutes
         self._alone = accelerator.num_processes == 1
-        self._calls, self._next = 0, 1
-        self._asked_at = self._saved_at = time.monotonic()
+        self._saved_at = time.monotonic()
+        self.begin()
 
     def begin(self) -> None:
         """Calls now come at another rate than before: the next one asks."""
         self._calls, self._next, self._asked_at = 0, 1, time.monotonic()
+        self._microseconds = 0  # from one call to the next, as far as it is known
 
     def saved(self) -> None:
         self._saved_at = time.monotonic()
@@ -52,12 +53,14 @@ class Agreement:
         self._calls += 1
         if not force and self._calls < self._next:
             return Decision()
-        seconds = (time.monotonic() - self._asked_at) / self._calls
-        own = torch.tensor([stop, save, round(1e6 * seconds), 0], device=self._accelerator.device)
+        own = torch.tensor([stop, save, self._microseconds, 0], device=self._accelerator.device)
         own[3] = -self._watch.first_bad
         stops, saves, slowest, bad = self._accelerator.gather(own[None]).amax(0).tolist()
-        self._calls, self._asked_at = 0, time.monotonic()
-        self._next = max(1, min(MOST_CALLS, int(1e6 * ASK_EVERY_S / max(1, slowest))))
+        # From answer to answer, each of which waits for the device: calls alone return while it is still at work.
+        now = time.monotonic()
+        self._microseconds = max(1, round(1e6 * (now - self._asked_at) / self._calls))
+        self._calls, self._asked_at = 0, now
+        self._next = max(1, min(MOST_CALLS, int(1e6 * ASK_EVERY_S / slowest))) if slowest else 1
         if stops:
             self._preemption.ask("another process of this run")
         return Decision(bool(stops), bool(saves), _step(-bad))

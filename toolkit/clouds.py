@@ -1,5 +1,6 @@
 """Cloud providers: which one this machine belongs to, its type, and whether it is about to be taken. Free of torch."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,15 +94,22 @@ def is_preempted(provider: str) -> bool:
     notice = NOTICES[provider]
     headers = {**notice.headers, **({"X-aws-ec2-metadata-token": _aws_token()} if provider == "aws" else {})}
     answer = _ask(provider, notice.path, headers)
-    return notice.holds in answer and _own_name(provider) in answer
+    return notice.holds in answer and (provider != "azure" or _is_meant(answer))
 
 
-@cache
-def _own_name(provider: str) -> str:
-    """What Azure calls this machine: its notices speak of all machines of a scale set; empty elsewhere."""
-    if provider != "azure":
-        return ""
-    return _ask("azure", "/metadata/instance/compute/name?api-version=2021-02-01&format=text", {"Metadata": "true"})
+def _is_meant(answer: str) -> bool:
+    """Whether Azure is about to take this machine: it tells of all machines of a scale set."""
+    try:
+        taken = {
+            name
+            for event in json.loads(answer)["Events"]
+            if event["EventType"] == "Preempt"
+            for name in event["Resources"]
+        }
+    except (ValueError, KeyError, TypeError):  # not the document that it should be
+        return False
+    own = _ask("azure", "/metadata/instance/compute/name?api-version=2021-02-01&format=text", {"Metadata": "true"})
+    return own.strip() in taken
 
 
 def _aws_token() -> str:
@@ -114,6 +122,6 @@ def _ask(provider: str, path: str, headers: Mapping[str, str], method: str = "GE
     try:
         request = Request(url, headers=dict(headers), method=method)
         with build_opener(ProxyHandler({})).open(request, timeout=METADATA_TIMEOUT_S) as answer:  # never by a proxy
-            return answer.read(10_000).decode(errors="replace")
+            return answer.read(1_000_000).decode(errors="replace")
     except (OSError, ValueError):
         return ""

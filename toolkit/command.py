@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
-from toolkit import preemption, settings
+from toolkit import console, preemption, settings
 from toolkit.errors import InputError, PreemptedError, expected
 from toolkit.settings import SECTIONS, Scales, Section, Settings, nearest
 
@@ -209,6 +209,6 @@ def exit_code(work: Callable[[], Any]) -> int:
         cause = expected(error)
         if cause is None:
             raise
-        print(f"error{'' if rank == '0' else f' on rank {rank}'}: {cause}", file=sys.stderr, flush=True)
+        console.say(f"error{'' if rank == '0' else f' on rank {rank}'}: {cause}", sys.stderr)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(cause, kind)), 1)
     return 0

@@ -1,7 +1,23 @@
 """What a run says to a person: plain lines from the main process, a bar on a terminal."""
 
+import contextlib
 import logging
+import os
 import sys
+from pathlib import Path
+from typing import TextIO
+
+
+def say(line: str, stream: TextIO) -> None:
+    """Print a line; where nobody takes it, such as a `tee` that Ctrl-C ended first, the stream is silent from then on.
+
+    Else what is left in its buffer would give the process another exit code.
+    """
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class _Lines(logging.Handler):
@@ -9,7 +25,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(self.format(record), file=stream, flush=True)
+        say(self.format(record), stream)
 
 
 def start(main: bool) -> None:

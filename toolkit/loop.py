@@ -1,5 +1,6 @@
 """The one training loop: any strategy, any device, any number of processes."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -64,43 +65,53 @@ def _recorded(run: Run) -> dict[str, Any]:
     run.preemption.training_begins()
     run.wall.start()
     try:
-        return _train(run)
+        return _train_or_save(run)
     except Exception as error:
         cause = expected(error)
+        _ended(run, error, cause)
         if cause is None:
             raise
-        raise _ended(run, _save_the_rest(run) if isinstance(cause, PreemptedError) else cause) from None
+        if isinstance(cause, PreemptedError):
+            _leave_together(run)
+        raise cause from None
     finally:
         run.saver.close()
         run.tracking.finish()
 
 
-def _save_the_rest(run: Run) -> Exception:
-    """On a preemption: save what was done since the last checkpoint. Why the run ends: that, or what went wrong now."""
-    run.tracking.preempting()
+def _train_or_save(run: Run) -> dict[str, Any]:
+    """Train; on a preemption save what was done since the last checkpoint, before raising it."""
     try:
+        return _train(run)
+    except PreemptedError:
+        run.tracking.preempting()
         if run.saver.newest != run.progress.at():
             check_finite(run, run.agreement.ask(force=True).first_bad)
             _save(run, next(run.epochs()))
         run.saver.join(run.progress.step)
-    except (SaveError, NonFiniteError) as error:
-        return error
+        raise
+
+
+def _leave_together(run: Run) -> None:
+    """Wait until rank 0 has closed its records, too: when one process leaves, the launcher ends the others."""
+    run.tracking.finish()
     run.preemption.saved()
-    return run.agreement.stopped()
+    with contextlib.suppress(RuntimeError):  # another process is gone already: everything is saved
+        run.accelerator.wait_for_everyone()
 
 
-def _ended(run: Run, cause: Exception) -> Exception:
-    """Note in the summary why the run ended, once: what all processes know, rank 0 writes."""
+def _ended(run: Run, error: Exception, cause: Exception | None) -> None:
+    """Note in the summary why the run ended, once: what all processes know, rank 0 writes. `cause` None: by a bug."""
     known_to_all = isinstance(cause, NonFiniteError | SaveError | PreemptedError)
-    if not known_to_all:
-        device.leave()
     told = run.directory.exit_reason() if isinstance(cause, PeerError) else None
     if not told and (run.accelerator.is_main_process or not known_to_all):
+        reason = str(cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
         try:
-            run.directory.write_summary(summarise(run, {"exit_reason": str(cause)}))
-        except OSError as error:  # of the full disk that may be the cause
-            log.warning("summary.json could not be written: %s: %s", error.filename, error.strerror)
-    return cause
+            run.directory.write_summary(summarise(run, {"exit_reason": reason}))
+        except OSError as failure:  # of the full disk that may be the cause
+            log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
+    if cause is not None and not known_to_all:
+        device.leave()  # the others notice now, and find the cause told above
 
 
 def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) -> Loss:

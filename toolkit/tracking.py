@@ -155,8 +155,10 @@ class Tracking:
             log.warning("the dashboard was not told of the preemption: %s", error)
 
     def finish(self) -> None:
+        """Close the dashboard, once."""
+        tracker, self._tracker = self._tracker, None
         try:
-            if self._tracker is not None:
-                self._tracker.finish()
+            if tracker is not None:
+                tracker.finish()
         except Exception as error:
             log.warning("the dashboard could not be closed: %s", error)

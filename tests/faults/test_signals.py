@@ -18,6 +18,9 @@ import pytest
 from victim import ALL, newest
 
 from tests.conftest import ACCELERATE, ROOT, TORCHRUN
+from toolkit import Settings, SingleScale, loop, train
+from toolkit.errors import PreemptedError
+from toolkit.preemption import SIGNALS, Preemption
 
 RECIPE = str(ROOT / "recipes" / "multiscale.py")
 FLAGS = [
@@ -125,6 +128,16 @@ def test_a_run_is_saved_when_all_its_processes_are_signalled(tmp_path: Path):
     check_stopped(output, "SIGTERM")
 
 
+def test_a_run_is_saved_when_nobody_reads_its_output_any_more(tmp_path: Path):
+    """As with `... 2>&1 | tee log`, where the same signal ends `tee` first."""
+    output = tmp_path / "run"
+    with running(output, sys.executable) as process:
+        process.stdout.close()
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 75
+    check_stopped(output, "SIGTERM")
+
+
 def test_a_run_leaves_at_once_when_it_is_signalled_twice(tmp_path: Path):
     """Its save is held up: the disk takes a minute for a file of a checkpoint."""
     output = tmp_path / "run"
@@ -156,6 +169,75 @@ def handles(pid: int, number: int) -> bool:
     return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
 
 
+LISTENER = """
+import ctypes, os, signal, time
+from toolkit.errors import PreemptedError
+from toolkit.preemption import Preemption
+
+def signalled(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+    time.sleep(1.2)  # longer than what counts as the same event
+
+with Preemption() as preemption:
+    preemption.training_begins()
+"""
+
+
+def listen(*lines: str) -> subprocess.CompletedProcess[str]:
+    """A process, without torch, that does something while it listens."""
+    script = LISTENER + "".join(f"    {line}\n" for line in lines)
+    return subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("before", ["preemption.ask('a notice')", "signalled(signal.SIGUSR2)"])
+@pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 128 + signal.SIGTERM)])
+def test_only_signals_to_this_process_count_when_it_was_to_stop_already(before: str, signals: int, code: int):
+    assert listen(before, "time.sleep(1.2)", *["signalled()"] * signals).returncode == code
+
+
+def test_signals_of_one_event_count_once_when_a_launcher_passes_them_on():
+    assert listen("os.kill(os.getpid(), signal.SIGINT)", "signalled()").returncode == 0
+
+
+def test_signals_to_a_forked_process_do_not_count_when_it_ends_by_them():
+    fork = "pid = os.fork() or (time.sleep(0.2), signalled(), signalled(), os._exit(3))"
+    ended = listen(fork, "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3", "signalled()")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_process_leaves_at_once_when_its_second_signal_finds_it_waiting_for_others():
+    """No handler runs there. It waits for a lock of the C library, which it holds itself, as it would for a peer."""
+    stuck = "mutex = bytes(64); lock = ctypes.CDLL(None).pthread_mutex_lock; lock(mutex); lock(mutex)"
+    send = "import subprocess; subprocess.Popen(['sh', '-c', f'for i in 1 2; do sleep 1.2; kill {os.getpid()}; done'])"
+    assert listen(send, stuck).returncode == 128 + signal.SIGTERM
+
+
+def test_a_signal_before_training_ends_the_run_when_the_code_there_catches_errors():
+    handled = [signal.getsignal(number) for number in SIGNALS]
+    stopped = pytest.raises(PreemptedError, match="stopped by SIGTERM before training")
+    with stopped, Preemption(), contextlib.suppress(Exception):
+        signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in SIGNALS] == handled
+
+
+def test_ctrl_c_is_what_it_was_when_a_run_was_saved_and_is_over():
+    """As in a notebook, which lives on."""
+    after = (
+        "\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler; os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    ended = listen("preemption.ask('a notice')", "preemption.saved()", after)
+    assert ended.returncode == 75, ended.stderr
+
+
+def test_nobody_asks_the_cloud_any_more_when_the_run_is_over(metadata: str, monkeypatch):
+    monkeypatch.setenv("TOOLKIT_METADATA_URL", metadata)
+    with Preemption() as preemption:
+        preemption.watch("gcp")
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "cloud notice")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
     output = tmp_path / "run"
     with running(output, *ACCELERATE) as process:
@@ -165,10 +247,22 @@ def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
     check_stopped(output, "the end of the launcher")
 
 
+SLOW_SUMMARY = """
+import os, time
+sync = os.fsync
+def slow(handle):
+    time.sleep(2 * ("summary.json" in os.readlink(f"/proc/self/fd/{handle}")))
+    sync(handle)
+os.fsync = slow
+"""
+
+
 @pytest.mark.parametrize("victim", ["one rank", "launcher", "launcher by SIGUSR1"])
 def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Path, victim: str):
+    """The summary takes longer than the launcher, which ends all once one has left."""
     output = tmp_path / "run"
-    with running(output, *TORCHRUN, steps=10) as process:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_SUMMARY)
+    with running(output, *TORCHRUN, steps=10, PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
         ranks = [pid for pid in pids_of(output, RECIPE) if pid != process.pid]
         assert len(ranks) == 2
         pid, number = {
@@ -180,6 +274,7 @@ def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Pa
         text, _ = process.communicate(timeout=PATIENCE_S)
         assert gone(output)
     assert "Traceback" not in text.split("error: preempted")[0]
+    assert not list(output.glob(".tmp-*"))
     reason = json.loads((output / "summary.json").read_text())["exit_reason"].removeprefix("preempted by ")
     assert reason in {"SIGTERM", "another process of this run", "the end of the launcher"}
     step = check_stopped(output, reason)
@@ -188,6 +283,50 @@ def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Pa
     assert (output / "checkpoints" / f"step-{step:09d}" / "rng" / "rank-00001.safetensors").exists()
     if victim == "one rank":
         assert "exitcode  : 75" in text.replace("exitcode : 75", "exitcode  : 75"), text
+
+
+DEATH = """
+import os, signal
+sync = os.fsync
+def deadly(handle):
+    if "rng/rank-00001" in os.readlink(f"/proc/self/fd/{handle}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(handle)
+os.fsync = deadly
+"""
+
+
+@pytest.mark.skipif(not ALL, reason="`make faults` runs it")
+def test_the_summary_says_why_when_another_process_dies_while_a_stopped_run_saves(tmp_path: Path):
+    output = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(DEATH)
+    with running(output, *TORCHRUN, steps=10, PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
+        os.kill(next(pid for pid in pids_of(output, RECIPE) if pid != process.pid), signal.SIGTERM)
+        process.communicate(timeout=PATIENCE_S)
+        assert gone(output)
+    reason = json.loads((output / "summary.json").read_text())["exit_reason"]
+    assert reason.startswith("another process of this run stopped first"), reason
+    assert newest(output) is None
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_the_summary_says_what_failed_when_nobody_foresaw_it(tmp_path: Path, monkeypatch, signalled: bool):
+    """In a step, or in the save of a run that was asked to stop."""
+
+    def fail(*words: object) -> None:
+        raise ZeroDivisionError("one line\nand another")
+
+    monkeypatch.setattr(loop, "capture" if signalled else "learn", fail)
+    begins = Preemption.training_begins
+    if signalled:
+        monkeypatch.setattr(
+            Preemption, "training_begins", lambda own: begins(own) or signal.raise_signal(signal.SIGTERM)
+        )
+    usual = {"synthetic_size": 32, "synthetic_count": 48, "batch_size": 24, "epochs": 1, "log_with": "none"}
+    with pytest.raises(ZeroDivisionError):
+        train(Settings(**usual, output_dir=tmp_path / "run"), SingleScale(16))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["exit_reason"], summary["steps"]) == ("failed: ZeroDivisionError: one line", int(signalled))
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")

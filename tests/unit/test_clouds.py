@@ -1,5 +1,7 @@
 """Which cloud a machine belongs to, its type and the notice of its end: from files and servers as they are there."""
 
+import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.clouds import Cloud, cloud, detect_cloud, instance_type
+from toolkit.clouds import Cloud, cloud, detect_cloud, instance_type, is_preempted
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:
@@ -43,6 +45,16 @@ def test_the_users_word_stands_when_the_firmware_says_otherwise(tmp_path: Path, 
     assert str(cloud(choice, tmp_path)) == expected
 
 
+@contextlib.contextmanager
+def serving(service: type[BaseHTTPRequestHandler], monkeypatch) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("TOOLKIT_METADATA_URL", f"http://127.0.0.1:{server.server_port}")
+    yield
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture
 def metadata(monkeypatch) -> Iterator[None]:
     """A service that answers as both providers do, each path only with its own header."""
@@ -66,13 +78,9 @@ def metadata(monkeypatch) -> Iterator[None]:
         def log_message(self, *words: object) -> None:
             """Quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("TOOLKIT_METADATA_URL", f"http://127.0.0.1:{server.server_port}")
     instance_type.cache_clear()
-    yield
-    server.shutdown()
-    server.server_close()
+    with serving(Service, monkeypatch):
+        yield
     instance_type.cache_clear()
 
 
@@ -93,3 +101,44 @@ def test_the_provider_alone_is_recorded_when_its_service_does_not_answer(tmp_pat
     instance_type.cache_clear()
     assert cloud("gcp", written(tmp_path, {"product_name": "Google Compute Engine\n"})) == Cloud("gcp")
     instance_type.cache_clear()
+
+
+@pytest.fixture
+def scale_set(monkeypatch) -> Iterator[dict[str, str]]:
+    """Azure's service, with answers by path."""
+    answers: dict[str, str] = {}
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers.get(self.path.split("?")[0])
+            self.send_response(404 if answer is None else 200)
+            self.end_headers()
+            self.wfile.write((answer or "").encode())
+
+        def log_message(self, *words: object) -> None:
+            """Quiet."""
+
+    with serving(Service, monkeypatch):
+        yield answers
+
+
+@pytest.mark.parametrize(
+    ("resources", "event", "expected"),
+    [
+        (["vm_10"], "Preempt", False),  # another machine, whose name begins like ours
+        (["vm_10", "vm_1"], "Preempt", True),
+        (["vm_1"], "Reboot", False),
+    ],
+)
+def test_azures_notice_is_followed_when_it_names_this_machine(scale_set, resources: list[str], event: str, expected):
+    events = [{"EventType": event, "Resources": resources}, {"EventType": "Preempt", "Resources": ["vm_2"]}]
+    scale_set.update({"/metadata/scheduledevents": json.dumps({"Events": events})})
+    assert not is_preempted("azure")  # the service does not know our name yet
+    scale_set.update({"/metadata/instance/compute/name": "vm_1"})
+    assert is_preempted("azure") is expected
+
+
+@pytest.mark.parametrize("answer", ["Preempt", '["Preempt"]', '{"Events": [{"EventType": "Preempt"}]}'])
+def test_azures_notice_is_passed_over_when_it_is_not_what_it_should_be(scale_set, answer: str):
+    scale_set.update({"/metadata/scheduledevents": answer, "/metadata/instance/compute/name": "Preempt"})
+    assert not is_preempted("azure")
