@@ -128,11 +128,14 @@ def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) ->
             learner.watch.see_gradient(batch.number, norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-        scale = learner.gradient_scale()
+            scale = learner.gradient_scale()
         optimizer.step()
         optimizer.zero_grad()
-        if accelerator.sync_gradients and learner.gradient_scale() >= scale:
-            learner.weights.follow()
+        if accelerator.sync_gradients:
+            scale_now = learner.gradient_scale()
+            learner.watch.see_scale(batch.number, scale_now)
+            if scale_now >= scale:
+                learner.weights.follow()
     return loss
 
 
