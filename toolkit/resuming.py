@@ -113,7 +113,7 @@ def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
     """Give the optimizer's tensors the memory format of their parameters, as they had it: else steps are slower."""
     for parameter, entry in optimizer.state.items():
         for name, value in entry.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape == parameter.shape:
                 entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -4,14 +4,19 @@ A gradient scaler works on the CPU too, where a scale near the end of float32 ma
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from toolkit import Settings, SingleScale, device, learner, loop, train
+from toolkit import NonFiniteError, Settings, SingleScale, device, learner, loop, train
+from toolkit.contract import Criterion, Loss, Phase, Step, Strategy
+from toolkit.monitor import FiniteWatch
 from toolkit.weights import Ema
 
 STEPS, BATCH = 8, 10
@@ -19,14 +24,14 @@ USUAL, TOO_LARGE = 2.0**16, 2.0**125
 FALL = 2.0**-45  # a few overflows, then none
 
 
-def scaled(monkeypatch: pytest.MonkeyPatch, scale: float, fused: bool) -> None:
+def scaled(monkeypatch: pytest.MonkeyPatch, scale: float, fused: bool, fall: float = FALL) -> None:
     """Let runs have a gradient scaler that begins at `scale`, and an optimizer that handles it itself if `fused`."""
     start = device.start
 
     def with_scaler(settings: Settings) -> Accelerator:
         accelerator = start(settings)
         kind = accelerator.device.type
-        accelerator.scaler = torch.amp.GradScaler(kind, init_scale=scale, backoff_factor=FALL, growth_interval=1000)
+        accelerator.scaler = torch.amp.GradScaler(kind, init_scale=scale, backoff_factor=fall, growth_interval=1000)
         return accelerator
 
     monkeypatch.setattr(device, "start", with_scaler)
@@ -38,7 +43,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch, scale: float, fused: bool) -> None:
         monkeypatch.setattr(learner, "create_optimizer", create)
 
 
-def run(output: Path) -> dict[str, Any]:
+def run(output: Path, strategy: Strategy = SingleScale(24)) -> dict[str, Any]:  # noqa: B008
     settings = Settings(
         synthetic_size=32,
         synthetic_count=40,
@@ -49,7 +54,16 @@ def run(output: Path) -> dict[str, Any]:
         record_samples=True,
         output_dir=output,
     )
-    return train(settings, SingleScale(24))
+    return train(settings, strategy)
+
+
+@dataclass(frozen=True)
+class Steep(SingleScale):
+    """A finite loss whose gradient is none, however small the scale: the root of 0."""
+
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
+        loss = super().loss(logits, targets, criterion, phase, step)
+        return replace(loss, total=loss.total + (0 * logits[0].sum()).sqrt())
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -83,3 +97,18 @@ def test_data_rate_and_step_advance_but_weights_and_average_do_not_when_a_step_o
     trainer = json.loads((tmp_path / "run/checkpoints/step-000000008/trainer.json").read_text())
     assert trainer["progress"]["optimizer_updates"] == sum(moved)
     assert trainer["scaler"]["scale"] == scale * FALL ** moved.count(False)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("control", [False, True])
+def test_a_run_stops_in_the_step_that_brings_the_scale_below_one_when_every_step_overflows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: bool, control: bool
+):
+    scaled(monkeypatch, 16.0, fused, fall=0.5)
+    if control:
+        monkeypatch.setattr(FiniteWatch, "see_scale", lambda *words: None)
+        assert run(tmp_path / "run", Steep(24))["optimizer_updates"] == 0
+        return
+    with pytest.raises(NonFiniteError, match=r"not finite at step 4 \(epoch 1\), samples \d+"):
+        run(tmp_path / "run", Steep(24))
+    assert "at step 4" in json.loads((tmp_path / "run" / "summary.json").read_text())["exit_reason"]
