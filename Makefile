@@ -17,7 +17,7 @@ test: .venv/.ready
 	$(BIN)/python -m pytest
 
 faults: .venv/.ready
-	FAULTS=all $(BIN)/python -m pytest -rA tests/faults
+	FAULTS=all $(BIN)/python -m pytest -rA tests/faults tests/recipes/test_verify_resume.py
 
 check: .venv/.ready
 	$(BIN)/ruff check .

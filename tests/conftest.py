@@ -17,6 +17,9 @@ from toolkit.data.sources.files import index_files
 ROOT = Path(__file__).parent.parent
 TINY = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "24", "--log-with", "none")
 
+ALL = os.environ.get("FAULTS") == "all"  # `make faults`; else the quick part
+SLOW = pytest.mark.skipif(not ALL, reason="`make faults` runs it")
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Threads that wait by spinning take the cores from those that work: 10x the time where anything else runs beside.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from victim import ALL, LAST, SAVE_EVERY, Ended, Fault, Run, newest, outcome, start
+from victim import LAST, SAVE_EVERY, Ended, Fault, Run, newest, outcome, start
 
+from tests.conftest import ALL
 from toolkit.strategies import STRATEGIES
 
 KILLS, STEPS_AHEAD, OPERATIONS_AHEAD = (50, 10, 100) if ALL else (2, 30, 300)

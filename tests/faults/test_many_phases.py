@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SLOW
 
 SCRIPT = Path(__file__).with_name("phased.py")
 PHASES, SETTLED = 20, 2  # after which every thread that stays was started: the writer of checkpoints, torch's own
@@ -45,7 +45,11 @@ def growth_mb(lines: list[dict[str, Any]]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "processes", "most_mb"), [("repeating", 0, REPEATING_MB), ("growing", 2, GROWING_MB_PER_SIZE * BETWEEN)]
+    ("kind", "processes", "most_mb"),
+    [
+        ("repeating", 0, REPEATING_MB),
+        pytest.param("growing", 2, GROWING_MB_PER_SIZE * BETWEEN, marks=SLOW),
+    ],
 )
 def test_nothing_piles_up_when_there_are_twenty_phases(tmp_path: Path, kind: str, processes: int, most_mb: float):
     lines = measured(tmp_path, kind)

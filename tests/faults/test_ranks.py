@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from victim import ALL, IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, start
+from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, start
 
-from tests.conftest import TORCHRUN
+from tests.conftest import ALL, SLOW, TORCHRUN
 
 WORKER = str(Path(__file__).with_name("two_ranks.py"))
 # float32, SGD, no dropout, a model without BatchNorm: only the order of sums differs between numbers of processes.
@@ -68,7 +68,7 @@ def test_two_processes_end_alike_when_one_was_killed(whole: Run, tmp_path: Path,
     assert in_order(outcome(run.output)) == in_order(outcome(whole.output))
 
 
-@pytest.mark.skipif(not ALL, reason="`make faults` runs it")
+@SLOW
 @pytest.mark.parametrize("control", [False, True])
 def test_three_processes_end_alike_when_one_was_killed(tmp_path: Path, control: bool):
     """More than two numbers have several sums: the order must be the one of the run that was not interrupted."""
@@ -106,7 +106,7 @@ def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_
     assert [path.name for path in (run.output / "checkpoints").iterdir()] == [f"step-{SAVE_EVERY:09d}"]
 
 
-@pytest.mark.skipif(not ALL, reason="`make faults` runs it")
+@SLOW
 def test_every_process_reports_it_at_the_next_save_when_the_writing_thread_failed(tmp_path: Path):
     run = Run("simultaneous", tmp_path / "full")
     second = f"write checkpoints/.tmp-step-{2 * SAVE_EVERY:09d}/model.safetensors"
@@ -118,6 +118,7 @@ def test_every_process_reports_it_at_the_next_save_when_the_writing_thread_faile
     assert newest(run.output) == SAVE_EVERY
 
 
+@SLOW
 def test_the_same_images_and_nearly_the_same_weights_when_one_then_two_then_one_process_train(tmp_path: Path):
     alone = Run("progressive-ramp", tmp_path / "alone", tuple(EXACT.items()))
     assert start(alone).code == 0

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from victim import ALL, ERRORS, FORKS, SAVE_EVERY, Fault, Run, count_operations, newest, start
+from victim import ERRORS, FORKS, SAVE_EVERY, Fault, Run, count_operations, newest, start
 
+from tests.conftest import ALL
 from toolkit import checkpoint
 from toolkit.checkpoint import Store
 from toolkit.errors import SaveError

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from victim import ALL, newest
+from victim import newest
 
-from tests.conftest import ACCELERATE, ROOT, TORCHRUN
+from tests.conftest import ACCELERATE, ALL, ROOT, SLOW, TORCHRUN
 from toolkit import Settings, SingleScale, loop, train
 from toolkit.errors import PreemptedError
 from toolkit.preemption import SIGNALS, Preemption
@@ -257,7 +257,7 @@ os.fsync = slow
 """
 
 
-@pytest.mark.parametrize("victim", ["one rank", "launcher", "launcher by SIGUSR1"])
+@pytest.mark.parametrize("victim", ["one rank", *(["launcher", "launcher by SIGUSR1"] if ALL else [])])
 def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Path, victim: str):
     """The summary takes longer than the launcher, which ends all once one has left."""
     output = tmp_path / "run"
@@ -296,7 +296,7 @@ os.fsync = deadly
 """
 
 
-@pytest.mark.skipif(not ALL, reason="`make faults` runs it")
+@SLOW
 def test_the_summary_says_why_when_another_process_dies_while_a_stopped_run_saves(tmp_path: Path):
     output = tmp_path / "run"
     (tmp_path / "sitecustomize.py").write_text(DEATH)
@@ -386,7 +386,8 @@ def metadata() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("provider", ["aws", "gcp", "azure"] if ALL else ["azure"])
+@SLOW
+@pytest.mark.parametrize("provider", ["aws", "gcp", "azure"])
 def test_a_run_is_saved_when_its_cloud_gives_notice(tmp_path: Path, metadata: str, provider: str):
     output = tmp_path / "run"
     with running(output, sys.executable, "--cloud", provider, steps=40, TOOLKIT_METADATA_URL=metadata) as process:

@@ -14,7 +14,7 @@ from threading import Event, Thread
 
 import pytest
 
-from tests.conftest import ROOT, recipe
+from tests.conftest import ROOT, SLOW, recipe
 
 SCRIPT = Path(__file__).with_name("tracked.py")
 LAST = "step-000000020"
@@ -143,6 +143,7 @@ def test_a_start_is_held_up_10_s_at_most_when_the_server_is_a_black_hole(
     assert holding(tmp_path / "run", HIDDEN) == []
 
 
+@SLOW
 def test_the_end_comes_in_time_when_the_network_goes_in_the_middle(
     untracked: dict[str, str], tmp_path: Path, freezing: Callable[[int], str]
 ):
@@ -155,6 +156,7 @@ def test_the_end_comes_in_time_when_the_network_goes_in_the_middle(
     assert holding(tmp_path / "run", HIDDEN) == []
 
 
+@SLOW
 @pytest.mark.parametrize(("log_with", "fault"), [("wandb", "service"), ("wandb", "folder"), ("tensorboard", "folder")])
 def test_a_run_goes_on_when_its_dashboard_dies_in_the_middle(
     untracked: dict[str, str], tmp_path: Path, log_with: str, fault: str
@@ -167,6 +169,7 @@ def test_a_run_goes_on_when_its_dashboard_dies_in_the_middle(
     assert holding(tmp_path / "run", HIDDEN) == []
 
 
+@SLOW
 def test_the_weights_are_others_when_a_dashboard_draws_from_the_run_s_generator(
     untracked: dict[str, str], tmp_path: Path
 ):

@@ -23,7 +23,6 @@ IMAGES, BATCH, EPOCHS = 130, 8, 3
 STEPS_PER_EPOCH = IMAGES // BATCH
 LAST = STEPS_PER_EPOCH * EPOCHS
 SAVE_EVERY = 5
-ALL = os.environ.get("FAULTS") == "all"  # `make faults`; else the quick part
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "toolkit.launch", "toolkit.strategies"])
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EROFS", "EIO")}

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT, TORCHRUN, Runner, recipe
+from tests.conftest import ROOT, SLOW, TORCHRUN, Runner, recipe
 from toolkit import verification
 from toolkit.settings import Verify
 from toolkit.verification import Trial
@@ -79,6 +79,7 @@ def test_a_command_is_found_equal_when_it_is_killed_and_goes_on(run: Runner, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@SLOW
 def test_two_processes_are_found_equal_when_they_are_killed_with_their_loaders(run: Runner, tmp_path: Path):
     words = (*TORCHRUN, *MULTI, "--rand-augment", "5", "--num-workers", "1")
     done = run(SCRIPT, "--steps", "50", "--kills", "1", "--save-every-steps", "5", "--output-dir", "kept", "--", *words)
@@ -98,6 +99,7 @@ def test_two_processes_are_found_equal_when_they_are_killed_with_their_loaders(r
     assert "going on with" in (tmp_path / "kept" / "killed.log").read_text()
 
 
+@SLOW
 def test_a_command_is_found_different_when_a_resume_forgets_its_generators(run: Runner, tmp_path: Path):
     """The control: the comparison can fail, and says where."""
     (tmp_path / "forgetful.py").write_text(FORGETFUL)
@@ -124,6 +126,7 @@ def test_the_last_lines_are_shown_when_the_command_fails(tmp_path: Path, capsys:
     ]
 
 
+@SLOW
 def test_the_verdict_is_a_failure_when_the_command_does_not_start_again(run: Runner, tmp_path: Path):
     (tmp_path / "later.py").write_text(BROKEN_LATER.replace("RECIPE", repr(SINGLE[0])))
     words = (sys.executable, "later.py", *SINGLE[1:])
