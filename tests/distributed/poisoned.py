@@ -1,9 +1,10 @@
 """Training that meets a NaN at one image; also one of two processes: torchrun ... poisoned.py DATA OUTPUT WHERE."""
 
+import csv
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 from toolkit import NonFiniteError, Settings, SingleScale, train
 from toolkit.command import exit_code
 from toolkit.contract import Criterion, Loss, Phase, Step
+from toolkit.data import synthetic
 
 Where = Literal["both", "loss", "gradient", "nowhere"]
 POISON = 10  # the label that only one training image has
@@ -38,6 +40,20 @@ class Poisoned(SingleScale):
         nothing = 0 * logits[0].sum()
         # The root of 0 is 0, and its slope infinite.
         return replace(loss, total=loss.total + (nothing.sqrt() if self.where == "gradient" else nothing * torch.nan))
+
+
+def write_manifest(folder: Path, images: int, poisoned: Collection[int]) -> None:
+    """The built-in images by manifest; some of them have a label of their own, as has one to validate with."""
+    root = synthetic.prepare(32, images)
+    (folder / "images").symlink_to(root)
+    for split, rows in (("train", poisoned), ("val", (0,))):
+        paths = sorted((root / split).rglob("*.jpg"), key=lambda path: path.name)
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["filepath", "label"])
+            for row, path in enumerate(paths):
+                label = sorted(synthetic.CLASSES).index(path.parent.name)
+                writer.writerow([Path("images", path.relative_to(root)), POISON if row in rows else label])
 
 
 def settings(data: Path, output: Path, device_batch_size: int | None = None) -> Settings:

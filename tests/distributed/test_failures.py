@@ -1,6 +1,5 @@
 """What must stop a run, and what it may leave behind: processes that do not know of each other, and NaN."""
 
-import csv
 import json
 import os
 import subprocess
@@ -10,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from poisoned import POISON, Poisoned, settings
+from poisoned import Poisoned, settings, write_manifest
 from safetensors.torch import load_file
 
 from tests.conftest import TINY, TORCHRUN, Runner
 from toolkit import NonFiniteError, train
-from toolkit.data import synthetic
 from toolkit.data.sampler import Sampler
 from toolkit.monitor import FiniteWatch
 
@@ -44,16 +42,8 @@ def poisoned_sample() -> int:
 @pytest.fixture(scope="module")
 def data(cache: Path, tmp_path_factory: pytest.TempPathFactory, poisoned_sample: int) -> Path:
     """The built-in images by manifest, with an eleventh class that has one image in train and one in val."""
-    images, folder = synthetic.prepare(32, IMAGES), tmp_path_factory.mktemp("manifest")
-    (folder / "images").symlink_to(images)
-    for split, poisoned in (("train", poisoned_sample), ("val", 0)):
-        paths = sorted((images / split).rglob("*.jpg"), key=lambda path: path.name)
-        with (folder / f"{split}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["filepath", "label"])
-            for row, path in enumerate(paths):
-                label = sorted(synthetic.CLASSES).index(path.parent.name)
-                writer.writerow([Path("images", path.relative_to(images)), POISON if row == poisoned else label])
+    folder = tmp_path_factory.mktemp("manifest")
+    write_manifest(folder, IMAGES, {poisoned_sample})
     return folder
 
 

@@ -1,6 +1,5 @@
 """A loss that is not finite: back to the last checkpoint, the images in another order, three times at most."""
 
-import csv
 import itertools
 import json
 import sys
@@ -12,11 +11,10 @@ import pytest
 from victim import ROOT
 
 from toolkit import NonFiniteError, Settings, loop, train
-from toolkit.data import synthetic
 from toolkit.data.sampler import Sampler
 
 sys.path.insert(0, str(ROOT / "tests" / "distributed"))
-from poisoned import POISON, Poisoned
+from poisoned import Poisoned, write_manifest
 
 IMAGES, BATCH, EPOCHS = 100, 40, 3
 
@@ -46,20 +44,6 @@ def pairs() -> list[tuple[int, int]]:
     return [once, always]
 
 
-def write_manifest(folder: Path, poisoned: tuple[int, int]) -> None:
-    """The built-in images; two of them have a label of their own, as has one to validate with."""
-    images = synthetic.prepare(32, IMAGES)
-    (folder / "images").symlink_to(images)
-    for split, rows in (("train", poisoned), ("val", (0,))):
-        paths = sorted((images / split).rglob("*.jpg"), key=lambda path: path.name)
-        with (folder / f"{split}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["filepath", "label"])
-            for row, path in enumerate(paths):
-                label = sorted(synthetic.CLASSES).index(path.parent.name)
-                writer.writerow([Path("images", path.relative_to(images)), POISON if row in rows else label])
-
-
 def settings(folder: Path, on_divergence: str = "rollback") -> Settings:
     return Settings(
         data_root=str(folder),
@@ -83,7 +67,7 @@ STRATEGY = Poisoned(32, least=2)
 def test_a_run_goes_back_and_ends_well_when_another_order_avoids_the_cause(
     tmp_path: Path, pairs: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
 ):
-    write_manifest(tmp_path, pairs[0])
+    write_manifest(tmp_path, IMAGES, pairs[0])
     summary = train(settings(tmp_path), STRATEGY)
     assert (summary["exit_reason"], summary["rollbacks"], summary["steps"]) == ("done", 1, 6)
     text = capsys.readouterr().err
@@ -97,7 +81,7 @@ def test_a_run_goes_back_and_ends_well_when_another_order_avoids_the_cause(
 
 
 def test_a_run_stops_when_it_was_not_told_to_go_back(tmp_path: Path, pairs: list[tuple[int, int]]):
-    write_manifest(tmp_path, pairs[0])
+    write_manifest(tmp_path, IMAGES, pairs[0])
     with pytest.raises(NonFiniteError, match="not finite at step"):
         train(settings(tmp_path, "stop"), STRATEGY)
     summary = train(settings(tmp_path, "rollback"), STRATEGY)  # which may be said later
@@ -105,7 +89,7 @@ def test_a_run_stops_when_it_was_not_told_to_go_back(tmp_path: Path, pairs: list
 
 
 def test_a_run_stops_when_it_diverges_after_the_third_rollback(tmp_path: Path, pairs: list[tuple[int, int]]):
-    write_manifest(tmp_path, pairs[1])
+    write_manifest(tmp_path, IMAGES, pairs[1])
     with pytest.raises(NonFiniteError, match=r"\(after 3 rollbacks\)"):
         train(settings(tmp_path), STRATEGY)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -116,7 +100,7 @@ def test_a_run_stops_when_it_diverges_after_the_third_rollback(tmp_path: Path, p
 def test_a_run_goes_back_further_when_the_last_checkpoint_is_damaged(
     tmp_path: Path, pairs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    write_manifest(tmp_path, pairs[0])
+    write_manifest(tmp_path, IMAGES, pairs[0])
     roll_back, damaged = loop.roll_back, []
 
     def after_damage(run: Any, error: NonFiniteError) -> None:

@@ -106,11 +106,13 @@ def test_a_run_is_saved_and_goes_on_when_it_is_signalled(tmp_path: Path):
     assert [line["step"] for line in delivered(output)] == list(range(step))
 
 
-SLOW_DISK = """
+def slow_disk(name: str, seconds: int) -> str:
+    """Code by which files with `name` in their path take so long to reach the disk; for sitecustomize.py."""
+    return f"""
 import os, time
 sync = os.fsync
 def slow(handle):
-    time.sleep(60 * ("/checkpoints/" in os.readlink(f"/proc/self/fd/{handle}")))
+    time.sleep({seconds} * ({name!r} in os.readlink(f"/proc/self/fd/{{handle}}")))
     sync(handle)
 os.fsync = slow
 """
@@ -141,7 +143,7 @@ def test_a_run_is_saved_when_nobody_reads_its_output_any_more(tmp_path: Path):
 def test_a_run_leaves_at_once_when_it_is_signalled_twice(tmp_path: Path):
     """Its save is held up: the disk takes a minute for a file of a checkpoint."""
     output = tmp_path / "run"
-    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    (tmp_path / "sitecustomize.py").write_text(slow_disk("/checkpoints/", 60))
     with running(output, sys.executable, steps=5, PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
         process.send_signal(signal.SIGTERM)
         time.sleep(1.5)
@@ -246,21 +248,11 @@ def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
     check_stopped(output, "the end of the launcher")
 
 
-SLOW_SUMMARY = """
-import os, time
-sync = os.fsync
-def slow(handle):
-    time.sleep(2 * ("summary.json" in os.readlink(f"/proc/self/fd/{handle}")))
-    sync(handle)
-os.fsync = slow
-"""
-
-
 @pytest.mark.parametrize("victim", ["one rank", *(["launcher", "launcher by SIGUSR1"] if ALL else [])])
 def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Path, victim: str):
     """The summary takes longer than the launcher, which ends all once one has left."""
     output = tmp_path / "run"
-    (tmp_path / "sitecustomize.py").write_text(SLOW_SUMMARY)
+    (tmp_path / "sitecustomize.py").write_text(slow_disk("summary.json", 2))
     with running(output, *TORCHRUN, steps=10, PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
         ranks = [pid for pid in pids_of(output, RECIPE) if pid != process.pid]
         assert len(ranks) == 2
