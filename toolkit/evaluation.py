@@ -1,6 +1,6 @@
 """Exact evaluation: each sample counted once on any number of processes; counts summed, then divided once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,13 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from toolkit.contract import EvalSpec
-from toolkit.data.jobs import EvalJob
+from toolkit.data.jobs import EvalBatch, EvalJob
 from toolkit.data.loader import by_threads
 from toolkit.data.pixels import Pixels
 from toolkit.errors import InputError
 from toolkit.images import views
 from toolkit.models import MultiView, copy_state
+from toolkit.quality import Predictions
 from toolkit.rundir import Quarantine
 
 
@@ -46,6 +47,14 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """Figures by name, and what was said of each image."""
+
+    scores: dict[str, Score]
+    predictions: Predictions
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Evaluates a copy of the model, so that evaluating changes nothing of the training's state.
 
@@ -71,50 +80,82 @@ class Evaluator:
             for buffer in self.model.buffers():
                 buffer.copy_(broadcast(buffer, from_process=0))
 
-    @torch.no_grad()
-    def score(self, images: Pixels, specs: Sequence[EvalSpec]) -> dict[str, Score]:
-        """Every figure of `specs` on all of the images; raises InputError where none of them can be read."""
-        device, model = self.accelerator.device, self.model.eval()
-        sizes = tuple(sorted({size for spec in specs for size in spec.sizes}))
+    def batches(self, images: Pixels, sizes: Sequence[int]) -> Iterator[EvalBatch]:
+        """This process's share of the images, each decoded once for all sizes; what cannot be read is listed."""
         own = np.arange(self.accelerator.process_index, len(images.index), self.accelerator.num_processes)
         requests = [own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size)]
-        # rows: specs, then unreadable images; columns: right, right within 5, loss, images. Counts are exact in
-        # float64, and to 2^24 in float32
-        exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-        sums = torch.zeros(len(specs) + 1, 4, dtype=exact, device=device)
-        job = EvalJob(images, sizes, leave_out=self.quarantine is not None)
         in_common = -(-(len(images.index) // self.accelerator.num_processes) // self.batch_size)
+        job = EvalJob(images, tuple(sizes), leave_out=self.quarantine is not None)
         for i, batch in enumerate(by_threads(requests, job, self.threads, self.timeout_s)):
             if i < in_common:
                 self.between()
             if self.quarantine is not None:
                 self.quarantine.add(batch.bad)
-            sums[-1] += len(batch.bad)
+            yield batch
+
+    @torch.no_grad()
+    def logits(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """N x C float32 for each size, of uint8 N x 3 x S x S."""
+        pixels = [
+            views(batch.to(self.accelerator.device), (size,), self.mean, self.std)[0] for size, batch in images.items()
+        ]
+        with self.accelerator.autocast():
+            logits = self.model.eval()(*pixels)
+        return {size: said.float() for size, said in zip(images, logits, strict=True)}
+
+    def score(self, images: Pixels, specs: Sequence[EvalSpec]) -> dict[str, Score]:
+        """Every figure of `specs` on all of the images; raises as `evaluate`."""
+        return self.evaluate(images, specs).scores
+
+    def evaluate(self, images: Pixels, specs: Sequence[EvalSpec]) -> Evaluation:
+        """Every figure of `specs` and what was said of each image; raises InputError where none can be read."""
+        device, count = self.accelerator.device, len(images.index)
+        # Counts are exact in float64, and to 2^24 in float32.
+        exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+        sums = torch.zeros(len(specs), 3, dtype=exact, device=device)  # right, right within 5, loss
+        answers = torch.zeros(len(specs), 3, count, dtype=exact, device=device)  # class + 1, confidence, truth
+        for batch in self.batches(images, sorted({size for spec in specs for size in spec.sizes})):
             if not len(batch.ids):
                 continue
-            targets = batch.targets.to(device)
-            pixels = [views(batch.images[size].to(device), (size,), self.mean, self.std)[0] for size in sizes]
-            with self.accelerator.autocast():
-                logits = dict(zip(sizes, model(*pixels), strict=True))
+            targets, logits = batch.targets.to(device), self.logits(batch.images)
+            places = torch.from_numpy(batch.ids).to(device)
             for row, spec in enumerate(specs):
-                sums[row] += _count([logits[size].float() for size in spec.sizes], targets, exact)
-        *totals, (bad, *_) = self.accelerator.reduce(sums, "sum").tolist()
-        if bad == len(images.index):
-            raise InputError(f"{images.index.root}: none of the {len(images.index)} images to evaluate can be read")
-        return {
-            spec.name: Score(100 * right / n, 100 * near / n, loss / n, round(n), self._borrowed(spec), round(bad))
-            for spec, (right, near, loss, n) in zip(specs, totals, strict=True)
+                log_probabilities = mean_log_probabilities([logits[size] for size in spec.sizes])
+                sums[row] += _count(log_probabilities, targets, exact)
+                answers[row][:, places] = _answers(log_probabilities, targets).to(exact)
+        totals, answers = self.accelerator.reduce(sums, "sum").tolist(), self.accelerator.reduce(answers, "sum").cpu()
+        read = int((answers[0, 0] > 0).sum())
+        if not read:
+            raise InputError(f"{images.index.root}: none of the {count} images to evaluate can be read")
+        scores = {
+            spec.name: Score(
+                100 * right / read, 100 * near / read, loss / read, read, self._borrowed(spec), count - read
+            )
+            for spec, (right, near, loss) in zip(specs, totals, strict=True)
         }
+        said, confidence, truth = answers.unbind(1)
+        names = tuple(spec.name for spec in specs)
+        labels, classes = images.index.labels, (said - 1).long().numpy()
+        return Evaluation(scores, Predictions(names, labels, classes, confidence.numpy(), truth.numpy()))
 
     def _borrowed(self, spec: EvalSpec) -> int | None:
         return next((scale for size in spec.sizes if (scale := self.model.borrowed_norm(size))), None)
 
 
-def _count(logits: Sequence[Tensor], targets: Tensor, exact: torch.dtype) -> Tensor:
-    """(right, right within 5, summed loss, images) of the mean probabilities of N x C logits."""
-    log_probabilities = torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
-    ranked = log_probabilities.topk(min(5, log_probabilities.shape[1]), 1).indices
-    right = ranked == targets[:, None]
+def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    """N x C logarithms of the probabilities averaged over several N x C logits."""
+    return torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
+
+
+def _count(log_probabilities: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
+    """(right, right within 5, summed loss) of N x C."""
+    right = log_probabilities.topk(min(5, log_probabilities.shape[1]), 1).indices == targets[:, None]
     loss = F.nll_loss(log_probabilities.to(exact), targets, reduction="sum")
-    images = torch.full_like(loss, len(targets))
-    return torch.stack([right[:, 0].sum().to(exact), right.sum().to(exact), loss, images])
+    return torch.stack([right[:, 0].sum().to(exact), right.sum().to(exact), loss])
+
+
+def _answers(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    """3 x N: the class said, counted from 1, its probability, and that of the label."""
+    best, said = log_probabilities.topk(1, 1)
+    truth = log_probabilities.gather(1, targets[:, None])
+    return torch.cat([said.to(best.dtype) + 1, best.exp(), truth.exp()], 1).T

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from toolkit import checkpoint, console, device
+from toolkit import checkpoint, console, device, mistakes
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
@@ -282,7 +282,12 @@ def _finish(run: Run) -> dict[str, Any]:
     run.agreement.begin()
     state, facts = checkpoint.load_best(run.directory.best)
     run.evaluator.load(state)
-    scores = {name: run.evaluator.score(images, panel) for name, images in run.feed.evaluated.items()}
+    scores = {}
+    for name, images in run.feed.evaluated.items():
+        evaluation = run.evaluator.evaluate(images, panel)
+        scores[name] = evaluation.scores
+        if run.accelerator.is_main_process:
+            mistakes.write(run.directory.predictions, name, evaluation.predictions, images)
     for name, of_split in scores.items():
         log.info("%s, best model (epoch %s)", name, facts["epoch"])
         for spec, score in of_split.items():

@@ -58,6 +58,7 @@ class RunDirectory:
         self.best = path / "best"
         self.samples = path / "samples.jsonl"
         self.quarantine = path / "quarantine.jsonl"
+        self.predictions = path / "predictions"
         self._metrics = path / "metrics.csv"
         self._summary = path / "summary.json"
         self._config = path / "config.yaml"
@@ -92,6 +93,14 @@ class RunDirectory:
         self._summary.unlink(missing_ok=True)  # of an earlier start, which ended otherwise than this one will
         self.store.root.mkdir(parents=True, exist_ok=True)
         storage.write_json(self.path / "class_map.json", dict(enumerate(classes)))
+
+    def classes(self) -> tuple[str, ...]:
+        """Names by label; raises InputError where class_map.json is not one."""
+        path = self.path / "class_map.json"
+        try:
+            return tuple(json.loads(path.read_text()).values())
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from None
 
     def config(self) -> dict[str, Any]:
         return read_yaml(self._config) if self._config.exists() else {}

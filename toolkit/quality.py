@@ -1,0 +1,88 @@
+"""What a model's answers are worth: confusion, accuracy per class, calibration, the hardest images. Pure NumPy."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+UNREADABLE = -1  # the class said of an image that could not be read
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was said of each image, in the order of the index; a row per figure.
+
+    `labels` N; `said` F x N classes, UNREADABLE where there was no image; `confidence` F x N, the probability of the
+    class that was said; `truth` F x N, that of the label.
+    """
+
+    figures: tuple[str, ...]
+    labels: np.ndarray
+    said: np.ndarray
+    confidence: np.ndarray
+    truth: np.ndarray
+
+    @property
+    def readable(self) -> np.ndarray:
+        """N booleans."""
+        return (self.said != UNREADABLE).all(axis=0)
+
+    def of(self, figure: str) -> "Answers":
+        """One figure's answers to the images that could be read."""
+        row, there = self.figures.index(figure), self.readable
+        return Answers(self.labels[there], self.said[row, there], self.confidence[row, there])
+
+    def hardest(self, count: int) -> np.ndarray:
+        """The images, as places in the index, whose labels were found least probable on average over figures."""
+        order = np.argsort(self.truth.mean(axis=0), kind="stable")
+        return order[self.readable[order]][:count]
+
+
+class Answers(NamedTuple):
+    """N labels, N classes said, and how sure the model was of each, in [0, 1]."""
+
+    labels: np.ndarray
+    said: np.ndarray
+    confidence: np.ndarray
+
+
+class Bin(NamedTuple):
+    """Answers of about one confidence: its bounds, how many, their mean confidence and the share that is right."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def confusion(answers: Answers, classes: int) -> np.ndarray:
+    """C x C counts: row the label, column what was said."""
+    pairs = answers.labels * classes + answers.said
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def class_accuracy(answers: Answers, classes: int) -> np.ndarray:
+    """Percent right of each class's images; NaN where there are none."""
+    counts = confusion(answers, classes)
+    with np.errstate(invalid="ignore"):
+        return 100 * counts.diagonal() / counts.sum(axis=1)
+
+
+def reliability(answers: Answers, bins: int = 15) -> list[Bin]:
+    """The bins of equal width that hold any answers (arXiv 1706.04599, eq. 2)."""
+    place = np.clip(np.ceil(answers.confidence * bins).astype(int) - 1, 0, bins - 1)
+    right = answers.said == answers.labels
+    return [
+        Bin(
+            b / bins, (b + 1) / bins, int(here.sum()), float(answers.confidence[here].mean()), float(right[here].mean())
+        )
+        for b in range(bins)
+        if (here := place == b).any()
+    ]
+
+
+def calibration_error(answers: Answers, bins: int = 15) -> float:
+    """Expected calibration error in [0, 1] (arXiv 1706.04599, eq. 3): 0 where confidence is the share that is right."""
+    found = reliability(answers, bins)
+    return sum(b.images * abs(b.accuracy - b.confidence) for b in found) / max(1, len(answers.labels))
