@@ -33,7 +33,7 @@ from toolkit.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source
 from toolkit.model_card import Card, Gap, write_card
 from toolkit.models import MultiView, ScaleNorm
 from toolkit.settings import Export, Format
-from toolkit.timm_model import TimmModel
+from toolkit.timm_model import TimmModel, middle
 from toolkit.trained import Trained, open_trained
 
 log = logging.getLogger(__name__)
@@ -48,10 +48,14 @@ DROPPED = ("drop_rate", "drop_path_rate", "pretrained_cfg", "pretrained_cfg_over
 
 @dataclass(frozen=True)
 class Seen:
-    """The same N images: `ours` uint8 as evaluation decodes them; `theirs` normalised, by timm, NaN where it cannot."""
+    """The same N images: `ours` uint8, as evaluation decodes them; the others normalised.
+
+    `by_card` are made by the model card's lines, `by_timm` by timm's transform alone; NaN where PIL cannot read one.
+    """
 
     ours: Tensor
-    theirs: Tensor
+    by_card: Tensor
+    by_timm: Tensor
 
 
 def export(flags: Export) -> Path:
@@ -70,7 +74,8 @@ def export(flags: Export) -> Path:
     log.info("%-11s %d px, checked on %d images of the run", "scale", model.size, len(seen.ours))
     with _staged(folder) as staging:
         differences = _write(trained, model, seen, formats, staging, must=flags.formats is not None)
-        card = Card(trained, splits, model, differences, len(seen.ours), measure_gap(trained, seen))
+        gaps = [measure_gap(trained, seen.ours, theirs) for theirs in (seen.by_card, seen.by_timm)]
+        card = Card(trained, splits, model, differences, len(seen.ours), *gaps)
         storage.write_json(staging / CLASS_MAP, dict(enumerate(trained.classes)))
         storage.write_json(staging / CONFIG, model.config())
         storage.write_text(staging / CARD, write_card(card))
@@ -112,8 +117,8 @@ def refuse_if_taken(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output-dir {folder}: not a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names - OURS:
-        strange = ", ".join(sorted(names - OURS)[:3])
+    if names and not {CARD, CONFIG} <= names <= OURS:  # a run's best/ holds a file of the same name
+        strange = ", ".join(sorted(names - OURS or names)[:3])
         raise InputError(f"--output-dir {folder}: the folder holds other files ({strange}); give an empty or a new one")
     if names and not overwrite:
         raise InputError(f"{folder} holds an export already: --overwrite replaces it, --output-dir names another place")
@@ -169,7 +174,7 @@ def look(splits: Splits, model: TimmModel) -> Seen:
     They stand in the order of classes as a rule, so every k-th is taken.
     """
     ours: list[Tensor] = []
-    theirs: list[Tensor] = []
+    theirs: list[tuple[Tensor, Tensor]] = []
     transform = model.transform()
     for index in (splits.val, splits.test, splits.train):
         count = min(IMAGES - len(theirs), 0 if index is None else len(index))
@@ -178,27 +183,30 @@ def look(splits: Splits, model: TimmModel) -> Seen:
         ids = np.linspace(0, len(index) - 1, count).astype(np.int64)
         batch = load(EvalJob(Pixels(index), (model.size,), leave_out=True), ids)
         ours.append(batch.images[model.size])
-        theirs += [_by_timm(read_bytes(index, i), transform, model.size) for i in batch.ids.tolist()]
+        theirs += [_by_pil(read_bytes(index, i), transform, model.size) for i in batch.ids.tolist()]
     if not theirs:
         raise InputError(f"{splits.source}: no image can be read, so nothing can be checked")
-    return Seen(torch.cat(ours), torch.stack(theirs))
+    by_card, by_timm = (torch.stack(tensors) for tensors in zip(*theirs, strict=True))
+    return Seen(torch.cat(ours), by_card, by_timm)
 
 
-def _by_timm(content: bytes, transform: Any, size: int) -> Tensor:
-    """3 x S x S as the model card makes it; NaN where PIL cannot read the image."""
+def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:
+    """3 x S x S as the model card makes it, and as timm does; NaN where PIL cannot read the image."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                return transform(ImageOps.exif_transpose(image).convert("RGB"))
+            with Image.open(io.BytesIO(content)) as file:
+                image = ImageOps.exif_transpose(file).convert("RGB")
         except UNREADABLE:
-            return torch.full((3, size, size), torch.nan)
+            nothing = torch.full((3, size, size), torch.nan)
+            return nothing, nothing
+    return transform(middle(image)), transform(image)
 
 
-def measure_gap(trained: Trained, seen: Seen) -> Gap:
-    """How far timm's preprocessing is from ours, on images that both can read."""
-    there = ~seen.theirs.isnan().any(dim=(1, 2, 3))
-    theirs, ours = seen.theirs[there], images.normalise(seen.ours[there], trained.mean, trained.std)
+def measure_gap(trained: Trained, ours: Tensor, theirs: Tensor) -> Gap:
+    """How far another preprocessing is from evaluation's, on images that both can read; `ours` uint8."""
+    there = ~theirs.isnan().any(dim=(1, 2, 3))
+    theirs, ours = theirs[there], images.normalise(ours[there], trained.mean, trained.std)
     levels = 255 * (theirs - ours).abs() * trained.std[:, None, None]
     by_theirs, by_ours = (answer(lambda batch: trained.model(batch)[0], x).softmax(1) for x in (theirs, ours))
     return Gap(
@@ -212,7 +220,7 @@ def measure_gap(trained: Trained, seen: Seen) -> Gap:
 
 @contextlib.contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A new folder, which takes the place of `folder` at the end of the block; nothing of it is left where that raises."""
+    """A new folder that takes the place of `folder` at the end of the block; where that raises, it goes."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         around = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)

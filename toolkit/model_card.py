@@ -14,22 +14,23 @@ from toolkit.errors import InputError
 from toolkit.export_formats import FILES, INPUT, TOLERANCE
 from toolkit.rundir import learned
 from toolkit.settings import SYNTHETIC, Format, to_yaml
-from toolkit.timm_model import TimmModel
+from toolkit.timm_model import MIDDLE, TimmModel
 from toolkit.trained import Trained
 
 MOST_CLASSES = 20  # that are named; class_map.json has all
 TIMM = "https://github.com/huggingface/pytorch-image-models"
 LIMITATIONS = (
-    "It knows these classes only: anything else gets one of them, too. Accuracy was measured on images of the same source "
-    "as those of the training; on others expect less. Logits were compared in float32 on a CPU; in half precision they "
-    "differ more. What the images show, and who may use them and this model, is for its author to add, with a licence."
+    "It knows these classes only: anything else gets one of them, too. Accuracy was measured on images of the same "
+    "source as those of the training; on others expect less. Logits were compared in float32 on a CPU; in half "
+    "precision they differ more. What the images show, and who may use them and this model, is for its author to add, "
+    "with a licence."
 )
 SPLITS = {"val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Timm's preprocessing against ours on some images, in gray levels of 255; `same`: how many get the same class."""
+    """Another preprocessing against evaluation's, in gray levels of 255; `same`: how many images get the same class."""
 
     images: int
     mean_levels: float
@@ -37,17 +38,27 @@ class Gap:
     same: int
     probability: float  # the largest change
 
+    def __str__(self) -> str:
+        return (
+            f"{self.mean_levels:.2g} of 255 gray levels off on average and {self.most_levels:.2g} at most; {self.same} "
+            f"of {self.images} images get the same class, no probability changes by more than {self.probability:.2g}"
+        )
+
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells; `differences` are the largest of a logit by format, over `checked` images."""
+    """What a card tells; `differences` are the largest of a logit by format, over `checked` images.
+
+    `by_card`: the lines that it shows; `by_timm`: timm's transform alone.
+    """
 
     trained: Trained
     splits: Splits
     model: TimmModel
     differences: Mapping[Format, float]
     checked: int
-    gap: Gap
+    by_card: Gap
+    by_timm: Gap
 
 
 @dataclass(frozen=True)
@@ -151,15 +162,16 @@ def _usage(card: Card) -> str:
         "",
         *([f"model = {model.call(FILES['safetensors'])}.eval()"] if by_timm else []),
         f"transform = {model.transform_call()}",
-        "image = transform(ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB'))",
-        *(["probabilities = model(image[None]).softmax(1)[0]  # in the order of class_map.json"] if by_timm else []),
+        "image = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')",
+        f"pixels = transform({MIDDLE})[None]",
+        *(["probabilities = model(pixels).softmax(1)[0]  # in the order of class_map.json"] if by_timm else []),
     ]
     blocks = ["\n".join(lines)]
     if "onnx" in card.differences:
-        run = f"logits = session.run(None, {{'{INPUT}': image[None].numpy()}})[0]"
+        run = f"by_onnx = session.run(None, {{'{INPUT}': pixels.numpy()}})[0]"
         blocks += [f"import onnxruntime\n\nsession = onnxruntime.InferenceSession('{FILES['onnx']}')\n{run}"]
     if "pt2" in card.differences:
-        blocks += [f"import torch\n\nlogits = torch.export.load('{FILES['pt2']}').module()(image[None])"]
+        blocks += [f"import torch\n\nby_torch = torch.export.load('{FILES['pt2']}').module()(pixels)"]
     local = ["`timm.create_model('local-dir:FOLDER', pretrained=True)` loads this folder, too, by its config.json."]
     files = (
         f"All files take float32 batches of any number of images, N x 3 x {model.size} x {model.size}, normalised as "
@@ -174,14 +186,13 @@ def _usage(card: Card) -> str:
 
 
 def _preprocessing(card: Card) -> str:
-    gap, model = card.gap, card.model
+    model = card.model
     return (
-        f"RGB, EXIF rotation applied, mean {model.mean} and standard deviation {model.std} of pixels in [0, 1].\n\n"
-        f"The run was evaluated on the largest square in the middle, resized to {model.size} px (bilinear, antialiased, "
-        "in bytes). timm's transform above resizes first and then cuts the square out, which is as near as it comes: on "
-        f"{gap.images} images of the run its pixels are {gap.mean_levels:.2g} of 255 gray levels off on average and "
-        f"{gap.most_levels:.2g} at most, {gap.same} of {gap.images} get the same class, and no probability changes by "
-        f"more than {gap.probability:.2g}."
+        f"RGB, EXIF rotation applied, mean {model.mean} and standard deviation {model.std} of pixels in [0, 1]. The "
+        f"run was evaluated on the largest square in the middle, resized to {model.size} px (bilinear, antialiased)."
+        "\n\n"
+        f"The lines above do that with PIL: {card.by_card}. timm's transform alone, as config.json describes it, "
+        f"resizes before it cuts out the square: {card.by_timm}."
     )
 
 
@@ -203,10 +214,10 @@ def _accuracy(card: Card, rows: list[Row]) -> str:
         )
         advice = f"Recommended test size: **{best.name}**, the best on validation images, {share}."
     if card.trained.model.scale_norms:
+        own = card.trained.model.policy.scale_for(card.model.size)
         advice += (
-            f" This export has the normalisation of {card.trained.model.policy.scale_for(card.model.size)} px; the other "
-            "rows are those of the run's own model, which has one for each scale: `recipes/export.py RUN --scale` exports "
-            "another."
+            f" This export has the normalisation of {own} px; the other rows are those of the run's own model, which "
+            "has one for each scale: `recipes/export.py RUN --scale` exports another."
         )
     return "\n".join(table) + f"\n\n{advice}"
 

@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import nn
+
+MIDDLE = "ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)"  # what `middle` does
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The largest square in the middle, not resized: timm's transform of it is what evaluation sees, nearly."""
+    return ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class TimmModel:
         return create_transform(**self.preprocessing())
 
     def preprocessing(self) -> dict[str, Any]:
-        """As near to our own as timm comes: it resizes, then cuts out the square in the middle; we cut it out first."""
+        """As near to evaluation as timm comes: it resizes, then cuts out the square in the middle."""
         return {
             "input_size": (3, self.size, self.size),
             "interpolation": "bilinear",
