@@ -1,5 +1,6 @@
 """What an export is made of: one scale's weights, the check that refuses, the card's advice."""
 
+import logging
 import sys
 
 import numpy as np
@@ -124,6 +125,7 @@ def test_formats_are_all_that_there_are_when_none_is_asked_for():
 
 
 def test_onnx_is_left_out_with_a_warning_when_a_package_is_missing(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("toolkit"), "propagate", True)  # a recipe in the same process turned it off
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as Python finds it where it is not installed
     assert choose(None) == ["safetensors", "pt2"]
     assert "onnx needs onnxscript: pip install 'toolkit[onnx]'" in caplog.text
