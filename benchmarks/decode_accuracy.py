@@ -40,7 +40,7 @@ ARMS = {FULL: "off", "scaled": "off", "tier": "tier", "memory": "ram"}  # to --c
 IN_FULL = """
 import runpy, sys
 from toolkit.data import decode
-decode.SCALES = ()
+decode.SCALES, decode.CHROMA_MARGIN = (), float("inf")
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
