@@ -191,8 +191,9 @@ def _append_line(path: Path, values: Mapping[str, Any]) -> None:
     line = (json.dumps(values) + "\n").encode()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        if os.write(handle, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        with storage.naming(path):
+            if os.write(handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(handle)
 
@@ -213,7 +214,7 @@ def claim(settings: Settings, recipe: str, config: Mapping[str, Any]) -> tuple[R
             return found, found.store.recover(), line
         return _new(recipe, settings), None, ""
     except OSError as error:
-        raise InputError(f"--output-dir: {error.filename}: {error.strerror}") from None
+        raise InputError(f"--output-dir: {error.filename or settings.output_dir}: {error.strerror}") from None
 
 
 def _new(recipe: str, settings: Settings) -> RunDirectory:
