@@ -29,6 +29,7 @@ from toolkit.summary import summarise
 log = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 50
+KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # ends that all processes have agreed on
 
 
 def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict[str, Any]:
@@ -71,8 +72,8 @@ def _recorded(run: Run) -> dict[str, Any]:
         _ended(run, error, cause)
         if cause is None:
             raise
-        if isinstance(cause, PreemptedError):
-            _leave_together(run)
+        if isinstance(cause, KNOWN_TO_ALL):
+            _leave_together(run, cause)
         raise cause from None
     finally:
         run.saver.close()
@@ -92,17 +93,18 @@ def _train_or_save(run: Run) -> dict[str, Any]:
         raise
 
 
-def _leave_together(run: Run) -> None:
+def _leave_together(run: Run, cause: Exception) -> None:
     """Wait until rank 0 has closed its records, too: when one process leaves, the launcher ends the others."""
     run.tracking.finish()
-    run.preemption.saved()
-    with contextlib.suppress(RuntimeError):  # another process is gone already: everything is saved
+    if isinstance(cause, PreemptedError):
+        run.preemption.saved()
+    with contextlib.suppress(RuntimeError):  # another process is gone already: what there is to say is said
         run.accelerator.wait_for_everyone()
 
 
 def _ended(run: Run, error: Exception, cause: Exception | None) -> None:
     """Note in the summary why the run ended, once: what all processes know, rank 0 writes. `cause` None: by a bug."""
-    known_to_all = isinstance(cause, NonFiniteError | SaveError | PreemptedError)
+    known_to_all = isinstance(cause, KNOWN_TO_ALL)
     told = run.directory.exit_reason() if isinstance(cause, PeerError) else None
     if not told and (run.accelerator.is_main_process or not known_to_all):
         reason = str(cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]

@@ -12,9 +12,9 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, start
+from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, slow_disk, start
 
-from tests.conftest import ALL, SLOW, TORCHRUN
+from tests.conftest import ALL, ROOT, SLOW, TORCHRUN
 
 WORKER = str(Path(__file__).with_name("two_ranks.py"))
 # float32, SGD, no dropout, a model without BatchNorm: only the order of sums differs between numbers of processes.
@@ -23,11 +23,13 @@ TOLERANCE = 1e-5  # of the largest difference of a weight
 PATIENCE_S = 30  # a hang would take the time limit of the launcher or of the backend
 
 
-def start_several(count: int, run: Run, fault: Fault, rank: int, *words: str) -> subprocess.CompletedProcess[str]:
+def start_several(
+    count: int, run: Run, fault: Fault, rank: int, *words: str, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Train with several processes, the fault in one of them."""
     told = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
     command = [*TORCHRUN[:-1], str(count), WORKER, *told, *words]
-    return subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=200, check=False)
 
 
 def start_two(run: Run, fault: Fault = Fault(), rank: int = 1) -> subprocess.CompletedProcess[str]:  # noqa: B008
@@ -101,11 +103,15 @@ def test_three_processes_end_alike_when_one_was_killed(tmp_path: Path, control: 
     assert bool(apart) == control
 
 
-def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_path: Path):
+@pytest.mark.parametrize("summary_s", [0, 10] if ALL else [0])
+def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_path: Path, summary_s: int):
+    """They leave together: the launcher does not signal the one whose summary takes longer."""
+    (tmp_path / "sitecustomize.py").write_text(slow_disk("summary.json", summary_s))
     run = Run("simultaneous", tmp_path / "full")
     second = f"write checkpoints/.tmp-step-{2 * SAVE_EVERY:09d}/rng/rank-00001.safetensors"
-    done = start_two(run, Fault("operation", second, "ENOSPC"))
+    done = start_several(2, run, Fault("operation", second, "ENOSPC"), 1, PYTHONPATH=f"{tmp_path}:{ROOT}")
     check_all_gone(run, "operations")
+    assert "SIGTERM: " not in done.stderr
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert sorted(line.split(":")[0] for line in errors) == ["error", "error on rank 1"]
