@@ -280,6 +280,8 @@ def _save(run: Run, epoch: Epoch, best: bool = False) -> None:
 def _finish(run: Run) -> dict[str, Any]:
     """Evaluate the best model at every scale, on the test images where there are any, and write the summary."""
     progress, panel = run.progress, run.strategy.panel()
+    if not progress.optimizer_updates:
+        log.warning("none of the %d steps moved the weights: all overflowed in float16; give --no-amp", progress.step)
     run.saver.join(progress.step)
     run.agreement.begin()
     state, facts = checkpoint.load_best(run.directory.best)
