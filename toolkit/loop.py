@@ -18,7 +18,7 @@ from toolkit.evaluation import Score
 from toolkit.learner import Learner, build_learner
 from toolkit.preemption import Preemption
 from toolkit.prepare import describe, go_on, prepare
-from toolkit.resuming import capture
+from toolkit.resuming import capture, facts_of
 from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
 from toolkit.selection import select
@@ -46,7 +46,8 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
             prepared = prepare(accelerator, settings, strategy)
             built = build_learner(accelerator, strategy, prepared)
             asked = prepared.settings.model_copy(update={"cache": settings.cache})
-            place = claim_place(accelerator, asked, recipe, config_of(asked, strategy))
+            facts = facts_of(accelerator, config_of(asked, strategy), prepared.splits, prepared.plan)
+            place = claim_place(accelerator, asked, recipe, facts)
             try:
                 if place.finished:
                     log.info("finished  nothing is left to do; give another --output-dir to train anew")
