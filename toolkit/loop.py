@@ -1,6 +1,5 @@
 """The one training loop: any strategy, any device, any number of processes."""
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
 from toolkit.divergence import check_finite, roll_back
-from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError, expected
+from toolkit.errors import NonFiniteError, PreemptedError, expected
 from toolkit.evaluation import Score
 from toolkit.learner import Learner, build_learner
 from toolkit.preemption import Preemption
@@ -24,12 +23,11 @@ from toolkit.schedule import SHAPES
 from toolkit.selection import select
 from toolkit.settings import Settings
 from toolkit.setup import Run, claim_place, set_up
-from toolkit.summary import summarise
+from toolkit.summary import note_end, summarise
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 50
-KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # ends that all processes have agreed on
 
 
 def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict[str, Any]:
@@ -70,11 +68,9 @@ def _recorded(run: Run) -> dict[str, Any]:
         return _train_or_save(run)
     except Exception as error:
         cause = expected(error)
-        _ended(run, error, cause)
+        note_end(run, error, cause)
         if cause is None:
             raise
-        if isinstance(cause, KNOWN_TO_ALL):
-            _leave_together(run, cause)
         raise cause from None
     finally:
         run.saver.close()
@@ -92,29 +88,6 @@ def _train_or_save(run: Run) -> dict[str, Any]:
             _save(run, next(run.epochs()))
         run.saver.join(run.progress.step)
         raise
-
-
-def _leave_together(run: Run, cause: Exception) -> None:
-    """Wait until rank 0 has closed its records, too: when one process leaves, the launcher ends the others."""
-    run.tracking.finish()
-    if isinstance(cause, PreemptedError):
-        run.preemption.saved()
-    with contextlib.suppress(RuntimeError):  # another process is gone already: what there is to say is said
-        run.accelerator.wait_for_everyone()
-
-
-def _ended(run: Run, error: Exception, cause: Exception | None) -> None:
-    """Note in the summary why the run ended, once: what all processes know, rank 0 writes. `cause` None: by a bug."""
-    known_to_all = isinstance(cause, KNOWN_TO_ALL)
-    told = run.directory.exit_reason() if isinstance(cause, PeerError) else None
-    if not told and (run.accelerator.is_main_process or not known_to_all):
-        reason = str(cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
-        try:
-            run.directory.write_summary(summarise(run, {"exit_reason": reason}))
-        except OSError as failure:  # of the full disk that may be the cause
-            log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
-    if cause is not None and not known_to_all:
-        device.leave()  # the others notice now, and find the cause told above
 
 
 def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
