@@ -271,6 +271,7 @@ SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimisation, 
 # What may differ when a run goes on: it changes where and how fast, not what is learned.
 NOT_LEARNED = frozenset(
     {
+        "data_root",  # where the images are; which they are, a checkpoint knows
         "num_workers",
         "cache_dir",
         "loader_timeout_s",
