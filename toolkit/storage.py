@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from toolkit.errors import InputError
 
 
 def cache_dir() -> Path:
@@ -15,6 +18,16 @@ def cache_dir() -> Path:
     if "TOOLKIT_CACHE" in os.environ:
         return Path(os.environ["TOOLKIT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toolkit"
+
+
+def make_folder(folder: Path) -> None:
+    """The folder for all that is written; raises InputError where it cannot be: better before the work than after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--output-dir {folder}: nothing can be written there: {error.strerror}") from None
 
 
 def sync(path: Path) -> None:
