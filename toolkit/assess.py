@@ -105,6 +105,8 @@ def assess(flags: Evaluate, folder: Path) -> Assessment:
             raise InputError(f"--average would be ignored with one size, {sizes[0]} px: give more --scales or drop it")
         specs += (EvalSpec(f"{'+'.join(map(str, sizes))}px", sizes),)
     storage.make_folder(folder)
+    if machine.is_main_process():
+        (folder / UNREADABLE).unlink(missing_ok=True)  # of an earlier evaluation
     evaluator = start_evaluator(trained, flags, folder / UNREADABLE)
     try:
         return _assess(flags, folder, trained, specs, evaluator)

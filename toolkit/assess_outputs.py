@@ -93,30 +93,31 @@ def to_json(found: Assessment) -> dict[str, Any]:
 
 
 def write_plot(found: Assessment, path: Path) -> None:
-    """Accuracy, latency and multiply-adds against size, and accuracy against multiply-adds, as SVG."""
+    """Accuracy and latency against size, and accuracy against multiply-adds, as SVG; a colour for each split."""
     single = [spec for spec in found.specs if len(spec.sizes) == 1]
     sizes, names = [spec.sizes[0] for spec in single], [spec.name for spec in single]
-    gmacs = [found.costs[name].gmacs for name in names]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for split, evaluation in found.evaluations.items():
-        top1 = [evaluation.scores[name].top1 for name in names]
-        left.plot(sizes, top1, marker="o", label=f"top-1, {split}")
-        right.plot(gmacs, top1, marker="o", label=f"one size, {split}")
-        for name in [spec.name for spec in found.specs if len(spec.sizes) > 1]:
-            right.plot([found.costs[name].gmacs], [evaluation.scores[name].top1], "s", label=f"{name}, {split}")
+    for place, (split, evaluation) in enumerate(found.evaluations.items()):
+        colour, scores = f"C{place}", evaluation.scores
+        left.plot(sizes, [scores[name].top1 for name in names], "o-", color=colour, label=split)
+        mega = {name: 1000 * cost.gmacs for name, cost in found.costs.items()}
+        right.plot([mega[name] for name in names], [scores[name].top1 for name in names], "o-", color=colour)
+        for name in mega.keys() - {*names}:
+            right.plot(mega[name], scores[name].top1, "s", color=colour, label=f"{split}, averaged {name}")
         if split in found.climbs:
             climb = found.climbs[split]
-            right.plot([climb.gmacs], [climb.top1], "*", markersize=12, label=f"cascade, {split}")
+            right.plot(1000 * climb.gmacs, climb.top1, "*", markersize=12, color=colour, label=f"{split}, cascade")
     _axes(left, "image size, px", "top-1, %")
     left.set_xticks(sizes)
     time = left.twinx()
-    time.plot(sizes, [found.costs[name].latency_p50_ms for name in names], "k:", marker=".", label="latency p50")
-    time.set_ylabel("latency of one image, ms")
+    time.plot(sizes, [found.costs[name].latency_p50_ms for name in names], ".:", color="gray", label="latency p50")
+    time.set_ylabel("latency of one image, ms (dotted)")
     time.set_ylim(bottom=0)
-    _axes(right, "10^9 multiply-adds of one image", "top-1, %")
-    for axes, where in ((left, "upper left"), (time, "lower right"), (right, "lower right")):
-        axes.legend(loc=where, fontsize="small")
+    _axes(right, "10^6 multiply-adds of one image", "top-1, %")
+    left.legend(loc="best", fontsize="small")
+    if right.get_legend_handles_labels()[0]:
+        right.legend(loc="best", fontsize="small")
     figure.savefig(path, format="svg")
 
 
