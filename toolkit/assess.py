@@ -21,7 +21,7 @@ from toolkit.rundir import Quarantine
 from toolkit.settings import Evaluate, Inference
 from toolkit.trained import Trained, open_trained
 
-WARM_UPS, LEAST_RUNS, MOST_RUNS, MOST_SECONDS = 5, 10, 200, 2.0  # of each timing
+WARM_UPS, LEAST_RUNS, MOST_RUNS, MOST_SECONDS = 5, 10, 100, 1.0  # of each timing
 MAX_LOSS = 0.5  # points of top-1
 UNREADABLE = "unreadable.jsonl"
 

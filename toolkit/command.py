@@ -193,11 +193,12 @@ def parse_section(
     """
     flags = {name: _flag(field) for name, field in section.model_fields.items() if name not in (positional, rest)}
     kinds = {positional: _text(positional.upper()), **({rest: _words(rest.upper())} if rest else {})}
+    told = {
+        name: tyro.conf.arg(help=section.model_fields[name].description, help_behavior_hint="(required)")
+        for name in kinds
+    }
     words: dict[str, Any] = {
-        name: Required[
-            Annotated[kind, tyro.conf.arg(help=section.model_fields[name].description), tyro.conf.Positional]
-        ]
-        for name, kind in kinds.items()
+        name: Required[Annotated[kind, told[name], tyro.conf.Positional]] for name, kind in kinds.items()
     }
     grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
     given, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)

@@ -401,7 +401,7 @@ class Evaluate(Inference):
     cascade: Numbers | None = Field(
         None,
         description="ascending sizes, px: report what is saved by starting with the first and going up only while the "
-        "top probability is below --confidence",
+        "top probability is below --confidence (unset: none)",
     )
     confidence: float | None = Field(
         None, gt=0, le=1, description="of --cascade (unset: the cheapest that keeps --max-loss on val)"
@@ -442,7 +442,7 @@ class Predict(Inference):
     cascade: Numbers | None = Field(
         None,
         description="ascending sizes, px: start with the first, go up only while the top probability is below "
-        "--confidence",
+        "--confidence (unset: none)",
     )
     confidence: float | None = Field(None, gt=0, le=1, description="top probability that is enough (unset: 0.9)")
     output: str = Field(
