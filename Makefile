@@ -30,6 +30,7 @@ bench: .venv/.ready
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/decode_accuracy.py
 	$(BIN)/python benchmarks/saving.py
+	$(BIN)/python benchmarks/cascade.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -4,11 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from toolkit.errors import InputError
 
 
 def cache_dir() -> Path:
@@ -26,6 +29,16 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """The folder for all that is written; raises InputError where it cannot be: better before the work than after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--output-dir {folder}: nothing can be written there: {error.strerror}") from None
 
 
 def sync(path: Path) -> None:
