@@ -14,10 +14,10 @@ demo: .venv/.ready
 	$(BIN)/accelerate launch --quiet recipes/multiscale.py --seed 0 --resume never
 
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: .venv/.ready
-	FAULTS=all $(BIN)/python -m pytest -rA tests/faults tests/recipes/test_verify_resume.py
+	FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile -rA tests/faults tests/recipes/test_verify_resume.py
 
 check: .venv/.ready
 	$(BIN)/ruff check .
@@ -30,6 +30,7 @@ bench: .venv/.ready
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/decode_accuracy.py
 	$(BIN)/python benchmarks/saving.py
+	$(BIN)/python benchmarks/cascade.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -33,7 +33,7 @@ def scan_from(argv: Sequence[str] | None) -> None:
     found = survey(flags.data, flags.cache_dir, flags.cache_gb)
     if flags.write_manifest:
         scan_outputs.refuse_manifest(found, folder / "manifest")
-    scan_outputs.make_folder(folder)
+    storage.make_folder(folder)
     report = scan(found, flags.num_workers)
     text = scan_outputs.table(report)
     print(text, end="", flush=True)

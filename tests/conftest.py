@@ -28,8 +28,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built-in data is drawn once for the whole test run."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Built-in data is drawn once for the whole test run, whatever the number of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toolkit-cache"
+    folder.mkdir(exist_ok=True)
     os.environ["TOOLKIT_CACHE"] = str(folder)
     return folder
 

@@ -60,7 +60,8 @@ class Evaluator:
 
     `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads. `quarantine`:
     images that cannot be read are left out, counted and listed in it; without one they raise BadSampleError.
-    `between` is called between batches, on every process equally often; it may raise to leave.
+    `between` is called between batches, on every process equally often; it may raise to leave. `flip`: probabilities
+    are averaged with those of the mirrored image.
     """
 
     accelerator: Accelerator
@@ -72,6 +73,7 @@ class Evaluator:
     timeout_s: float = 300.0
     quarantine: Quarantine | None = None
     between: Callable[[], None] = lambda: None
+    flip: bool = False
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over parameters and buffers; rank 0's buffers, since BatchNorm statistics differ between ranks."""
@@ -93,15 +95,25 @@ class Evaluator:
                 self.quarantine.add(batch.bad)
             yield batch
 
+    def views(self, images: Mapping[int, Tensor]) -> list[Tensor]:
+        """What the model is given for uint8 N x 3 x S x S of each size."""
+        return [
+            views(batch.to(self.accelerator.device), (size,), self.mean, self.std)[0] for size, batch in images.items()
+        ]
+
     @torch.no_grad()
     def logits(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """N x C float32 for each size, of uint8 N x 3 x S x S."""
-        pixels = [
-            views(batch.to(self.accelerator.device), (size,), self.mean, self.std)[0] for size, batch in images.items()
-        ]
+        pixels = self.views(images)
+        if self.flip:
+            pixels += [view.flip(-1) for view in pixels]
         with self.accelerator.autocast():
-            logits = self.model.eval()(*pixels)
-        return {size: said.float() for size, said in zip(images, logits, strict=True)}
+            logits = [said.float() for said in self.model.eval()(*pixels)]
+        if self.flip:
+            logits = [
+                mean_log_probabilities(pair) for pair in zip(logits[: len(images)], logits[len(images) :], strict=True)
+            ]
+        return dict(zip(images, logits, strict=True))
 
     def score(self, images: Pixels, specs: Sequence[EvalSpec]) -> dict[str, Score]:
         """Every figure of `specs` on all of the images; raises as `evaluate`."""

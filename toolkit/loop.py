@@ -1,6 +1,5 @@
 """The one training loop: any strategy, any device, any number of processes."""
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,18 +12,18 @@ from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
 from toolkit.divergence import check_finite, roll_back
-from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError, expected
+from toolkit.errors import NonFiniteError, PreemptedError, expected
 from toolkit.evaluation import Score
 from toolkit.learner import Learner, build_learner
 from toolkit.preemption import Preemption
 from toolkit.prepare import describe, go_on, prepare
-from toolkit.resuming import capture
+from toolkit.resuming import capture, facts_of
 from toolkit.rundir import config_of
 from toolkit.schedule import SHAPES
 from toolkit.selection import select
 from toolkit.settings import Settings
 from toolkit.setup import Run, claim_place, set_up
-from toolkit.summary import summarise
+from toolkit.summary import note_end, summarise
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,8 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
             prepared = prepare(accelerator, settings, strategy)
             built = build_learner(accelerator, strategy, prepared)
             asked = prepared.settings.model_copy(update={"cache": settings.cache})
-            place = claim_place(accelerator, asked, recipe, config_of(asked, strategy))
+            facts = facts_of(accelerator, config_of(asked, strategy), prepared.splits, prepared.plan)
+            place = claim_place(accelerator, asked, recipe, facts)
             try:
                 if place.finished:
                     log.info("finished  nothing is left to do; give another --output-dir to train anew")
@@ -68,11 +68,9 @@ def _recorded(run: Run) -> dict[str, Any]:
         return _train_or_save(run)
     except Exception as error:
         cause = expected(error)
-        _ended(run, error, cause)
+        note_end(run, error, cause)
         if cause is None:
             raise
-        if isinstance(cause, PreemptedError):
-            _leave_together(run)
         raise cause from None
     finally:
         run.saver.close()
@@ -90,28 +88,6 @@ def _train_or_save(run: Run) -> dict[str, Any]:
             _save(run, next(run.epochs()))
         run.saver.join(run.progress.step)
         raise
-
-
-def _leave_together(run: Run) -> None:
-    """Wait until rank 0 has closed its records, too: when one process leaves, the launcher ends the others."""
-    run.tracking.finish()
-    run.preemption.saved()
-    with contextlib.suppress(RuntimeError):  # another process is gone already: everything is saved
-        run.accelerator.wait_for_everyone()
-
-
-def _ended(run: Run, error: Exception, cause: Exception | None) -> None:
-    """Note in the summary why the run ended, once: what all processes know, rank 0 writes. `cause` None: by a bug."""
-    known_to_all = isinstance(cause, NonFiniteError | SaveError | PreemptedError)
-    told = run.directory.exit_reason() if isinstance(cause, PeerError) else None
-    if not told and (run.accelerator.is_main_process or not known_to_all):
-        reason = str(cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
-        try:
-            run.directory.write_summary(summarise(run, {"exit_reason": reason}))
-        except OSError as failure:  # of the full disk that may be the cause
-            log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
-    if cause is not None and not known_to_all:
-        device.leave()  # the others notice now, and find the cause told above
 
 
 def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
@@ -278,6 +254,8 @@ def _save(run: Run, epoch: Epoch, best: bool = False) -> None:
 def _finish(run: Run) -> dict[str, Any]:
     """Evaluate the best model at every scale, on the test images where there are any, and write the summary."""
     progress, panel = run.progress, run.strategy.panel()
+    if not progress.optimizer_updates:
+        log.warning("none of the %d steps moved the weights: all overflowed in float16; give --no-amp", progress.step)
     run.saver.join(progress.step)
     run.agreement.begin()
     state, facts = checkpoint.load_best(run.directory.best)

@@ -73,6 +73,20 @@ class MultiView(nn.Module):
         own = not self.scale_norms or size in self.policy.scales
         return None if own else self.policy.scale_for(size)
 
+    def own_norms(self, sizes: Sequence[int]) -> list[nn.Module]:
+        """Give further sizes normalisation of their own, copied from what each used so far; returns those copies."""
+        scales = tuple(sorted({*self.policy.scales, *sizes}))
+        if self.scale_norms:
+            for norm in self.scale_norms:
+                lent = {str(size): norm.norms[str(self.policy.scale_for(size))] for size in sizes}
+                norm.norms.update({size: copy.deepcopy(own) for size, own in lent.items()})
+            self.policy = NormPolicy(self.policy.mode, scales)
+        else:
+            self.policy = NormPolicy("full", scales)
+            _replace_norms(self.model, self.policy)
+            self.scale_norms = [module for module in self.model.modules() if isinstance(module, ScaleNorm)]
+        return [norm.norms[str(size)] for norm in self.scale_norms for size in sizes]
+
 
 def _replace_norms(module: nn.Module, policy: NormPolicy) -> None:
     for name, child in module.named_children():

@@ -1,7 +1,7 @@
 """From what learns to a checkpoint's contents, and back: for a resume and for a rollback alike."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator
 
 from toolkit import checkpoint, state
-from toolkit.checkpoint import SCHEMA, Contents, load, rank_file, read_manifest
+from toolkit.checkpoint import Contents, load, rank_file, read_manifest
 from toolkit.data.index import Splits
 from toolkit.errors import InputError
 from toolkit.learner import Learner
 from toolkit.models import copy_state, state_tensors
 from toolkit.monitor import Meter
 from toolkit.plan import Plan
-from toolkit.rundir import RunDirectory, difference, learned
+from toolkit.rundir import RunDirectory, learned
 from toolkit.state import EMA, MODEL, OPTIMIZER, OPTIMIZER_REST, TRAINER, Progress
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,8 @@ def capture(learner: Learner, progress: Progress) -> Contents:
 
 
 def restore(start: Path, learner: Learner, meter: Meter, facts: Mapping[str, Any], progress: Progress) -> None:
-    """Put a verified checkpoint into the learner, `progress`, and this process's generators and running means.
-
-    Raises InputError where it belongs to another configuration or other data.
-    """
+    """Put the run's own checkpoint, verified, into the learner, `progress`, and this process's generators and means."""
     accelerator, saved = learner.accelerator, read_manifest(start)
-    _check_fits(start, saved, facts)
     own = rank_file(accelerator.process_index)
     held = load(start, (MODEL, EMA, OPTIMIZER, OPTIMIZER_REST, TRAINER, own))
     copy_state(held[MODEL], learner.weights.model)
@@ -84,29 +80,6 @@ def restore(start: Path, learner: Learner, meter: Meter, facts: Mapping[str, Any
     else:
         meter.restart({}, accelerator.device)
         state.seed_generators(facts["config"]["seed"], progress.step, accelerator.process_index)
-
-
-def _check_fits(start: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Raises InputError with the difference unless a checkpoint belongs to this configuration, data and classes."""
-    if saved["schema"] != SCHEMA:
-        raise InputError(f"{start}: written by another version of the toolkit (format {saved['schema']}, not {SCHEMA})")
-    changes = difference(saved["config"], facts["config"])
-    for split, now in facts["data"].items():
-        before = saved["data"][split]
-        if before["images"] != now["images"]:
-            changes.append(f"{split} images: {before['images']} -> {now['images']}")
-        elif before != now:
-            changes.append(f"{split} images: as many, but other names, labels, sizes or order")
-    if saved["classes"] != facts["classes"]:
-        changes.append(f"classes: {_classes(saved['classes'])} -> {_classes(facts['classes'])}")
-    if changes:
-        raise InputError(
-            f"{start}: the run was started otherwise ({'; '.join(changes)}): restore that, or take another --output-dir"
-        )
-
-
-def _classes(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from toolkit import checkpoint, storage
-from toolkit.checkpoint import STAGED, Store
+from toolkit.checkpoint import SCHEMA, STAGED, Store
 from toolkit.contract import Strategy
 from toolkit.data.jobs import Batch
 from toolkit.errors import InputError
@@ -200,29 +200,31 @@ def _append_line(path: Path, values: Mapping[str, Any]) -> None:
     line = (json.dumps(values) + "\n").encode()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        if os.write(handle, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        with storage.naming(path):
+            if os.write(handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(handle)
 
 
-def claim(settings: Settings, recipe: str, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+def claim(settings: Settings, recipe: str, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
     """The run directory, locked, the checkpoint to go on from, and a line for the user; for rank 0 alone.
 
-    Nothing but the directory and its lock is made. Raises InputError rather than meet another run's files.
+    `facts`: what the run would be of, as in a manifest. Nothing but the directory and its lock is made. Raises
+    InputError rather than meet another run's files.
     """
     try:
         if settings.resume not in ("auto", "never"):
-            return _named(settings, Path(settings.resume), config)
+            return _named(settings, Path(settings.resume), facts)
         if settings.output_dir is not None:
-            return _given(settings, RunDirectory(settings.output_dir, settings.keep), config)
-        found = _unfinished(recipe, config, settings.keep) if settings.resume == "auto" else None
+            return _given(settings, RunDirectory(settings.output_dir, settings.keep), facts)
+        found = _unfinished(recipe, facts, settings.keep) if settings.resume == "auto" else None
         if found is not None:
             line = f"going on with the unfinished {found.path} (--resume never starts anew)"
             return found, found.store.recover(), line
         return _new(recipe, settings), None, ""
     except OSError as error:
-        raise InputError(f"--output-dir: {error.filename}: {error.strerror}") from None
+        raise InputError(f"--output-dir: {error.filename or settings.output_dir}: {error.strerror}") from None
 
 
 def _new(recipe: str, settings: Settings) -> RunDirectory:
@@ -240,19 +242,20 @@ def _new(recipe: str, settings: Settings) -> RunDirectory:
     return run
 
 
-def _unfinished(recipe: str, config: Mapping[str, Any], keep: int) -> RunDirectory | None:
-    """The newest run under `runs/` of this recipe and these learning settings that has more to do, and no owner."""
+def _unfinished(recipe: str, facts: Mapping[str, Any], keep: int) -> RunDirectory | None:
+    """The newest run under `runs/` of this recipe, of these settings and images, that has more to do, and no owner."""
     folders = [path for path in RUNS.glob(f"{recipe}-*") if path.is_dir()]
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunDirectory(path, keep)
-        if run.store.newest() and run.exit_reason() not in FINISHED and not difference(run.config(), config):
+        newest = run.store.newest()
+        if newest and run.exit_reason() not in FINISHED and not _changes(run, newest, facts):
             with contextlib.suppress(InputError):  # somebody is at it
                 run.ownership.take()
                 return run
     return None
 
 
-def _given(settings: Settings, run: RunDirectory, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+def _given(settings: Settings, run: RunDirectory, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
     """`--output-dir`, new or holding a run."""
     if not run.config():
         if not run.is_empty():
@@ -261,14 +264,14 @@ def _given(settings: Settings, run: RunDirectory, config: Mapping[str, Any]) -> 
         return run, None, ""
     if settings.resume == "never":
         raise InputError(f"--output-dir {run.path} holds a run and --resume never forbids going on: choose another")
-    _check_same(run, config)
+    _check_same(run, run.store.newest(), facts)
     run.ownership.take()
     newest = run.store.recover()
     line = f"going on with {newest}" if newest else "no checkpoint was committed yet: starting over"
     return run, newest, line
 
 
-def _named(settings: Settings, path: Path, config: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+def _named(settings: Settings, path: Path, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
     """`--resume PATH`, of a run or of one of its checkpoints."""
     is_checkpoint = path.parent.name == "checkpoints"
     run = RunDirectory(path.parent.parent if is_checkpoint else path, settings.keep)
@@ -278,7 +281,7 @@ def _named(settings: Settings, path: Path, config: Mapping[str, Any]) -> tuple[R
         raise InputError(f"--resume {path} goes on in {run.path}: drop --output-dir {settings.output_dir}")
     if is_checkpoint and run.exit_reason() in FINISHED:
         raise InputError(f"--resume {path}: that run is finished; going back would lose its end: copy it first")
-    _check_same(run, config)
+    _check_same(run, path if is_checkpoint else run.store.newest(), facts)
     if is_checkpoint:
         checkpoint.check(path)
     run.ownership.take()
@@ -289,9 +292,31 @@ def _named(settings: Settings, path: Path, config: Mapping[str, Any]) -> tuple[R
     return run, start, f"going on with {start}" + (f", which comes after {path}" if is_checkpoint else "")
 
 
-def _check_same(run: RunDirectory, config: Mapping[str, Any]) -> None:
-    changes = difference(run.config(), config)
+def _check_same(run: RunDirectory, start: Path | None, facts: Mapping[str, Any]) -> None:
+    changes = _changes(run, start, facts)
     if changes:
         raise InputError(
-            f"{run.path} holds a run with other settings ({'; '.join(changes)}): take those, or another --output-dir"
+            f"{run.path}: the run was started otherwise ({'; '.join(changes)}): restore that, or take another "
+            "--output-dir"
         )
+
+
+def _changes(run: RunDirectory, start: Path | None, facts: Mapping[str, Any]) -> list[str]:
+    """What is not as the run was started: settings; images and classes, as far as it has a checkpoint, `start`."""
+    changes = difference(run.config(), facts["config"])
+    saved = checkpoint.read_manifest(start) if start else {"schema": SCHEMA, **facts}
+    if saved["schema"] != SCHEMA:
+        return [*changes, f"format of checkpoints: {saved['schema']} -> {SCHEMA}"]
+    for split, now in facts["data"].items():
+        before = saved["data"][split]
+        if before["images"] != now["images"]:
+            changes.append(f"{split} images: {before['images']} -> {now['images']}")
+        elif before != now:
+            changes.append(f"{split} images: as many, but other names, labels, sizes or order")
+    if saved["classes"] != facts["classes"]:
+        changes.append(f"classes: {_brief(saved['classes'])} -> {_brief(facts['classes'])}")
+    return changes
+
+
+def _brief(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

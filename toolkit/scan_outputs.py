@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -175,16 +174,6 @@ def _thumbnail(index: Index, i: int) -> np.ndarray:
     pixels, _ = read_pixels(content, next((d for d in (8, 4, 2) if longer >= d * TILE), 1))
     height, width = (max(1, round(side * TILE / longer)) for side in (header.height, header.width))
     return resize_to(upright(pixels, header.orientation), height, width)
-
-
-def make_folder(folder: Path) -> None:
-    """The folder for all that is written; raises InputError where it cannot be: better before the scan than after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"--output-dir {folder}: nothing can be written there: {error.strerror}") from None
 
 
 def refuse_manifest(found: Survey, folder: Path) -> None:

@@ -272,6 +272,7 @@ SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimisation, 
 # What may differ when a run goes on: it changes where and how fast, not what is learned.
 NOT_LEARNED = frozenset(
     {
+        "data_root",  # where the images are; which they are, a checkpoint knows
         "num_workers",
         "cache_dir",
         "loader_timeout_s",
@@ -360,6 +361,110 @@ class Verify(Section):
     output_dir: Path | None = Field(
         None, description="folder for both runs, kept (unset: verify-resume-TIME, removed where all is equal)"
     )
+
+
+def _refuse_unordered(flag: str, sizes: tuple[int, ...] | None) -> None:
+    if sizes is not None and list(sizes) != sorted({*sizes}):
+        raise InputError(f"{flag} {','.join(map(str, sizes))}: sizes must be ascending")
+
+
+def _check_cascade(sizes: tuple[int, ...] | None, confidence: float | None) -> None:
+    _refuse_unordered("--cascade", sizes)
+    if sizes is not None and len(sizes) < 2:
+        raise InputError(f"--cascade {sizes[0]}: needs two sizes or more, such as 64,224; for one size take --scales")
+    if sizes is None and confidence is not None:
+        raise InputError(f"--confidence {confidence:g} would be ignored: it needs --cascade")
+
+
+class Inference(Section):
+    """Inference"""
+
+    flip: bool = Field(False, description="average probabilities with those of the mirrored image; doubles the cost")
+    batch_size: PositiveInt = Field(64, description="images per process and forward")
+    num_workers: int | None = Field(
+        None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
+    )
+    amp: bool | None = Field(
+        None, description="mixed precision in the best type of the device (unset: as the run was trained)"
+    )
+
+
+class Evaluate(Inference):
+    """Evaluate"""
+
+    run: Path = Field(description="the run directory")
+    scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that the run reports)")
+    average: bool = Field(False, description="a further figure: probabilities averaged over all --scales")
+    recalibrate: bool = Field(
+        False,
+        description="sizes without normalisation of their own get it, its statistics estimated anew on up to 2048 "
+        "training images of the run at that size",
+    )
+    cascade: Numbers | None = Field(
+        None,
+        description="ascending sizes, px: report what is saved by starting with the first and going up only while the "
+        "top probability is below --confidence (unset: none)",
+    )
+    confidence: float | None = Field(
+        None, gt=0, le=1, description="of --cascade (unset: the cheapest that keeps --max-loss on val)"
+    )
+    max_loss: float | None = Field(
+        None, ge=0, description="points of top-1 that --cascade may lose on val (unset: 0.5)"
+    )
+    data_root: str | None = Field(
+        None,
+        description="other data with the same classes, as training takes it, or a folder of class folders (unset: the "
+        "run's)",
+    )
+    split: Literal["train", "val", "test"] | None = Field(
+        None, description="the split to evaluate (unset: val and test)"
+    )
+    output_dir: Path | None = Field(
+        None,
+        description="folder for evaluation.txt, .json, .svg and what was said of each image (unset: RUN/evaluation)",
+    )
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        _refuse_unordered("--scales", self.scales)
+        _check_cascade(self.cascade, self.confidence)
+        if self.max_loss is not None and (self.cascade is None or self.confidence is not None):
+            raise InputError(f"--max-loss {self.max_loss:g} would be ignored: it needs --cascade without --confidence")
+        return self
+
+
+class Predict(Inference):
+    """Predict"""
+
+    run: Path = Field(description="the run directory")
+    paths: tuple[str, ...] = Field(description="images, and folders of them")
+    scales: Numbers | None = Field(
+        None, description="ascending sizes, px; of several the probabilities are averaged (unset: the run's largest)"
+    )
+    cascade: Numbers | None = Field(
+        None,
+        description="ascending sizes, px: start with the first, go up only while the top probability is below "
+        "--confidence (unset: none)",
+    )
+    confidence: float | None = Field(None, gt=0, le=1, description="top probability that is enough (unset: 0.9)")
+    output: str = Field(
+        "-", description="file for a row per image, by its ending .csv or .jsonl; -: CSV on standard output"
+    )
+    overwrite: bool = Field(False, description="replace an --output that exists")
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        _refuse_unordered("--scales", self.scales)
+        _check_cascade(self.cascade, self.confidence)
+        if self.cascade is not None and self.scales is not None:
+            raise InputError("--scales would be ignored with --cascade: drop one of them")
+        if not self.paths:
+            raise InputError("PATH is missing: name images, or folders of them, after RUN")
+        if self.output != "-" and not self.output.endswith((".csv", ".jsonl")):
+            raise InputError(f"--output {self.output}: must end in .csv or .jsonl")
+        if self.output == "-" and self.overwrite:
+            raise InputError("--overwrite would be ignored: it needs --output")
+        return self
 
 
 class Export(Section):

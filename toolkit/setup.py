@@ -84,13 +84,16 @@ class Place:
     cache: str | None
 
 
-def claim_place(accelerator: Accelerator, settings: Settings, recipe: str, config: dict[str, Any]) -> Place:
-    """Rank 0 decides and locks, the others follow, also in refusing; raises InputError."""
+def claim_place(accelerator: Accelerator, settings: Settings, recipe: str, facts: Mapping[str, Any]) -> Place:
+    """Rank 0 decides and locks, the others follow, also in refusing; raises InputError.
+
+    `facts`: what the run would be of, as in a manifest.
+    """
     directory: RunDirectory | None = None
     decision: list[Any] = [None, None, False, None, "", ""]
     if accelerator.is_main_process:
         try:
-            directory, start, line = claim(settings, recipe, config)
+            directory, start, line = claim(settings, recipe, facts)
             finished, cache = directory.exit_reason() in FINISHED, directory.config().get("cache")
             decision = [directory.path, start, finished, cache, line, ""]
         except InputError as error:

@@ -1,13 +1,17 @@
 """Files that are either whole or not there, and where the cache lies. Free of torch."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from toolkit.errors import InputError
 
 
 def cache_dir() -> Path:
@@ -17,11 +21,32 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toolkit"
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the disk name the file, which it does not where an open one is written to."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """The folder for all that is written; raises InputError where it cannot be: better before the work than after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--output-dir {folder}: nothing can be written there: {error.strerror}") from None
+
+
 def sync(path: Path) -> None:
     """Force a file or directory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -29,7 +54,8 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either the old one or the new one, never half of it."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # several processes may write the same file
-    staging.write_text(text, encoding="utf-8")
+    with naming(staging):
+        staging.write_text(text, encoding="utf-8")
     sync(staging)
     os.replace(staging, path)
     sync(path.parent)
@@ -53,7 +79,7 @@ def key(*parts: str | bytes) -> str:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Arrays as one .npz file, whole or not at all; another process's staging file is not met."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with staging.open("wb") as file:
+    with naming(staging), staging.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     sync(staging)
     os.replace(staging, path)

@@ -1,13 +1,20 @@
 """How a run ended, with what it cost and what it ran on."""
 
+import contextlib
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from toolkit import device
+from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError
 from toolkit.monitor import peak_memory_gb
 from toolkit.setup import Run
 
+log = logging.getLogger(__name__)
+
 PACKAGES = ("toolkit", "torch", "torchvision", "accelerate", "timm")
+KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # ends that all processes have agreed on
 
 
 def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -44,3 +51,28 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # a source tree on the path, without an installation
         return "not installed"
+
+
+def note_end(run: Run, error: Exception, cause: Exception | None) -> None:
+    """Have summary.json say, once, why a run ended badly, and part from the other processes. `cause` None: by a bug."""
+    known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes
+    told = run.directory.exit_reason() if isinstance(cause, PeerError) else None
+    if not told and (run.accelerator.is_main_process or not known_to_all):
+        reason = str(cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
+        try:
+            run.directory.write_summary(summarise(run, {"exit_reason": reason}))
+        except OSError as failure:  # of the full disk that may be the cause
+            log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
+    if known_to_all:
+        _leave_together(run, cause)
+    elif cause is not None:
+        device.leave()  # the others notice now, and find the cause told above
+
+
+def _leave_together(run: Run, cause: Exception | None) -> None:
+    """Wait until rank 0 has closed its records, too: when one process leaves, the launcher ends the others."""
+    run.tracking.finish()
+    if isinstance(cause, PreemptedError):
+        run.preemption.saved()
+    with contextlib.suppress(RuntimeError):  # another process is gone already: what there is to say is said
+        run.accelerator.wait_for_everyone()

@@ -62,8 +62,12 @@ def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | N
     if not directory.best.exists():
         raise InputError(f"{path}: there is no best model yet: its first epoch is not evaluated")
     state, facts = checkpoint.load_best(directory.best)
-    own = panel_sizes(strategy)
-    plan = plan_model(settings, len(classes), sorted({*own, *sizes}))
+    own = sorted({*panel_sizes(strategy), *strategy.norm().scales})
+    plan = plan_model(settings, len(classes), own)
+    if not {*sizes} <= {*own}:  # with tables as large as the run's, whatever the further sizes
+        made = {name: value for name, value in plan.arguments.items() if name == "img_size"}
+        further = settings.model_copy(update={"model_kwargs": {**settings.model_kwargs, **made}})
+        plan = plan_model(further, len(classes), sorted({*own, *sizes}))
     fresh = settings.model_copy(update={"pretrained": False, "sync_bn": False})  # all weights come from the run
     model = create(fresh, plan, strategy.norm())
     try:

@@ -23,6 +23,7 @@ from toolkit.learner import build_learner
 from toolkit.loop import learn
 from toolkit.preemption import Preemption
 from toolkit.prepare import prepare
+from toolkit.resuming import facts_of
 from toolkit.rundir import config_of
 from toolkit.setup import Run, claim_place, set_up
 
@@ -56,7 +57,8 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     try:
         prepared = prepare(accelerator, settings, strategy)
         built = build_learner(accelerator, strategy, prepared)
-        place = claim_place(accelerator, settings, "contract", config_of(prepared.settings, strategy))
+        facts = facts_of(accelerator, config_of(prepared.settings, strategy), prepared.splits, prepared.plan)
+        place = claim_place(accelerator, settings, "contract", facts)
         run = set_up(accelerator, strategy, prepared, place, built, Preemption())
         model = run.learner.model.train()
         found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}

@@ -1,4 +1,7 @@
-"""Training that meets a NaN at one image; also one of two processes: torchrun ... poisoned.py DATA OUTPUT WHERE."""
+"""Training that meets a NaN at one image; also one of two processes: torchrun ... poisoned.py DATA OUTPUT WHERE [SEED].
+
+With a SEED, that of the order, the run goes back to its last checkpoint; else it stops.
+"""
 
 import csv
 import os
@@ -56,7 +59,8 @@ def write_manifest(folder: Path, images: int, poisoned: Collection[int]) -> None
                 writer.writerow([Path("images", path.relative_to(root)), POISON if row in rows else label])
 
 
-def settings(data: Path, output: Path, device_batch_size: int | None = None) -> Settings:
+def settings(data: Path, output: Path, device_batch_size: int | None = None, seed: int | None = None) -> Settings:
+    """With a seed the run is to go back where it diverges."""
     return Settings(
         data_root=str(data),
         arch="test_resnet",
@@ -65,14 +69,16 @@ def settings(data: Path, output: Path, device_batch_size: int | None = None) -> 
         device_batch_size=device_batch_size,
         log_with="none",
         record_samples=True,
+        seed=seed or 0,
+        on_divergence="stop" if seed is None else "rollback",
         output_dir=output,
     )
 
 
-def main(data: Path, output: Path, where: Where) -> None:
+def main(data: Path, output: Path, where: Where, seed: int | None) -> None:
     """Leaves OUTPUT.rank-R.txt with the message; waits for the other, as the launcher ends all when one ends."""
     try:
-        train(settings(data, output), Poisoned(32, where=where))
+        train(settings(data, output, seed=seed), Poisoned(32, where=where))
     except NonFiniteError as error:
         notes = [output.with_name(f"{output.name}.rank-{rank}.txt") for rank in (0, 1)]
         notes[int(os.environ["RANK"])].write_text(str(error))
@@ -83,4 +89,5 @@ def main(data: Path, output: Path, where: Where) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])))
+    data, output, where, *seed = sys.argv[1:]
+    sys.exit(exit_code(lambda: main(Path(data), Path(output), where, int(seed[0]) if seed else None)))

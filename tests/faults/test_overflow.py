@@ -102,12 +102,17 @@ def test_data_rate_and_step_advance_but_weights_and_average_do_not_when_a_step_o
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("control", [False, True])
 def test_a_run_stops_in_the_step_that_brings_the_scale_below_one_when_every_step_overflows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: bool, control: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fused: bool,
+    control: bool,
 ):
     scaled(monkeypatch, 16.0, fused, fall=0.5)
     if control:
         monkeypatch.setattr(FiniteWatch, "see_scale", lambda *words: None)
         assert run(tmp_path / "run", Steep(24))["optimizer_updates"] == 0
+        assert "none of the 8 steps moved the weights: all overflowed in float16; " in capsys.readouterr().err
         return
     with pytest.raises(NonFiniteError, match=r"not finite at step 4 \(epoch 1\), samples \d+"):
         run(tmp_path / "run", Steep(24))

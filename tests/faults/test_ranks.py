@@ -8,28 +8,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, start
+from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, slow_disk, start
 
-from tests.conftest import ALL, SLOW, TORCHRUN
+from tests.conftest import ALL, ROOT, SLOW, TORCHRUN
 
 WORKER = str(Path(__file__).with_name("two_ranks.py"))
 # float32, SGD, no dropout, a model without BatchNorm: only the order of sums differs between numbers of processes.
 EXACT = {"arch": "test_vit", "optimizer": "sgd", "learning_rate": 0.01, "dropout_rate": 0.0}
 TOLERANCE = 1e-5  # of the largest difference of a weight
+PATIENCE_S = 30  # a hang would take the time limit of the launcher or of the backend
 
 
-def start_several(count: int, run: Run, fault: Fault, rank: int, *words: str) -> subprocess.CompletedProcess[str]:
+def start_several(
+    count: int, run: Run, fault: Fault, rank: int, *words: str, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Train with several processes, the fault in one of them."""
     told = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
     command = [*TORCHRUN[:-1], str(count), WORKER, *told, *words]
-    return subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=200, check=False)
 
 
 def start_two(run: Run, fault: Fault = Fault(), rank: int = 1) -> subprocess.CompletedProcess[str]:  # noqa: B008
     return start_several(2, run, fault, rank)
+
+
+def check_all_gone(run: Run, noted: str) -> None:
+    """That the launcher has just ended, in time after what rank 1 noted last, its fault; and nobody is left behind."""
+    note = run.output.with_name(f"{run.output.name}.notes-1") / noted
+    assert note.read_text()
+    assert time.time() - note.stat().st_mtime < PATIENCE_S
+    left = [process.info for process in psutil.process_iter(["pid", "cmdline"])]
+    assert not [entry for entry in left if str(run.output) in " ".join(entry["cmdline"] or [])]
 
 
 def in_order(found: dict[str, Any]) -> dict[str, Any]:
@@ -61,6 +74,8 @@ def test_two_processes_end_alike_when_one_was_killed(whole: Run, tmp_path: Path,
     run = Run(whole.strategy, tmp_path / "killed")
     done = start_two(run, Fault("batch", 2 * SAVE_EVERY + 3), rank)
     assert done.returncode != 0
+    if rank == 1:
+        check_all_gone(run, "steps")
     assert newest(run.output) == 2 * SAVE_EVERY
     done = start_two(run)
     assert done.returncode == 0, done.stderr
@@ -88,12 +103,15 @@ def test_three_processes_end_alike_when_one_was_killed(tmp_path: Path, control: 
     assert bool(apart) == control
 
 
-def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_path: Path):
+@pytest.mark.parametrize("summary_s", [0, 10] if ALL else [0])
+def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_path: Path, summary_s: int):
+    """They leave together: the launcher does not signal the one whose summary takes longer."""
+    (tmp_path / "sitecustomize.py").write_text(slow_disk("summary.json", summary_s))
     run = Run("simultaneous", tmp_path / "full")
     second = f"write checkpoints/.tmp-step-{2 * SAVE_EVERY:09d}/rng/rank-00001.safetensors"
-    started = time.monotonic()
-    done = start_two(run, Fault("operation", second, "ENOSPC"))
-    assert time.monotonic() - started < 150  # a hang would take the launcher's or the backend's time limit
+    done = start_several(2, run, Fault("operation", second, "ENOSPC"), 1, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    check_all_gone(run, "operations")
+    assert "SIGTERM: " not in done.stderr
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert sorted(line.split(":")[0] for line in errors) == ["error", "error on rank 1"]

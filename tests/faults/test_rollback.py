@@ -2,7 +2,12 @@
 
 import itertools
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,12 @@ import numpy as np
 import pytest
 from victim import ROOT
 
-from toolkit import NonFiniteError, Settings, loop, train
+from tests.conftest import SLOW, TORCHRUN
+from toolkit import NonFiniteError, Settings, loop, storage, train
 from toolkit.data.sampler import Sampler
 
 sys.path.insert(0, str(ROOT / "tests" / "distributed"))
+import poisoned
 from poisoned import Poisoned, write_manifest
 
 IMAGES, BATCH, EPOCHS = 100, 40, 3
@@ -59,6 +66,10 @@ def settings(folder: Path, on_divergence: str = "rollback") -> Settings:
 
 def delivered(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "run" / "samples.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "run" / "checkpoints" / f"step-{2 * EPOCHS:09d}" / "model.safetensors").read_bytes()
 
 
 STRATEGY = Poisoned(32, least=2)
@@ -119,3 +130,76 @@ def test_a_run_goes_back_further_when_the_last_checkpoint_is_damaged(
     assert "model.safetensors was changed since it was saved; set aside as" in text
     before = f"step-{int(damaged[0][5:]) - 1:09d}"
     assert f"going on from {tmp_path / 'run' / 'checkpoints' / before}, images in another order" in text
+
+
+@pytest.fixture(scope="module")
+def met_once() -> tuple[int, int]:
+    """A seed, and an image that the second of two processes meets in the second epoch, but never after a rollback."""
+    for seed in range(100):
+        sampler = Sampler(IMAGES, seed, Poisoned(32))
+        orders = [(0, 0), (1, 1), (2, 1)]
+        avoided = set(range(IMAGES)).difference(*(sampler.permutation(*order)[: 2 * BATCH] for order in orders))
+        met = avoided & {*sampler.permutation(1)[: 2 * BATCH].reshape(2, 2, BATCH // 2)[:, 1].ravel().tolist()}
+        if met:
+            return seed, min(met)
+    raise AssertionError("none of the seeds does")
+
+
+def by_step(output: Path) -> list[list[int]]:
+    """The images of each step, of all processes together."""
+    lines = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    lines.sort(key=lambda line: (line["step"], line["rank"]))
+    return [[i for line in lines if line["step"] == step for i in line["ids"]] for step in range(2 * EPOCHS)]
+
+
+@SLOW
+def test_two_processes_go_back_to_the_same_checkpoint_and_see_what_one_sees(
+    tmp_path: Path, met_once: tuple[int, int], capsys: pytest.CaptureFixture[str]
+):
+    seed, image = met_once
+    write_manifest(tmp_path, IMAGES, [image])
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(poisoned.settings(tmp_path, one, seed=seed), Poisoned(32))["rollbacks"] == 1
+    back = f"rollback 1 of 3: going on from {one}/checkpoints/step-000000002, images in another order"
+    assert back in capsys.readouterr().err
+    launch = [*TORCHRUN, poisoned.__file__, str(tmp_path), str(two), "both", str(seed)]
+    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(back.replace(str(one), str(two))) == 2  # each process says so
+    summary = json.loads((two / "summary.json").read_text())
+    assert (summary["exit_reason"], summary["rollbacks"], summary["steps"]) == ("done", 1, 2 * EPOCHS)
+    assert summary["processes"] == 2
+    assert by_step(two) == by_step(one)
+    assert image not in {i for step in by_step(two) for i in step}
+
+
+def test_a_run_goes_back_to_the_checkpoint_that_is_still_being_written(
+    tmp_path: Path, pairs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The disk is slow: the step that diverges comes before the checkpoint of the step before is committed."""
+    write_manifest(tmp_path, IMAGES, pairs[0])
+    chosen = settings(tmp_path).model_copy(update={"save_every_steps": 1})
+    train(chosen, STRATEGY)
+    at_once = delivered(tmp_path), weights(tmp_path)
+    step = re.search(r"not finite at step (\d+)", capsys.readouterr().err)[1]
+    shutil.rmtree(tmp_path / "run")
+
+    sync, roll_back, written, asked = storage.sync, loop.roll_back, [], []
+
+    def slow(path: Path) -> None:
+        if path.match(f".tmp-step-{int(step):09d}/model.safetensors"):
+            time.sleep(2)
+            written.append(time.monotonic())
+        sync(path)
+
+    def noting(run: Any, error: NonFiniteError) -> None:
+        asked.append(time.monotonic())
+        roll_back(run, error)
+
+    monkeypatch.setattr(storage, "sync", slow)
+    monkeypatch.setattr(loop, "roll_back", noting)
+    assert train(chosen, STRATEGY)["rollbacks"] == 1
+    assert asked[0] < written[0]
+    start = tmp_path / "run" / "checkpoints" / f"step-{int(step):09d}"
+    assert f"going on from {start}, images in another order" in capsys.readouterr().err
+    assert (delivered(tmp_path), weights(tmp_path)) == at_once

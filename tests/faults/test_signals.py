@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from victim import newest
+from victim import newest, slow_disk
 
 from tests.conftest import ACCELERATE, ALL, ROOT, SLOW, TORCHRUN
 from toolkit import Settings, SingleScale, loop, train
@@ -104,18 +104,6 @@ def test_a_run_is_saved_and_goes_on_when_it_is_signalled(tmp_path: Path):
             assert f"going on with {output / 'checkpoints'}/step-{step:09d}" in text
         step = check_stopped(output, number.name)
     assert [line["step"] for line in delivered(output)] == list(range(step))
-
-
-def slow_disk(name: str, seconds: int) -> str:
-    """Code by which files with `name` in their path take so long to reach the disk; for sitecustomize.py."""
-    return f"""
-import os, time
-sync = os.fsync
-def slow(handle):
-    time.sleep({seconds} * ({name!r} in os.readlink(f"/proc/self/fd/{{handle}}")))
-    sync(handle)
-os.fsync = slow
-"""
 
 
 def test_a_run_is_saved_when_all_its_processes_are_signalled(tmp_path: Path):

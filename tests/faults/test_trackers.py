@@ -29,7 +29,7 @@ SECRETS = {
 HIDDEN = [KEY, "wJalrXUtnFEMI", "hf_SECRET", "PROXYSECRET"]
 
 
-def tracked(output: Path, log_with: str, fault: str, **env: str) -> str:
+def tracked(output: Path, log_with: str, fault: str, code: int = 0, **env: str) -> str:
     """Train; returns all that was said. `env`: beside a home folder of its own, and secrets."""
     home = output.with_name("home")
     home.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def tracked(output: Path, log_with: str, fault: str, **env: str) -> str:
     done = subprocess.run(
         command, cwd=output.parent, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -53,6 +53,14 @@ def holding(folder: Path, secrets: list[str]) -> list[str]:
     paths = [*folder.rglob("*")]
     texts = {str(path): path.read_bytes() + str(path).encode() for path in paths if path.is_file()}
     return [path for path, text in texts.items() if any(secret.encode() in text for secret in secrets)]
+
+
+def records(output: Path) -> list[str]:
+    """The kinds of what wandb wrote down of an offline run, in order."""
+    (run,) = (output / "wandb").glob("offline-run-*")
+    reader = (str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(run))
+    text = subprocess.check_output(reader, text=True, cwd=output)
+    return [json.loads(line)["type"] for line in text.splitlines()]
 
 
 def seconds(name: str, text: str) -> float:
@@ -126,8 +134,17 @@ def test_nothing_is_held_up_when_wandb_has_no_key(untracked: dict[str, str], tmp
     assert "offline: no API key was found" in said
     assert seconds("start", said) <= 10
     assert learned(tmp_path / "run") == untracked
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    kinds = records(tmp_path / "run")
+    assert kinds[-1] == "exit"
+    assert "preempting" not in kinds
     assert holding(tmp_path / "run", HIDDEN) == []
+
+
+@SLOW
+def test_the_dashboard_is_told_to_expect_more_when_a_run_is_preempted(tmp_path: Path):
+    tracked(tmp_path / "run", "wandb", "stop", code=75, WANDB_MODE="offline")
+    kinds = records(tmp_path / "run")
+    assert kinds.index("preempting") < kinds.index("exit")
 
 
 def test_a_start_is_held_up_10_s_at_most_when_the_server_is_a_black_hole(

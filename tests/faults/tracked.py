@@ -2,10 +2,11 @@
 
 Prints how long the dashboard's start and its end held up the run. FAULT happens in the middle of training: `service`:
 wandb's process is killed; `folder`: the dashboard's folder is taken away; `draw`: the dashboard draws from the
-generator that dropout uses, which it must not; `none`.
+generator that dropout uses, which it must not; `stop`: the run is asked to stop; `none`.
 """
 
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,8 @@ def happen(fault: str, folder: Path) -> None:
         folder.write_text("no folder any more")
     elif fault == "draw":
         torch.rand(1)
+    elif fault == "stop":
+        signal.raise_signal(signal.SIGTERM)
 
 
 def timed(name: str) -> None:

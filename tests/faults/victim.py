@@ -239,6 +239,18 @@ def _die(fault: Fault) -> None:
     os.kill(os.getpid(), signal.SIGTERM if fault.what == "stop" else signal.SIGKILL)
 
 
+def slow_disk(name: str, seconds: int) -> str:
+    """Code by which files with `name` in their path take so long to reach the disk; for sitecustomize.py."""
+    return f"""
+import os, time
+sync = os.fsync
+def slow(handle):
+    time.sleep({seconds} * ({name!r} in os.readlink(f"/proc/self/fd/{{handle}}")))
+    sync(handle)
+os.fsync = slow
+"""
+
+
 def newest(output: Path) -> int | None:
     """The step of the newest committed checkpoint, told without the code that is tested: all files whole."""
     import hashlib

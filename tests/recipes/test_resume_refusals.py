@@ -74,7 +74,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder as it was, as working directory; always the same one, as a run knows where its data is."""
+    """The folder as it was, as working directory."""
     shutil.rmtree(stopped / "here")
     shutil.copytree(stopped / "kept", stopped / "here")
     monkeypatch.chdir(stopped / "here")
@@ -125,14 +125,34 @@ def test_a_run_is_refused_with_the_difference_when_its_data_changed(
     assert recipe("single_scale")(WORDS) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1, err
-    assert f"({told})" in err
-    assert "step-000000004" in err
+    assert f"run: the run was started otherwise ({told})" in err
     assert contents(here / "run") == before
 
     shutil.rmtree(here / "data")
     shutil.copytree(here.parent / "kept" / "data", here / "data")
     assert recipe("single_scale")(WORDS) == 0  # the control
     assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_when_its_data_lies_elsewhere(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "data").rename(here / "disk")
+    words = ["disk" if word == "data" else word for word in WORDS]
+    assert recipe("single_scale")(words) == 0
+    assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+    assert f"data_root: {here}/disk" in (here / "run" / "config.yaml").read_text()
+
+    one_more(here / "disk")  # the run is finished by now, and yet it is not one of this data
+    assert recipe("single_scale")(words) == 2
+    assert "(train images: 18 -> 19)" in capsys.readouterr().err
+
+
+def test_nothing_is_set_aside_when_a_run_is_to_go_back_with_other_data(here: Path, capsys: pytest.CaptureFixture[str]):
+    before = contents(here / "run")
+    one_more(here / "data")
+    words = [*WORDS[: WORDS.index("--output-dir")], "--resume", "run/checkpoints/step-000000002"]
+    assert recipe("single_scale")(words) == 2
+    assert "(train images: 18 -> 19)" in capsys.readouterr().err
+    assert contents(here / "run") == before
 
 
 def test_the_newest_step_goes_on_when_the_clock_was_set_back(here: Path, capsys: pytest.CaptureFixture[str]):

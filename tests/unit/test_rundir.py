@@ -3,6 +3,7 @@
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,15 @@ def settings(**values) -> Settings:
     return Settings(**{"synthetic_count": 100, **values})
 
 
-def chosen(strategy: Strategy = STRATEGY, **values) -> tuple[Path, Path | None, str]:
+def facts(wanted: Settings, strategy: Strategy = STRATEGY, images: str = "these") -> dict[str, Any]:
+    """What a run is of; `images` stands for their hash."""
+    data = {"train": {"images": 90, "sha256": images}, "val": {"images": 10, "sha256": images}}
+    return {"config": config_of(wanted, strategy), "data": data, "classes": ["cat", "dog"]}
+
+
+def chosen(strategy: Strategy = STRATEGY, images: str = "these", **values) -> tuple[Path, Path | None, str]:
     wanted = settings(**values)
-    run, start, line = claim(wanted, "multiscale", config_of(wanted, strategy))
+    run, start, line = claim(wanted, "multiscale", facts(wanted, strategy, images))
     run.ownership.release()
     return run.path, start, line
 
@@ -33,7 +40,7 @@ def begun(path: Path, step: int | None = 5, **values) -> RunDirectory:
     run = RunDirectory(path)
     run.create(config_of(settings(**values), STRATEGY), ["cat", "dog"])
     if step is not None:
-        run.store.commit(step, {"model.safetensors": {"x": torch.zeros(1)}}, {})
+        run.store.commit(step, {"model.safetensors": {"x": torch.zeros(1)}}, facts(settings(**values)))
     return run
 
 
@@ -77,6 +84,13 @@ def test_an_unfinished_run_is_left_alone_when_learning_settings_differ(change):
     assert chosen()[1] is not None  # control
     assert chosen(**change)[1] is None
     assert chosen(Progressive((16, 24)))[1] is None
+
+
+def test_an_unfinished_run_goes_on_when_its_images_lie_elsewhere_but_not_with_others():
+    begun(Path("runs/multiscale-test_resnet-20260101-000000"), data_root="/old/photos", synthetic_count=None)
+    elsewhere = {"data_root": "/new/photos", "synthetic_count": None}
+    assert chosen(**elsewhere)[1] is not None
+    assert chosen(images="others", **elsewhere)[1] is None
 
 
 @pytest.mark.parametrize("reason", ["done", "early stop"])
@@ -244,11 +258,11 @@ def test_a_directory_is_as_good_as_empty_when_its_first_file_was_not_written(tmp
 
 def test_the_same_command_goes_on_when_it_has_gone_back_before():
     run = begun(Path("out"), 5)
-    run.store.commit(8, {"model.safetensors": {"x": torch.zeros(1)}}, {})
+    run.store.commit(8, {"model.safetensors": {"x": torch.zeros(1)}}, facts(settings()))
     five, seven, eight = (Path(f"out/checkpoints/step-{step:09d}") for step in (5, 7, 8))
     assert chosen(resume=str(five))[1] == five
     assert not eight.exists()
-    run.store.commit(7, {"model.safetensors": {"x": torch.zeros(1)}}, {})
+    run.store.commit(7, {"model.safetensors": {"x": torch.zeros(1)}}, facts(settings()))
     path, start, line = chosen(resume=str(five))  # after a preemption
     assert (path, start) == (Path("out"), seven)
     assert "which comes after out/checkpoints/step-000000005" in line

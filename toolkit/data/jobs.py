@@ -11,6 +11,7 @@ from torch.utils.data import get_worker_info
 from toolkit.contract import Step
 from toolkit.data.augment import Augmenter, center_square, mirrored
 from toolkit.data.decode import crop_and_resize
+from toolkit.data.index import Index
 from toolkit.data.mixing import Mixer
 from toolkit.data.pixels import Pixels
 from toolkit.data.sampler import Request
@@ -128,6 +129,15 @@ class TrainJob:
         return Batch(images, targets, ids, request.step, request.number, mixing, tuple(bad))
 
 
+class Images(Protocol):
+    """What an index is of, to be evaluated."""
+
+    index: Index
+
+    def whole(self, i: int) -> np.ndarray:
+        """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+
+
 @dataclass(frozen=True)
 class EvalJob:
     """Each size straight from the decoded original, so that no figure depends on which other sizes are asked for.
@@ -135,7 +145,7 @@ class EvalJob:
     `leave_out`: images that cannot be read are left out of the batch and named in it; otherwise BadSampleError.
     """
 
-    pixels: Pixels
+    pixels: Images
     sizes: tuple[int, ...]
     leave_out: bool = False
 

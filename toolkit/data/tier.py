@@ -21,7 +21,7 @@ from toolkit.data.index import ALONE, Index
 from toolkit.data.pixels import Pixels
 from toolkit.errors import BadSampleError
 
-VERSION = 5  # of the files and of what decoding means
+VERSION = 6  # of the files and of what decoding means
 # At half of a tier's size or less, where it is used, halved chroma has all of its pixels; decoding takes a third less.
 JPEG_QUALITY, CHROMA = 92, "420"
 MARGIN = 2  # the shorter side is at least so many times the training size

@@ -1,0 +1,43 @@
+"""What a finished run's best model is worth and costs at any size: accuracy, calibration error, latency, throughput,
+multiply-adds and peak memory, on the run's own data or on other data with the same classes.
+
+A size that the model was not trained at borrows the normalisation of the nearest one, unless --recalibrate is given.
+--cascade tells what is saved by starting small and going up only while unsure; recipes/predict.py does the same.
+
+Exit code: 0 done; 2 a flag, the run or the data is wrong.
+
+Example: python recipes/evaluate.py RUN --scales 64,96,112,160,224 --recalibrate --cascade 64,224
+"""
+
+import sys
+from collections.abc import Sequence
+
+from toolkit.command import exit_code, parse_section
+from toolkit.machine import is_main_process
+from toolkit.settings import Evaluate
+
+
+def evaluate_from(argv: Sequence[str] | None) -> None:
+    flags = parse_section(argv, "evaluate.py", __doc__, Evaluate, "run")
+
+    from toolkit import storage  # heavy imports come after parsing
+    from toolkit.assess import assess
+    from toolkit.assess_outputs import table, to_json, write_plot
+
+    folder = flags.output_dir or flags.run / "evaluation"
+    found = assess(flags, folder)
+    if is_main_process():
+        text = table(found)
+        print(text, flush=True)
+        storage.write_text(folder / "evaluation.txt", text)
+        storage.write_json(folder / "evaluation.json", to_json(found))
+        write_plot(found, folder / "evaluation.svg")
+        print(f"wrote     {folder}: evaluation.txt, evaluation.json, evaluation.svg, predictions/", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: evaluate_from(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""What a finished run's best model says of images: a row of CSV or JSON lines for each, as soon as it is known.
+
+Folders are taken with all that is under them, hidden files left out. An image that cannot be read has its reason in the
+column error and no label. Without flags the run's largest size is used; of several --scales the probabilities are
+averaged; --cascade starts small and goes up only while the top probability is below --confidence, and the column size
+tells where it ended. recipes/evaluate.py --cascade tells what that costs in accuracy.
+
+Exit code: 0 done, also if some images cannot be read; 2 none can be, or a flag is wrong; 130 stopped by Ctrl-C, the
+rows written so far are whole.
+
+Example: python recipes/predict.py RUN photos/ --cascade 64,112,224 --confidence 0.9 --output photos.csv
+"""
+
+import sys
+from collections.abc import Sequence
+
+from toolkit.command import exit_code, parse_section
+from toolkit.machine import is_main_process
+from toolkit.rows import refuse_existing
+from toolkit.settings import Predict
+
+
+def predict_from(argv: Sequence[str] | None) -> int:
+    flags = parse_section(argv, "predict.py", __doc__, Predict, "run", rest="paths")
+    if is_main_process():
+        refuse_existing(flags.output, flags.overwrite)
+
+    from toolkit.predict import predict  # heavy imports come after parsing
+
+    return predict(flags)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    ended: list[int] = []
+    return exit_code(lambda: ended.append(predict_from(argv))) or ended[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

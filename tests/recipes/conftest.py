@@ -1,0 +1,16 @@
+"""One finished run that all tests of what comes after training share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import recipe
+
+
+@pytest.fixture(scope="session")
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at 16 and 32 px on the built-in data, with 50 validation and 100 test images."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    words = ["--synthetic-count", "300", "--synthetic-size", "32", "--scales", "16,32", "--epochs", "2"]
+    assert recipe("multiscale")([*words, "--log-with", "none", "--no-amp", "--output-dir", str(folder)]) == 0
+    return folder

@@ -1,0 +1,62 @@
+"""Every command in README and docs is one that works: trainings print their plan, the rest is really run."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, recipe, write_folders
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+OWN_TESTS = {"tutorial.md"}  # tests/recipes/test_tutorial.py runs it from first to last
+LAUNCHERS = re.compile(r"^(?:accelerate launch|torchrun)(?: --(?:quiet|standalone)| --[\w-]+ \S+)* (?=recipes/)")
+ELSEWHERE = ("pip ", "wandb ", "curl ", "trackio ", "tensorboard ", ".venv/bin/", "python3 -m venv")  # not ours to run
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of every line in a block of code that a user would type."""
+    found = []
+    for page in PAGES:
+        for language, block in re.findall(r"```(\w*)\n(.*?)```", page.read_text(), re.S):
+            if language in ("", "bash", "console") and page.name not in OWN_TESTS:
+                text = block.replace("\\\n", " ")
+                found += [(page.name, line.removeprefix("$ ").split("  #")[0].strip()) for line in text.splitlines()]
+    starts = ("accelerate launch", "torchrun", "python ", "make ", *ELSEWHERE)
+    return [(page, line) for page, line in dict.fromkeys(found) if line.startswith(starts)]
+
+
+COMMANDS = [(page, line) for page, line in commands() if not line.startswith(ELSEWHERE)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with photos and a run on them."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("recipes", "accelerate_configs", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    write_folders(folder / "photos", {"train": 70, "val": 4, "test": 4})
+    return folder
+
+
+def test_there_are_commands_to_be_run():
+    assert len({page for page, _ in COMMANDS}) > 3
+    assert len(COMMANDS) > 15
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_documented_command_works(page: str, line: str, home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(home)
+    if line.startswith("make "):
+        done = subprocess.run(["make", "-n", *line.split()[1:]], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return
+    script, *words = shlex.split(LAUNCHERS.sub("", line).removeprefix("python "))
+    assert (home / script).exists(), line
+    if Path(script).name in ("single_scale.py", "multiscale.py"):
+        config = re.search(r"--config_file (\S+)", line)
+        assert config is None or (home / config[1]).exists()
+        assert recipe(Path(script).stem)([*words, "--dry-run"]) == 0
+    else:
+        pytest.fail(f"nobody runs {line}")

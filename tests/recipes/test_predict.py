@@ -1,0 +1,287 @@
+"""recipes/predict.py as a user calls it: it says what evaluation says, and drops nothing silently."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, TORCHRUN, Runner, recipe, write_image
+from toolkit import mistakes
+from toolkit.data import synthetic
+from toolkit.mistakes import Mistakes
+from toolkit.settings import Predict
+
+FIELDS = ["path", "label", "probability", "size", *(f"{c}_{i}" for i in range(2, 6) for c in ("label", "probability"))]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def data(finished: Path) -> Path:
+    return synthetic.prepare(32, 300)
+
+
+def predict(*words: str | Path) -> int:
+    return recipe("predict")([str(word) for word in words])
+
+
+def rows_of(path: Path | str) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def evaluated(run: Path, figure: str) -> dict[str, tuple[str, float]]:
+    """What the run itself said of its validation images: class and probability by name."""
+    found = mistakes.read(run / "predictions", "val")
+    assert isinstance(found, Mistakes)
+    classes = json.loads((run / "class_map.json").read_text())
+    answers = found.predictions.of(figure)
+    pairs = zip(answers.said.tolist(), answers.confidence.tolist(), strict=True)
+    return {name: (classes[str(said)], sure) for name, (said, sure) in zip(found.names, pairs, strict=True)}
+
+
+def differences(rows: list[dict[str, str]], known: dict[str, tuple[str, float]], data: Path) -> tuple[int, float]:
+    """Labels that differ, and the largest difference of a probability."""
+    said = {str(Path(row["path"]).relative_to(data)): (row["label"], float(row["probability"])) for row in rows}
+    assert said.keys() == known.keys()
+    return (
+        sum(said[name][0] != label for name, (label, _) in known.items()),
+        max(abs(said[name][1] - sure) for name, (_, sure) in known.items()),
+    )
+
+
+@pytest.mark.parametrize("batch_size", ["1", "7", "64"])
+def test_every_image_gets_what_evaluation_says_when_batches_are_of_any_size(
+    finished: Path, data: Path, batch_size: str
+):
+    assert predict(finished, data / "val", "--batch-size", batch_size, "--output", "rows.csv") == 0
+    rows = rows_of("rows.csv")
+    assert [row["path"] for row in rows] == sorted(map(str, (data / "val").rglob("*.jpg")))
+    different, apart = differences(rows, evaluated(finished, "32px"), data)
+    assert (different, apart < 1e-5) == (0, True)
+    assert differences(rows, evaluated(finished, "16px"), data)[1] > 1e-3  # control: another size says otherwise
+    assert {row["size"] for row in rows} == {"32"}
+
+
+def test_two_processes_write_the_same_rows_in_the_same_order(run: Runner, finished: Path, data: Path, tmp_path: Path):
+    words = (finished, data / "val", "--scales", "16,32", "--batch-size", "8")
+    assert predict(*words, "--output", "one.csv") == 0
+    done = run("recipes/predict.py", *map(str, words), "--output", "two.csv", launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    assert "50 predicted, written to two.csv" in done.stderr
+    one, two = rows_of("one.csv"), rows_of("two.csv")
+    assert [(row["path"], row["label"], row["size"]) for row in one] == [
+        (row["path"], row["label"], row["size"]) for row in two
+    ]
+    for mine, theirs in zip(one, two, strict=True):
+        assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-5)
+
+
+def test_probabilities_are_averaged_when_there_are_several_sizes_or_the_mirrored_image(finished: Path, data: Path):
+    words = (finished, data / "val" / "disc-stripes", "--output")
+    said = {}
+    for name, flags in {"16": ["--scales", "16"], "32": [], "both": ["--scales", "16,32"], "flip": ["--flip"]}.items():
+        assert predict(*words, f"{name}.jsonl", *flags) == 0
+        said[name] = [json.loads(line) for line in Path(f"{name}.jsonl").read_text().splitlines()]
+    for small, large, both in zip(said["16"], said["32"], said["both"], strict=True):
+        parts = [{best["label"]: best["probability"] for best in row["top"]} for row in (small, large)]
+        shared = {best["label"]: best["probability"] for best in both["top"] if all(best["label"] in p for p in parts)}
+        assert shared
+        for label, probability in shared.items():
+            assert probability == pytest.approx((parts[0][label] + parts[1][label]) / 2, abs=1e-6)
+        assert both["size"] == "16+32"
+    assert said["flip"] != said["32"]
+
+
+def test_each_image_ends_at_the_first_size_that_is_sure_enough_when_a_cascade_is_asked_for(
+    capsys, finished: Path, data: Path
+):
+    small, large = evaluated(finished, "16px"), evaluated(finished, "32px")
+    confidence = float(np.median([sure for _, sure in small.values()])) + 1e-4  # not at any image's own value
+    words = (finished, data / "val", "--cascade", "16,32", "--confidence", confidence)
+    assert predict(*words, "--output", "rows.csv", "--batch-size", "7") == 0
+    rows = rows_of("rows.csv")
+    for row in rows:
+        name = str(Path(row["path"]).relative_to(data))
+        expected = ("16", *small[name]) if small[name][1] >= confidence else ("32", *large[name])
+        assert (row["size"], row["label"]) == expected[:2]
+        assert float(row["probability"]) == pytest.approx(expected[2], abs=1e-5)
+    assert {row["size"] for row in rows} == {"16", "32"}
+    share = sum(row["size"] == "32" for row in rows) / len(rows)
+    told = capsys.readouterr().err
+    assert f"decided at 16 px {100 * (1 - share):.1f}%  32 px {100 * share:.1f}%" in told
+    assert re.search(r"[\d.]+x less compute than 32 px alone", told)
+
+
+@pytest.fixture
+def odd(tmp_path: Path, data: Path) -> Path:
+    """Two good images, four bad ones, what is hidden, and what is none."""
+    folder = tmp_path / "odd"
+    write_image(folder / "a.png")
+    write_image(folder / "below" / "b.jpg")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("not an image")
+    whole = next((data / "val").rglob("*.jpg")).read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    write_image(folder / ".hidden.png")
+    write_image(folder / ".cache" / "thumbnail.png")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_bad_files_have_their_reason_in_the_output_when_others_are_good(capsys, finished: Path, odd: Path, ending: str):
+    assert predict(finished, "odd", "missing.jpg", "--output", f"rows.{ending}") == 0
+    told = capsys.readouterr().err
+    text = Path(f"rows.{ending}").read_text()
+    rows = [json.loads(line) for line in text.splitlines()] if ending == "jsonl" else rows_of("rows.csv")
+    assert [row["path"] for row in rows] == [
+        "odd/a.png",
+        "odd/below/b.jpg",
+        "odd/empty.jpg",
+        "odd/gone.jpg",
+        "odd/text.png",
+        "odd/truncated.jpg",
+        "missing.jpg",
+    ]
+    good, bad = rows[:2], rows[2:]
+    assert all(row["label"] and not row["error"] for row in good)
+    assert all(not row["label"] and not row["probability"] and not row["size"] for row in bad)
+    reasons = [row["error"] for row in bad]
+    assert reasons[0] == "the file is empty"
+    assert reasons[1] == reasons[4] == "No such file or directory"
+    assert "truncated" in reasons[3]
+    assert "2 predicted, 5 cannot be read (column error), 1 other files left out" in told
+
+
+def test_the_exit_code_is_2_when_nothing_could_be_read(capsys, finished: Path, odd: Path):
+    assert predict(finished, "odd/empty.jpg", "odd/text.png", "--output", "rows.csv") == 2
+    assert "error: none of the 2 images can be read; the first: odd/empty.jpg" in capsys.readouterr().err
+    assert [bool(row["error"]) for row in rows_of("rows.csv")] == [True, True]
+
+
+def test_rows_go_to_standard_output_and_all_else_elsewhere_when_no_file_is_named(capfd, finished: Path, odd: Path):
+    assert predict(finished, odd / "a.png") == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines()[0] == ",".join([*FIELDS, "error"])
+    assert len(out.splitlines()) == 2
+    assert err == "images    1 predicted\n"
+
+
+def test_nothing_is_written_over_when_the_output_is_there(capsys, finished: Path, odd: Path):
+    Path("rows.csv").write_text("mine")
+    assert predict(finished, "odd", "--output", "rows.csv") == 2
+    assert "--output rows.csv: is there already" in capsys.readouterr().err
+    assert Path("rows.csv").read_text() == "mine"
+    assert predict(finished, "odd", "--output", "rows.csv", "--overwrite") == 0
+    assert len(rows_of("rows.csv")) == 6
+
+
+def test_a_full_disk_is_one_line_when_rows_are_written(capsys, finished: Path, odd: Path):
+    Path("full.csv").symlink_to("/dev/full")
+    assert predict(finished, "odd", "--output", "full.csv") == 1
+    err = capsys.readouterr().err
+    assert err == "error: full.csv: No space left on device; the rows before stand there whole\n"
+
+
+def started(finished: Path, *words: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "recipes/predict.py"), str(finished), *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_what_was_written_is_whole_when_it_is_stopped_by_ctrl_c(finished: Path, data: Path):
+    process = started(finished, *[data / "test"] * 200, "--output", "rows.csv", "--batch-size", "10")
+    while not (Path("rows.csv").exists() and Path("rows.csv").read_text().count("\n") > 10):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = err.splitlines()
+    rows = rows_of("rows.csv")
+    assert lines[0] == f"stopped   after {len(rows)} of 20000 images"
+    assert len(lines) == 2
+    assert Path("rows.csv").read_text().endswith(",\n")
+    assert all(row["label"] and row["error"] == "" for row in rows)
+
+
+def test_nothing_is_said_when_the_reader_has_seen_enough(finished: Path, data: Path):
+    process = started(finished, *[data / "test"] * 200, "--batch-size", "10")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("path,label")
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["RUN"], "PATH is missing"),
+        (["odd", "odd"], "odd: not a run directory: there is no config.yaml in it"),
+        (["RUN", "empty"], "empty: there are no images in it"),
+        (["RUN", "odd", "--scales", "small"], "--scales small"),
+        (["RUN", "odd", "--scales", "32,16"], "--scales 32,16: sizes must be ascending"),
+        (["RUN", "odd", "--cascade", "16"], "--cascade 16: needs two sizes or more"),
+        (["RUN", "odd", "--cascade", "32,16"], "--cascade 32,16: sizes must be ascending"),
+        (["RUN", "odd", "--cascade", "16,32", "--confidence", "1.5"], "--confidence 1.5"),
+        (["RUN", "odd", "--cascade", "16,32", "--scales", "16"], "--scales would be ignored with --cascade"),
+        (["RUN", "odd", "--confidence", "0.9"], "--confidence 0.9 would be ignored: it needs --cascade"),
+        (["RUN", "odd", "--output", "rows.txt"], "--output rows.txt: must end in .csv or .jsonl"),
+        (["RUN", "odd", "--output", "nowhere/rows.csv"], "--output nowhere/rows.csv: No such file or directory"),
+        (["RUN", "odd", "--batchsize", "3"], "there is no flag --batchsize; did you mean --batch-size?"),
+    ],
+)
+def test_a_command_is_refused_in_one_line_when_its_words_are_wrong(
+    capsys, finished: Path, odd: Path, tmp_path: Path, words: list[str], told: str
+):
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert predict(*(finished if word == "RUN" else word for word in words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert told in err
+    assert len(err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_is_refused_in_one_line_when_its_best_model_is_missing_or_damaged(
+    capsys, finished: Path, odd: Path, tmp_path: Path
+):
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    model = run / "best" / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-100] ^= 1
+    model.write_bytes(content)
+    assert predict(run, "odd") == 2
+    assert "best/model.safetensors: the best model cannot be read: it was changed" in capsys.readouterr().err
+    shutil.rmtree(run / "best")
+    assert predict(run, "odd") == 2
+    assert "there is no best model yet" in capsys.readouterr().err
+
+
+def test_help_is_complete_and_needs_no_torch_when_asked_for(tmp_path: Path):
+    command = [sys.executable, "-X", "importtime", str(ROOT / "recipes" / "predict.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    shown = set(re.findall(r"--[a-z][a-z-]*", done.stdout))
+    assert {f"--{name.replace('_', '-')}" for name in Predict.model_fields if name not in ("run", "paths")} <= shown
+    assert {"RUN", "PATHS"} <= {*re.findall(r"[A-Z]+", done.stdout)}
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "pydantic" in imported  # control
+    assert not imported & {"torch", "timm", "accelerate", "numpy", "PIL", "simplejpeg"}

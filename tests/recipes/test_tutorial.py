@@ -1,0 +1,105 @@
+"""A new user's path: every command and every piece of code of the tutorial, each as its own process, offline.
+
+Folder of images -> scan -> train -> report -> evaluate -> predict -> export -> plain timm, ONNX, a server.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TUTORIAL, re.S) for line in block.splitlines()]
+MAKE_PHOTOS, SERVE = re.findall(r"```python\n(.*?)```", TUTORIAL, re.S)
+LOAD = """
+import json, sys, timm, torch
+config = json.load(open("model/config.json"))
+model = timm.create_model("{arch}", num_classes=4, checkpoint_path="model/model.safetensors").eval()
+assert "toolkit" not in sys.modules
+print(model(torch.zeros(1, 3, 64, 64)).shape)
+"""
+
+
+def do(*words: str, folder: Path) -> str:
+    """Run a program in the user's folder without a network to speak of; returns what it printed."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's folder, in which all of it was done."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "make_photos.py").write_text(MAKE_PHOTOS)
+    do(sys.executable, "make_photos.py", folder=folder)
+    programs = {"python": sys.executable, "accelerate": str(Path(sys.executable).with_name("accelerate"))}
+    for command in COMMANDS:
+        first, *rest = shlex.split(command)
+        do(programs[first], *rest, folder=folder)
+    return folder
+
+
+def test_the_model_is_good_and_its_report_tells_so_when_it_was_trained(home: Path):
+    top1 = json.loads((home / "runs/photos/summary.json").read_text())["test"]["64px"]["top1"]
+    assert top1 > 75
+    page = (home / "runs/photos/report.html").read_text()
+    assert f"{top1:.1f}" in page
+
+
+def test_a_row_for_each_photo_agrees_with_its_folder_when_all_are_predicted(home: Path):
+    with (home / "photos.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["path"] for row in rows) == sorted(
+        str(path.relative_to(home)) for path in home.glob("photos/test/*/*")
+    )
+    right = sum(Path(row["path"]).parent.name == row["label"] for row in rows)
+    top1 = json.loads((home / "runs/photos/summary.json").read_text())["test"]["64px"]["top1"]
+    assert 100 * right / len(rows) == pytest.approx(top1)
+
+
+def test_plain_timm_loads_the_weights_when_they_were_exported(home: Path):
+    assert "torch.Size([1, 4])" in do(sys.executable, "-c", LOAD.format(arch="test_resnet"), folder=home)
+
+
+def test_a_photo_gets_its_label_when_the_model_is_served(home: Path):
+    (home / "serve.py").write_text(SERVE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "serve.py", "model", str(port)], cwd=home, stderr=subprocess.DEVNULL)
+    try:
+        said = {path: json.loads(post(port, path.read_bytes())) for path in (home / "photos/test").glob("*/00?.jpg")}
+    finally:
+        server.terminate()
+        server.wait()
+    assert all(sum(odds.values()) == pytest.approx(1, abs=1e-3) for odds in said.values())
+    with (home / "photos.csv").open(newline="") as file:
+        predicted = {Path(row["path"]).parts[-2:]: row["label"] for row in csv.DictReader(file)}
+    same = [max(odds, key=odds.__getitem__) == predicted[path.parts[-2:]] for path, odds in said.items()]
+    assert sum(same) >= 0.9 * len(same)  # resized by PIL there
+
+
+def post(port: int, content: bytes) -> bytes:
+    """The server's answer, once it is up."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(urllib.error.URLError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}", data=content, timeout=30).read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -1,0 +1,217 @@
+"""What a run's best model is worth and costs at any size: figures on labelled images, time and memory of one image."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from toolkit import console, device, machine, mistakes, quality, recalibration, storage
+from toolkit.contract import EvalSpec, at_size
+from toolkit.data.jobs import empty_batch
+from toolkit.data.pixels import Pixels
+from toolkit.errors import InputError
+from toolkit.evaluation import Evaluation, Evaluator
+from toolkit.labelled import other_images, own_images
+from toolkit.monitor import peak_memory_gb, reset_peak_memory
+from toolkit.rundir import Quarantine
+from toolkit.settings import Evaluate, Inference
+from toolkit.trained import Trained, open_trained
+
+WARM_UPS, LEAST_RUNS, MOST_RUNS, MOST_SECONDS = 5, 10, 100, 1.0  # of each timing
+MAX_LOSS = 0.5  # points of top-1
+UNREADABLE = "unreadable.jsonl"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image, from pixels on the host to logits there; `gmacs`: 10^9 multiply-adds.
+
+    `images_per_s`: of one process, in batches; `peak_memory_gb`: with such a batch, on a CPU the most so far.
+    """
+
+    gmacs: float
+    latency_p50_ms: float
+    latency_p95_ms: float
+    images_per_s: float
+    peak_memory_gb: float
+
+
+@dataclass(frozen=True)
+class Climb:
+    """What a cascade does on one split, against its last size alone: top-1 in percent, mean cost of an image.
+
+    `shares`: of the images that each size has the word on, in [0, 1].
+    """
+
+    top1: float
+    alone_top1: float
+    gmacs: float
+    alone_gmacs: float
+    shares: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Everything that was found out: `costs` by figure, `evaluations` and `climbs` by split.
+
+    `recalibrated`: sizes with new statistics, and the number of images that those are estimated on; `tuned_on`: the
+    split that `confidence` was chosen on, None where it was given.
+    """
+
+    trained: Trained
+    machine: str
+    specs: tuple[EvalSpec, ...]
+    costs: dict[str, Cost]
+    evaluations: dict[str, Evaluation]
+    recalibrated: tuple[list[int], int]
+    confidence: float | None
+    tuned_on: str | None
+    climbs: dict[str, Climb]
+
+
+def start_evaluator(trained: Trained, flags: Inference, unreadable: Path | None = None) -> Evaluator:
+    """The Accelerator and a run's model on it, in the run's precision unless told otherwise; `device.stop` ends it.
+
+    Images that cannot be read are left out and listed in the file `unreadable`, where there is one.
+    """
+    amp = trained.settings.amp if flags.amp is None else flags.amp
+    accelerator = device.start(trained.settings.model_copy(update={"amp": amp}))
+    console.start(accelerator.is_main_process)
+    place = accelerator.device
+    return Evaluator(
+        accelerator,
+        trained.model.to(place),
+        trained.mean.to(place),
+        trained.std.to(place),
+        flags.batch_size,
+        machine.loader_threads() if flags.num_workers is None else flags.num_workers,
+        trained.settings.loader_timeout_s,
+        quarantine=Quarantine(unreadable, accelerator.process_index) if unreadable else None,
+        flip=flags.flip,
+    )
+
+
+def assess(flags: Evaluate, folder: Path) -> Assessment:
+    """Measure and evaluate; what was said of each image is written to `folder`. Raises InputError."""
+    trained = open_trained(flags.run, [*(flags.scales or ()), *(flags.cascade or ())])
+    sizes = tuple(sorted({*(flags.scales or trained.sizes), *(flags.cascade or ())}))
+    specs = tuple(at_size(size) for size in sizes)
+    if flags.average:
+        if len(sizes) == 1:
+            raise InputError(f"--average would be ignored with one size, {sizes[0]} px: give more --scales or drop it")
+        specs += (EvalSpec(f"{'+'.join(map(str, sizes))}px", sizes),)
+    storage.make_folder(folder)
+    if machine.is_main_process():
+        (folder / UNREADABLE).unlink(missing_ok=True)  # of an earlier evaluation
+    evaluator = start_evaluator(trained, flags, folder / UNREADABLE)
+    try:
+        return _assess(flags, folder, trained, specs, evaluator)
+    finally:
+        device.stop()
+
+
+def _assess(
+    flags: Evaluate, folder: Path, trained: Trained, specs: tuple[EvalSpec, ...], evaluator: Evaluator
+) -> Assessment:
+    accelerator = evaluator.accelerator
+    needs_own = flags.data_root is None or flags.recalibrate or (flags.cascade and flags.confidence is None)
+    own = own_images(trained) if needs_own else {}
+    images = _chosen(flags, own if flags.data_root is None else other_images(trained, flags.data_root))
+    recalibrated = _recalibrate(trained, evaluator, own, specs) if flags.recalibrate else ([], 0)
+    costs = {spec.name: _measure(evaluator, spec, trained.gmacs) for spec in specs}
+    evaluations = {split: evaluator.evaluate(pixels, specs) for split, pixels in images.items()}
+    confidence, climbs, tuned_on = flags.confidence, {}, None
+    if flags.cascade:
+        names, gmacs = (
+            [at_size(size).name for size in flags.cascade],
+            [costs[at_size(size).name].gmacs for size in flags.cascade],
+        )
+        if confidence is None:
+            tuned_on = "val"
+            same = flags.data_root is None and "val" in evaluations
+            known = evaluations["val"] if same else evaluator.evaluate(own["val"], specs)
+            max_loss = MAX_LOSS if flags.max_loss is None else flags.max_loss
+            confidence = quality.cheapest_confidence(known.predictions, names, gmacs, max_loss)
+        climbs = {
+            split: climb(evaluation, flags.cascade, gmacs, confidence) for split, evaluation in evaluations.items()
+        }
+    if accelerator.is_main_process:
+        for split, evaluation in evaluations.items():
+            mistakes.write(folder / "predictions", split, evaluation.predictions, images[split])
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
+    words = (
+        f"{accelerator.device.type}, {accelerator.num_processes} process(es), {torch.get_num_threads()} threads each"
+    )
+    return Assessment(
+        trained, f"{words}, {precision}", specs, costs, evaluations, recalibrated, confidence, tuned_on, climbs
+    )
+
+
+def _chosen(flags: Evaluate, images: Mapping[str, Pixels]) -> dict[str, Pixels]:
+    """The split that was asked for, else all but train; raises InputError where there is none."""
+    names = [flags.split] if flags.split else [name for name in images if name != "train"]
+    if not names or names[0] not in images:
+        there = ", ".join(images)
+        raise InputError(f"--split {flags.split or 'val or test'}: the data has none; give one of: {there}")
+    return {name: images[name] for name in names}
+
+
+def _recalibrate(
+    trained: Trained, evaluator: Evaluator, own: Mapping[str, Pixels], specs: Sequence[EvalSpec]
+) -> tuple[list[int], int]:
+    sizes = recalibration.unseen(evaluator, sorted({size for spec in specs for size in spec.sizes}))
+    if not sizes:
+        known = ", ".join(map(str, evaluator.model.policy.scales))
+        raise InputError(
+            f"--recalibrate would be ignored: no size asked for is other than {known} px of training, or "
+            f"{trained.settings.arch} has no BatchNorm; drop it"
+        )
+    return sizes, recalibration.recalibrate(evaluator, own["train"], sizes, trained.settings.seed)
+
+
+def climb(evaluation: Evaluation, sizes: Sequence[int], gmacs: Sequence[float], confidence: float) -> Climb:
+    """What going up through `sizes` px, with `gmacs` each, does on a split that was evaluated at all of them."""
+    names, predictions = [at_size(size).name for size in sizes], evaluation.predictions
+    found, alone = quality.cascade(predictions, names, confidence), predictions.of(names[-1])
+    shares = np.bincount(found.decided, minlength=len(sizes)) / len(found.decided)
+    return Climb(
+        quality.accuracy(found.answers),
+        quality.accuracy(alone),
+        found.cost(gmacs),
+        gmacs[-1],
+        dict(zip(sizes, shares.tolist(), strict=True)),
+    )
+
+
+def _measure(evaluator: Evaluator, spec: EvalSpec, gmacs: Mapping[int, float]) -> Cost:
+    """On the main process, while the others wait."""
+    evaluator.accelerator.wait_for_everyone()
+    place, passes = evaluator.accelerator.device, 1 + evaluator.flip
+    reset_peak_memory(place)
+    one = _seconds(evaluator, spec, 1) if evaluator.accelerator.is_main_process else [0.0]
+    many = _seconds(evaluator, spec, evaluator.batch_size) if evaluator.accelerator.is_main_process else [1.0]
+    evaluator.accelerator.wait_for_everyone()
+    return Cost(
+        gmacs=passes * sum(gmacs[size] for size in spec.sizes),
+        latency_p50_ms=1000 * statistics.median(one),
+        latency_p95_ms=1000 * float(np.percentile(one, 95)),
+        images_per_s=evaluator.batch_size / statistics.median(many),
+        peak_memory_gb=peak_memory_gb(place),
+    )
+
+
+def _seconds(evaluator: Evaluator, spec: EvalSpec, count: int) -> list[float]:
+    """Of each forward of so many images, from pixels on the host to logits there."""
+    images = {size: empty_batch(count, size).random_(0, 256) for size in spec.sizes}
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < WARM_UPS + LEAST_RUNS or (len(times) < MOST_RUNS and time.perf_counter() - begun < MOST_SECONDS):
+        started = time.perf_counter()
+        for logits in evaluator.logits(images).values():
+            logits.cpu()  # waits for the device
+        times.append(time.perf_counter() - started)
+    return times[WARM_UPS:]

@@ -1,0 +1,60 @@
+"""Labelled images for a finished run: its own data as it was split, or other data with the same classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit import storage
+from toolkit.data.index import Index
+from toolkit.data.pixels import Pixels
+from toolkit.data.sources.files import index_files
+from toolkit.data.sources.folders import TRAIN, class_folders, find_split, list_images
+from toolkit.data.sources.shards import holds_shards
+from toolkit.data.splits import find_splits, open_splits
+from toolkit.errors import InputError
+from toolkit.trained import Trained
+
+
+def own_images(trained: Trained) -> dict[str, Pixels]:
+    """The run's own images by split, train among them; raises InputError where they are gone."""
+    splits = open_splits(trained.settings, trained.strategy.selection().sizes[-1])
+    _check_classes(trained.settings.data_root, splits.classes, trained.classes)
+    return {name: Pixels(index) for name, index in splits.all().items()}
+
+
+def other_images(trained: Trained, data_root: str) -> dict[str, Pixels]:
+    """Other data by split, or a folder of class folders by its own name; raises InputError on other classes."""
+    root = Path(data_root).expanduser()
+    if root.is_dir() and not holds_shards(root) and not find_split(root, TRAIN) and not find_split(root, TRAIN, ".csv"):
+        return {root.resolve().name: Pixels(_class_folders(root, trained))}
+    fresh = {"data_root": data_root, "val_split": None, "synthetic_size": None, "synthetic_count": None}
+    found, source = find_splits(trained.settings.model_copy(update=fresh), trained.strategy.selection().sizes[-1])
+    _check_classes(source, found.classes, trained.classes)
+    named = {"train": found.train, "val": found.val, "test": found.test}
+    return {name: Pixels(index) for name, index in named.items() if index is not None}
+
+
+def _class_folders(root: Path, trained: Trained) -> Index:
+    """Images of some or all of the classes."""
+    names: list[str] = []
+    labels: list[int] = []
+    folders = class_folders(root)
+    if not folders or not {*folders} <= {*trained.classes}:
+        _check_classes(str(root), folders, trained.classes)
+    for folder in folders:
+        images = list_images(root / folder).images
+        names += [f"{folder}/{image}" for image in images]
+        labels += [trained.classes.index(folder)] * len(images)
+    if not names:
+        raise InputError(f"--data-root {root}: there are no images in its class folders")
+    return index_files(root, names, labels, trained.settings.cache_dir or storage.cache_dir())
+
+
+def _check_classes(source: str, classes: Sequence[str], known: Sequence[str]) -> None:
+    """Raises InputError unless the names are the run's, in its order."""
+    if tuple(classes) == tuple(known):
+        return
+    unknown, lacking = sorted({*classes} - {*known}), sorted({*known} - {*classes})
+    told = [f"{name!r} is no class of the run" for name in unknown[:3]] + [
+        f"{name!r} is missing" for name in lacking[:3]
+    ]
+    raise InputError(f"--data-root {source}: other classes than the run's: {', '.join(told) or 'in another order'}")
