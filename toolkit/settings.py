@@ -371,6 +371,15 @@ class Verify(Section):
     )
 
 
+class WorkspaceLayout(Section):
+    """Workspace layout"""
+
+    project: str = Field(description="on wandb: ENTITY/PROJECT, or PROJECT of your default entity")
+    output: Path | None = Field(
+        None, description="write the layout into this JSON file and save nothing on wandb: needs no key and no network"
+    )
+
+
 def default_scales(data_root: str) -> tuple[int, ...]:
     return (20, 32, 64) if data_root == SYNTHETIC else (64, 112, 224)
 

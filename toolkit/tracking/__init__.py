@@ -142,8 +142,8 @@ class Tracking:
             found, step = mistakes(), progress.best_step
             if found is not None and not self._repeated(dashboard, progress.step, Row.END):
                 errors = errors_of(found, self._directory.classes(), self._selection)
-                dashboard.show(errors, progress.step)
                 self.log({**values, **errors.numbers}, progress.step, progress.epoch, Row.END)
+                dashboard.show(errors, progress.step)
             if self._settings.wandb_artifact and self._notes.model != step:
                 dashboard.keep_model(self._directory.path, {**progress.best, **values})
                 self._notes.model = step

@@ -66,5 +66,7 @@ class OnTrackio(Dashboard):
         self.tracker.log(tables, step=step)
 
     def finish(self, exit_code: int) -> None:
+        import trackio
+
         with contextlib.redirect_stdout(io.StringIO()):
-            self.tracker.finish()
+            trackio.finish()  # the tracker's would leave it to be finished, and said, once more at the process's end

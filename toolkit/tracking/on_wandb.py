@@ -94,7 +94,7 @@ def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         log.info("wandb     offline: %s; %s", str(error).splitlines()[0], later)
         return start("offline")
-    log.info("wandb     %s", tracker.run.url or (f"offline: {later}" if mode == "offline" else mode))
+    log.info("wandb     %s", {"offline": f"offline: {later}", "disabled": mode}.get(mode) or tracker.run.url)
     return tracker
 
 
@@ -145,9 +145,8 @@ class OnWandb(Dashboard):
 
     def keep_model(self, folder: Path, metadata: Mapping[str, Any]) -> None:
         artifact = wandb.Artifact(f"model-{self.tracker.run.id}", "model", metadata=dict(metadata))
-        artifact.add_dir(str(folder / "best"))
-        for name in ("config.yaml", "class_map.json"):
-            artifact.add_file(str(folder / name))
+        for file in (*sorted((folder / "best").iterdir()), folder / "config.yaml", folder / "class_map.json"):
+            artifact.add_file(str(file))
         self.tracker.run.log_artifact(artifact, aliases=["best", f"step-{metadata['step']}"])
 
     def finish(self, exit_code: int) -> None:

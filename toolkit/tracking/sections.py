@@ -7,7 +7,7 @@ SECTIONS = {
     "optimisation": ("lr", "gradient_norm", "clipped_share", "gradient_scale", "skipped_steps"),
     "throughput": (
         "images_per_s",
-        "images_per_s_per_process",
+        "images_per_s_per_device",
         "data_wait_share",
         "step_p50_ms",
         "step_p95_ms",
@@ -43,7 +43,7 @@ def of_epoch(row: Mapping[str, Any], processes: int, machines: float, hourly_cos
     size = row["sizes"]
     more = {
         "largest_size_px": int(size.split("+")[-1]),
-        "images_per_s_per_process": row["images_per_s"] / processes,
+        "images_per_s_per_device": row["images_per_s"] / processes,
     }
     if "peak_memory_gb" in row:
         more[f"peak_memory_gb/{size}px"] = row["peak_memory_gb"]
