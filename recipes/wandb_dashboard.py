@@ -20,10 +20,15 @@ def lay_out(argv: Sequence[str] | None) -> None:
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise InputError("the package is not installed: pip install wandb-workspaces")
 
-    import wandb  # heavy imports come after parsing
+    from toolkit.tracking.on_wandb import why_offline  # heavy imports come after parsing
+
+    missing = None if flags.output else why_offline()
+    if missing:
+        raise InputError(f"{flags.project}: {missing}: `wandb login` where there is a network, or give --output FILE")
+
+    import wandb
 
     from toolkit import storage
-    from toolkit.tracking.on_wandb import why_offline
     from toolkit.tracking.workspace import workspace
 
     if flags.output:
@@ -33,11 +38,6 @@ def lay_out(argv: Sequence[str] | None) -> None:
             raise InputError(f"--output {flags.output}: {error.strerror}") from None
         print(f"wrote     {flags.output}")
         return
-    missing = why_offline()
-    if missing:
-        raise InputError(
-            f"{flags.project}: {missing}: `wandb login` on a machine with a network, or give --output FILE"
-        )
     try:
         view = workspace(entity or wandb.Api().default_entity, project).save()
     except Exception as error:  # whatever wandb's client raises for what its server says
