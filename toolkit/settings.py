@@ -266,8 +266,6 @@ class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
             raise InputError(f"--wandb-mode and --wandb-artifact would be ignored with --log-with {self.log_with}")
         if self.log_with not in ("wandb", "trackio") and self.wandb_project != WANDB_PROJECT:
             raise InputError(f"--wandb-project would be ignored with --log-with {self.log_with}")
-        if self.log_with == "none" and self.hourly_cost is not None:
-            raise InputError("--hourly-cost would be ignored with --log-with none")
         if self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup_epochs:g} must be smaller than --epochs {self.epochs}, "
