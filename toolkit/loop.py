@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from toolkit.selection import select
 from toolkit.settings import Settings
 from toolkit.setup import Run, claim_place, set_up
 from toolkit.summary import note_end, summarise
+from toolkit.tracking import Row
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +83,8 @@ def _train_or_save(run: Run) -> dict[str, Any]:
     """Train; on a preemption save what was done since the last checkpoint, before raising it."""
     try:
         return _train(run)
-    except PreemptedError:
-        run.tracking.preempting()
+    except PreemptedError as error:
+        run.tracking.preempting(str(error), run.progress.step)
         if run.saver.newest != run.progress.at():
             check_finite(run, run.agreement.ask(force=True).first_bad)
             _save(run, next(run.epochs()))
@@ -123,6 +125,7 @@ def _train(run: Run) -> dict[str, Any]:
                 _close_epoch(run, epoch, means, rate)
             return _finish(run)
         except NonFiniteError as error:
+            run.tracking.alert("Diverged", str(error), run.progress.step)
             roll_back(run, error)
 
 
@@ -201,23 +204,20 @@ def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float) -
     progress.epoch = epoch.number + 1
     progress.wall_seconds += run.wall.lap()
     values = {**means, "lr": learning_rate, **_columns(scores), "images_per_s": rate}
-    run.tracking.log(
-        {**values, f"best/{strategy.selection().name}/top1": progress.best_top1 or 0.0}, progress.step, epoch.number + 1
-    )
     sizes = "+".join(map(str, epoch.phase.sizes))
+    row = {
+        "epoch": epoch.number,
+        "step": progress.step,
+        "images_seen": progress.images_seen,
+        "phase": epoch.phase.index,
+        "sizes": sizes,
+        **values,
+        "train_seconds": progress.train_seconds,
+        "wall_seconds": progress.wall_seconds,
+    }
+    run.tracking.log({**row, "best_top1": progress.best_top1}, progress.step, epoch.number + 1, Row.EPOCH)
     if run.accelerator.is_main_process:
-        run.directory.add_metrics(
-            {
-                "epoch": epoch.number,
-                "step": progress.step,
-                "images_seen": progress.images_seen,
-                "phase": epoch.phase.index,
-                "sizes": sizes,
-                **values,
-                "train_seconds": progress.train_seconds,
-                "wall_seconds": progress.wall_seconds,
-            }
-        )
+        run.directory.add_metrics(row)
     run.meter.restart({}, run.accelerator.device)
     _save(run, epoch, improved)
     log.info(
@@ -280,8 +280,12 @@ def _finish(run: Run) -> dict[str, Any]:
         for spec, score in scores["val"].items()
         for figure, value in (("top1", score.top1), ("top5", score.top5))
     }
-    final |= {f"test/{column}": value for column, value in _columns(scores.get("test", {})).items()}
-    run.tracking.log(final, progress.step, progress.step / run.plan.steps * run.settings.epochs)
+    final |= {
+        f"{split}/{column}": value
+        for split in scores.keys() - {"val"}
+        for column, value in _columns(scores[split]).items()
+    }
+    run.tracking.conclude(final, progress, partial(mistakes.read, run.directory.predictions, "val"))
     summary = summarise(
         run,
         {

@@ -226,10 +226,16 @@ class Output(Section):
     )
     save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
     keep: int = Field(3, ge=2, description="newest checkpoints that stay; the best one stays too")
-    log_with: Literal["wandb", "tensorboard", "none"] = Field("wandb", description="dashboard")
-    wandb_project: str = Field(WANDB_PROJECT, description="project on the dashboard")
+    log_with: Literal["wandb", "tensorboard", "trackio", "none"] = Field(
+        "wandb", description="dashboard; trackio is one on this machine, without an account"
+    )
+    wandb_project: str = Field(WANDB_PROJECT, description="project on the dashboard, of wandb or trackio")
     wandb_mode: Literal["auto", "online", "offline"] = Field(
         "auto", description="auto: online where there is a key and a network, else offline"
+    )
+    wandb_artifact: bool = Field(False, description="upload the best model to wandb at the run's end")
+    hourly_cost: float | None = Field(
+        None, gt=0, description="price of one machine for an hour, in any currency; shown with the run (unset: not)"
     )
     record_samples: bool = Field(False, description="write every delivered sample to samples.jsonl, as a proof")
 
@@ -256,8 +262,10 @@ class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
             )
         if self.min_delta and self.patience is None and self.scheduler != "plateau":
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
-        if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_project != WANDB_PROJECT):
-            raise InputError(f"--wandb-mode and --wandb-project would be ignored with --log-with {self.log_with}")
+        if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_artifact):
+            raise InputError(f"--wandb-mode and --wandb-artifact would be ignored with --log-with {self.log_with}")
+        if self.log_with not in ("wandb", "trackio") and self.wandb_project != WANDB_PROJECT:
+            raise InputError(f"--wandb-project would be ignored with --log-with {self.log_with}")
         if self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup_epochs:g} must be smaller than --epochs {self.epochs}, "
@@ -464,6 +472,15 @@ class Predict(Inference):
         if self.output == "-" and self.overwrite:
             raise InputError("--overwrite would be ignored: it needs --output")
         return self
+
+
+class WorkspaceLayout(Section):
+    """Workspace layout"""
+
+    project: str = Field(description="on wandb: ENTITY/PROJECT, or PROJECT of your default entity")
+    output: Path | None = Field(
+        None, description="write the layout into this JSON file and save nothing on wandb: needs no key and no network"
+    )
 
 
 def default_scales(data_root: str) -> tuple[int, ...]:

@@ -131,7 +131,6 @@ def set_up(
         keep_best(directory, progress)
         directory.cut_to(progress)
     accelerator.wait_for_everyone()
-    panel = [spec.name for spec in strategy.panel()]
     cloud = clouds.cloud(settings.cloud)
     preemption.watch(cloud.provider)
     quarantine = Quarantine(directory.quarantine, accelerator.process_index)
@@ -158,7 +157,7 @@ def set_up(
         directory=directory,
         samples=SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
         quarantine=quarantine,
-        tracking=Tracking.start(settings, shown, directory.path, panel, main),
+        tracking=Tracking.start(settings, shown, directory, strategy, progress, accelerator),
         progress=progress,
         facts=facts,
         saver=Saver(accelerator, directory.store, directory.best, progress.at() if place.start else None),

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from toolkit import device
+from toolkit.command import EXIT_CODES
 from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError
 from toolkit.monitor import peak_memory_gb
 from toolkit.setup import Run
@@ -63,15 +64,15 @@ def note_end(run: Run, error: Exception, cause: Exception | None) -> None:
             run.directory.write_summary(summarise(run, {"exit_reason": reason}))
         except OSError as failure:  # of the full disk that may be the cause
             log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
+    if cause is not None and not known_to_all:
+        device.leave()  # the others notice now, and find the cause told above
+    run.tracking.finish(EXIT_CODES.get(type(cause or error), 1))
     if known_to_all:
         _leave_together(run, cause)
-    elif cause is not None:
-        device.leave()  # the others notice now, and find the cause told above
 
 
 def _leave_together(run: Run, cause: Exception | None) -> None:
     """Wait until rank 0 has closed its records, too: when one process leaves, the launcher ends the others."""
-    run.tracking.finish()
     if isinstance(cause, PreemptedError):
         run.preemption.saved()
     with contextlib.suppress(RuntimeError):  # another process is gone already: what there is to say is said

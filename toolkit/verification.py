@@ -67,8 +67,8 @@ def plan(flags: Verify) -> Plan:
         raise InputError(f"--save-every-steps {own} in the command and {flags.save_every_steps} before it: drop one")
     every = int(own or flags.save_every_steps or max(1, flags.steps // 6))
     ours = ("--save-every-steps", str(every), "--keep", str(KEPT), "--record-samples")
-    # All three, as the command or its --config may name a project, which nothing but wandb may have.
-    quiet = ("--log-with", "none", "--wandb-mode", "auto", "--wandb-project", WANDB_PROJECT)
+    # All of them, as the command or its --config may ask for what nothing but wandb has.
+    quiet = ("--log-with", "none", "--wandb-mode", "auto", "--wandb-project", WANDB_PROJECT, "--no-wandb-artifact")
     return Plan((*command, *ours, *quiet), -(-flags.steps // every) * every, every)
 
 
