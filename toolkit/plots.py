@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 
 from toolkit.history import Band
 from toolkit.quality import Bin
@@ -62,12 +62,13 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One series over epochs; `label` stands at its end, empty: nothing does."""
+    """One series over epochs; `label` stands at its end, empty: nothing does; `ring` is the place of a marked point."""
 
     label: str
     values: np.ndarray
     colour: str = INK
     dotted: bool = False
+    ring: int | None = None
 
 
 # From small scales to large ones; lightness runs one way, so that they differ without hue, too.
@@ -86,14 +87,14 @@ def scale_colour(place: int) -> str:
 
 
 @contextmanager
-def _drawing(name: str, description: str, height: int = HEIGHT) -> Iterator[tuple[Figure, list[str]]]:
+def _drawing(name: str, description: str, height: int = HEIGHT, top: int = TOP) -> Iterator[tuple[Figure, list[str]]]:
     """A figure in our style; what it became, once the block ends, is the list's only element."""
     svg: list[str] = []
     style: Any = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
         figure.subplots_adjust(
-            left=LEFT / WIDTH, right=1 - RIGHT / WIDTH, bottom=BOTTOM / height, top=1 - TOP / height, hspace=0.32
+            left=LEFT / WIDTH, right=1 - RIGHT / WIDTH, bottom=BOTTOM / height, top=1 - top / height, hspace=0.32
         )
         yield figure, svg
         text = io.StringIO()
@@ -123,7 +124,7 @@ def over_epochs(
     name: str, epochs: np.ndarray, lines: Sequence[Line], bands: Sequence[Band], unit: str = "", floor: bool = False
 ) -> str:
     """Lines over epochs, labelled at their ends, with the phases behind them; `floor`: the axis starts at 0."""
-    with _drawing(name, f"{name} over epochs") as (figure, svg):
+    with _drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (figure, svg):
         axes = figure.add_subplot()
         for line in lines:
             there = np.isfinite(line.values)
@@ -139,6 +140,8 @@ def over_epochs(
                 dash_capstyle="round",
                 clip_on=False,
             )
+            if line.ring is not None:
+                _point(axes, epochs[line.ring], line.values[line.ring], line.colour, filled=False)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -268,12 +271,12 @@ def reliability_diagram(bins: Sequence[Bin], colour: str) -> str:
         left, width = [b.low for b in bins], [b.high - b.low for b in bins]
         upper.bar(left, [b.accuracy for b in bins], width, align="edge", color=colour, alpha=0.85, linewidth=0)
         upper.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
-        upper.annotate("right as often as sure", (1, 1), (-6, 4), textcoords="offset points", ha="right", va="bottom")
+        upper.annotate("perfectly calibrated", (1, 1), (-6, 4), textcoords="offset points", ha="right", va="bottom")
         upper.set(xlim=(0, 1), ylim=(0, 1.08))
         lower.bar(left, [b.images for b in bins], width, align="edge", color=MUTED, alpha=0.6, linewidth=0)
         lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         for axis in (upper.xaxis, upper.yaxis):
-            axis.set_major_locator(MaxNLocator(4))
+            axis.set_major_locator(MultipleLocator(0.25))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
         upper.set_title("share that is right", loc="left", size=11, color=MUTED, pad=6, x=0)
         lower.set_title("images", loc="left", size=11, color=MUTED, pad=4, x=0)

@@ -43,7 +43,7 @@ def render(records: Records) -> str:
             splits=[split for split in SPLIT_NAMES if any(split in row.splits for row in table)],
             split_names=SPLIT_NAMES,
             as_of=datetime.fromtimestamp(records.as_of).strftime("%Y-%m-%d %H:%M"),
-            against_size=_against_size(table),
+            against_size=_against_size(table, records.summary.get("device", "")),
             learning=_learning(records),
             parts=time_parts(records.history),
             facts=_facts(records),
@@ -84,7 +84,7 @@ def _spoken(name: str) -> str:
     return f"{name[:-2]} px" if name.endswith("px") and name[:-2].isdigit() else name
 
 
-def _against_size(table: Sequence[Row]) -> Plot | None:
+def _against_size(table: Sequence[Row], device: str) -> Plot | None:
     """Accuracy, and the latency where it was measured, at several sizes."""
     at = [row for row in table if row.name.endswith("px") and row.name[:-2].isdigit()]
     if len(at) < 2:
@@ -96,7 +96,7 @@ def _against_size(table: Sequence[Row]) -> Plot | None:
     }
     latency = [row.latency_ms for row in at]
     sizes, colours = [int(row.name[:-2]) for row in at], [scale_colour(row.place) for row in at]
-    note = "Below: median time of one image, from its pixels to the answer." if None not in latency else ""
+    note = f"Below: median time for one image alone, on {device}." if None not in latency else ""
     return Plot("Top-1 against image size", Markup(over_sizes(sizes, colours, accuracy, latency)), note)
 
 
@@ -108,24 +108,20 @@ def _learning(records: Records) -> list[Plot]:
 
     def line(name: str, column: str, dotted: bool = False, label: bool = True) -> list[Line]:
         values = history.get(column)
-        return (
-            [] if values is None else [Line(_spoken(name) if label else "", values, scale_colour(places[name]), dotted)]
-        )
+        if values is None:
+            return []
+        ring = records.best_row if column == f"{records.target}/top1" else None
+        return [Line(_spoken(name) if label else "", values, scale_colour(places[name]), dotted, ring)]
 
     evaluated, trained = history.evaluated(), history.trained()
     lines = [new for name in evaluated for new in line(name, f"{name}/loss")]
     lines += [new for name in trained for new in line(name, f"train_loss/{name}", True, name not in evaluated)]
     if not trained and (total := history.get("train_loss")) is not None:
         lines.append(Line("training", total, MUTED, True))
+    accuracy = [new for name in evaluated for new in line(name, f"{name}/top1")]
     plots = [
         ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
-        (
-            "Top-1 accuracy on validation",
-            [new for name in evaluated for new in line(name, f"{name}/top1")],
-            "%",
-            False,
-            "",
-        ),
+        ("Top-1 accuracy on validation", accuracy, "%", False, "Ring: the best epoch."),
         ("Learning rate", _single(history.get("lr")), "", True, ""),
         ("Strength of the augmentation", _single(_varying(history.get("strength"))), "", True, ""),
         ("Gradient norm before the clip", _single(history.get("gradient_norm")), "", True, ""),
@@ -182,7 +178,7 @@ def _facts(records: Records) -> list[tuple[str, str]]:
         summary.get("images_per_s", last("images_per_s")),
         summary.get("peak_memory_gb", last("peak_memory_gb")),
     )
-    machine = f"{summary['processes']} x {summary['device']}" if summary.get("device") else None
+    machine = f"{summary['processes']} on {summary['device']}" if summary.get("device") else None
     skipped, clipped, norm = last("skipped_steps"), last("clipped_share"), last("gradient_norm")
     found = {
         "optimizer steps": steps and f"{int(steps):,}",
