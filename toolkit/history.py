@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -39,8 +40,8 @@ class History:
     def bands(self) -> list[Band]:
         """The phases, where there is more than one."""
         starts = [i for i in range(len(self)) if i == 0 or self.phases[i] != self.phases[i - 1]]
-        ends = [*(start - 1 for start in starts[1:]), len(self) - 1]
-        bands = [Band(self.epochs[a], self.epochs[b], self.sizes[a]) for a, b in zip(starts, ends, strict=True)]
+        stretches = pairwise([*starts, len(self)])
+        bands = [Band(self.epochs[start], self.epochs[end - 1], self.sizes[start]) for start, end in stretches]
         return bands if len(bands) > 1 else []
 
     def evaluated(self) -> list[str]:

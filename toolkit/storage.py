@@ -29,7 +29,7 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either the old one or the new one, never half of it."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # several processes may write the same file
-    staging.write_text(text, encoding="utf-8")
+    staging.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be text
     sync(staging)
     os.replace(staging, path)
     sync(path.parent)
