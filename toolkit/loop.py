@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from toolkit import checkpoint, console, device, mistakes
+from toolkit import checkpoint, console, device, mistakes, report
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
@@ -220,6 +220,8 @@ def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float) -
         run.directory.add_metrics(row)
     run.meter.restart({}, run.accelerator.device)
     _save(run, epoch, improved)
+    if run.accelerator.is_main_process:
+        report.refresh(run.directory.path)
     log.info(
         "epoch %3d  %s px  loss %.4f  top-1 %s%s  %.0f images/s",
         epoch.number,
@@ -270,6 +272,7 @@ def _finish(run: Run) -> dict[str, Any]:
         log.info("%s, best model (epoch %s)", name, facts["epoch"])
         for spec, score in of_split.items():
             log.info("  %6s  %s", spec, score)
+    latency_ms = run.evaluator.latency_ms(panel) if run.accelerator.is_main_process else {}
     for name, raw in run.learner.weights.raw().items():
         run.evaluator.load(raw)
         scores[name] = run.evaluator.score(run.feed.evaluated["val"], panel)
@@ -290,10 +293,14 @@ def _finish(run: Run) -> dict[str, Any]:
         run,
         {
             "exit_reason": "early stop" if progress.stopped_early else "done",
+            "latency_ms": latency_ms,
             **{name: {spec: asdict(score) for spec, score in of_split.items()} for name, of_split in scores.items()},
         },
     )
     if run.accelerator.is_main_process:
         run.directory.write_summary(summary)
-    log.info("wrote     %s: config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path)
+        report.refresh(run.directory.path, ended=True)
+    log.info(
+        "wrote     %s: report.html, config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path
+    )
     return summary

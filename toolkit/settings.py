@@ -530,3 +530,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=120)
+
+
+class Report(Section):
+    """Report"""
+
+    run: Path = Field(description="a run directory")

@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from toolkit import device
+from toolkit import device, report
 from toolkit.command import EXIT_CODES
 from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError
 from toolkit.monitor import peak_memory_gb
@@ -66,6 +66,8 @@ def note_end(run: Run, error: Exception, cause: Exception | None) -> None:
             log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
     if cause is not None and not known_to_all:
         device.leave()  # the others notice now, and find the cause told above
+    if run.accelerator.is_main_process:
+        report.refresh(run.directory.path, ended=True)
     run.tracking.finish(EXIT_CODES.get(type(cause or error), 1))
     if known_to_all:
         _leave_together(run, cause)
