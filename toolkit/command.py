@@ -36,10 +36,10 @@ class Command:
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The values of a Literal, also of an optional one."""
+    """The values of a Literal, also of an optional one, or of a list of them."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
-    return next((_choices(part) for part in get_args(annotation) if get_origin(part) is Literal), ())
+    return next(filter(None, map(_choices, get_args(annotation))), ())
 
 
 def _metavar(annotation: Any) -> str:

@@ -43,12 +43,26 @@ class ResumeError(RuntimeError):
     """A killed run did not go on, or did not end like an undisturbed one: exit code 1."""
 
 
+class ExportError(RuntimeError):
+    """An exported model cannot be made, or does not say what the run's own says: one line with both, exit code 1."""
+
+
 class PeerError(RuntimeError):
     """Another process of the run is gone: one line that points to its message, exit code 1."""
 
 
 WORKER_DIED = "a loader process died, killed or out of memory"
-EXPECTED = (InputError, NonFiniteError, LoaderError, SaveError, DiskError, PreemptedError, ResumeError, PeerError)
+EXPECTED = (
+    InputError,
+    NonFiniteError,
+    LoaderError,
+    SaveError,
+    DiskError,
+    PreemptedError,
+    ResumeError,
+    ExportError,
+    PeerError,
+)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of a disk, not of our code
 
 

@@ -48,6 +48,7 @@ def _split_pairs(value: Any) -> Any:
 
 
 Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_numbers), Field(min_length=1)]
+Format = Literal["safetensors", "onnx", "pt2"]
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
 
 
@@ -481,6 +482,23 @@ class WorkspaceLayout(Section):
     output: Path | None = Field(
         None, description="write the layout into this JSON file and save nothing on wandb: needs no key and no network"
     )
+
+
+class Export(Section):
+    """Export"""
+
+    run: Path = Field(description="the run directory")
+    scale: PositiveInt | None = Field(
+        None, description="size to export for, px, with its own normalisation (unset: the size that chose the model)"
+    )
+    formats: Annotated[tuple[Format, ...], BeforeValidator(_split_numbers), Field(min_length=1)] | None = Field(
+        None, description="what to write, comma-separated: safetensors, onnx, pt2 (unset: all that can be made here)"
+    )
+    data_root: str | None = Field(
+        None, description="where the run's images are now, for the check (unset: where they were)"
+    )
+    output_dir: Path | None = Field(None, description="folder of the export (unset: RUN/export)")
+    overwrite: bool = Field(False, description="replace an export that is there already")
 
 
 def default_scales(data_root: str) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ class Trained:
     """The best model of a run, on a device and in evaluation mode, and what it was trained on.
 
     `facts`: epoch, step and figures of the model; `mean` and `std`: 3 values for pixels in [0, 1]; `gmacs`: 10^9
-    multiply-adds of one image at each size.
+    multiply-adds of one image at each size; `arguments`: those of the architecture, as timm was given them.
     """
 
     directory: RunDirectory
@@ -35,6 +35,7 @@ class Trained:
     std: Tensor
     facts: dict[str, Any]
     gmacs: dict[int, float]
+    arguments: dict[str, Any]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -76,7 +77,18 @@ def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | N
     where = device or torch.device("cpu")
     known = resolve_model_data_config(model.model)
     mean, std = (torch.tensor(known[name], device=where) for name in ("mean", "std"))
-    return Trained(directory, settings, strategy, classes, model.to(where).eval(), mean, std, facts, dict(plan.gmacs))
+    return Trained(
+        directory,
+        settings,
+        strategy,
+        classes,
+        model.to(where).eval(),
+        mean,
+        std,
+        facts,
+        dict(plan.gmacs),
+        dict(plan.arguments),
+    )
 
 
 def _read(config: dict[str, Any]) -> tuple[Settings, Strategy]:

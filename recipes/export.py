@@ -1,0 +1,38 @@
+"""Write a run's best model for use without the toolkit: weights that plain timm loads, ONNX (any batch size), a
+torch.export program, and a model card with the accuracy at every size and the lines that load it.
+
+One size is exported, with its own normalisation. Each file is opened again and must give the logits of the run's own
+model, to 1e-4, on images of the run; otherwise nothing is written.
+
+Exit code: 0 written; 1 a format cannot be made or is off; 2 a flag or the run is wrong.
+
+Example: python recipes/export.py runs/multiscale-resnet18-20260131-120000 --scale 112 --formats safetensors,onnx
+"""
+
+import sys
+from collections.abc import Sequence
+
+from toolkit import console
+from toolkit.command import exit_code, parse_section
+from toolkit.machine import is_main_process
+from toolkit.settings import Export
+
+
+def export_from(argv: Sequence[str] | None) -> None:
+    flags = parse_section(argv, "export.py", __doc__, Export, "run")
+
+    from toolkit.export import export  # heavy imports come after parsing
+
+    console.start(main=True)
+    folder = export(flags)
+    print(f"{'wrote':11} {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return (
+        exit_code(lambda: export_from(argv)) if is_main_process() else 0
+    )  # a launcher's other processes are not needed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
