@@ -97,7 +97,11 @@ def status(records: Records) -> Status:
     if reason in FINISHED:
         return Status("good", "Done", progress)
     if str(reason).startswith("preempted"):
-        return Status("stopped", "Preempted", f"{reason}; {progress}. The same command goes on from there.")
+        return Status(
+            "stopped",
+            "Preempted",
+            f"{str(reason).removeprefix('preempted ')}; {progress}. The same command goes on from there.",
+        )
     return Status("bad", "Failed", f"{reason} ({progress})")
 
 

@@ -76,17 +76,18 @@ def test_a_page_is_quiet_and_fits_when_a_browser_shows_it(browser, pages: dict[s
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, path in pages.items():
         page, wrong = opened(browser, path, WIDTHS[device], scheme)
-        page.screenshot(path=PICTURES / f"{name}-{device}-{scheme}.png", full_page=True)
+        if scheme == "light" or name == "progressive":
+            page.screenshot(path=PICTURES / f"{name}-{device}-{scheme}.png", full_page=True)
         assert wrong == [], name
         assert overflow(page) == 0, name
         paper = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
         assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 23, 27)"}[scheme]
         shown = page.evaluate("[...document.images].map(image => image.naturalWidth)")
         assert shown == [128] * (0 if name == "preempted" else 24)
-        for text in page.query_selector_all("svg text"):
-            box = text.bounding_box()
-            assert box["x"] >= 0, name
-            assert box["x"] + box["width"] <= WIDTHS[device], name
+        edges = page.evaluate(
+            "[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect()).map(b => [b.left, b.right])"
+        )
+        assert all(0 <= left < right <= WIDTHS[device] for left, right in edges), name
         page.close()
     print(f"wrote     {PICTURES}")
 

@@ -66,6 +66,8 @@ def test_a_run_directory_holds_all_its_files_when_a_run_is_done(finished: Path):
         "summary.json",
         "checkpoints",
         "best",
+        "predictions",
+        "report.html",
         ".lock",
     }
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000005", "step-000000010"]
@@ -130,7 +132,32 @@ def test_the_summary_tells_how_it_ended_when_a_run_is_done(finished: Path):
     assert 0 < summary["train_seconds"] <= summary["wall_seconds"]
     assert summary["images_per_s"] == pytest.approx(240 / summary["train_seconds"])
     assert summary["peak_memory_gb"] > 0
+    assert 0 < summary["latency_ms"]["16px"] < 1000
+    assert set(summary["latency_ms"]) == {"16px", "32px"}
     assert set(summary["versions"]) >= {"python", "torch", "accelerate", "timm", "toolkit"}
+
+
+def test_a_page_shows_the_run_when_it_is_done(finished: Path):
+    page = (finished / "report.html").read_text()
+    for words in ("<b>Done</b> 2 of 2 epochs done", "Top-1 against image size", "Confusion", "Hardest images"):
+        assert words in page
+
+
+def test_a_page_says_why_when_a_run_fails(tmp_path: Path, capsys):
+    words = [*PROGRESSIVE, "--learning-rate", "1e30", "--output-dir", "out"]
+    assert recipe("multiscale")(words) == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<b>Failed</b>" in page
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_reason"].partition(":")[0] in page
+    assert "No epoch has been evaluated" in page
+
+
+def test_a_run_ends_well_when_its_page_cannot_be_written(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("toolkit.report_page.render", lambda records: 1 / 0)
+    words = [*TINY, "--img-size", "16", "--epochs", "1", "--num-workers", "0", "--output-dir", "out"]
+    assert recipe("single_scale")(words) == 0
+    assert "report.html could not be written: ZeroDivisionError" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_reason"] == "done"
 
 
 def test_nothing_is_done_when_a_finished_run_is_run_again(copied: Path, capsys):
