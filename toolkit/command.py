@@ -180,13 +180,16 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
 
 
 def parse_section(
-    argv: Sequence[str] | None, recipe: str, description: str | None, section: type[S], positional: str
+    argv: Sequence[str] | None, recipe: str, description: str | None, section: type[S], positional: str | None = None
 ) -> S:
-    """The flags of a recipe that does not train, and its one word without a flag; as `parse` otherwise."""
+    """The flags of a recipe that does not train, and its one word without a flag if any; as `parse` otherwise."""
     flags = {name: _flag(field) for name, field in section.model_fields.items() if name != positional}
-    help_text = section.model_fields[positional].description
-    word: Any = Annotated[_text(positional.upper()), tyro.conf.arg(help=help_text), tyro.conf.Positional]
-    grammar = TypedDict(section.__name__, {positional: Required[word], **flags})  # type: ignore[misc]
+    words: dict[str, Any] = {}
+    if positional is not None:
+        help_text = section.model_fields[positional].description
+        word: Any = Annotated[_text(positional.upper()), tyro.conf.arg(help=help_text), tyro.conf.Positional]
+        words = {positional: Required[word]}
+    grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
     given, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)
     if unknown:
         names = [f"--{name.replace('_', '-')}" for name in flags]

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,11 +31,14 @@ log = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 50
 
 
-def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict[str, Any]:
+def train(
+    settings: Settings, strategy: Strategy, recipe: str = "train", notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Train, evaluate and record one run; returns what its summary.json holds.
 
-    Raises InputError on settings or data that cannot work, NonFiniteError on a loss that is not finite, SaveError where
-    a checkpoint cannot be written, PreemptedError once it was asked to stop and has saved what it had.
+    `notes`: further JSON files for the run directory, by name. Raises InputError on settings or data that cannot work,
+    NonFiniteError on a loss that is not finite, SaveError where a checkpoint cannot be written, PreemptedError once it
+    was asked to stop and has saved what it had.
     """
     with Preemption() as preemption:
         accelerator = device.start(settings)
@@ -53,7 +56,9 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
                 prepared = go_on(prepared, place.cache)
                 for line in (*machine, *describe(prepared, strategy)):
                     log.info(line)
-                return _recorded(set_up(accelerator, strategy, prepared, place, built, preemption))
+                run = set_up(accelerator, strategy, prepared, place, built, preemption)
+                run.directory.add_notes(notes or {}, accelerator.is_main_process)
+                return _recorded(run)
             finally:
                 place.directory.ownership.release()
         finally:

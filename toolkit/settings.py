@@ -48,6 +48,9 @@ def _split_pairs(value: Any) -> Any:
 
 
 Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_numbers), Field(min_length=1)]
+Precisions = Annotated[
+    tuple[Literal["float32", "bf16", "fp16"], ...], BeforeValidator(_split_numbers), Field(min_length=1)
+]
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
 
 
@@ -359,6 +362,32 @@ class Verify(Section):
     output_dir: Path | None = Field(
         None, description="folder for both runs, kept (unset: verify-resume-TIME, removed where all is equal)"
     )
+
+
+class Benchmark(Section):
+    """Benchmark"""
+
+    arch: str = Field(
+        default_factory=lambda known: "test_resnet" if known.get("data_root", SYNTHETIC) == SYNTHETIC else "resnet18",
+        description="timm architecture (default: resnet18; test_resnet on the built-in data)",
+    )
+    scales: Numbers | None = Field(
+        None,
+        description="ascending sizes, px, each measured alone and all in one step (default: 64,112,224; 20,32,64 on "
+        "the built-in data)",
+    )
+    batch_sizes: Numbers = Field((64,), description="images per optimizer step, over all processes (default: 64)")
+    precisions: Precisions | None = Field(
+        None, description="of the arithmetic, comma-separated (unset: all that the device supports)"
+    )
+    data_root: str = Field(SYNTHETIC, description="data whose loading is timed, as --data-root of training takes it")
+    num_workers: int | None = Field(
+        None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
+    )
+    cache: Literal["auto", "ram", "tier", "off"] = Field("auto", description="as in training; tiers are written")
+    compile: bool = Field(False, description="compile the model with torch.compile, once per size")
+    steps: PositiveInt = Field(20, description="timed optimizer steps of each case, after 3 to warm up")
+    output: Path | None = Field(None, description="JSON file (unset: benchmark-TIME.json)")
 
 
 def default_scales(data_root: str) -> tuple[int, ...]:

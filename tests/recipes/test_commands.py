@@ -97,12 +97,16 @@ def test_every_scale_is_measured_and_the_run_follows_when_a_benchmark_is_asked_f
     words = (*FEW, *THREE, "--progressive", *flags, "--epochs", "3", "--log-with", "none")
     done = run("recipes/multiscale.py", *words, launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr
-    found = re.findall(r"^\s+(\d+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s*$", done.stdout, re.MULTILINE)
-    assert [line[0] for line in found] == ["64", "112", "224"]
-    for _, images_per_s, step_ms, memory_gb in found:
-        assert float(images_per_s) * float(step_ms) / 1000 == pytest.approx(12, rel=0.02)
-        assert float(memory_gb) > 0
-    summary = summary_of(only_run(tmp_path, "multiscale-test_resnet"))
+    table = [line.split() for line in done.stdout.splitlines() if re.match(r"\s+\d+ +(float32|bf16|fp16) ", line)]
+    assert [line[0] for line in table if line[1] == "float32"] == ["64", "112", "224"]
+    folder = only_run(tmp_path, "multiscale-test_resnet")
+    cases = json.loads((folder / "benchmark.json").read_text())["cases"]
+    assert [["+".join(map(str, case["sizes"])), case["precision"]] for case in cases] == [line[:2] for line in table]
+    for case in cases:
+        assert case["images_per_s"] * case["step_p50_ms"] / 1000 == pytest.approx(12)
+        assert case["peak_memory_gb"] > 0
+        assert case["verdict"] in done.stdout
+    summary = summary_of(folder)
     assert summary["exit_reason"] == "done"
     assert summary["cloud"].split()[0] == "aws"
     assert summary["precision"] in ("bf16", "fp16", "no")
