@@ -29,7 +29,7 @@ from toolkit.strategies import SingleScale
 
 log = logging.getLogger(__name__)
 
-WARM_UP_STEPS, TIMED_STEPS = 3, 20
+WARM_UP_STEPS, TIMED_STEPS = 3, 10
 LOADER_S, LOADER_BATCHES = 2.0, 30  # what the loader is timed for: whichever ends first
 
 
@@ -144,7 +144,8 @@ def _measure(learner: Learner, prepared: Prepared, sizes: tuple[int, ...], steps
     p50, p95 = np.percentile(_step_seconds(learner, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
     memory = peak_memory_gb(accelerator.device)
     fewer = max(2, micro_batch // 2)  # BatchNorm needs two
-    halved = np.median(_step_seconds(learner, sizes, fewer, batch_size, steps)) if fewer < micro_batch else None
+    short = -(-steps // 2)  # a median needs fewer than a percentile
+    halved = np.median(_step_seconds(learner, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
     fixed = None if halved is None else p50 - micro_batch * (p50 - halved) / (micro_batch - fewer)
     gflop = 2 * TRAINING * batch_size * sum(prepared.model_plan.gmacs[size] for size in sizes)
     moved = TRAINING * plan.accumulation * _forward_bytes(learner, sizes, micro_batch)

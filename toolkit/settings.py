@@ -150,7 +150,7 @@ class Model(Section):
     )
     model_kwargs: KeyValues = Field({}, description="further arguments of the architecture, e.g. output_stride=8")
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
-    dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features dropped before the classifier")
 
 
 class Optimisation(Section):
@@ -386,7 +386,7 @@ class Benchmark(Section):
     )
     cache: Literal["auto", "ram", "tier", "off"] = Field("auto", description="as in training; tiers are written")
     compile: bool = Field(False, description="compile the model with torch.compile, once per size")
-    steps: PositiveInt = Field(20, description="timed optimizer steps of each case, after 3 to warm up")
+    steps: PositiveInt = Field(10, description="timed optimizer steps of each case, after 3 to warm up")
     output: Path | None = Field(None, description="JSON file (unset: benchmark-TIME.json)")
 
 
