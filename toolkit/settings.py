@@ -49,6 +49,9 @@ def _split_pairs(value: Any) -> Any:
 
 Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_numbers), Field(min_length=1)]
 Format = Literal["safetensors", "onnx", "pt2"]
+Precisions = Annotated[
+    tuple[Literal["float32", "bf16", "fp16"], ...], BeforeValidator(_split_numbers), Field(min_length=1)
+]
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
 
 
@@ -148,7 +151,7 @@ class Model(Section):
     )
     model_kwargs: KeyValues = Field({}, description="further arguments of the architecture, e.g. output_stride=8")
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
-    dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features dropped before the classifier")
 
 
 class Optimisation(Section):
@@ -499,6 +502,32 @@ class Export(Section):
     )
     output_dir: Path | None = Field(None, description="folder of the export (unset: RUN/export)")
     overwrite: bool = Field(False, description="replace an export that is there already")
+
+
+class Benchmark(Section):
+    """Benchmark"""
+
+    arch: str = Field(
+        default_factory=lambda known: "test_resnet" if known.get("data_root", SYNTHETIC) == SYNTHETIC else "resnet18",
+        description="timm architecture (default: resnet18; test_resnet on the built-in data)",
+    )
+    scales: Numbers | None = Field(
+        None,
+        description="ascending sizes, px, each measured alone and all in one step (default: 64,112,224; 20,32,64 on "
+        "the built-in data)",
+    )
+    batch_sizes: Numbers = Field((64,), description="images per optimizer step, over all processes (default: 64)")
+    precisions: Precisions | None = Field(
+        None, description="of the arithmetic, comma-separated (unset: all that the device supports)"
+    )
+    data_root: str = Field(SYNTHETIC, description="data whose loading is timed, as --data-root of training takes it")
+    num_workers: int | None = Field(
+        None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
+    )
+    cache: Literal["auto", "ram", "tier", "off"] = Field("auto", description="as in training; tiers are written")
+    compile: bool = Field(False, description="compile the model with torch.compile, once per size")
+    steps: PositiveInt = Field(10, description="timed optimizer steps of each case, after 3 to warm up")
+    output: Path | None = Field(None, description="JSON file (unset: benchmark-TIME.json)")
 
 
 def default_scales(data_root: str) -> tuple[int, ...]:

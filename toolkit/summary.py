@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,7 +22,8 @@ KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # ends that all proc
 def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
     """What summary.json says of a run that ended as `outcome` tells."""
     progress, accelerator = run.progress, run.accelerator
-    rows = run.directory.metrics()
+    rows, now = run.directory.metrics(), peak_memory_gb(accelerator.device)
+    peaks = peaks_by_sizes(rows)
     return {
         **outcome,
         "strategy": str(run.strategy),
@@ -38,13 +40,23 @@ def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "save_seconds": run.saver.seconds,
         "wall_seconds": progress.wall_seconds,
         "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
-        "peak_memory_gb": peak_memory_gb(accelerator.device),
+        "peak_memory_gb": max(now, *peaks.values()) if peaks else now,
+        "peak_memory_gb_by_sizes": peaks,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device.type),
         "precision": accelerator.mixed_precision,
         "cloud": str(run.cloud),
         "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},
     }
+
+
+def peaks_by_sizes(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Most memory held in training epochs at each of the sizes, GB, of rows of metrics.csv."""
+    peaks: dict[str, float] = {}
+    for row in rows:
+        if row.get("peak_memory_gb"):
+            peaks[row["sizes"]] = max(float(row["peak_memory_gb"]), peaks.get(row["sizes"], 0.0))
+    return peaks
 
 
 def _version(package: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import TINY, recipe, write_folders, write_image
+from tests.conftest import TIMES, TINY, recipe, write_folders, write_image
 from toolkit import Settings
 
 PROGRESSIVE = (*TINY, "--scales", "16,32", "--progressive", "--epochs", "2", "--num-workers", "1", "--record-samples")
@@ -31,8 +31,8 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def learned(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what a clock says."""
-    return [{k: v for k, v in row.items() if "second" not in k and k != "images_per_s"} for row in rows(run)]
+    """The rows of metrics.csv without what a clock or the memory says."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(run)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -100,10 +100,18 @@ def test_metrics_have_a_row_an_epoch_when_a_run_is_done(finished: Path):
         ("0", "5", "120", "0", "16"),
         ("1", "10", "240", "1", "32"),
     ]
+    assert [float(row["save_seconds"]) > 0 for row in found] == [False, True]  # an epoch's save counts to the next row
     for row in found:
         assert float(row["lr"]) >= 0
         assert float(row["train_loss"]) > 0
-        assert float(row["images_per_s"]) > 0
+        assert float(row["images_per_s"]) == float(row["images_per_s_per_device"]) > 0
+        assert 0 <= float(row["data_wait_share"]) <= 1
+        assert 0 < float(row["step_p50_ms"]) <= float(row["step_p95_ms"])
+        assert 0 < float(row["peak_memory_gb"]) < 100
+        assert float(row["gradient_norm"]) > 0
+        assert (row["clipped_share"], row["skipped_steps"], row["strength"]) == ("0.0", "0", "1.0")
+        assert float(row["eval_seconds"]) > 0
+        assert "gradient_scale" not in row  # only float16 has one
         assert 0 <= float(row["32px/top1"]) <= float(row["32px/top5"]) <= 100
         assert float(row["16px/loss"]) > 0  # both epochs end a phase, so the whole panel is there
 
@@ -134,6 +142,9 @@ def test_the_summary_tells_how_it_ended_when_a_run_is_done(finished: Path):
     assert summary["peak_memory_gb"] > 0
     assert 0 < summary["latency_ms"]["16px"] < 1000
     assert set(summary["latency_ms"]) == {"16px", "32px"}
+    peaks = {row["sizes"]: float(row["peak_memory_gb"]) for row in rows(finished)}
+    assert summary["peak_memory_gb_by_sizes"] == peaks
+    assert summary["peak_memory_gb"] >= max(peaks.values())
     assert set(summary["versions"]) >= {"python", "torch", "accelerate", "timm", "toolkit"}
 
 
