@@ -14,7 +14,8 @@ from pathlib import Path
 from toolkit.command import exit_code, parse_section
 from toolkit.errors import InputError
 from toolkit.machine import is_main_process
-from toolkit.settings import SYNTHETIC, Benchmark, default_scales, make_settings
+from toolkit.recipe_settings import Benchmark
+from toolkit.settings import SYNTHETIC, default_scales, make_settings
 
 PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # to the settings of training as they stand
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from toolkit.command import exit_code, parse_section
-from toolkit.settings import Report
+from toolkit.recipe_settings import Report
 
 
 def report_from(argv: Sequence[str] | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from toolkit.command import exit_code, parse_section
 from toolkit.errors import InputError
-from toolkit.settings import WorkspaceLayout
+from toolkit.recipe_settings import WorkspaceLayout
 
 
 def lay_out(argv: Sequence[str] | None) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 import psutil
 
 from toolkit.errors import InputError, ResumeError
-from toolkit.settings import WANDB_PROJECT, Verify
+from toolkit.recipe_settings import Verify
+from toolkit.settings import WANDB_PROJECT
 
 LOOK_EVERY_S = 0.02
 END_S = 30  # longest wait for killed processes to be gone
