@@ -61,6 +61,7 @@ def opened(browser: Any, path: Path, width: int, scheme: str) -> tuple[Any, list
     page.route("**/*", only_itself)
     page.on("console", lambda message: wrong.append(f"{message.type} {message.text}"))
     page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.set_default_timeout(120_000)  # ms; a busy machine draws long pages slowly
     page.goto(path.as_uri())
     return page, wrong
 
