@@ -69,7 +69,8 @@ def build_learner(
     """
     settings, policy, phases = prepared.settings, strategy.norm(), prepared.plan.phases
     # DistributedDataParallel must know if a step can leave private parameters of a scale without a gradient.
-    only_some_scales |= any(set(phase.sizes) != set(policy.scales) for phase in phases)
+    steps = (strategy.step(phase, i) for phase in phases for i in range(phase.steps))
+    only_some_scales |= any(set(step.sizes) != set(policy.scales) for step in steps)
     device.fit_to(accelerator, prepared.plan.accumulation, policy.mode == "full" and only_some_scales)
     model = create(settings, prepared.model_plan, policy)
     evaluated = copy.deepcopy(model).to(accelerator.device)
