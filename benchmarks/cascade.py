@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ("--synthetic-size", "96", "--scales", "48,96", "--epochs", "10", "--seed", "0", "--log-with", "none")
-MAX_LOSS = 0.5  # points of top-1, on val
+MAX_LOSS = 0.0  # points of top-1, on val; with more, 48 px alone is cheapest and nothing goes up
 
 
 def call(script: str, *words: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from toolkit.command import exit_code, parse_section
 from toolkit.machine import is_main_process
-from toolkit.settings import Evaluate
+from toolkit.recipe_settings import Evaluate
 
 
 def evaluate_from(argv: Sequence[str] | None) -> None:

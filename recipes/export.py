@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from toolkit import console
 from toolkit.command import exit_code, parse_section
 from toolkit.machine import is_main_process
-from toolkit.settings import Export
+from toolkit.recipe_settings import Export
 
 
 def export_from(argv: Sequence[str] | None) -> None:

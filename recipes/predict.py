@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from toolkit.command import exit_code, parse_section
 from toolkit.machine import is_main_process
+from toolkit.recipe_settings import Predict
 from toolkit.rows import refuse_existing
-from toolkit.settings import Predict
 
 
 def predict_from(argv: Sequence[str] | None) -> int:

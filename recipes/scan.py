@@ -18,7 +18,7 @@ from pathlib import Path
 from toolkit.command import exit_code, parse_section
 from toolkit.errors import InputError
 from toolkit.machine import is_main_process
-from toolkit.settings import Scan
+from toolkit.recipe_settings import Scan
 
 
 def scan_from(argv: Sequence[str] | None) -> None:

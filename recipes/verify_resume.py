@@ -21,7 +21,7 @@ from pathlib import Path
 from toolkit import verification
 from toolkit.command import exit_code, parse_section
 from toolkit.errors import InputError, ResumeError
-from toolkit.settings import Verify
+from toolkit.recipe_settings import Verify
 from toolkit.verification import Trial
 
 

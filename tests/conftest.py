@@ -17,6 +17,12 @@ from toolkit.data.sources.files import index_files
 ROOT = Path(__file__).parent.parent
 TINY = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "24", "--log-with", "none")
 
+# Columns of metrics.csv that tell what a clock or the memory says: no two runs agree in them.
+TIMES = {
+    *("train_seconds", "wall_seconds", "eval_seconds", "save_seconds", "data_wait_share", "step_p50_ms", "step_p95_ms"),
+    *("images_per_s", "images_per_s_per_device", "peak_memory_gb"),
+}
+
 ALL = os.environ.get("FAULTS") == "all"  # `make faults`; else the quick part
 SLOW = pytest.mark.skipif(not ALL, reason="`make faults` runs it")
 

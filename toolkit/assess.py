@@ -17,8 +17,8 @@ from toolkit.errors import InputError
 from toolkit.evaluation import Evaluation, Evaluator
 from toolkit.labelled import other_images, own_images
 from toolkit.monitor import peak_memory_gb, reset_peak_memory
+from toolkit.recipe_settings import Evaluate, Inference
 from toolkit.rundir import Quarantine
-from toolkit.settings import Evaluate, Inference
 from toolkit.trained import Trained, open_trained
 
 WARM_UPS, LEAST_RUNS, MOST_RUNS, MOST_SECONDS = 5, 10, 100, 1.0  # of each timing

@@ -5,7 +5,7 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
@@ -42,13 +42,14 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     return next(filter(None, map(_choices, get_args(annotation))), ())
 
 
-def _metavar(annotation: Any) -> str:
+def metavar(annotation: Any) -> str:
+    """What stands for a flag's value in `--help`: N a whole number, X any number."""
     choices = _choices(annotation)
     if choices:
         return "{" + ",".join(map(str, choices)) + "}"
     text = str(annotation)
     return next(
-        (name for key, name in {"tuple": "N,N,...", "float": "X", "int": "N", "Path": "DIR"}.items() if key in text),
+        (name for key, name in {"tuple": "N,N,...", "float": "X", "int": "N", "Path": "PATH"}.items() if key in text),
         "TEXT",
     )
 
@@ -86,18 +87,24 @@ def _optional(kind: Any, help_text: str) -> Any:
     return NotRequired[Annotated[kind, tyro.conf.arg(help=help_text, help_behavior_hint="")]]
 
 
-def _flag(field: FieldInfo) -> Any:
-    """The tyro type of one setting. Values stay text: pydantic types flags and YAML alike, with the same messages."""
+def help_of(field: FieldInfo) -> str:
+    """What `--help` says of a setting: its description, and its default unless that tells it."""
     default, text = field.default, field.description or ""
-    if isinstance(default, bool):
+    if field.annotation is bool or bool in get_args(field.annotation):
         default = "on" if default else "off"
     if "default" not in text and "unset" not in text:
         text += f" (default: {'none' if default == {} else default})"
+    return text
+
+
+def _flag(field: FieldInfo) -> Any:
+    """The tyro type of one setting. Values stay text: pydantic types flags and YAML alike, with the same messages."""
+    text = help_of(field)
     if field.annotation is bool or bool in get_args(field.annotation):
         return _optional(bool, text)
     if "dict" in str(field.annotation):
         return _optional(_words("KEY=VALUE"), text)
-    return _optional(_text(_metavar(field.annotation)), text)
+    return _optional(_text(metavar(field.annotation)), text)
 
 
 def _group(section: type[Section], names: Sequence[str]) -> Any:
@@ -105,9 +112,12 @@ def _group(section: type[Section], names: Sequence[str]) -> Any:
 
 
 OTHER = {
-    "config": (_text("FILE"), "YAML file of settings; flags win"),
-    "dry_run": (bool, "print the plan and stop"),
-    "benchmark": (bool, "measure throughput and memory at every scale first"),
+    "config": (_text("FILE"), "YAML file of settings; flags win (unset: none)"),
+    "dry_run": (bool, "print the plan and stop (default: off)"),
+    "benchmark": (
+        bool,
+        "measure throughput and memory at every scale first, what bounds them, and write benchmark.json (default: off)",
+    ),
 }
 
 
@@ -119,11 +129,24 @@ def _grammar(scale_flags: Sequence[str]) -> Any:
     return TypedDict("Flags", groups)  # type: ignore[operator]
 
 
+@contextlib.contextmanager
+def _colours_as_asked() -> Iterator[None]:
+    """Tyro does not know NO_COLOR (no-color.org): it leaves colours out on a dumb terminal only."""
+    terminal = os.environ.get("TERM")
+    try:
+        if os.environ.get("NO_COLOR"):
+            os.environ["TERM"] = "dumb"
+        yield
+    finally:
+        os.environ.pop("TERM", None)
+        os.environ.update({} if terminal is None else {"TERM": terminal})
+
+
 def _read(words: Sequence[str], recipe: str, description: str | None, grammar: Any) -> tuple[Any, list[str]]:
     """The given flags as the grammar has them, and the words that are none; tyro's boxed errors become one line."""
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), _colours_as_asked():
             return tyro.cli(
                 grammar,
                 config=(tyro.conf.OmitArgPrefixes,),
@@ -184,15 +207,15 @@ def parse_section(
     recipe: str,
     description: str | None,
     section: type[S],
-    positional: str,
+    positional: str | None = None,
     rest: str | None = None,
 ) -> S:
-    """The flags of a recipe that does not train, and its words without a flag: one, and those of `rest`.
+    """The flags of a recipe that does not train, and its words without a flag: one, and those of `rest`, if any.
 
     As `parse` otherwise.
     """
     flags = {name: _flag(field) for name, field in section.model_fields.items() if name not in (positional, rest)}
-    kinds = {positional: _text(positional.upper()), **({rest: _words(rest.upper())} if rest else {})}
+    kinds = {name: kind(name.upper()) for name, kind in ((positional, _text), (rest, _words)) if name}
     told = {
         name: tyro.conf.arg(help=section.model_fields[name].description, help_behavior_hint="(required)")
         for name in kinds

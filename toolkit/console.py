@@ -4,8 +4,11 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TextIO
+
+LIFE_SIGN_S = 60.0
 
 
 def say(line: str, stream: TextIO) -> None:
@@ -35,6 +38,19 @@ def start(main: bool) -> None:
     if not logger.handlers:
         logger.addHandler(_Lines())
         logger.propagate = False
+
+
+class LifeSign:
+    """A line now and then where no bar shows that a run lives, as in a log file: a minute after the start at first."""
+
+    def __init__(self, main: bool) -> None:
+        self._needed = main and not (sys.stdout.isatty() and sys.stderr.isatty())
+        self._next = time.monotonic() + LIFE_SIGN_S
+
+    def give(self, logger: logging.Logger, line: str) -> None:
+        if self._needed and time.monotonic() >= self._next:
+            self._next = time.monotonic() + LIFE_SIGN_S
+            logger.info(line)
 
 
 def bars(main: bool) -> bool:

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from toolkit.settings import Settings
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+ACCELERATES = {"float32": "no"}  # words for precisions that differ from ours
 
 
 def has_accelerator() -> bool:
@@ -30,15 +32,21 @@ def has_accelerator() -> bool:
     return not refused and (torch.accelerator.is_available() or "PJRT_DEVICE" in os.environ)
 
 
+def precisions() -> tuple[str, ...]:
+    """What the device really supports, the best mixed precision last: "float32", "fp16", "bf16"."""
+    if not has_accelerator():
+        return ("float32", "bf16") if torch.cpu._is_avx512_bf16_supported() else ("float32",)
+    if "PJRT_DEVICE" in os.environ:
+        return ("float32", "bf16")
+    if torch.cuda.is_available():
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("float32", "fp16", "bf16") if bf16 else ("float32", "fp16")
+    return ("float32",)
+
+
 def best_precision() -> str:
     """The mixed precision that the device really supports, in Accelerate's words: "bf16", "fp16" or "no"."""
-    if not has_accelerator():
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
-    if "PJRT_DEVICE" in os.environ:
-        return "bf16"
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "no"
+    return ACCELERATES.get(precisions()[-1], precisions()[-1])
 
 
 def _keep_freed_memory() -> None:
@@ -52,9 +60,31 @@ def _keep_freed_memory() -> None:
                 ctypes.CDLL(None).mallopt(option, 2**30)
 
 
-def start(settings: Settings) -> Accelerator:
-    """The run's Accelerator; raises InputError on processes that do not know of each other."""
-    precision = {None: None, True: best_precision(), False: "no"}[settings.amp]
+def give_back_memory() -> None:
+    """Let go of memory that is kept for reuse, on the host and on a GPU, so that a peak begins from what is needed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def name(accelerator: Accelerator) -> str:
+    """The device's name for a person."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"{accelerator.device.type} ({torch.get_num_threads()} threads)"
+
+
+def start(settings: Settings, precision: str | None = None) -> Accelerator:
+    """The run's Accelerator; raises InputError on processes that do not know of each other.
+
+    `precision`: one of `precisions()`, whatever the settings say.
+    """
+    if precision is None:
+        precision = {None: None, True: best_precision(), False: "no"}[settings.amp]
+    precision = ACCELERATES.get(precision, precision) if precision else None
     # Without a GPU a plain Accelerator() ignores torchrun's other processes: each would believe it is alone.
     cpu = not has_accelerator()
     if cpu and precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":

@@ -43,6 +43,7 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
     if run.accelerator.is_main_process:
         run.directory.cut_to(progress)
     run.accelerator.wait_for_everyone()
+    run.tracking.rewind(progress.step)
     log.warning("%s", error)
     log.warning("rollback %d of %d: going on from %s, images in another order", rollbacks, MOST_ROLLBACKS, start)
 

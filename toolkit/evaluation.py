@@ -1,5 +1,7 @@
 """Exact evaluation: each sample counted once on any number of processes; counts summed, then divided once."""
 
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ from toolkit.images import views
 from toolkit.models import MultiView, copy_state
 from toolkit.quality import Predictions
 from toolkit.rundir import Quarantine
+
+LATENCY_S = 0.3  # spent on timing one figure
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,24 @@ class Evaluator:
         names = tuple(spec.name for spec in specs)
         labels, classes = images.index.labels, (said - 1).long().numpy()
         return Evaluation(scores, Predictions(names, labels, classes, confidence.numpy(), truth.numpy()))
+
+    def latency_ms(self, specs: Sequence[EvalSpec]) -> dict[str, float]:
+        """Median milliseconds until the answer to one uint8 image is on the host, on this process; quick to take.
+
+        Empty on devices that compile anew for each shape.
+        """
+        if self.accelerator.device.type not in ("cpu", "cuda", "mps"):
+            return {}
+        return {spec.name: self._median_ms(spec) for spec in specs}
+
+    def _median_ms(self, spec: EvalSpec) -> float:
+        images = {size: torch.zeros(1, 3, size, size, dtype=torch.uint8) for size in spec.sizes}
+        seconds: list[float] = []
+        while len(seconds) < 5 or (len(seconds) < 50 and sum(seconds) < LATENCY_S):
+            started = time.perf_counter()
+            mean_log_probabilities([*self.logits(images).values()]).cpu()
+            seconds.append(time.perf_counter() - started)
+        return 1000 * statistics.median(seconds[2:])  # the first ones warm up
 
     def _borrowed(self, spec: EvalSpec) -> int | None:
         return next((scale for size in spec.sizes if (scale := self.model.borrowed_norm(size))), None)

@@ -32,7 +32,7 @@ from toolkit.errors import ExportError, InputError
 from toolkit.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source, answer, difference
 from toolkit.model_card import Card, Gap, write_card
 from toolkit.models import MultiView, ScaleNorm
-from toolkit.settings import Export, Format
+from toolkit.recipe_settings import Export, Format
 from toolkit.timm_model import TimmModel, middle
 from toolkit.trained import Trained, open_trained
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from toolkit.errors import ExportError
-from toolkit.settings import Format
+from toolkit.recipe_settings import Format
 from toolkit.timm_model import TimmModel
 
 TOLERANCE = 1e-4  # largest difference of a logit

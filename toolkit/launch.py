@@ -31,6 +31,5 @@ def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
     if command.dry_run:
         show_plan(command.settings, strategy)
         return
-    if command.benchmark:
-        benchmark(command.settings, strategy)
-    train(command.settings, strategy, recipe)
+    notes = {"benchmark.json": benchmark(command.settings, strategy).to_json()} if command.benchmark else {}
+    train(command.settings, strategy, recipe, notes)

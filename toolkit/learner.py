@@ -15,7 +15,7 @@ from toolkit.contract import Criterion, Strategy
 from toolkit.data.jobs import Batch
 from toolkit.data.mixing import mix
 from toolkit.models import MultiView, create
-from toolkit.monitor import FiniteWatch
+from toolkit.monitor import FiniteWatch, Meter
 from toolkit.optim import create_optimizer, try_out
 from toolkit.prepare import Prepared
 from toolkit.weights import Ema, Weights
@@ -35,6 +35,7 @@ class Learner:
     mean: Tensor
     std: Tensor
     watch: FiniteWatch
+    meter: Meter  # of the open epoch
     weights: Weights
 
     def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,10 @@ class Learner:
         """By which float16 gradients are multiplied: it falls where they overflowed and the step was left out."""
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else scaler.get_scale()
+
+    def figures(self) -> dict[str, float]:
+        """What there is to know of float16; nothing in other precisions."""
+        return {} if self.accelerator.scaler is None else {"gradient_scale": self.gradient_scale()}
 
 
 def build_learner(
@@ -90,6 +95,7 @@ def build_learner(
         mean=torch.tensor(data_config["mean"], device=accelerator.device),
         std=torch.tensor(data_config["std"], device=accelerator.device),
         watch=FiniteWatch(accelerator.device, gradients=accelerator.scaler is None),
+        meter=Meter(),
         weights=Ema(unwrapped, settings.ema_decay) if settings.ema_decay else Weights(unwrapped),
     )
     return learner, evaluated

@@ -1,13 +1,14 @@
 """The one training loop: any strategy, any device, any number of processes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
-from toolkit import checkpoint, console, device, mistakes
+from toolkit import checkpoint, console, device, mistakes, report
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
@@ -24,17 +25,21 @@ from toolkit.selection import select
 from toolkit.settings import Settings
 from toolkit.setup import Run, claim_place, set_up
 from toolkit.summary import note_end, summarise
+from toolkit.tracking import Row
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 50
 
 
-def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict[str, Any]:
+def train(
+    settings: Settings, strategy: Strategy, recipe: str = "train", notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Train, evaluate and record one run; returns what its summary.json holds.
 
-    Raises InputError on settings or data that cannot work, NonFiniteError on a loss that is not finite, SaveError where
-    a checkpoint cannot be written, PreemptedError once it was asked to stop and has saved what it had.
+    `notes`: further JSON files for the run directory, by name. Raises InputError on settings or data that cannot work,
+    NonFiniteError on a loss that is not finite, SaveError where a checkpoint cannot be written, PreemptedError once it
+    was asked to stop and has saved what it had.
     """
     with Preemption() as preemption:
         accelerator = device.start(settings)
@@ -53,7 +58,9 @@ def train(settings: Settings, strategy: Strategy, recipe: str = "train") -> dict
                 prepared = go_on(prepared, place.cache)
                 for line in (*machine, *describe(prepared, strategy)):
                     log.info(line)
-                return _recorded(set_up(accelerator, strategy, prepared, place, built, preemption))
+                run = set_up(accelerator, strategy, prepared, place, built, preemption)
+                run.directory.add_notes(notes or {}, accelerator.is_main_process)
+                return _recorded(run)
             finally:
                 place.directory.ownership.release()
         finally:
@@ -81,8 +88,8 @@ def _train_or_save(run: Run) -> dict[str, Any]:
     """Train; on a preemption save what was done since the last checkpoint, before raising it."""
     try:
         return _train(run)
-    except PreemptedError:
-        run.tracking.preempting()
+    except PreemptedError as error:
+        run.tracking.preempting(str(error), run.progress.step)
         if run.saver.newest != run.progress.at():
             check_finite(run, run.agreement.ask(force=True).first_bad)
             _save(run, next(run.epochs()))
@@ -112,6 +119,7 @@ def learn(learner: Learner, batch: Batch, phase: Phase, learning_rate: float) ->
             learner.watch.see_scale(batch.number, scale_now)
             if scale_now >= scale:
                 learner.weights.follow()
+                learner.meter.add({"gradient_norm": norm, "clipped_share": norm > learner.gradient_clip})
     return loss
 
 
@@ -119,20 +127,21 @@ def _train(run: Run) -> dict[str, Any]:
     while True:
         try:
             for epoch in run.epochs():
-                means, rate = _train_epoch(run, epoch)
-                _close_epoch(run, epoch, means, rate)
+                _close_epoch(run, epoch, _train_epoch(run, epoch))
             return _finish(run)
         except NonFiniteError as error:
+            run.tracking.alert("Diverged", str(error), run.progress.step)
             roll_back(run, error)
 
 
-def _train_epoch(run: Run, epoch: Epoch) -> tuple[dict[str, float], float]:
-    """The steps of one epoch; mean losses, and images per second over all processes."""
+def _train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
+    """The steps of one epoch; returns its figures."""
     learner, progress, main = run.learner, run.progress, run.accelerator.is_main_process
     learner.model.train()
-    seconds, images = progress.train_seconds, progress.images_seen
+    life_sign = console.LifeSign(main)
     run.agreement.begin()
     run.training.start()
+    run.pace.begin()
     left = epoch.end - progress.step
     with tqdm(
         total=left, desc=f"epoch {epoch.number}", unit="step", disable=not console.bars(main), leave=False
@@ -146,14 +155,15 @@ def _train_epoch(run: Run, epoch: Epoch) -> tuple[dict[str, float], float]:
                 progress.step = batch.number + 1
                 progress.images_seen += batch.step.batch_size
                 progress.optimizer_updates = learner.weights.updates
+                run.pace.step(batch.step.batch_size)
                 bar.update()
-                _after_step(run, epoch, rate)
-    means = run.meter.means(run.accelerator)  # waits for the device, so the clock below is right
+                _after_step(run, epoch, rate, life_sign)
+    figures = run.figures(epoch.phase, _learning_rate(run, epoch.phase, progress.step - 1))
     progress.train_seconds += run.training.stop()
-    return means, (progress.images_seen - images) / max(progress.train_seconds - seconds, 1e-9)
+    return figures
 
 
-def _after_step(run: Run, epoch: Epoch, rate: float) -> None:
+def _after_step(run: Run, epoch: Epoch, rate: float, life_sign: console.LifeSign) -> None:
     """What is due after an optimizer step: look, log, save, stop."""
     settings, progress = run.settings, run.progress
     log_due = progress.step % LOG_EVERY_STEPS == 0
@@ -161,8 +171,12 @@ def _after_step(run: Run, epoch: Epoch, rate: float) -> None:
     decision = run.agreement.ask(force=log_due or save_due)
     check_finite(run, decision.first_bad)
     if log_due:
-        now = {**run.meter.means(run.accelerator), "lr": rate}
+        now = run.figures(epoch.phase, rate)
         run.tracking.log(now, progress.step, progress.step / run.plan.steps * settings.epochs)
+        done = f"step {progress.step - epoch.start} of {epoch.steps}"
+        life_sign.give(
+            log, f"epoch {epoch.number:3d}  {done}  loss {now['train_loss']:.4f}  {now['images_per_s']:.0f} images/s"
+        )
     if decision.stop:
         raise run.agreement.stopped()
     if (save_due or decision.save) and progress.step < epoch.end:  # at its end an epoch is saved once it is evaluated
@@ -186,48 +200,47 @@ def _columns(scores: dict[str, Score]) -> dict[str, float]:
     return {f"{name}/{figure}": value for name, score in scores.items() for figure, value in score.figures().items()}
 
 
-def _close_epoch(run: Run, epoch: Epoch, means: dict[str, float], rate: float) -> None:
+def _close_epoch(run: Run, epoch: Epoch, figures: dict[str, float]) -> None:
     """Evaluate, select, record and save; nothing that is not finite gets past the first line."""
     check_finite(run, run.agreement.ask(force=True).first_bad)
     progress, strategy = run.progress, run.strategy
     specs = strategy.panel() if epoch.closes_phase else (strategy.selection(),)
     run.agreement.begin()
+    progress.wall_seconds += run.wall.lap()
     scores = _evaluate(run, specs)
-    learning_rate = _learning_rate(run, epoch.phase, progress.step - 1)
+    progress.wall_seconds += (eval_seconds := run.wall.lap())
     top1, in_last_phase = scores[strategy.selection().name].top1, epoch.phase is run.plan.phases[-1]
     improved = select(run.settings, progress, top1, in_last_phase)
     if improved:
         progress.best = {"epoch": epoch.number, "step": progress.step, **_columns(scores)}
     progress.epoch = epoch.number + 1
-    progress.wall_seconds += run.wall.lap()
-    values = {**means, "lr": learning_rate, **_columns(scores), "images_per_s": rate}
-    run.tracking.log(
-        {**values, f"best/{strategy.selection().name}/top1": progress.best_top1 or 0.0}, progress.step, epoch.number + 1
-    )
+    values = {**figures, **_columns(scores), "eval_seconds": eval_seconds, "save_seconds": run.saver.lap()}
     sizes = "+".join(map(str, epoch.phase.sizes))
+    row = {
+        "epoch": epoch.number,
+        "step": progress.step,
+        "images_seen": progress.images_seen,
+        "phase": epoch.phase.index,
+        "sizes": sizes,
+        **values,
+        "train_seconds": progress.train_seconds,
+        "wall_seconds": progress.wall_seconds,
+    }
+    run.tracking.log({**row, "best_top1": progress.best_top1}, progress.step, epoch.number + 1, Row.EPOCH)
     if run.accelerator.is_main_process:
-        run.directory.add_metrics(
-            {
-                "epoch": epoch.number,
-                "step": progress.step,
-                "images_seen": progress.images_seen,
-                "phase": epoch.phase.index,
-                "sizes": sizes,
-                **values,
-                "train_seconds": progress.train_seconds,
-                "wall_seconds": progress.wall_seconds,
-            }
-        )
+        run.directory.add_metrics(row)
     run.meter.restart({}, run.accelerator.device)
     _save(run, epoch, improved)
+    if run.accelerator.is_main_process:
+        report.refresh(run.directory.path)
     log.info(
         "epoch %3d  %s px  loss %.4f  top-1 %s%s  %.0f images/s",
         epoch.number,
         sizes,
-        means["train_loss"],
+        values["train_loss"],
         _brief(scores),
         "  best" if improved else "",
-        rate,
+        values["images_per_s"],
     )
 
 
@@ -270,6 +283,7 @@ def _finish(run: Run) -> dict[str, Any]:
         log.info("%s, best model (epoch %s)", name, facts["epoch"])
         for spec, score in of_split.items():
             log.info("  %6s  %s", spec, score)
+    latency_ms = run.evaluator.latency_ms(panel) if run.accelerator.is_main_process else {}
     for name, raw in run.learner.weights.raw().items():
         run.evaluator.load(raw)
         scores[name] = run.evaluator.score(run.feed.evaluated["val"], panel)
@@ -280,16 +294,24 @@ def _finish(run: Run) -> dict[str, Any]:
         for spec, score in scores["val"].items()
         for figure, value in (("top1", score.top1), ("top5", score.top5))
     }
-    final |= {f"test/{column}": value for column, value in _columns(scores.get("test", {})).items()}
-    run.tracking.log(final, progress.step, progress.step / run.plan.steps * run.settings.epochs)
+    final |= {
+        f"{split}/{column}": value
+        for split in scores.keys() - {"val"}
+        for column, value in _columns(scores[split]).items()
+    }
+    run.tracking.conclude(final, progress, partial(mistakes.read, run.directory.predictions, "val"))
     summary = summarise(
         run,
         {
             "exit_reason": "early stop" if progress.stopped_early else "done",
+            "latency_ms": latency_ms,
             **{name: {spec: asdict(score) for spec, score in of_split.items()} for name, of_split in scores.items()},
         },
     )
     if run.accelerator.is_main_process:
         run.directory.write_summary(summary)
-    log.info("wrote     %s: config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path)
+        report.refresh(run.directory.path, ended=True)
+    log.info(
+        "wrote     %s: report.html, config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path
+    )
     return summary

@@ -62,7 +62,7 @@ def read(folder: Path, split: str) -> Mistakes | None:
     if not path.exists():
         return None
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = csv.reader(file)
         figures = tuple(column.removesuffix("/said") for column in header[2::3])
         cells = np.array([row[1:] for row in rows], dtype=np.float64).reshape(len(rows), -1).T  # 1 + 3 F x N

@@ -12,8 +12,9 @@ from toolkit.contract import at_size
 from toolkit.data.index import Splits
 from toolkit.errors import InputError
 from toolkit.export_formats import FILES, INPUT, TOLERANCE
+from toolkit.recipe_settings import Format
 from toolkit.rundir import learned
-from toolkit.settings import SYNTHETIC, Format, to_yaml
+from toolkit.settings import SYNTHETIC, to_yaml
 from toolkit.timm_model import MIDDLE, TimmModel
 from toolkit.trained import Trained
 

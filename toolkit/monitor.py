@@ -1,8 +1,13 @@
-"""Memory, running losses and the watch over non-finite values; no host sync in a step on a device."""
+"""Running means, step times, memory and the watch over non-finite values; no host sync in a step on a device."""
 
+import contextlib
 import time
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -12,10 +17,11 @@ NEVER = torch.iinfo(torch.int64).max
 # Of float16 gradients; it starts at 2^16 and halves with each step that overflows. A scale below 1 makes them smaller
 # than they are: they overflow as they stand, 17 steps running at the least.
 LEAST_SCALE = 1.0
+T = TypeVar("T")
 
 
 class Meter:
-    """Means of the loss parts over a stretch of steps; sums stay on the device until asked for."""
+    """Means over a stretch of steps, of loss parts and gradient norms; sums stay on the device until asked for."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -99,14 +105,82 @@ class Stopwatch:
         return seconds
 
 
+class Pace:
+    """Where the time of an epoch goes, as this process sees it: waiting for batches, optimizer steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.begin()
+
+    def begin(self) -> None:
+        """Count anew, from here on."""
+        reset_peak_memory(self._device)
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._steps: list[tuple[Any, Any]] = []  # begin and end of those that were not looked at yet
+        self._step_ms = array("d")
+        self._step_began: Any = None
+
+    def waits(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; a step begins as its first one is asked for."""
+        while True:
+            asked = time.perf_counter()
+            self._step_began = self._step_began or _mark(self._device)
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, images: int) -> None:
+        """An optimizer step was taken, on so many images over all processes."""
+        self._steps.append((self._step_began, _mark(self._device)))
+        self._step_began = None
+        self._images += images
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """Since `begin`; every process must ask, after it waited for the device.
+
+        What differs between processes is of the one where it is largest; step times are missing before the first step.
+        """
+        seconds = time.perf_counter() - self._began
+        self._step_ms.extend(_milliseconds(*marks) for marks in self._steps)
+        self._steps.clear()
+        own = {"data_wait_share": self._waited / seconds, "peak_memory_gb": peak_memory_gb(self._device)}
+        if self._step_ms:
+            own["step_p50_ms"], own["step_p95_ms"] = np.percentile(self._step_ms, (50, 95)).tolist()
+        largest = accelerator.gather(torch.tensor([[*own.values()]], device=self._device)).amax(0).tolist()
+        rate = self._images / seconds
+        return {
+            "images_per_s": rate,
+            "images_per_s_per_device": rate / accelerator.num_processes,
+            **dict(zip(own, largest, strict=True)),
+        }
+
+
+def _mark(device: torch.device) -> Any:
+    """This moment: of the device's own clock, which it notes when it gets there, or of the host's."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _milliseconds(start: Any, end: Any) -> float:
+    return 1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+
+
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far, where the device keeps count; the host's cannot be reset."""
+    """Forget the peak so far, where the device or, for the host, Linux allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # of proc_pid_clear_refs(5)
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory held so far: on the accelerator where it keeps count, else resident on the host."""
+    """Most memory held since it was reset: on the accelerator where it keeps count, else resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource  # not on Windows

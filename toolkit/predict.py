@@ -29,8 +29,8 @@ from toolkit.data.pixels import read_bytes
 from toolkit.data.sources.folders import list_images
 from toolkit.errors import BadSampleError, InputError
 from toolkit.evaluation import Evaluator, mean_log_probabilities
+from toolkit.recipe_settings import Predict
 from toolkit.rows import STDOUT, Row, RowFile
-from toolkit.settings import Predict
 from toolkit.trained import open_trained
 
 TOP = 5  # classes told of each image

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from toolkit import machine, plan
+from toolkit import machine, plan, tracking
 from toolkit.contract import Strategy
 from toolkit.data import synthetic
 from toolkit.data.feed import check_readable, resolve_cache
@@ -16,7 +16,6 @@ from toolkit.errors import InputError
 from toolkit.models import ModelPlan, plan_model
 from toolkit.plan import Plan, make_plan
 from toolkit.settings import SYNTHETIC, Settings
-from toolkit.tracking import check_installed
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Prepared:
 
 def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) -> Prepared:
     """Check everything that can be known in advance; raises InputError."""
-    check_installed(settings)
+    tracking.check(settings)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)

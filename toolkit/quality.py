@@ -97,6 +97,14 @@ def cheapest_confidence(
     return float(min(good, key=lambda level: (good[level], level))) if good else 1.0
 
 
+class Confused(NamedTuple):
+    """So many images of class `label` were taken for class `said`."""
+
+    label: int
+    said: int
+    images: int
+
+
 def confusion(answers: Answers, classes: int) -> np.ndarray:
     """C x C counts: row the label, column what was said."""
     pairs = answers.labels * classes + answers.said
@@ -105,9 +113,17 @@ def confusion(answers: Answers, classes: int) -> np.ndarray:
 
 def class_accuracy(answers: Answers, classes: int) -> np.ndarray:
     """Percent right of each class's images; NaN where there are none."""
-    counts = confusion(answers, classes)
+    right = np.bincount(answers.labels[answers.said == answers.labels], minlength=classes)
     with np.errstate(invalid="ignore"):
-        return 100 * counts.diagonal() / counts.sum(axis=1)
+        return 100 * right / np.bincount(answers.labels, minlength=classes)
+
+
+def confused(answers: Answers, count: int) -> list[Confused]:
+    """The pairs of classes that are mistaken most often, at most `count`, most images first."""
+    wrong = answers.said != answers.labels
+    pairs, images = np.unique(np.stack([answers.labels[wrong], answers.said[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-images, kind="stable")[:count]
+    return [Confused(int(pairs[0, i]), int(pairs[1, i]), int(images[i])) for i in order]
 
 
 def reliability(answers: Answers, bins: int = 15) -> list[Bin]:

@@ -131,6 +131,11 @@ class RunDirectory:
         writer.writerows(rows)
         storage.write_text(self._metrics, text.getvalue())
 
+    def add_notes(self, notes: Mapping[str, Any], main: bool) -> None:
+        """Write further JSON files, by name; what stood there is replaced."""
+        for name, values in notes.items() if main else ():
+            storage.write_json(self.path / name, values)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         storage.write_json(self._summary, dict(summary))
 

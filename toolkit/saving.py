@@ -31,6 +31,7 @@ class Saver:
         self._accelerator, self._store, self._best = accelerator, store, best
         self.newest = newest  # steps and epochs done at the last save
         self.seconds = 0.0  # that training waited
+        self._told = 0.0
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -59,6 +60,11 @@ class Saver:
             self._writing = self._writer.submit(self._write, step, capture(), facts, exported)
         self.newest = progress.at()
         self.seconds += time.perf_counter() - started
+
+    def lap(self) -> float:
+        """Seconds that training waited since the last call."""
+        seconds, self._told = self.seconds - self._told, self.seconds
+        return seconds
 
     def join(self, step: int) -> None:
         """Wait until everything is on the disk."""

@@ -7,7 +7,6 @@ made of group the flags in `--help`. What the scales are and how they are traine
 
 import difflib
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,7 +25,7 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def _split_numbers(value: Any) -> Any:
+def split_numbers(value: Any) -> Any:
     if isinstance(value, int):
         return (value,)
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
@@ -47,8 +46,7 @@ def _split_pairs(value: Any) -> Any:
         raise ValueError("a value is not valid YAML") from None
 
 
-Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_numbers), Field(min_length=1)]
-Format = Literal["safetensors", "onnx", "pt2"]
+Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(split_numbers), Field(min_length=1)]
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
 
 
@@ -148,7 +146,7 @@ class Model(Section):
     )
     model_kwargs: KeyValues = Field({}, description="further arguments of the architecture, e.g. output_stride=8")
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
-    dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features dropped before the classifier")
 
 
 class Optimisation(Section):
@@ -227,10 +225,16 @@ class Output(Section):
     )
     save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
     keep: int = Field(3, ge=2, description="newest checkpoints that stay; the best one stays too")
-    log_with: Literal["wandb", "tensorboard", "none"] = Field("wandb", description="dashboard")
-    wandb_project: str = Field(WANDB_PROJECT, description="project on the dashboard")
+    log_with: Literal["wandb", "tensorboard", "trackio", "none"] = Field(
+        "wandb", description="dashboard; trackio is one on this machine, without an account"
+    )
+    wandb_project: str = Field(WANDB_PROJECT, description="project on the dashboard, of wandb or trackio")
     wandb_mode: Literal["auto", "online", "offline"] = Field(
         "auto", description="auto: online where there is a key and a network, else offline"
+    )
+    wandb_artifact: bool = Field(False, description="upload the best model to wandb at the run's end")
+    hourly_cost: float | None = Field(
+        None, gt=0, description="price of one machine for an hour, in any currency; shown with the run (unset: not)"
     )
     record_samples: bool = Field(False, description="write every delivered sample to samples.jsonl, as a proof")
 
@@ -257,8 +261,10 @@ class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
             )
         if self.min_delta and self.patience is None and self.scheduler != "plateau":
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
-        if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_project != WANDB_PROJECT):
-            raise InputError(f"--wandb-mode and --wandb-project would be ignored with --log-with {self.log_with}")
+        if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_artifact):
+            raise InputError(f"--wandb-mode and --wandb-artifact would be ignored with --log-with {self.log_with}")
+        if self.log_with not in ("wandb", "trackio") and self.wandb_project != WANDB_PROJECT:
+            raise InputError(f"--wandb-project would be ignored with --log-with {self.log_with}")
         if self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup_epochs:g} must be smaller than --epochs {self.epochs}, "
@@ -319,169 +325,6 @@ class Scales(Section):
         "nothing (default: full for simultaneous, off for progressive)",
     )
     eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")
-
-
-class Scan(Section):
-    """Scan"""
-
-    data: str = Field(description="the data set, as --data-root takes it")
-    output_dir: Path | None = Field(
-        None, description="folder for scan.json, scan.txt and contact-sheets/ (unset: scan-<name>-<time>)"
-    )
-    write_manifest: bool = Field(
-        False,
-        description="also write manifest/ into it, without the images at fault; --data-root on that folder trains",
-    )
-    contact_sheets: bool = Field(True, description="a PNG of up to 24 images of each class")
-    num_workers: PositiveInt | None = Field(None, description="threads (unset: the CPU quota)")
-    cache_dir: Path | None = Field(
-        None, description="folder for indices and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
-    )
-    cache_gb: float = Field(4.0, gt=0, description="most that parts of remote shards may take on disk, GB")
-
-
-class Verify(Section):
-    """Verify"""
-
-    command: Annotated[tuple[str, ...], BeforeValidator(shlex.split)] = Field(
-        description="after --, the complete training command: launcher, recipe and all its flags"
-    )
-    kills: int = Field(
-        3, ge=0, description="times that the second run is killed; 0: none, to see whether the command repeats itself"
-    )
-    steps: PositiveInt = Field(
-        60,
-        description="optimizer steps after which the runs are compared, rounded up to a checkpoint; a shorter run is "
-        "compared at its end",
-    )
-    save_every_steps: PositiveInt | None = Field(
-        None, description="steps between checkpoints (unset: as the command says, else a sixth of --steps)"
-    )
-    seed: int = Field(0, ge=0, description="of the steps at which the run is killed")
-    output_dir: Path | None = Field(
-        None, description="folder for both runs, kept (unset: verify-resume-TIME, removed where all is equal)"
-    )
-
-
-def _refuse_unordered(flag: str, sizes: tuple[int, ...] | None) -> None:
-    if sizes is not None and list(sizes) != sorted({*sizes}):
-        raise InputError(f"{flag} {','.join(map(str, sizes))}: sizes must be ascending")
-
-
-def _check_cascade(sizes: tuple[int, ...] | None, confidence: float | None) -> None:
-    _refuse_unordered("--cascade", sizes)
-    if sizes is not None and len(sizes) < 2:
-        raise InputError(f"--cascade {sizes[0]}: needs two sizes or more, such as 64,224; for one size take --scales")
-    if sizes is None and confidence is not None:
-        raise InputError(f"--confidence {confidence:g} would be ignored: it needs --cascade")
-
-
-class Inference(Section):
-    """Inference"""
-
-    flip: bool = Field(False, description="average probabilities with those of the mirrored image; doubles the cost")
-    batch_size: PositiveInt = Field(64, description="images per process and forward")
-    num_workers: int | None = Field(
-        None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
-    )
-    amp: bool | None = Field(
-        None, description="mixed precision in the best type of the device (unset: as the run was trained)"
-    )
-
-
-class Evaluate(Inference):
-    """Evaluate"""
-
-    run: Path = Field(description="the run directory")
-    scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that the run reports)")
-    average: bool = Field(False, description="a further figure: probabilities averaged over all --scales")
-    recalibrate: bool = Field(
-        False,
-        description="sizes without normalisation of their own get it, its statistics estimated anew on up to 2048 "
-        "training images of the run at that size",
-    )
-    cascade: Numbers | None = Field(
-        None,
-        description="ascending sizes, px: report what is saved by starting with the first and going up only while the "
-        "top probability is below --confidence (unset: none)",
-    )
-    confidence: float | None = Field(
-        None, gt=0, le=1, description="of --cascade (unset: the cheapest that keeps --max-loss on val)"
-    )
-    max_loss: float | None = Field(
-        None, ge=0, description="points of top-1 that --cascade may lose on val (unset: 0.5)"
-    )
-    data_root: str | None = Field(
-        None,
-        description="other data with the same classes, as training takes it, or a folder of class folders (unset: the "
-        "run's)",
-    )
-    split: Literal["train", "val", "test"] | None = Field(
-        None, description="the split to evaluate (unset: val and test)"
-    )
-    output_dir: Path | None = Field(
-        None,
-        description="folder for evaluation.txt, .json, .svg and what was said of each image (unset: RUN/evaluation)",
-    )
-
-    @model_validator(mode="after")
-    def _cross_check(self) -> Self:
-        _refuse_unordered("--scales", self.scales)
-        _check_cascade(self.cascade, self.confidence)
-        if self.max_loss is not None and (self.cascade is None or self.confidence is not None):
-            raise InputError(f"--max-loss {self.max_loss:g} would be ignored: it needs --cascade without --confidence")
-        return self
-
-
-class Predict(Inference):
-    """Predict"""
-
-    run: Path = Field(description="the run directory")
-    paths: tuple[str, ...] = Field(description="images, and folders of them")
-    scales: Numbers | None = Field(
-        None, description="ascending sizes, px; of several the probabilities are averaged (unset: the run's largest)"
-    )
-    cascade: Numbers | None = Field(
-        None,
-        description="ascending sizes, px: start with the first, go up only while the top probability is below "
-        "--confidence (unset: none)",
-    )
-    confidence: float | None = Field(None, gt=0, le=1, description="top probability that is enough (unset: 0.9)")
-    output: str = Field(
-        "-", description="file for a row per image, by its ending .csv or .jsonl; -: CSV on standard output"
-    )
-    overwrite: bool = Field(False, description="replace an --output that exists")
-
-    @model_validator(mode="after")
-    def _cross_check(self) -> Self:
-        _refuse_unordered("--scales", self.scales)
-        _check_cascade(self.cascade, self.confidence)
-        if self.cascade is not None and self.scales is not None:
-            raise InputError("--scales would be ignored with --cascade: drop one of them")
-        if not self.paths:
-            raise InputError("PATH is missing: name images, or folders of them, after RUN")
-        if self.output != "-" and not self.output.endswith((".csv", ".jsonl")):
-            raise InputError(f"--output {self.output}: must end in .csv or .jsonl")
-        if self.output == "-" and self.overwrite:
-            raise InputError("--overwrite would be ignored: it needs --output")
-        return self
-
-
-class Export(Section):
-    """Export"""
-
-    run: Path = Field(description="the run directory")
-    scale: PositiveInt | None = Field(
-        None, description="size to export for, px, with its own normalisation (unset: the size that chose the model)"
-    )
-    formats: Annotated[tuple[Format, ...], BeforeValidator(_split_numbers), Field(min_length=1)] | None = Field(
-        None, description="what to write, comma-separated: safetensors, onnx, pt2 (unset: all that can be made here)"
-    )
-    data_root: str | None = Field(
-        None, description="where the run's images are now, for the check (unset: where they were)"
-    )
-    output_dir: Path | None = Field(None, description="folder of the export (unset: RUN/export)")
-    overwrite: bool = Field(False, description="replace an export that is there already")
 
 
 def default_scales(data_root: str) -> tuple[int, ...]:

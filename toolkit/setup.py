@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from toolkit import clouds
 from toolkit.agreement import Agreement
 from toolkit.clouds import Cloud
-from toolkit.contract import Strategy
+from toolkit.contract import Phase, Strategy
 from toolkit.data.feed import Feed, open_feed
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
@@ -20,7 +20,7 @@ from toolkit.errors import InputError
 from toolkit.evaluation import Evaluator
 from toolkit.learner import Learner
 from toolkit.models import MultiView
-from toolkit.monitor import Meter, Stopwatch
+from toolkit.monitor import Meter, Pace, Stopwatch
 from toolkit.plan import Plan
 from toolkit.preemption import Preemption
 from toolkit.prepare import Prepared
@@ -55,6 +55,7 @@ class Run:
     agreement: Agreement
     preemption: Preemption
     meter: Meter  # of the open epoch
+    pace: Pace
     training: Stopwatch
     wall: Stopwatch
     cloud: Cloud
@@ -69,9 +70,21 @@ class Run:
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
         """What this process still has to see of an epoch."""
         share = self.plan.share(self.accelerator.process_index)
-        for batch in self.feed.batches(epoch, self.progress.step, share):
+        for batch in self.pace.waits(self.feed.batches(epoch, self.progress.step, share)):
             self.quarantine.add(batch.bad)
             yield batch
+
+    def figures(self, phase: Phase, rate: float) -> dict[str, float]:
+        """How the open epoch goes: means over its steps so far, and its pace. Every process must ask."""
+        means = self.meter.means(self.accelerator)  # waits for the device, so that the clocks are right
+        return {
+            **means,
+            "lr": rate,
+            "strength": phase.strength,
+            "skipped_steps": self.progress.skipped_steps,
+            **self.learner.figures(),
+            **self.pace.figures(self.accelerator),
+        }
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ def set_up(
     seed_generators(settings.seed, 0, accelerator.process_index)  # dropout differs between ranks
     directory, config, main = place.directory, config_of(settings, strategy), accelerator.is_main_process
     facts = facts_of(accelerator, config, splits, prepared.plan)
-    meter, progress = Meter(), Progress()
+    meter, progress = learner.meter, Progress()
     if place.start:
         restore(place.start, learner, meter, facts, progress)
     if main:
@@ -131,7 +144,6 @@ def set_up(
         keep_best(directory, progress)
         directory.cut_to(progress)
     accelerator.wait_for_everyone()
-    panel = [spec.name for spec in strategy.panel()]
     cloud = clouds.cloud(settings.cloud)
     preemption.watch(cloud.provider)
     quarantine = Quarantine(directory.quarantine, accelerator.process_index)
@@ -158,13 +170,14 @@ def set_up(
         directory=directory,
         samples=SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
         quarantine=quarantine,
-        tracking=Tracking.start(settings, shown, directory.path, panel, main),
+        tracking=Tracking.start(settings, shown, directory, strategy, progress, accelerator),
         progress=progress,
         facts=facts,
         saver=Saver(accelerator, directory.store, directory.best, progress.at() if place.start else None),
         agreement=agreement,
         preemption=preemption,
         meter=meter,
+        pace=Pace(accelerator.device),
         training=Stopwatch(),
         wall=Stopwatch(),
         cloud=cloud,

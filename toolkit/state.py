@@ -39,6 +39,11 @@ class Progress:
     def best_step(self) -> int | None:
         return self.best.get("step")
 
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps that were left out because float16 gradients overflowed."""
+        return self.step - self.optimizer_updates
+
     def at(self) -> tuple[int, int]:
         """Where it stands: steps and epochs done."""
         return self.step, self.epoch

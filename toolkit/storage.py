@@ -55,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file that is either the old one or the new one, never half of it."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # several processes may write the same file
     with naming(staging):
-        staging.write_text(text, encoding="utf-8")
+        staging.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be text
     sync(staging)
     os.replace(staging, path)
     sync(path.parent)

@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from toolkit import device
+from toolkit import device, report
+from toolkit.command import EXIT_CODES
 from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError
 from toolkit.monitor import peak_memory_gb
 from toolkit.setup import Run
@@ -20,7 +22,8 @@ KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # ends that all proc
 def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
     """What summary.json says of a run that ended as `outcome` tells."""
     progress, accelerator = run.progress, run.accelerator
-    rows = run.directory.metrics()
+    rows, now = run.directory.metrics(), peak_memory_gb(accelerator.device)
+    peaks = peaks_by_sizes(rows)
     return {
         **outcome,
         "strategy": str(run.strategy),
@@ -37,13 +40,23 @@ def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "save_seconds": run.saver.seconds,
         "wall_seconds": progress.wall_seconds,
         "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
-        "peak_memory_gb": peak_memory_gb(accelerator.device),
+        "peak_memory_gb": max(now, *peaks.values()) if peaks else now,
+        "peak_memory_gb_by_sizes": peaks,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device.type),
         "precision": accelerator.mixed_precision,
         "cloud": str(run.cloud),
         "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},
     }
+
+
+def peaks_by_sizes(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Most memory held in training epochs at each of the sizes, GB, of rows of metrics.csv."""
+    peaks: dict[str, float] = {}
+    for row in rows:
+        if row.get("peak_memory_gb"):
+            peaks[row["sizes"]] = max(float(row["peak_memory_gb"]), peaks.get(row["sizes"], 0.0))
+    return peaks
 
 
 def _version(package: str) -> str:
@@ -63,15 +76,17 @@ def note_end(run: Run, error: Exception, cause: Exception | None) -> None:
             run.directory.write_summary(summarise(run, {"exit_reason": reason}))
         except OSError as failure:  # of the full disk that may be the cause
             log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
+    if cause is not None and not known_to_all:
+        device.leave()  # the others notice now, and find the cause told above
+    if run.accelerator.is_main_process:
+        report.refresh(run.directory.path, ended=True)
+    run.tracking.finish(EXIT_CODES.get(type(cause or error), 1))
     if known_to_all:
         _leave_together(run, cause)
-    elif cause is not None:
-        device.leave()  # the others notice now, and find the cause told above
 
 
 def _leave_together(run: Run, cause: Exception | None) -> None:
     """Wait until rank 0 has closed its records, too: when one process leaves, the launcher ends the others."""
-    run.tracking.finish()
     if isinstance(cause, PreemptedError):
         run.preemption.saved()
     with contextlib.suppress(RuntimeError):  # another process is gone already: what there is to say is said

@@ -62,7 +62,7 @@ def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | N
     if not directory.best.exists():
         raise InputError(f"{path}: there is no best model yet: its first epoch is not evaluated")
     state, facts = checkpoint.load_best(directory.best)
-    own = sorted({*panel_sizes(strategy), *strategy.norm().scales})
+    own = panel_sizes(strategy)
     plan = plan_model(settings, len(classes), own)
     if not {*sizes} <= {*own}:  # with tables as large as the run's, whatever the further sizes
         made = {name: value for name, value in plan.arguments.items() if name == "img_size"}

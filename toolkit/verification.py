@@ -20,7 +20,8 @@ from typing import Any
 import psutil
 
 from toolkit.errors import InputError, ResumeError
-from toolkit.settings import WANDB_PROJECT, Verify
+from toolkit.recipe_settings import Verify
+from toolkit.settings import WANDB_PROJECT
 
 LOOK_EVERY_S = 0.02
 END_S = 30  # longest wait for killed processes to be gone
@@ -67,8 +68,8 @@ def plan(flags: Verify) -> Plan:
         raise InputError(f"--save-every-steps {own} in the command and {flags.save_every_steps} before it: drop one")
     every = int(own or flags.save_every_steps or max(1, flags.steps // 6))
     ours = ("--save-every-steps", str(every), "--keep", str(KEPT), "--record-samples")
-    # All three, as the command or its --config may name a project, which nothing but wandb may have.
-    quiet = ("--log-with", "none", "--wandb-mode", "auto", "--wandb-project", WANDB_PROJECT)
+    # All of them, as the command or its --config may ask for what nothing but wandb has.
+    quiet = ("--log-with", "none", "--wandb-mode", "auto", "--wandb-project", WANDB_PROJECT, "--no-wandb-artifact")
     return Plan((*command, *ours, *quiet), -(-flags.steps // every) * every, every)
 
 

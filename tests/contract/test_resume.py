@@ -18,6 +18,7 @@ from examples import EPOCHS, EXAMPLES
 from resumable import AUGMENTED, STEPS_PER_EPOCH, settings, strategy
 from safetensors.torch import load_file
 
+from tests.conftest import TIMES
 from toolkit import checkpoint, setup, state, train
 from toolkit.checkpoint import Store
 from toolkit.rundir import RunDirectory
@@ -95,8 +96,7 @@ def different(first: Path, second: Path) -> list[str]:
 
 def results(output: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv without the columns that tell times."""
-    timed = {"images_per_s", "train_seconds", "wall_seconds"}
-    return [{k: v for k, v in row.items() if k not in timed} for row in RunDirectory(output).metrics()]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in RunDirectory(output).metrics()]
 
 
 def test_a_run_killed_between_two_checkpoints_goes_on_to_the_same_end(

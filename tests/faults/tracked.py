@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import torch
 
-from toolkit import Settings, SingleScale, loop, tracking, train
+from toolkit import Settings, SingleScale, loop, train
 from toolkit.command import exit_code
-from toolkit.tracking import Tracking
+from toolkit.tracking import Tracking, on_wandb
 
 FAULT_AT = 3
 
@@ -67,7 +67,7 @@ def main(output: Path, log_with: str, fault: str) -> dict[str, Any]:
 
     loop.learn = counting
     loop.LOG_EVERY_STEPS = 2
-    tracking.FINISH_S = 6.0
+    on_wandb.FINISH_S = 6.0
     settings = Settings(
         synthetic_count=120,
         synthetic_size=32,

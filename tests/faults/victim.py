@@ -269,12 +269,11 @@ def newest(output: Path) -> int | None:
     return max(steps, default=None)
 
 
-TIMES = {"train_seconds", "wall_seconds", "images_per_s"}
-
-
 def outcome(output: Path) -> dict[str, Any]:
-    """Everything that a run leaves behind but times: hashes of its last checkpoint's files, records, best model."""
+    """Everything that a run leaves behind but TIMES: hashes of its last checkpoint's files, records, best model."""
     import csv
+
+    from tests.conftest import TIMES
 
     last = output / "checkpoints" / f"step-{LAST:09d}"
     files = json.loads((last / "MANIFEST.json").read_text())["files"]

@@ -75,7 +75,7 @@ FLAGS = [
     ("multiscale", (*VIT, "--norm-per-scale", "statistics"), "test_vit has no BatchNorm"),
     ("multiscale", (*VIT, "--progressive", "--norm-per-scale", "full"), "test_vit has no BatchNorm"),
     ("multiscale", (*TWO, "--min-delta", "0.1"), "--min-delta would be ignored"),
-    ("multiscale", (*TWO, "--wandb-mode", "offline"), "--wandb-mode and --wandb-project would be ignored"),
+    ("multiscale", (*TWO, "--wandb-mode", "offline"), "--wandb-mode and --wandb-artifact would be ignored"),
     ("multiscale", (*TWO, "--val-split", "0.2"), "--val-split would be ignored"),
     ("multiscale", (*TWO, "--warmup-epochs", "3"), "--warmup-epochs 3"),
     ("multiscale", (*TWO, "--batch-size", "61"), "--batch-size 61 exceeds the 60 training images"),

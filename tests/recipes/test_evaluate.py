@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT, TORCHRUN, Runner, recipe, write_folders, write_image
 from toolkit import mistakes
 from toolkit.data import synthetic
-from toolkit.settings import Evaluate
+from toolkit.recipe_settings import Evaluate
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, TORCHRUN, Runner, recipe, write_image
 from toolkit import mistakes
 from toolkit.data import synthetic
 from toolkit.mistakes import Mistakes
-from toolkit.settings import Predict
+from toolkit.recipe_settings import Predict
 
 FIELDS = ["path", "label", "probability", "size", *(f"{c}_{i}" for i in range(2, 6) for c in ("label", "probability"))]
 

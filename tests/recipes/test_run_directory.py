@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import TINY, recipe, write_folders, write_image
+from tests.conftest import TIMES, TINY, recipe, write_folders, write_image
 from toolkit import Settings
 
 PROGRESSIVE = (*TINY, "--scales", "16,32", "--progressive", "--epochs", "2", "--num-workers", "1", "--record-samples")
@@ -31,8 +31,8 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def learned(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what a clock says."""
-    return [{k: v for k, v in row.items() if "second" not in k and k != "images_per_s"} for row in rows(run)]
+    """The rows of metrics.csv without what a clock or the memory says."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(run)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,6 +66,8 @@ def test_a_run_directory_holds_all_its_files_when_a_run_is_done(finished: Path):
         "summary.json",
         "checkpoints",
         "best",
+        "predictions",
+        "report.html",
         ".lock",
     }
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000005", "step-000000010"]
@@ -98,10 +100,18 @@ def test_metrics_have_a_row_an_epoch_when_a_run_is_done(finished: Path):
         ("0", "5", "120", "0", "16"),
         ("1", "10", "240", "1", "32"),
     ]
+    assert [float(row["save_seconds"]) > 0 for row in found] == [False, True]  # an epoch's save counts to the next row
     for row in found:
         assert float(row["lr"]) >= 0
         assert float(row["train_loss"]) > 0
-        assert float(row["images_per_s"]) > 0
+        assert float(row["images_per_s"]) == float(row["images_per_s_per_device"]) > 0
+        assert 0 <= float(row["data_wait_share"]) <= 1
+        assert 0 < float(row["step_p50_ms"]) <= float(row["step_p95_ms"])
+        assert 0 < float(row["peak_memory_gb"]) < 100
+        assert float(row["gradient_norm"]) > 0
+        assert (row["clipped_share"], row["skipped_steps"], row["strength"]) == ("0.0", "0", "1.0")
+        assert float(row["eval_seconds"]) > 0
+        assert "gradient_scale" not in row  # only float16 has one
         assert 0 <= float(row["32px/top1"]) <= float(row["32px/top5"]) <= 100
         assert float(row["16px/loss"]) > 0  # both epochs end a phase, so the whole panel is there
 
@@ -130,7 +140,35 @@ def test_the_summary_tells_how_it_ended_when_a_run_is_done(finished: Path):
     assert 0 < summary["train_seconds"] <= summary["wall_seconds"]
     assert summary["images_per_s"] == pytest.approx(240 / summary["train_seconds"])
     assert summary["peak_memory_gb"] > 0
+    assert 0 < summary["latency_ms"]["16px"] < 1000
+    assert set(summary["latency_ms"]) == {"16px", "32px"}
+    peaks = {row["sizes"]: float(row["peak_memory_gb"]) for row in rows(finished)}
+    assert summary["peak_memory_gb_by_sizes"] == peaks
+    assert summary["peak_memory_gb"] >= max(peaks.values())
     assert set(summary["versions"]) >= {"python", "torch", "accelerate", "timm", "toolkit"}
+
+
+def test_a_page_shows_the_run_when_it_is_done(finished: Path):
+    page = (finished / "report.html").read_text()
+    for words in ("<b>Done</b> 2 of 2 epochs done", "Top-1 against image size", "Confusion", "Hardest images"):
+        assert words in page
+
+
+def test_a_page_says_why_when_a_run_fails(tmp_path: Path, capsys):
+    words = [*PROGRESSIVE, "--learning-rate", "1e30", "--output-dir", "out"]
+    assert recipe("multiscale")(words) == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<b>Failed</b>" in page
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_reason"].partition(":")[0] in page
+    assert "No epoch has been evaluated" in page
+
+
+def test_a_run_ends_well_when_its_page_cannot_be_written(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("toolkit.report_page.render", lambda records: 1 / 0)
+    words = [*TINY, "--img-size", "16", "--epochs", "1", "--num-workers", "0", "--output-dir", "out"]
+    assert recipe("single_scale")(words) == 0
+    assert "report.html could not be written: ZeroDivisionError" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_reason"] == "done"
 
 
 def test_nothing_is_done_when_a_finished_run_is_run_again(copied: Path, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Runner, recipe, write_image
-from toolkit.settings import Scan
+from toolkit.recipe_settings import Scan
 
 
 @pytest.fixture(autouse=True)

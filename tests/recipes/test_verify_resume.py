@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, SLOW, TORCHRUN, Runner, recipe
 from toolkit import verification
-from toolkit.settings import Verify
+from toolkit.recipe_settings import Verify
 from toolkit.verification import Trial
 
 SCRIPT = "recipes/verify_resume.py"

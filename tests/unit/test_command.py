@@ -1,12 +1,15 @@
 """The command line: flags over a file over defaults, and exit codes."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import Field
 
 from toolkit import InputError, NonFiniteError
-from toolkit.command import Command, exit_code, parse
+from toolkit.command import OTHER, Command, exit_code, help_of, metavar, parse
+from toolkit.settings import SECTIONS, Scales, Section, Settings
 
 SCALE_FLAGS = ("strategy", "progressive", "scales", "scale_epochs")
 
@@ -139,3 +142,57 @@ def test_a_bug_keeps_its_traceback_when_a_recipe_ends():
 def test_the_exit_code_is_0_when_a_recipe_is_done(capsys):
     assert exit_code(lambda: None) == 0
     assert capsys.readouterr().err == ""
+
+
+UNITS = (
+    *("px", "image", "images", "pixels", "epochs", "step", "steps", "minutes", "s", "GB", "share", "area", "points"),
+    *(
+        "times",
+        "processes",
+        "workers",
+        "threads",
+        "checkpoints",
+        "alpha",
+        "magnitude",
+        "rate",
+        "decay",
+        "weight",
+        "norm",
+    ),
+    *("brightness", "initialisation"),  # of a seed: what it is of
+)
+
+
+def without_a_unit(section: type[Section]) -> list[str]:
+    """Numbers whose help names no unit."""
+    fields = section.model_fields.items()
+    numbers = [(name, f) for name, f in fields if metavar(f.annotation) in ("N", "X", "N,N,...")]
+    numbers = [(name, f) for name, f in numbers if not re.search("str|Literal", str(f.annotation))]
+    words = {name: set(re.findall(r"[\w-]+", help_of(field))) for name, field in numbers}
+    return [name for name, said in words.items() if not said & {*UNITS}]
+
+
+def without_a_default(section: type[Section]) -> list[str]:
+    """Flags whose help says neither what they are by default nor what it means to leave them out."""
+    optional = {name: help_of(field) for name, field in section.model_fields.items() if not field.is_required()}
+    return [name for name, text in optional.items() if not re.search("default: (?!None|Pydantic)|unset", text)]
+
+
+def test_every_flag_tells_its_unit_and_its_default_when_help_is_asked_for():
+    sections = [kind for kind in Section.__subclasses__() if kind not in SECTIONS]
+    assert {Scales, Settings} & {*sections} == {Scales}
+    for section in (*SECTIONS, *sections):
+        assert (section, without_a_unit(section), without_a_default(section)) == (section, [], [])
+    assert all("default" in text or "unset" in text for _, text in OTHER.values())
+
+
+def test_a_flag_is_found_out_when_its_help_tells_too_little():
+    """The control."""
+
+    class Vague(Section):
+        """Vague"""
+
+        length: int = Field(3, description="how long")
+        why: str | None = Field(None, description="a reason")
+
+    assert (without_a_unit(Vague), without_a_default(Vague)) == (["length"], ["why"])

@@ -1,15 +1,29 @@
-"""Running means and the watch over values that are not finite."""
+"""Running means, where the time goes, memory and the watch over values that are not finite."""
 
+import copy
+import mmap
 import re
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
-from toolkit import Settings, device
-from toolkit.monitor import NEVER, FiniteWatch, Meter, peak_memory_gb
+from tests.conftest import TINY, recipe
+from toolkit import Settings, SingleScale, device
+from toolkit.contract import Phase, Step
+from toolkit.data.jobs import Batch, TrainJob
+from toolkit.learner import build_learner
+from toolkit.loop import learn
+from toolkit.monitor import NEVER, FiniteWatch, Meter, Pace, peak_memory_gb, reset_peak_memory
+from toolkit.prepare import prepare
+from toolkit.rundir import RunDirectory
 
 CPU = torch.device("cpu")
 
@@ -67,3 +81,114 @@ def test_memory_is_what_the_kernel_says_when_there_is_no_accelerator():
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak is not None
     assert peak_memory_gb(CPU) == pytest.approx(int(peak[1]) / 2**20, rel=0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux forgets")
+def test_a_peak_is_forgotten_when_the_memory_was_given_back():
+    reset_peak_memory(CPU)
+    with mmap.mmap(-1, 2**29) as block:  # 0.5 GB, which close gives back
+        block.write(b"x" * 2**29)
+        before = peak_memory_gb(CPU)
+    assert peak_memory_gb(CPU) == before  # control: it stays until it is reset
+    reset_peak_memory(CPU)
+    assert peak_memory_gb(CPU) < before - 0.4
+
+
+class Clock:
+    """What `time.perf_counter` says, in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_times_are_those_of_the_clock_when_every_wait_and_step_is_known(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+):
+    """Two micro-batches a step; 21 steps of 1 to 21 s, each with 0.25 s of waiting, and 0.5 s for other things."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+
+    def loading() -> Iterator[int]:
+        for number in range(42):
+            clock.now += 0.125
+            yield number
+
+    pace = Pace(CPU)
+    for number in pace.waits(loading()):
+        clock.now += ((number // 2 + 1) - 0.25) / 2
+        if number % 2:
+            pace.step(8)
+            clock.now += 0.5  # a log line or a checkpoint: no part of the step
+    figures = pace.figures(accelerator)
+    seconds = 21 * 22 / 2 + 21 * 0.5
+    assert figures["step_p50_ms"] == pytest.approx(11_000)
+    assert figures["step_p95_ms"] == pytest.approx(20_000)  # 1 of 21 steps is longer
+    assert figures["data_wait_share"] == pytest.approx(21 * 0.25 / seconds)
+    assert figures["images_per_s"] == figures["images_per_s_per_device"] == pytest.approx(21 * 8 / seconds)
+
+
+def test_step_times_are_missing_when_no_step_was_taken(accelerator: Accelerator):
+    """As in the rest of an epoch that was trained, but not evaluated, before a resume."""
+    pace = Pace(CPU)
+    assert list(pace.waits(iter(()))) == []
+    figures = pace.figures(accelerator)
+    assert figures["images_per_s"] == 0
+    assert not {"step_p50_ms", "step_p95_ms"} & figures.keys()
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 0.0])
+def test_the_time_that_a_run_waits_for_batches_is_told_when_the_loader_is_slow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, delay_s: float
+):
+    close = TrainJob.close
+
+    def slow(job: TrainJob, *words: Any) -> Batch:
+        time.sleep(delay_s)
+        return close(job, *words)
+
+    monkeypatch.setattr(TrainJob, "close", slow)
+    words = (*TINY, "--img-size", "32", "--epochs", "1", "--num-workers", "0")
+    assert recipe("single_scale")((*words, "--output-dir", str(tmp_path / "run"))) == 0
+    (row,) = RunDirectory(tmp_path / "run").metrics()
+    seconds = int(row["images_seen"]) / float(row["images_per_s"])
+    waited = float(row["data_wait_share"]) * seconds
+    assert seconds == pytest.approx(float(row["train_seconds"]), rel=0.1)
+    assert waited >= 5 * 0.3 if delay_s else waited < 5 * 0.15  # in 5 steps
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_gradient_norm_and_clipped_share_are_torchs_when_two_micro_batches_make_a_step(clipped: bool):
+    settings = Settings(
+        synthetic_count=60, synthetic_size=32, batch_size=24, device_batch_size=12, log_with="none", hflip=False
+    )
+    strategy, step = SingleScale(32), Step((32,), 24)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (4, 12, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    targets = torch.randint(0, 10, (4, 12), generator=generator)
+    accelerator = device.start(settings)
+    try:
+        learner, _ = build_learner(accelerator, strategy, prepare(accelerator, settings, strategy))
+        model = copy.deepcopy(learner.weights.model).train()
+        norms = []
+        for first in (0, 2):
+            model.zero_grad()
+            for k in (first, first + 1):
+                normalised = (pixels[k] / 255 - learner.mean[:, None, None]) / learner.std[:, None, None]
+                (nn.functional.cross_entropy(model(normalised)[0], targets[k]) / 2).backward()
+            norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        assert norms[0] != pytest.approx(norms[1], rel=0.01)
+
+        if clipped:  # one of the two
+            learner = replace(learner, gradient_clip=sum(norms) / 2)
+        learner.model.train()
+        for k in range(4):
+            batch = Batch(pixels[k], targets[k], np.arange(12), step, k // 2)
+            learn(learner, batch, Phase(0, 1, 2, (32,), 24), learning_rate=0.0)
+        means = learner.meter.means(accelerator)
+        assert means["gradient_norm"] == pytest.approx(sum(norms) / 2, rel=1e-3)
+        assert means["clipped_share"] == (0.5 if clipped else 0.0)
+    finally:
+        device.stop()

@@ -91,8 +91,8 @@ def test_settings_cannot_be_changed_when_made():
     [
         ({"data_root": "photos", "synthetic_count": 100}, "--synthetic-count would be ignored"),
         ({"min_delta": 0.1}, "--min-delta would be ignored"),
-        ({"wandb_mode": "offline", "log_with": "none"}, "--wandb-mode and --wandb-project would be ignored"),
-        ({"wandb_project": "mine", "log_with": "none"}, "--wandb-mode and --wandb-project would be ignored"),
+        ({"wandb_mode": "offline", "log_with": "none"}, "--wandb-mode and --wandb-artifact would be ignored"),
+        ({"wandb_project": "mine", "log_with": "none"}, "--wandb-project would be ignored"),
         ({"warmup_epochs": 5, "epochs": 1}, "--warmup-epochs 5 must be smaller than --epochs 1"),
         ({"warmup_epochs": 5, "epochs": 5}, "--warmup-epochs 5 must be smaller than --epochs 5"),
         ({"epochs": 0}, "--epochs 0: .*greater than 0"),

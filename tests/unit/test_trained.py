@@ -10,7 +10,6 @@ from toolkit.contract import Strategy
 from toolkit.models import create, plan_model, state_tensors
 from toolkit.rundir import RunDirectory, config_of
 from toolkit.strategies import SingleScale
-from toolkit.strategies.simultaneous import Simultaneous
 from toolkit.trained import open_trained
 
 CLASSES = ("cat", "dog")
@@ -34,11 +33,6 @@ def test_a_model_with_a_table_of_positions_is_opened_when_another_size_is_asked_
     assert set(trained.gmacs) == {32, size}
     with torch.no_grad():
         assert trained.model(torch.zeros(1, 3, size, size))[0].shape == (1, 2)
-
-
-def test_a_model_is_opened_when_it_was_reported_at_smaller_sizes_than_it_was_trained_at(tmp_path: Path):
-    saved(tmp_path, "test_vit", Simultaneous((16, 64), eval_scales=(16,), norm_per_scale="off"), 64)
-    assert open_trained(tmp_path).sizes == (16, 64)
 
 
 def test_a_size_is_refused_when_the_architecture_cannot_take_it(tmp_path: Path):

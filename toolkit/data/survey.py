@@ -23,7 +23,8 @@ from toolkit.data.sources.labels import CLASS_NAMES, named
 from toolkit.data.sources.manifests import parse_rows
 from toolkit.data.splits import find_splits
 from toolkit.errors import InputError
-from toolkit.settings import Scan, make_settings
+from toolkit.recipe_settings import Scan
+from toolkit.settings import make_settings
 
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 CACHE_GB: float = Scan.model_fields["cache_gb"].default

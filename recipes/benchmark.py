@@ -1,0 +1,50 @@
+"""How fast does a model train on this machine, in how much memory, and what bounds it? Trains nothing that is kept.
+
+Each scale is measured alone and all of them in one step, in every precision that the device supports, and the loader
+alone on the data. A line for each case says what bounds it and which flag of training to turn.
+
+Example: accelerate launch --quiet recipes/benchmark.py --arch resnet50 --scales 64,112,224 --batch-sizes 64,256
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.command import exit_code, parse_section
+from toolkit.errors import InputError
+from toolkit.machine import is_main_process
+from toolkit.recipe_settings import Benchmark
+from toolkit.settings import SYNTHETIC, default_scales, make_settings
+
+PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # to the settings of training as they stand
+
+
+def benchmark_from(argv: Sequence[str] | None) -> None:
+    flags = parse_section(argv, "benchmark.py", __doc__, Benchmark)
+    if flags.output and not flags.output.parent.is_dir():
+        raise InputError(f"--output {flags.output}: there is no folder {flags.output.parent}")
+    values = {name: getattr(flags, name) for name in PASSES}
+    if flags.data_root == SYNTHETIC:  # so few are drawn that this takes no time
+        values["synthetic_count"] = max(200, 2 * max(flags.batch_sizes))
+    settings = make_settings({**values, "batch_size": max(flags.batch_sizes), "log_with": "none"})
+
+    from toolkit import storage  # heavy imports come after parsing
+    from toolkit.benchmark import benchmark
+    from toolkit.strategies import Simultaneous, SingleScale
+
+    scales = flags.scales or default_scales(flags.data_root)
+    strategy = Simultaneous(scales) if len(scales) > 1 else SingleScale(scales[0])
+    report = benchmark(settings, strategy, flags.precisions or (), flags.batch_sizes, flags.steps)
+    if is_main_process():
+        path = flags.output or Path(f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}.json")
+        storage.write_json(path, report.to_json())
+        print(f"wrote     {path}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: benchmark_from(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Write report.html of a run once more, from what lies in its directory.
+
+Example: python recipes/report.py runs/multiscale-resnet18-20260101-120000
+"""
+
+import sys
+from collections.abc import Sequence
+
+from toolkit.command import exit_code, parse_section
+from toolkit.recipe_settings import Report
+
+
+def report_from(argv: Sequence[str] | None) -> None:
+    flags = parse_section(argv, "report.py", __doc__, Report, "run")
+
+    from toolkit.report import write_report  # heavy imports come after parsing
+
+    print(f"wrote     {write_report(flags.run)}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: report_from(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Lay out a project's workspace on wandb: Quality, Optimisation, Throughput, Errors and Run, as docs/dashboards.md.
+
+Makes a new view each time and changes no other. Needs the package wandb-workspaces.
+
+Example: python recipes/wandb_dashboard.py my-team/toolkit
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from toolkit.command import exit_code, parse_section
+from toolkit.errors import InputError
+from toolkit.recipe_settings import WorkspaceLayout
+
+
+def lay_out(argv: Sequence[str] | None) -> None:
+    flags = parse_section(argv, "wandb_dashboard.py", __doc__, WorkspaceLayout, "project")
+    entity, _, project = flags.project.rpartition("/")
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise InputError("the package is not installed: pip install wandb-workspaces")
+
+    from toolkit.tracking.on_wandb import why_offline  # heavy imports come after parsing
+
+    missing = None if flags.output else why_offline()
+    if missing:
+        raise InputError(f"{flags.project}: {missing}: `wandb login` where there is a network, or give --output FILE")
+
+    import wandb
+
+    from toolkit import storage
+    from toolkit.tracking.workspace import workspace
+
+    if flags.output:
+        try:
+            storage.write_json(flags.output, workspace(entity, project)._spec)
+        except OSError as error:
+            raise InputError(f"--output {flags.output}: {error.strerror}") from None
+        print(f"wrote     {flags.output}")
+        return
+    try:
+        view = workspace(entity or wandb.Api().default_entity, project).save()
+    except Exception as error:  # whatever wandb's client raises for what its server says
+        raise InputError(f"{flags.project}: wandb refused it: {str(error).splitlines()[0]}") from None
+    print(f"wrote     {view.url}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: lay_out(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

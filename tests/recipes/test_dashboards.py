@@ -1,0 +1,339 @@
+"""What docs/dashboards.md promises is found by each dashboard's own reader, also after a resumed run. Offline."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import ACCELERATE, ROOT, recipe
+
+WANDB = Path(sys.executable).with_name("wandb")
+RUN = (
+    *("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "24", "--scales", "16,32"),
+    *("--ema-decay", "0.9", "--gradient-clip", "1", "--hourly-cost", "3.6", "--num-workers", "1"),
+)
+SIZES = ("16", "32")
+STEPS = 5  # an epoch
+MONITOR = {  # columns of metrics.csv that may still be missing
+    *("gradient_norm", "clipped_share", "data_wait_share", "step_p50_ms", "step_p95_ms", "peak_memory_gb"),
+    *("eval_seconds", "save_seconds", "strength"),
+}
+
+
+def documented(output: Path) -> set[str]:
+    """The metrics of docs/dashboards.md that the runs here must have: those of every run on the CPU."""
+    table = re.findall(r"^\| `([^`]+)` \|[^|]+\|([^|]+)\|", (ROOT / "docs/dashboards.md").read_text(), re.MULTILINE)
+    assert len(table) >= 40
+    columns = (output / "metrics.csv").read_text().splitlines()[0].split(",")
+    there = [name for name, when in table if "float16" not in when]
+    there = [name for name in there if name.split("/")[1] not in MONITOR - {*columns}]
+    names = {
+        name.replace("TRAINED", size).replace("SIZES", "16+32").replace("SIZE", size)
+        for name in there
+        for size in SIZES
+    }
+    assert {"quality/32px/top1", "quality/train_loss/16px", "run/cost", "errors/balanced_accuracy"} <= names
+    return names
+
+
+def train(output: Path, *words: str, epochs: int = 2, **env: str) -> int:
+    """As a user would."""
+    command = [sys.executable, str(ROOT / "recipes/multiscale.py"), *RUN, "--epochs", str(epochs), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    done = subprocess.run([*command, "--output-dir", str(output)], cwd=output.parent, env=environment, check=False)
+    return done.returncode
+
+
+def forget_the_end(output: Path) -> None:
+    """The run as a kill would have left it in its last epoch: a checkpoint and no summary."""
+    newest = max((output / "checkpoints").glob("step-*"))
+    assert len([*newest.parent.glob("step-*")]) > 1
+    shutil.rmtree(newest)
+    (output / "summary.json").unlink()
+
+
+# wandb
+
+
+@dataclass
+class Log:
+    """One start of a run, as wandb's reader tells it: records by type."""
+
+    records: list[dict[str, Any]]
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        return [record.get(kind, {}) for record in self.records if record["type"] == kind]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [row["item"] for row in self.all("history")]
+
+
+@pytest.fixture(scope="module")
+def on_wandb(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Log]]:
+    """A run that is asked to stop in its second epoch, and goes on."""
+    output = tmp_path_factory.mktemp("wandb") / "run"
+    words = ("--wandb-mode", "offline", "--wandb-artifact", "--epochs", "8", "--output-dir", str(output))
+    command = [sys.executable, "-u", str(ROOT / "recipes/multiscale.py"), *RUN, *words]
+    options = {"cwd": output.parent, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as first:
+        assert first.stdout is not None
+        said = []
+        for line in first.stdout:
+            said.append(line)
+            if line.startswith("epoch   0"):
+                first.send_signal(signal.SIGTERM)
+    assert first.returncode == 75, "".join(said)
+    assert subprocess.run(command, **options, check=False).returncode == 0
+    folders = sorted((output / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime)
+    assert len(folders) == 2
+    logs = []
+    for folder in folders:
+        inspect = [str(WANDB), "leet", "inspect", "--json", str(folder)]
+        done = subprocess.run(inspect, cwd=output.parent, capture_output=True, text=True, check=True)
+        logs.append(Log([json.loads(line) for line in done.stdout.splitlines()]))
+    return output, logs
+
+
+def test_every_documented_metric_is_on_wandb_and_no_other_when_a_run_is_done(on_wandb: tuple[Path, list[Log]]):
+    output, logs = on_wandb
+    rows = [row for log in logs for row in log.history]
+    numbers = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    numbers = {name for name in numbers if not name.startswith("_") and "." not in name} - {"global_step", "epoch"}
+    assert numbers == documented(output)
+
+
+def test_the_tables_are_on_wandb_when_a_run_is_done(on_wandb: tuple[Path, list[Log]]):
+    output, (_, log) = on_wandb
+    last = {name: value for row in log.history for name, value in row.items()}
+    names = ("errors/hardest", "errors/class_accuracy", "errors/confusion_table")
+    assert [last[f"{name}._type"] for name in names] == ["table-file"] * 3
+    assert [last[f"{name}.nrows"] for name in names] == [20, 10, 100]  # val images, at most 24; classes; their pairs
+    (file,) = (output / "wandb").rglob("hardest_*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["image", "name", "label", "16px", "32px"]
+    assert re.fullmatch(r"[a-z-]+ \(\d+%\)", table["data"][0][4])
+    (kept,) = (artifact for artifact in log.all("artifact") if "errorshardest" in artifact["name"])
+    assert len([entry for entry in kept["manifest"]["contents"] if entry["path"].endswith(".jpg")]) == 20
+
+
+def test_the_best_model_is_on_wandb_once_when_it_is_asked_for(on_wandb: tuple[Path, list[Log]]):
+    output, logs = on_wandb
+    models = [artifact for log in logs for artifact in log.all("artifact") if artifact["type"] == "model"]
+    assert len(models) == 1
+    best = json.loads((output / "summary.json").read_text())["val"]
+    metadata = json.loads(models[0]["metadata"])
+    assert {"best", f"step-{metadata['step']}"} <= {*models[0]["aliases"]}
+    assert {size: metadata[f"best/{size}/top1"] for size in best} == {size: best[size]["top1"] for size in best}
+    files = [entry["path"] for entry in models[0]["manifest"]["contents"]]
+    assert sorted(files) == ["class_map.json", "config.yaml", "model.safetensors"]
+
+
+def test_a_preempted_run_says_so_on_wandb_when_it_stops(on_wandb: tuple[Path, list[Log]]):
+    _, (first, second) = on_wandb
+    assert [log.all("exit")[0].get("exit_code", 0) for log in (first, second)] == [75, 0]
+    assert [alert["title"] for alert in first.all("alert")] == ["Preempted"]
+    assert len(first.all("preempting")) == 1
+    assert second.all("alert") == second.all("preempting") == []
+
+
+def test_a_run_goes_on_under_its_own_id_on_wandb_when_it_is_resumed(on_wandb: tuple[Path, list[Log]]):
+    _, (first, second) = on_wandb
+    assert first.all("run")[0]["run_id"] == second.all("run")[0]["run_id"]
+    before, after = ([row["global_step"] for row in log.history] for log in (first, second))
+    assert 0 < before[-1] < after[0] <= before[-1] + STEPS
+    assert after == sorted(after)
+    assert after[-1] == 8 * STEPS
+    assert [row["run/preemptions"] for row in second.history if "run/preemptions" in row] == [1] * (8 - len(before))
+
+
+def test_the_cost_is_that_of_the_machine_s_time_when_a_price_is_given(on_wandb: tuple[Path, list[Log]]):
+    _, (_, log) = on_wandb
+    row = [row for row in log.history if "run/cost" in row][-1]
+    assert row["run/cost"] == pytest.approx(row["throughput/wall_seconds"] / 1000)  # 3.6 an hour, one machine
+
+
+# TensorBoard
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    reader = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    reader.Reload()
+    return {name: [(event.step, event.value) for event in reader.Scalars(name)] for name in reader.Tags()["scalars"]}
+
+
+def test_tensorboard_finds_every_documented_metric_once_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    output = tmp_path / "run"
+    assert train(output, "--log-with", "tensorboard") == 0
+    found = scalars(output / "tensorboard")
+    assert found.keys() - {"global_step", "epoch"} == documented(output)
+    reader = EventAccumulator(str(output / "tensorboard"))
+    reader.Reload()
+    assert reader.Tags()["images"] == ["errors/hardest"]
+    assert {"errors/confusion/text_summary", "errors/class_accuracy/text_summary"} <= {*reader.Tags()["tensors"]}
+
+    forget_the_end(output)
+    monkeypatch.chdir(tmp_path)
+    words = [*RUN, "--epochs", "2", "--log-with", "tensorboard", "--output-dir", str(output)]
+    assert recipe("multiscale")(words) == 0
+    again = scalars(output / "tensorboard")
+    assert [step for step, _ in again["quality/train_loss"]] == [STEPS, 2 * STEPS]
+    assert again["quality/train_loss"] == found["quality/train_loss"]  # a run resumes exactly
+    assert [value for _, value in again["run/preemptions"]] == [0, 1]
+    assert len([*(output / "tensorboard").rglob("events.out.tfevents.*")]) > 1
+
+
+def test_tensorboard_is_told_when_a_loss_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*RUN, "--epochs", "2", "--log-with", "tensorboard", "--output-dir", "run", "--learning-rate", "1e30"]
+    assert recipe("multiscale")(words) == 1
+    reader = EventAccumulator("run/tensorboard")
+    reader.Reload()
+    (alert,) = reader.Tensors("run/alerts/text_summary")
+    assert b"**Diverged** the loss or its gradient is not finite" in alert.tensor_proto.string_val[0]
+
+
+# trackio
+
+
+@pytest.fixture(scope="module")
+def trackio_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("trackio")
+        patch.setenv("TRACKIO_DIR", str(folder))
+        yield folder
+
+
+def logged(folder: Path) -> list[tuple[str, int, dict[str, Any]]]:
+    """Run, step and values of each row in trackio's database."""
+    with sqlite3.connect(folder / "toolkit.db") as database:
+        rows = database.execute("select run_id, step, metrics from metrics order by id").fetchall()
+    database.close()
+    return [(run, step, json.loads(values)) for run, step, values in rows]
+
+
+def test_trackio_finds_every_documented_metric_once_when_a_run_goes_on(tmp_path: Path, trackio_dir: Path):
+    output = tmp_path / "run"
+    assert train(output, "--log-with", "trackio") == 0
+    rows = logged(trackio_dir)
+    numbers = {name for _, _, row in rows for name, value in row.items() if isinstance(value, int | float)}
+    assert numbers - {"global_step", "epoch"} == documented(output)
+    tables = {name for _, _, row in rows for name in row} - numbers
+    assert tables == {"errors/confusion", "errors/class_accuracy", "errors/hardest"}
+    assert len([*trackio_dir.rglob("*.jpg")]) == 20
+
+    forget_the_end(output)
+    assert train(output, "--log-with", "trackio", epochs=2) == 0
+    again = logged(trackio_dir)
+    assert [row[:2] for row in again] == [row[:2] for row in rows]  # what was repeated is not there twice
+    assert json.loads((output / ".dashboard-trackio.json").read_text())["starts"] == 2
+
+
+@pytest.mark.parametrize("name", ["trackio", "tensorboard", "wandb"])
+def test_a_dashboard_is_refused_when_its_package_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert recipe("multiscale")([*RUN, "--log-with", name, "--output-dir", "run"]) == 2
+    assert f"--log-with {name}: the package is not installed: pip install {name}" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_trackio_is_refused_when_it_would_send_a_run_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "me/space")
+    assert recipe("multiscale")([*RUN, "--log-with", "trackio", "--output-dir", "run"]) == 2
+    assert "$TRACKIO_SPACE_ID sends it away: unset it" in capsys.readouterr().err
+
+
+# The workspace and the sweeps
+
+
+def test_the_workspace_has_the_five_sections_when_it_is_written_offline(tmp_path: Path):
+    file = tmp_path / "layout.json"
+    command = [sys.executable, str(ROOT / "recipes/wandb_dashboard.py"), "me/toolkit", "--output", str(file)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
+    layout = json.loads(file.read_text())
+    assert (layout["entity"], layout["project"]) == ("me", "toolkit")
+    sections = layout["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections] == ["Quality", "Optimisation", "Throughput", "Errors", "Run"]
+    patterns = [
+        panel["config"]["metricRegex"]
+        for section in sections
+        for panel in section["panels"]
+        if "metricRegex" in panel["config"]
+    ]
+    table = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/dashboards.md").read_text(), re.MULTILINE)
+    top5 = {name for name in table if re.search("(best|raw|test)/.*(top5|loss)", name)}  # beside top-1, left out
+    shown = {name for name in table if any(re.search(pattern, name) for pattern in patterns)}
+    assert {*table} - shown == top5
+    assert all(any(re.search(pattern, name) for name in table) for pattern in patterns)
+
+
+def test_the_workspace_is_refused_in_one_line_when_there_is_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert recipe("wandb_dashboard")(["me/toolkit"]) == 2
+    assert capsys.readouterr().err == (
+        "error: me/toolkit: no API key was found: `wandb login` where there is a network, or give --output FILE\n"
+    )
+
+
+def trial(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """A sweep, and the command of its first trial as wandb's agent makes it."""
+    from wandb.sdk.launch.sweeps import utils
+
+    sweep = yaml.safe_load(file.read_text())
+    values = {
+        name: {"value": space["values"][0] if "values" in space else space["min"]}
+        for name, space in sweep["parameters"].items()
+    }
+    words = {**utils.create_sweep_command_args({"args": values}), "program": [sweep["program"]]}
+    command = [str(word) for word in utils.create_sweep_command(list(sweep["command"]))]
+    return sweep, [text for word in command for text in (words[word[2:-1]] if word.startswith("${") else [word])]
+
+
+SWEEPS = sorted((ROOT / "docs/sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_sweep_s_trial_goes_through_accelerate_launch_when_an_agent_starts_it(file: Path):
+    sweep, command = trial(file)
+    assert {*sweep} <= {"program", "method", "metric", "parameters", "command", "early_terminate", "run_cap"}
+    assert sweep["method"] in ("bayes", "grid", "random")
+    assert sweep["metric"] == {"name": "quality/best_top1", "goal": "maximize"}
+    assert file.name in (ROOT / "docs/sweeps.md").read_text()
+    assert command[:2] == ["bash", "-c"]
+    assert "accelerate launch --quiet" in command[2]
+    assert (ROOT / command[3]).is_file()
+    assert all(f"--{name}" in " ".join(command[4:]) for name in sweep["parameters"])
+
+
+def test_a_sweep_s_trial_is_understood_when_it_is_really_started(tmp_path: Path):
+    _, command = trial(ROOT / "docs/sweeps/learning_rate.yaml")
+    path = f"{Path(ACCELERATE[0]).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "WANDB_RUN_ID": "abc123"}
+    command[3] = str(ROOT / command[3])
+    command += ["--dry-run", "--synthetic-count", "120"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "learning rate 0.0002" in done.stdout + done.stderr

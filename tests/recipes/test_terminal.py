@@ -1,0 +1,116 @@
+"""What a person sees: bars and colours on a terminal only, plain lines in a file. A real pseudo-terminal."""
+
+import os
+import re
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY, recipe
+from toolkit import console, loop
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+HELP = (sys.executable, str(ROOT / "recipes" / "scan.py"), "--help")
+
+
+class Screen:
+    """The other end of a terminal."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = os.openpty()
+        termios.tcsetwinsize(self.theirs, (40, 120))
+        self._shown = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        try:
+            while piece := os.read(self._ours, 65536):
+                self._shown += piece
+        except OSError:  # what Linux says at the end of a terminal
+            pass
+
+    def text(self) -> str:
+        """All that was shown; nobody may hold the terminal any more."""
+        os.close(self.theirs)
+        self._reader.join(10)
+        os.close(self._ours)
+        return self._shown.decode()
+
+
+@contextmanager
+def on_screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
+    """Let this process write to a terminal."""
+    screen = Screen()
+    with monkeypatch.context() as patched, os.fdopen(os.dup(screen.theirs), "w") as stream:
+        patched.setattr(sys, "stdout", stream)
+        patched.setattr(sys, "stderr", stream)
+        yield screen
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)]
+)
+def test_help_has_colours_on_a_terminal_when_no_color_is_not_set(environment: dict[str, str], coloured: bool):
+    screen = Screen()
+    plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), screen.theirs)
+    subprocess.run(HELP, env={**plain, "TERM": "xterm", **environment}, check=True, **streams)
+    text = screen.text()
+    assert "--output-dir" in text
+    assert bool(COLOUR.search(text)) == coloured
+
+
+def test_help_is_plain_when_it_goes_into_a_file():
+    done = subprocess.run(HELP, env={**os.environ, "TERM": "xterm"}, capture_output=True, text=True, check=True)
+    assert "--output-dir" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def words(folder: Path) -> tuple[str, ...]:
+    return (*TINY, "--img-size", "32", "--epochs", "2", "--output-dir", str(folder))
+
+
+@pytest.fixture
+def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute is over at once, and a log step is every second one."""
+    monkeypatch.setattr(console, "LIFE_SIGN_S", 0.0)
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 2)
+
+
+def test_a_bar_moves_and_lines_stay_apart_from_it_when_a_run_is_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chatty: None
+):
+    with on_screen(monkeypatch) as screen:
+        assert recipe("single_scale")(words(tmp_path / "run")) == 0
+    text = screen.text()
+    assert re.search(r"\repoch 1: +\d+%", text)
+    assert not COLOUR.search(text)
+    assert "step 2 of 5" not in text  # the bar shows it
+    assert re.search(r"(^|[\r\n])epoch   1  32 px  loss ", text)
+
+
+def test_plain_lines_and_signs_of_life_are_written_when_a_run_goes_into_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], chatty: None
+):
+    assert recipe("single_scale")(words(tmp_path / "run")) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert not {"\r", "\x1b"} & {*said.out}
+    signs = re.findall(r"^epoch   (\d)  step (\d) of 5  loss \d\.\d{4}  \d+ images/s$", said.out, re.MULTILINE)
+    assert signs == [("0", "2"), ("0", "4"), ("1", "1"), ("1", "3"), ("1", "5")]  # steps 2, 4, 6, 8, 10 of the run
+
+
+def test_signs_of_life_are_a_minute_apart_when_an_epoch_is_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 2)
+    assert console.LIFE_SIGN_S == 60
+    assert recipe("single_scale")(words(tmp_path / "run")) == 0
+    assert "step 2 of 5" not in capsys.readouterr().out

@@ -1,0 +1,105 @@
+"""What a dashboard is shown: names in sections, mistakes within bounds, no step twice."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from toolkit.mistakes import Mistakes
+from toolkit.quality import Predictions
+from toolkit.tracking import Tracking
+from toolkit.tracking.notes import Notes
+from toolkit.tracking.on_tensorboard import OnTensorBoard
+from toolkit.tracking.sections import named, of_epoch
+from toolkit.tracking.tables import errors_of
+
+
+def test_a_metric_is_in_its_section_when_it_is_named():
+    row = {"lr": 0.1, "32px/top1": 50.0, "peak_memory_gb/32px": 2.0, "phase": 1, "sizes": "32", "step": 5, "gap": ""}
+    assert named(row) == {
+        "optimisation/lr": 0.1,
+        "quality/32px/top1": 50.0,
+        "throughput/peak_memory_gb/32px": 2.0,
+        "run/phase": 1,
+    }
+
+
+def test_the_cost_is_by_machine_when_processes_share_one():
+    row = {"sizes": "16+32", "images_per_s": 800.0, "wall_seconds": 1800.0, "peak_memory_gb": 3.0}
+    told = of_epoch(row, processes=16, machines=2, hourly_cost=10.0)
+    assert (told["cost"], told["images_per_s_per_device"]) == (10.0, 50.0)  # half an hour of two machines at 10
+    assert (told["largest_size_px"], told["peak_memory_gb/16+32px"]) == (32, 3.0)
+    assert "cost" not in of_epoch(row, 16, 2, None)
+
+
+def test_the_mistakes_shown_are_those_of_the_worst_50_classes_when_there_are_more():
+    """60 classes of 2 images; of classes 10 to 59 one is taken for class 0, of class 59 both."""
+    labels = np.repeat(np.arange(60), 2)
+    said = labels.copy()
+    said[20::2] = 0
+    said[-1] = 0
+    sure = np.full((1, 120), 0.5)
+    predictions = Predictions(("32px",), labels, said[None], sure, sure)
+    names = tuple(f"{i}.jpg" for i in range(120))
+    classes = [f"class {i}" for i in range(60)]
+    errors = errors_of(Mistakes(names, predictions, {3: Path("3.jpg")}), classes, "32px")
+    assert len(errors.classes) == 50
+    assert errors.classes[:2] == ["class 0", "class 10"]
+    assert errors.classes[-1] == "class 59"
+    assert errors.confusion[0].tolist() == [2] + [0] * 49
+    assert errors.confusion[-1].tolist() == [2] + [0] * 49
+    assert errors.class_accuracy.rows[1] == ["class 10", 2, 50.0]
+    assert errors.hardest.rows == [[Path("3.jpg"), "3.jpg", "class 1", "class 1 (50%)"]]
+    assert errors.numbers["worst_class_accuracy"] == 0.0
+    assert errors.numbers["balanced_accuracy"] == pytest.approx((10 * 100 + 49 * 50) / 60)
+
+
+def test_a_run_has_its_own_id_again_when_its_notes_are_opened_a_second_time(tmp_path: Path):
+    first = Notes.open(tmp_path, "wandb")
+    first.shown = [40, 1]
+    first.write()
+    second = Notes.open(tmp_path, "wandb")
+    assert (second.id, second.starts, second.shown) == (first.id, 2, [40, 1])
+    assert Notes.open(tmp_path, "trackio").id != first.id
+
+
+def test_a_run_begins_anew_with_a_warning_when_its_notes_are_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / ".dashboard-wandb.json").write_text('{"id": "abc"')
+    with caplog.at_level(logging.WARNING):
+        assert Notes.open(tmp_path, "wandb").starts == 1
+    assert "not readable, the dashboard begins anew" in caplog.text
+
+
+def test_tensorboard_shows_the_second_attempt_when_a_run_went_back(tmp_path: Path):
+    board = OnTensorBoard.open(tmp_path, {"sizes": [16, 32]}, step=0, first=True)
+    for step, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
+        board.log({"quality/train_loss": loss}, step)
+    board.rewind(10)
+    board.log({"quality/train_loss": 5.0}, 20)
+    board.finish(0)
+    reader = EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    assert [(event.step, event.value) for event in reader.Scalars("quality/train_loss")] == [(10, 3.0), (20, 5.0)]
+
+
+def test_no_step_is_shown_twice_when_a_dashboard_cannot_forget(tmp_path: Path):
+    class Page(OnTensorBoard):
+        can_rewind = False
+
+        def rewind(self, step: int) -> None: ...
+
+    tracking = Tracking.__new__(Tracking)
+    tracking._dashboard, tracking._notes = Page.open(tmp_path, {}, 0, first=True), Notes.open(tmp_path, "page")
+    tracking._seen = [*tracking._notes.shown]
+    for step in (10, 20):
+        tracking.log({"train_loss": 1.0}, step, 0.5)
+    tracking.rewind(10)
+    for step in (20, 30):
+        tracking.log({"train_loss": 2.0}, step, 0.5)
+    tracking.finish()
+    reader = EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    shown = [(event.step, event.value) for event in reader.Scalars("quality/train_loss")]
+    assert shown == [(10, 1.0), (20, 1.0), (30, 2.0)]

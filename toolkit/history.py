@@ -1,0 +1,81 @@
+"""A run's metrics.csv as columns of numbers, for plots and tables. Free of torch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Band(NamedTuple):
+    """Epochs of one phase, `first` to `last`, and its sizes as `16+32`."""
+
+    first: float
+    last: float
+    sizes: str
+
+
+@dataclass(frozen=True)
+class History:
+    """A value per epoch in each column, NaN where there is none; `sizes` and `phases` are kept as text."""
+
+    columns: Mapping[str, np.ndarray]
+    sizes: tuple[str, ...]
+    phases: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def get(self, name: str) -> np.ndarray | None:
+        """A column, or None where it holds no number."""
+        values = self.columns.get(name)
+        return values if values is not None and np.isfinite(values).any() else None
+
+    @property
+    def epochs(self) -> np.ndarray:
+        return self.columns.get("epoch", np.empty(0))
+
+    def bands(self) -> list[Band]:
+        """The phases, where there is more than one."""
+        starts = [i for i in range(len(self)) if i == 0 or self.phases[i] != self.phases[i - 1]]
+        stretches = pairwise([*starts, len(self)])
+        bands = [Band(self.epochs[start], self.epochs[end - 1], self.sizes[start]) for start, end in stretches]
+        return bands if len(bands) > 1 else []
+
+    def evaluated(self) -> list[str]:
+        """What was evaluated in any epoch, such as `32px`, by size."""
+        names = [name.removesuffix("/top1") for name in self.columns if re.fullmatch(r"[^/]+/top1", name)]
+        return sorted((name for name in names if self.get(f"{name}/top1") is not None), key=size_of)
+
+    def trained(self) -> list[str]:
+        """What has a training loss of its own, by size."""
+        prefix = "train_loss/"
+        return sorted((name.removeprefix(prefix) for name in self.columns if name.startswith(prefix)), key=size_of)
+
+    def per_epoch(self, cumulative: str) -> np.ndarray | None:
+        """The increase of a running total in each epoch."""
+        total = self.get(cumulative)
+        return None if total is None else np.diff(total, prepend=0.0)
+
+
+def read_history(rows: Sequence[Mapping[str, str]]) -> History:
+    """The rows of metrics.csv; a cell that is no number counts as empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("sizes", "phase")))
+    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
+    text = [tuple(str(row.get(name) or "") for row in rows) for name in ("sizes", "phase")]
+    return History(columns, *text)
+
+
+def size_of(name: str) -> tuple[float, str]:
+    """Sorts `16px` before `112px`, and what is no size to the end."""
+    found = re.fullmatch(r"(\d+)px", name)
+    return (int(found[1]) if found else np.inf, name)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")

@@ -1,0 +1,34 @@
+"""report.html: one self-contained page that shows a run, made from what lies in its directory and nothing else."""
+
+import logging
+import time
+from pathlib import Path
+
+from toolkit import storage
+
+log = logging.getLogger(__name__)
+
+PAGE = "report.html"
+REFRESH_S = 30.0  # at most one page in so many seconds while a run goes on
+
+
+def refresh(directory: Path, ended: bool = False) -> None:
+    """Write the page of a run that goes on, or has ended, unless the last one is still fresh; never raises."""
+    marks = [path.stat().st_mtime for name in (PAGE, "config.yaml") if (path := directory / name).exists()]
+    if not ended and marks and time.time() - max(marks) < REFRESH_S:
+        return
+    try:
+        write_report(directory)
+    except Exception as error:  # a run never fails for its page
+        log.warning("%s could not be written: %s: %s", directory / PAGE, type(error).__name__, error)
+
+
+def write_report(directory: Path) -> Path:
+    """Write report.html of a run, whatever stage it is in; raises InputError where the folder holds none."""
+    from toolkit.records import read_records
+    from toolkit.report_page import render  # jinja2 and matplotlib: only where a page is written
+
+    page = render(read_records(directory))
+    # A file's name that is no text, as the file system may hold, becomes one.
+    storage.write_text(directory / PAGE, page.encode("utf-8", "replace").decode())
+    return directory / PAGE

@@ -1,0 +1,157 @@
+"""What a machine can do at most, what a forward pass moves, and which of them bounds a measured training step."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TRAINING = 3  # a training step over its forward pass: backward computes gradients of inputs and of weights
+MATRIX = {"cuda": 8192, "cpu": 1024}  # side of the matrices that are multiplied; elsewhere 4096
+VECTOR = 2**25  # float32 values that are copied, more than any cache holds
+TRIALS = 4
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What this machine reached in one precision: 10^12 operations and 10^9 bytes per second."""
+
+    tflops: float
+    gb_per_s: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """Training steps of `batch_size` images over all processes at `sizes` px, as measured.
+
+    `arithmetic_ms` and `traffic_ms`: what the step's operations and its reads and writes would take at the ceiling;
+    `fixed_share`: of the step's time, what does not depend on the number of images, None where it cannot be told;
+    `loader_images_per_s`: what the loader delivers alone, over all processes; `gflop`: 10^9 operations per step.
+    """
+
+    sizes: tuple[int, ...]
+    precision: str
+    batch_size: int
+    images_per_s: float
+    step_p50_ms: float
+    step_p95_ms: float
+    peak_memory_gb: float
+    gflop: float
+    arithmetic_ms: float
+    traffic_ms: float
+    fixed_share: float | None
+    loader_images_per_s: float
+
+    @property
+    def share_of_peak(self) -> float:
+        return self.arithmetic_ms / self.step_p50_ms
+
+    @property
+    def fixed_ms(self) -> float:
+        return self.step_p50_ms * (self.fixed_share or 0.0)
+
+    @property
+    def bound(self) -> str:
+        """loader: it delivers fewer images per second than training takes. Else what explains most of a step's time:
+
+        launch: what is the same for half as many images: launching kernels, Python, the optimizer;
+        memory: reads and writes, at the speed of a large copy. They are those of each operation on its own, three times
+        the forward pass: operations that are fused or find their data in a cache take less;
+        arithmetic: operations, at the speed of a large matrix product.
+        """
+        if self.loader_images_per_s < self.images_per_s:
+            return "loader"
+        explained = {"launch": self.fixed_ms, "memory": self.traffic_ms, "arithmetic": self.arithmetic_ms}
+        return max(explained, key=lambda name: explained[name])
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How the flags stand that a verdict may turn."""
+
+    workers: int
+    cores: int  # that a process may use
+    cache: str
+    compile: bool
+
+
+def verdict(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
+    """What bounds a case, by which numbers, and which flag to turn; `others` are all cases of the benchmark."""
+    reason = (
+        f"the loader delivers {case.loader_images_per_s:.0f} images/s, training takes {case.images_per_s:.0f}"
+        if case.bound == "loader"
+        else f"of {case.step_p50_ms:.1f} ms a step {case.fixed_ms:.1f} do not depend on the images, arithmetic takes "
+        f"at least {case.arithmetic_ms:.1f}, reads and writes about {case.traffic_ms:.1f}"
+    )
+    return f"bound by {case.bound}: {reason}; {_advice(case, others, knobs)}"
+
+
+def _advice(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
+    if case.bound == "loader":
+        if knobs.workers < knobs.cores:
+            return f"--num-workers {knobs.cores}"
+        return "more CPU cores" if knobs.cache == "ram" else "--cache ram with enough --cache-gb, or more CPU cores"
+    faster = max(_alike(case, others), key=lambda other: other.images_per_s, default=case)
+    if case.precision == "float32" and faster.images_per_s > 1.1 * case.images_per_s:
+        return f"--amp ({faster.precision} was {faster.images_per_s / case.images_per_s:.1f}x as fast)"
+    larger = f"--batch-size above {case.batch_size}"
+    if case.bound == "launch":
+        return larger if knobs.compile else f"{larger}, or --compile"
+    if case.bound == "memory" and not knobs.compile:
+        return "--compile, which fuses what only reads and writes"
+    return "smaller --scales, a cheaper --arch, or more devices"
+
+
+def _alike(case: Case, others: Sequence[Case]) -> list[Case]:
+    """The case in each precision."""
+    return [other for other in others if (other.sizes, other.batch_size) == (case.sizes, case.batch_size)]
+
+
+def ceiling(device: torch.device, precision: str) -> Ceiling:
+    """What a large matrix product reaches in a precision, and a large copy.
+
+    On a GPU float32 products may use TF32, as the convolutions of a model do.
+    """
+    side = MATRIX.get(device.type, 4096)
+    allowed = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        matrix = torch.ones(side, side, device=device, dtype=TYPES[precision])
+        product = _best_seconds(lambda: matrix @ matrix, device)
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+    vector = torch.ones(VECTOR, device=device)
+    target = torch.empty_like(vector)
+    copy = _best_seconds(lambda: target.copy_(vector), device)
+    return Ceiling(2 * side**3 / product / 1e12, 2 * vector.nbytes / copy / 1e9)
+
+
+def _best_seconds(work: Callable[[], Tensor], device: torch.device) -> float:
+    """The fastest of several trials after one to warm up, each waited for."""
+    times = []
+    for _ in range(1 + TRIALS):
+        started = time.perf_counter()
+        work().flatten()[0].item()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that the operations under it read and write, each on its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return result

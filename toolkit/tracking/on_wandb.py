@@ -1,0 +1,153 @@
+"""Weights & Biases: online where there is a key and a network, else a folder that `wandb sync` uploads later."""
+
+import logging
+import netrc
+import os
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from ssl import SSLError
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import wandb
+from accelerate.tracking import WandBTracker
+
+from toolkit.settings import Settings
+from toolkit.tracking.dashboard import Dashboard, flat
+from toolkit.tracking.sections import AXES
+from toolkit.tracking.tables import Errors
+
+log = logging.getLogger(__name__)
+
+WANDB_HOST = "https://api.wandb.ai"
+ANSWER_S = 5.0  # longest wait for wandb's server at the start
+START_S = 8  # wandb's own, where the server answers but the run's registration hangs
+FINISH_S = 60.0  # longest wait at the end for what is not uploaded yet; it stays on the disk
+
+
+def why_offline() -> str | None:
+    """What is missing for going online; None: nothing."""
+    if not _key():
+        return "no API key was found"
+    server = os.environ.get("WANDB_BASE_URL", WANDB_HOST)
+    return None if _answers(server) else f"{urlsplit(server).hostname} does not answer"
+
+
+def _key() -> bool:
+    """Whether wandb would find a key: in the environment or in the netrc file that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _answers(url: str) -> bool:
+    """Whether anything answers there, however; a thread asks, as no timeout bounds the look-up of a name."""
+    reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            urlopen(url, timeout=ANSWER_S).close()
+            reply.put(True)
+        except (OSError, ValueError, HTTPException) as error:
+            refused = isinstance(getattr(error, "reason", error), SSLError)  # by us: wandb knows other certificates
+            reply.put(isinstance(error, HTTPError) or refused)
+
+    threading.Thread(target=ask, daemon=True, name="wandb probe").start()
+    try:
+        return reply.get(timeout=ANSWER_S)
+    except queue.Empty:
+        return False
+
+
+def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
+    def start(mode: str) -> WandBTracker:
+        options = wandb.Settings(init_timeout=START_S, finish_timeout=FINISH_S, silent=True, console="off")
+        tracker = WandBTracker(
+            settings.wandb_project,
+            dir=str(folder),
+            name=folder.name,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            settings=options,
+        )
+        tracker.start()
+        return tracker
+
+    later = f"`wandb sync {folder}/wandb/offline-run-*` uploads it later"
+    mode = (os.environ.get("WANDB_MODE") or "auto") if settings.wandb_mode == "auto" else settings.wandb_mode
+    missing = why_offline() if mode == "auto" else None
+    if missing:
+        log.info("wandb     offline: %s; %s", missing, later)
+        return start("offline")
+    try:
+        tracker = start("online" if mode == "auto" else mode)
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        log.info("wandb     offline: %s; %s", str(error).splitlines()[0], later)
+        return start("offline")
+    log.info("wandb     %s", {"offline": f"offline: {later}", "disabled": mode}.get(mode) or tracker.run.url)
+    return tracker
+
+
+class OnWandb(Dashboard):
+    """One wandb run, continued under its id."""
+
+    tracker: WandBTracker
+
+    @classmethod
+    def open(
+        cls, settings: Settings, folder: Path, run_id: str, config: Mapping[str, Any], panel: Sequence[str]
+    ) -> "OnWandb":
+        """`panel` names the figures counted in epochs."""
+        tracker = _start(settings, folder, run_id)
+        tracker.store_init_configuration(flat(config))
+        step, epoch = AXES
+        tracker.run.define_metric("*", step_metric=step)
+        for name in panel:
+            tracker.run.define_metric(f"quality/{name}/*", step_metric=epoch)
+        return cls(tracker)
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        self.tracker.log(dict(row))  # without `step`: wandb drops rows that go back, as after a resume
+
+    def alert(self, title: str, text: str, step: int) -> None:
+        self.tracker.run.alert(title, text, level="WARN")
+
+    def show(self, errors: Errors, step: int) -> None:
+        counts = [
+            [label, said, int(errors.confusion[row, column])]
+            for row, label in enumerate(errors.classes)
+            for column, said in enumerate(errors.classes)
+        ]
+        chart = wandb.plot_table(
+            vega_spec_name="wandb/confusion_matrix/v1",
+            data_table=wandb.Table(["Actual", "Predicted", "nPredictions"], counts),
+            fields={"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
+        )
+        accuracy = wandb.Table(*errors.class_accuracy)
+        hardest = wandb.Table(
+            errors.hardest.columns, [[wandb.Image(str(file)), *cells] for file, *cells in errors.hardest.rows]
+        )
+        row = {"errors/confusion": chart, "errors/class_accuracy": accuracy, "errors/hardest": hardest}
+        self.tracker.log({**row, AXES[0]: step})
+
+    def preempting(self) -> None:
+        self.tracker.run.mark_preempting()
+
+    def keep_model(self, folder: Path, metadata: Mapping[str, Any]) -> None:
+        artifact = wandb.Artifact(f"model-{self.tracker.run.id}", "model", metadata=dict(metadata))
+        for file in (*sorted((folder / "best").iterdir()), folder / "config.yaml", folder / "class_map.json"):
+            artifact.add_file(str(file))
+        self.tracker.run.log_artifact(artifact, aliases=["best", f"step-{metadata['step']}"])
+
+    def finish(self, exit_code: int) -> None:
+        self.tracker.run.finish(exit_code)

@@ -1,0 +1,52 @@
+"""What a metric is called on a dashboard: its section, then its name as metrics.csv has it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SECTIONS = {
+    "optimisation": ("lr", "gradient_norm", "clipped_share", "gradient_scale", "skipped_steps"),
+    "throughput": (
+        "images_per_s",
+        "images_per_s_per_device",
+        "data_wait_share",
+        "step_p50_ms",
+        "step_p95_ms",
+        "peak_memory_gb",
+        "train_seconds",
+        "eval_seconds",
+        "save_seconds",
+        "wall_seconds",
+    ),
+    "errors": ("balanced_accuracy", "worst_class_accuracy", "calibration_error"),
+    "run": ("phase", "largest_size_px", "strength", "images_seen", "cost", "preemptions"),
+}
+AXES = ("global_step", "epoch")
+# quality: everything else, which is losses and accuracies named after what the strategy trains and evaluates
+
+
+def named(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers under their names on a dashboard; what is none, e.g. an empty cell, is left out."""
+    return {
+        f"{_section(name)}/{name}": value
+        for name, value in values.items()
+        if isinstance(value, int | float) and name not in ("step", *AXES)
+    }
+
+
+def _section(name: str) -> str:
+    first = name.split("/")[0]
+    return next((section for section, names in SECTIONS.items() if first in names), "quality")
+
+
+def of_epoch(row: Mapping[str, Any], processes: int, machines: float, hourly_cost: float | None) -> dict[str, Any]:
+    """A row of metrics.csv with what follows from it; `hourly_cost` is that of one machine."""
+    size = row["sizes"]
+    more = {
+        "largest_size_px": int(size.split("+")[-1]),
+        "images_per_s_per_device": row["images_per_s"] / processes,
+    }
+    if "peak_memory_gb" in row:
+        more[f"peak_memory_gb/{size}px"] = row["peak_memory_gb"]
+    if hourly_cost is not None:
+        more["cost"] = row["wall_seconds"] / 3600 * machines * hourly_cost
+    return {**row, **more}
