@@ -12,7 +12,7 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 import toolkit
-from toolkit import contract, settings
+from toolkit import contract, recipe_settings
 from toolkit.command import ALIASES, OTHER
 from toolkit.contract import Strategy
 from toolkit.settings import SECTIONS, Scales, Section, Settings
@@ -93,7 +93,7 @@ def test_every_public_name_stands_on_the_page():
 
 def real_flags() -> set[str]:
     """Of all recipes."""
-    sections = [kind for kind in vars(settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
+    sections = [kind for kind in vars(recipe_settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
     names = {name for section in (Settings, Scales, *sections) for name in section.model_fields} | set(OTHER)
     flags = {f"--{name.replace('_', '-')}" for name in names} | set(ALIASES)
     return flags | {f"--no-{flag[2:]}" for flag in flags} | {"--help", "--config_file"}
