@@ -100,7 +100,10 @@ class Evaluate(Inference):
         "top probability is below --confidence (unset: none)",
     )
     confidence: float | None = Field(
-        None, gt=0, le=1, description="of --cascade (unset: the cheapest that keeps --max-loss on val)"
+        None,
+        gt=0,
+        le=1,
+        description="top probability, 0 to 1, that is enough in --cascade (unset: the cheapest that keeps --max-loss on val)",
     )
     max_loss: float | None = Field(
         None, ge=0, description="points of top-1 that --cascade may lose on val (unset: 0.5)"
@@ -140,7 +143,9 @@ class Predict(Inference):
         description="ascending sizes, px: start with the first, go up only while the top probability is below "
         "--confidence (unset: none)",
     )
-    confidence: float | None = Field(None, gt=0, le=1, description="top probability that is enough (unset: 0.9)")
+    confidence: float | None = Field(
+        None, gt=0, le=1, description="top probability, 0 to 1, that is enough (unset: 0.9)"
+    )
     output: str = Field(
         "-", description="file for a row per image, by its ending .csv or .jsonl; -: CSV on standard output"
     )

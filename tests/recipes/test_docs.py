@@ -68,6 +68,8 @@ def test_a_documented_command_works(page: str, line: str, home: Path, monkeypatc
     if name in OWN_TEST:
         command = shlex.split(LAUNCHERS.sub("", line.split(" -- ")[1]))
         name, words = Path(command[0]).name, command[1:]
+    if name == "wandb_dashboard.py" and "--output" not in words:
+        words += ["--output", "nothing-is-sent.json"]
     if script.startswith("benchmarks/"):
         pytest.skip("takes minutes; `make bench` runs it")
     assert recipe(Path(name).stem)([*words, *SMALLER.get(name, []), *(["--dry-run"] if name in DRY else [])]) == 0
