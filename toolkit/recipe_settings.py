@@ -103,7 +103,7 @@ class Evaluate(Inference):
         None,
         gt=0,
         le=1,
-        description="top probability, 0 to 1, that is enough in --cascade (unset: the cheapest that keeps --max-loss on val)",
+        description="top probability that is enough in --cascade (unset: the cheapest that keeps --max-loss on val)",
     )
     max_loss: float | None = Field(
         None, ge=0, description="points of top-1 that --cascade may lose on val (unset: 0.5)"
@@ -171,7 +171,8 @@ class WorkspaceLayout(Section):
 
     project: str = Field(description="on wandb: ENTITY/PROJECT, or PROJECT of your default entity")
     output: Path | None = Field(
-        None, description="write the layout into this JSON file and save nothing on wandb: needs no key and no network"
+        None,
+        description="write the layout into this JSON file, without key or network (unset: save it on wandb)",
     )
 
 
