@@ -104,6 +104,8 @@ def assess(flags: Evaluate, folder: Path) -> Assessment:
         if len(sizes) == 1:
             raise InputError(f"--average would be ignored with one size, {sizes[0]} px: give more --scales or drop it")
         specs += (EvalSpec(f"{'+'.join(map(str, sizes))}px", sizes),)
+    if (folder / "config.yaml").exists():
+        raise InputError(f"--output-dir {folder} is a run, whose own predictions/ would be overwritten: give another")
     storage.make_folder(folder)
     if machine.is_main_process():
         (folder / UNREADABLE).unlink(missing_ok=True)  # of an earlier evaluation

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -92,6 +93,7 @@ def to_json(found: Assessment) -> dict[str, Any]:
     }
 
 
+@rc_context({"text.parse_math": False})  # names may hold any characters
 def write_plot(found: Assessment, path: Path) -> None:
     """Accuracy and latency against size, and accuracy against multiply-adds, as SVG; a colour for each split."""
     single = [spec for spec in found.specs if len(spec.sizes) == 1]

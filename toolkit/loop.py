@@ -89,11 +89,11 @@ def _train_or_save(run: Run) -> dict[str, Any]:
     try:
         return _train(run)
     except PreemptedError as error:
-        run.tracking.preempting(str(error), run.progress.step)
         if run.saver.newest != run.progress.at():
             check_finite(run, run.agreement.ask(force=True).first_bad)
             _save(run, next(run.epochs()))
         run.saver.join(run.progress.step)
+        run.tracking.preempting(str(error), run.progress.step)
         raise
 
 
@@ -278,7 +278,7 @@ def _finish(run: Run) -> dict[str, Any]:
         evaluation = run.evaluator.evaluate(images, panel)
         scores[name] = evaluation.scores
         if run.accelerator.is_main_process:
-            mistakes.write(run.directory.predictions, name, evaluation.predictions, images)
+            mistakes.keep(run.directory.predictions, name, evaluation.predictions, images)
     for name, of_split in scores.items():
         log.info("%s, best model (epoch %s)", name, facts["epoch"])
         for spec, score in of_split.items():

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from PIL import Image
 
 from toolkit import storage
 from toolkit.data.pixels import Pixels
-from toolkit.errors import BadSampleError, InputError
+from toolkit.errors import BadSampleError, InputError, LoaderError
 from toolkit.quality import Predictions
+
+log = logging.getLogger(__name__)
 
 HARDEST = 24
 THUMBNAIL_PX = 128
@@ -27,6 +30,14 @@ class Mistakes:
     names: tuple[str, ...]
     predictions: Predictions
     hardest: dict[int, Path]
+
+
+def keep(folder: Path, split: str, predictions: Predictions, images: Pixels) -> None:
+    """`write`, for a run, which does not fail for it: its figures are known already."""
+    try:
+        write(folder, split, predictions, images)
+    except (OSError, LoaderError) as error:
+        log.warning("%s: what was said of each %s image could not be written: %s", folder, split, error)
 
 
 def write(folder: Path, split: str, predictions: Predictions, images: Pixels) -> None:

@@ -1,6 +1,7 @@
 """Running means, step times, memory and the watch over non-finite values; no host sync in a step on a device."""
 
 import contextlib
+import sys
 import time
 from array import array
 from collections.abc import Iterator, Mapping
@@ -185,4 +186,4 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource  # not on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

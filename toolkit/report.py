@@ -14,11 +14,10 @@ REFRESH_S = 30.0  # at most one page in so many seconds while a run goes on
 
 def refresh(directory: Path, ended: bool = False) -> None:
     """Write the page of a run that goes on, or has ended, unless the last one is still fresh; never raises."""
-    marks = [path.stat().st_mtime for name in (PAGE, "config.yaml") if (path := directory / name).exists()]
-    if not ended and marks and time.time() - max(marks) < REFRESH_S:
-        return
     try:
-        write_report(directory)
+        marks = [path.stat().st_mtime for name in (PAGE, "config.yaml") if (path := directory / name).exists()]
+        if ended or not marks or time.time() - max(marks) >= REFRESH_S:
+            write_report(directory)
     except Exception as error:  # a run never fails for its page
         log.warning("%s could not be written: %s: %s", directory / PAGE, type(error).__name__, error)
 

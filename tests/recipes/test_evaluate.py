@@ -155,14 +155,15 @@ def test_other_data_is_evaluated_when_it_has_the_same_classes(capsys, finished: 
     assert report("out")["splits"]["test"]["32px"] == report(whole)["splits"]["test"]["32px"]
     assert evaluate(finished, "--data-root", data / "val", *words) == 0  # a folder of class folders
     assert report("out")["splits"]["val"]["32px"] == report(whole)["splits"]["val"]["32px"]
-    Path("some/disc-checks").mkdir(parents=True)
-    write_image(Path("some/disc-checks/a.png"))
-    Path("some/disc-checks/bad.png").write_text("not an image")
-    assert evaluate(finished, "--data-root", "some", *words) == 0
-    score = report("out")["splits"]["some"]["32px"]
+    some = "so$me_{dir$"  # which a plot must not take for a formula
+    Path(some, "disc-checks").mkdir(parents=True)
+    write_image(Path(some, "disc-checks/a.png"))
+    Path(some, "disc-checks/bad.png").write_text("not an image")
+    assert evaluate(finished, "--data-root", some, *words) == 0
+    score = report("out")["splits"][some]["32px"]
     assert (score["images"], score["unreadable"]) == (1, 1)
     assert json.loads(Path("out/unreadable.jsonl").read_text())["name"] == "disc-checks/bad.png"
-    assert "some, 1 images, 1 unreadable left out" in capsys.readouterr().out
+    assert f"{some}, 1 images, 1 unreadable left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,7 @@ def test_other_data_is_evaluated_when_it_has_the_same_classes(capsys, finished: 
         (["RUN", "--data-root", "photos/val"], "'cat' is no class of the run"),
         (["RUN", "--data-root", "gone"], "gone: no such folder"),
         (["RUN", "--split", "dev"], "--split dev"),
+        (["RUN", "--output-dir", "RUN"], "is a run, whose own predictions/ would be overwritten"),
         (["RUN", "--output-dir", "photos/file"], "--output-dir photos/file: nothing can be written there"),
     ],
 )

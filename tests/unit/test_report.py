@@ -293,3 +293,8 @@ def test_classes_are_paired_by_how_often_they_are_confused_when_answers_are_wron
     assert confused(answers, 2) == [(0, 1, 2), (2, 0, 1)]
     np.testing.assert_allclose(class_accuracy(answers, 4), [100 / 3, 100, 0, np.nan])
     assert confused(Answers(np.array([1]), np.array([1]), np.ones(1)), 2) == []
+
+
+def test_a_run_goes_on_when_its_folder_cannot_even_be_looked_at(caplog: pytest.LogCaptureFixture):
+    report.refresh(Path("x" * 5000))
+    assert "could not be written: OSError" in caplog.text
