@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import recipe
+from toolkit.data import synthetic
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,15 @@ def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--synthetic-count", "300", "--synthetic-size", "32", "--scales", "16,32", "--epochs", "2"]
     assert recipe("multiscale")([*words, "--log-with", "none", "--no-amp", "--output-dir", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def data(finished: Path) -> Path:
+    """The images of that run."""
+    return synthetic.prepare(32, 300)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, as a user would."""
+    monkeypatch.chdir(tmp_path)

@@ -14,18 +14,9 @@ import pytest
 
 from tests.conftest import ROOT, TORCHRUN, Runner, recipe, write_folders, write_image
 from toolkit import mistakes
-from toolkit.data import synthetic
 from toolkit.recipe_settings import Evaluate
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def data(finished: Path) -> Path:
-    return synthetic.prepare(32, 300)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def evaluate(*words: str | Path) -> int:

@@ -15,21 +15,13 @@ import pytest
 
 from tests.conftest import ROOT, TORCHRUN, Runner, recipe, write_image
 from toolkit import mistakes
-from toolkit.data import synthetic
 from toolkit.mistakes import Mistakes
 from toolkit.recipe_settings import Predict
 
 FIELDS = ["path", "label", "probability", "size", *(f"{c}_{i}" for i in range(2, 6) for c in ("label", "probability"))]
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def data(finished: Path) -> Path:
-    return synthetic.prepare(32, 300)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def predict(*words: str | Path) -> int:

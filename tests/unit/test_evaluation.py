@@ -1,6 +1,5 @@
 """Evaluation is exact: through real files, a real Accelerator and scikit-learn's metrics."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
 from tests.conftest import index_of, paths_of
-from toolkit import Settings, device
 from toolkit.contract import EvalSpec, NormPolicy
 from toolkit.data.index import Index
 from toolkit.data.pixels import Pixels
@@ -34,13 +32,6 @@ class MeanColour(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x.mean((2, 3)) * (x.shape[-1] / 8))
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    accelerator = device.start(Settings(log_with="none"))
-    yield accelerator
-    device.stop()
 
 
 @pytest.fixture

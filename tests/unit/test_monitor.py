@@ -28,13 +28,6 @@ from toolkit.rundir import RunDirectory
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    accelerator = device.start(Settings(log_with="none"))
-    yield accelerator
-    device.stop()
-
-
 def test_a_mean_counts_only_the_steps_that_had_the_part_when_parts_come_and_go(accelerator: Accelerator):
     meter = Meter()
     meter.add({"loss": torch.tensor(1.0), "loss/16px": torch.tensor(4.0)})

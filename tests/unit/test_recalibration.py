@@ -1,6 +1,5 @@
 """Statistics for a size that was not trained at: those of the training images, as NumPy finds them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tests.conftest import index_of, write_image
-from toolkit import Settings, device
 from toolkit.contract import EvalSpec, NormPolicy
 from toolkit.data.jobs import EvalJob, load
 from toolkit.data.pixels import Pixels
@@ -31,13 +29,6 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.norm(x).chunk(2, dim=-1)
         return self.head(torch.cat([left.mean((2, 3)), right.mean((2, 3))], 1))
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    accelerator = device.start(Settings(log_with="none"))
-    yield accelerator
-    device.stop()
 
 
 @pytest.fixture
