@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -150,7 +150,15 @@ def over_epochs(
         if floor:
             axes.set_ylim(bottom=0)
         _draw_bands(axes, bands)
-        _label_ends(axes, epochs, [line for line in lines if line.label])
+        known = [(line, np.isfinite(line.values)) for line in lines if line.label]
+        _label_ends(
+            axes,
+            [
+                End(line.label, epochs[there][-1], line.values[there][-1], line.colour)
+                for line, there in known
+                if there.any()
+            ],
+        )
     return svg[0]
 
 
@@ -169,18 +177,25 @@ def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
         )
 
 
-def _label_ends(axes: Axes, epochs: np.ndarray, lines: Sequence[Line]) -> None:
-    """Names at the last points of lines, pushed apart where they would meet."""
-    ends = [(epochs[there][-1], line.values[there][-1]) for line in lines if (there := np.isfinite(line.values)).any()]
-    named = [line for line in lines if np.isfinite(line.values).any()]
-    places = [axes.transData.transform(end) for end in ends]
+class End(NamedTuple):
+    """The last point of a line, and what stands beside it."""
+
+    label: str
+    x: float
+    y: float
+    colour: str
+
+
+def _label_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Names at the last points of lines, pushed apart where they would meet; to be called once the axes are final."""
+    places = [axes.transData.transform((end.x, end.y)) for end in ends]
     for i, y in _apart([place[1] for place in places], TEXT + 2):
         axes.annotate(
-            named[i].label,
-            ends[i],
-            (places[i][0] + 8, y),
+            ends[i].label,
+            (ends[i].x, ends[i].y),
+            (places[i][0] + 11, y),
             textcoords="figure pixels",
-            color=named[i].colour,
+            color=ends[i].colour,
             va="center",
             annotation_clip=False,
         )
@@ -212,15 +227,14 @@ def over_sizes(
         upper, *lower = figure.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
             :, 0
         ]
+        ends = []
         for i, (split, values) in enumerate(accuracy.items()):
             known = [(size, value) for size, value in zip(sizes, values, strict=True) if value is not None]
             upper.plot(*zip(*known, strict=True), color=MUTED, linewidth=1, linestyle="-" if i == 0 else (0, (2, 3)))
             for size, value, colour in zip(sizes, values, colours, strict=True):
                 if value is not None:
                     _point(upper, size, value, colour, filled=i == 0)
-            upper.annotate(
-                split, known[-1], (11, 0), textcoords="offset points", va="center", color=INK, annotation_clip=False
-            )
+            ends.append(End(split, *known[-1], INK))
         upper.yaxis.set_major_locator(MaxNLocator(4))
         upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
         for axes in lower:
@@ -244,6 +258,7 @@ def over_sizes(
         last.set_xticks(list(sizes), [str(size) for size in sizes])
         last.xaxis.set_minor_locator(NullLocator())
         last.set_xlabel("image size, px", loc="right", labelpad=3)
+        _label_ends(upper, ends)
     return svg[0]
 
 
