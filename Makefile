@@ -17,7 +17,7 @@ test: .venv/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: .venv/.ready
-	FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile -rA tests/faults tests/recipes/test_verify_resume.py
+	FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile -rA tests/faults $(shell grep -lw SLOW tests/*/test_*.py)
 
 check: .venv/.ready
 	$(BIN)/ruff check .

@@ -49,10 +49,7 @@ CROP_SCALE = 0.35
 PASSES = 4  # of the files in an epoch
 MEAN, STD = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
 PAGE = os.sysconf("SC_PAGE_SIZE")
-MEMORY_EPOCHS, SETTLED = (
-    30,
-    10,
-)  # epochs; growth is fitted to the last 20, when the allocator has had its largest batches
+MEMORY_EPOCHS, SETTLED = 80, 60  # epochs; growth is fitted to the last 20, when the allocator has seen all it can meet
 VERSIONS = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy")
 Contender = Callable[[], int]  # one epoch; returns the number of images
 

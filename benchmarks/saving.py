@@ -22,13 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 WITHOUT = """
 import runpy, sys
-from toolkit import checkpoint
+from toolkit import best_model
 from toolkit.saving import Saver
 from toolkit.state import exported
 
 def only_the_best(saver, step, contents, facts, best):
     if best:
-        checkpoint.save_best(saver._best, exported(contents), best)
+        best_model.save(saver._best, exported(contents), best)
 
 Saver._write = only_the_best
 del sys.argv[0]

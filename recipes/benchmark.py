@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit import console
 from toolkit.command import exit_code, parse_section
-from toolkit.errors import InputError
 from toolkit.machine import is_main_process
 from toolkit.recipe_settings import Benchmark
 from toolkit.settings import SYNTHETIC, default_scales, make_settings
@@ -22,14 +22,16 @@ PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # to the sett
 
 def benchmark_from(argv: Sequence[str] | None) -> None:
     flags = parse_section(argv, "benchmark.py", __doc__, Benchmark)
-    if flags.output and not flags.output.parent.is_dir():
-        raise InputError(f"--output {flags.output}: there is no folder {flags.output.parent}")
+
+    from toolkit import storage  # heavy imports come after parsing
+
+    path = flags.output or Path(f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}.json")
+    storage.check_output(path)
     values = {name: getattr(flags, name) for name in PASSES}
     if flags.data_root == SYNTHETIC:  # so few are drawn that this takes no time
         values["synthetic_count"] = max(200, 2 * max(flags.batch_sizes))
     settings = make_settings({**values, "batch_size": max(flags.batch_sizes), "log_with": "none"})
 
-    from toolkit import storage  # heavy imports come after parsing
     from toolkit.benchmark import benchmark
     from toolkit.strategies import Simultaneous, SingleScale
 
@@ -37,9 +39,8 @@ def benchmark_from(argv: Sequence[str] | None) -> None:
     strategy = Simultaneous(scales) if len(scales) > 1 else SingleScale(scales[0])
     report = benchmark(settings, strategy, flags.precisions or (), flags.batch_sizes, flags.steps)
     if is_main_process():
-        path = flags.output or Path(f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}.json")
         storage.write_json(path, report.to_json())
-        print(f"wrote     {path}", flush=True)
+        console.say(f"wrote     {path}", sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

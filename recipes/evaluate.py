@@ -12,6 +12,7 @@ Example: python recipes/evaluate.py RUN --scales 64,96,112,160,224 --recalibrate
 import sys
 from collections.abc import Sequence
 
+from toolkit import console
 from toolkit.command import exit_code, parse_section
 from toolkit.machine import is_main_process
 from toolkit.recipe_settings import Evaluate
@@ -28,11 +29,11 @@ def evaluate_from(argv: Sequence[str] | None) -> None:
     found = assess(flags, folder)
     if is_main_process():
         text = table(found)
-        print(text, flush=True)
+        console.say(text, sys.stdout)
         storage.write_text(folder / "evaluation.txt", text)
         storage.write_json(folder / "evaluation.json", to_json(found))
         write_plot(found, folder / "evaluation.svg")
-        print(f"wrote     {folder}: evaluation.txt, evaluation.json, evaluation.svg, predictions/", flush=True)
+        console.say(f"wrote     {folder}: evaluation.txt, evaluation.json, evaluation.svg, predictions/", sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

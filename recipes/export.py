@@ -25,7 +25,7 @@ def export_from(argv: Sequence[str] | None) -> None:
 
     console.start(main=True)
     folder = export(flags)
-    print(f"{'wrote':11} {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
+    console.say(f"{'wrote':11} {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,12 @@
 """What a finished run's best model says of images: a row of CSV or JSON lines for each, as soon as it is known.
 
-Folders are taken with all that is under them, hidden files left out. An image that cannot be read has its reason in the
-column error and no label. Without flags the run's largest size is used; of several --scales the probabilities are
-averaged; --cascade starts small and goes up only while the top probability is below --confidence, and the column size
-tells where it ended. recipes/evaluate.py --cascade tells what that costs in accuracy.
+Folders are taken with all that is under them, hidden files left out. An image that cannot be read, or a folder that
+cannot be listed, has its reason in the column error and no label. Names stand in CSV as they are: a spreadsheet may
+compute those that begin with =, +, - or @, so import them there as text, or write JSON lines.
+
+Without flags the run's largest size is used; of several --scales the probabilities are averaged; --cascade starts small
+and goes up only while the top probability is below --confidence, and the column size tells where it ended. The compute
+that this saves is told at the end; recipes/evaluate.py RUN --cascade tells it with the accuracy lost on labelled data.
 
 Exit code: 0 done, also if some images cannot be read; 2 none can be, or a flag is wrong; 130 stopped by Ctrl-C, the
 rows written so far are whole.

@@ -6,6 +6,7 @@ Example: python recipes/report.py runs/multiscale-resnet18-20260101-120000
 import sys
 from collections.abc import Sequence
 
+from toolkit import console
 from toolkit.command import exit_code, parse_section
 from toolkit.recipe_settings import Report
 
@@ -15,7 +16,7 @@ def report_from(argv: Sequence[str] | None) -> None:
 
     from toolkit.report import write_report  # heavy imports come after parsing
 
-    print(f"wrote     {write_report(flags.run)}", flush=True)
+    console.say(f"wrote     {write_report(flags.run)}", sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit import console
 from toolkit.command import exit_code, parse_section
 from toolkit.errors import InputError
 from toolkit.machine import is_main_process
@@ -36,16 +37,17 @@ def scan_from(argv: Sequence[str] | None) -> None:
     storage.make_folder(folder)
     report = scan(found, flags.num_workers)
     text = scan_outputs.table(report)
-    print(text, end="", flush=True)
+    console.say(text.removesuffix("\n"), sys.stdout)
 
     storage.write_json(folder / "scan.json", scan_outputs.to_json(report))
     storage.write_text(folder / "scan.txt", text)
     if flags.contact_sheets:
         scan_outputs.write_contact_sheets(report, folder / "contact-sheets")
-    print(f"wrote     {folder}", flush=True)
+    console.say(f"wrote     {folder}", sys.stdout)
     if flags.write_manifest:
         scan_outputs.write_manifest(report, folder / "manifest")
-        print(f"wrote     {folder / 'manifest'}: --data-root on it trains without what was found", flush=True)
+        line = f"wrote     {folder / 'manifest'}: --data-root on it trains without what was found"
+        console.say(line, sys.stdout)
     if report.serious():
         raise InputError(scan_outputs.verdict(report))
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit import verification
+from toolkit import console, verification
 from toolkit.command import exit_code, parse_section
 from toolkit.errors import InputError, ResumeError
 from toolkit.recipe_settings import Verify
@@ -43,20 +43,21 @@ def verify_from(argv: Sequence[str]) -> None:
     started = time.monotonic()
     last = verification.undisturbed(whole, plan.steps)
     shorter = f", its last (--steps {flags.steps})" if last < plan.steps else ""
-    print(f"undisturbed   step {last}{shorter} after {time.monotonic() - started:.0f} s", flush=True)
+    console.say(f"undisturbed   step {last}{shorter} after {time.monotonic() - started:.0f} s", sys.stdout)
     started, kills, repeated = time.monotonic(), 0, 0
     for kill in verification.killed(tried, last, verification.draw(flags.kills, plan.every, last, flags.seed)):
         kills, repeated = kills + 1, repeated + kill.at - kill.resumes
-        print(f"killed        after step {kill.at}; goes on from step {kill.resumes}", flush=True)
-    print(f"killed {kills:2} x   step {last} after {time.monotonic() - started:.0f} s, {repeated} steps repeated\n")
+        console.say(f"killed        after step {kill.at}; goes on from step {kill.resumes}", sys.stdout)
+    took = f"after {time.monotonic() - started:.0f} s, {repeated} steps repeated"
+    console.say(f"killed {kills:2} x   step {last} {took}\n", sys.stdout)
     if flags.kills and not kills:
         raise InputError("the run ended before it could be killed, so nothing is shown: raise --steps")
 
     equal = verification.compare(whole, tried, last)
     for name, same in equal.items():
-        print(f"{name:32} {'equal' if same else 'DIFFERENT'}")
+        console.say(f"{name:32} {'equal' if same else 'DIFFERENT'}", sys.stdout)
     different = [name for name, same in equal.items() if not same]
-    print(f"verdict: {'DIFFERENT' if different else 'equal'}", flush=True)
+    console.say(f"verdict: {'DIFFERENT' if different else 'equal'}", sys.stdout)
     if different:
         raise ResumeError(
             f"{', '.join(different)}: {verification.reasons(equal, tried, last)}; both runs are in {folder}"

@@ -9,8 +9,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from toolkit import console
 from toolkit.command import exit_code, parse_section
-from toolkit.errors import InputError
+from toolkit.errors import InputError, first_line
 from toolkit.recipe_settings import WorkspaceLayout
 
 
@@ -36,13 +37,13 @@ def lay_out(argv: Sequence[str] | None) -> None:
             storage.write_json(flags.output, workspace(entity, project)._spec)
         except OSError as error:
             raise InputError(f"--output {flags.output}: {error.strerror}") from None
-        print(f"wrote     {flags.output}")
+        console.say(f"wrote     {flags.output}", sys.stdout)
         return
     try:
         view = workspace(entity or wandb.Api().default_entity, project).save()
     except Exception as error:  # whatever wandb's client raises for what its server says
-        raise InputError(f"{flags.project}: wandb refused it: {str(error).splitlines()[0]}") from None
-    print(f"wrote     {view.url}")
+        raise InputError(f"{flags.project}: wandb refused it: {first_line(error)}") from None
+    console.say(f"wrote     {view.url}", sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ TINY = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "2
 # Columns of metrics.csv that tell what a clock or the memory says: no two runs agree in them.
 TIMES = {
     *("train_seconds", "wall_seconds", "eval_seconds", "save_seconds", "data_wait_share", "step_p50_ms", "step_p95_ms"),
-    *("images_per_s", "images_per_s_per_device", "peak_memory_gb"),
+    *("images_per_s", "images_per_s_per_device", "tflops", "share_of_peak", "peak_memory_gb"),
 }
 
 ALL = os.environ.get("FAULTS") == "all"  # `make faults`; else the quick part
@@ -52,6 +52,7 @@ def run(tmp_path: Path) -> Runner:
     def start(script: str, *words: str, launcher: tuple[str, ...] = (sys.executable,), **env: str):
         command = [*launcher, str(ROOT / script), *words]
         environment = {**os.environ, **env}
+        environment.pop("WANDB_SERVICE", None)  # of another test in this process
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
@@ -71,6 +72,11 @@ def recipe(name: str) -> Callable[[Sequence[str]], int]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, by its path there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_image(path: Path, size: tuple[int, int] = (24, 24), seed: int = 0) -> Path:
@@ -94,11 +100,10 @@ def paths_of(index: Index) -> list[Path]:
 def write_folders(
     root: Path, counts: dict[str, int], classes: Sequence[str] = ("cat", "dog"), size: tuple[int, int] = (24, 24)
 ) -> Path:
-    """A data set: so many images of each class in each split."""
-    for split, count in counts.items():
-        for name in classes:
-            for i in range(count):
-                write_image(root / split / name / f"{i}.png", size, seed=i)
+    """A data set: so many images of each class in each split, no two alike in one call."""
+    paths = [Path(split, name, f"{i}.png") for split in counts for name in classes for i in range(counts[split])]
+    for seed, path in enumerate(paths):
+        write_image(root / path, size, seed)
     return root
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from toolkit import Settings
 from toolkit.rundir import RunDirectory, config_of
-from toolkit.settings import to_yaml
+from toolkit.section import to_yaml
 from toolkit.strategies import build
 
 SHAPES = tuple(f"{shape}-{pattern}" for shape in ("disc", "star", "cross") for pattern in ("stripes", "checks"))
@@ -54,6 +56,7 @@ def _row(epoch: int, epochs: int, scales: Sequence[int], strategy: str) -> dict[
     pixels = sum(size**2 for size in trained)
     row |= {"images_per_s": 4e6 / (pixels + 2000), "train_seconds": 30.0 * (epoch + 1)}
     row |= {"wall_seconds": 37.0 * (epoch + 1), "eval_seconds": 4.0, "save_seconds": 1.5, "data_wait_share": 0.12}
+    row |= {"tflops": 0.02 + pixels / 1e6, "share_of_peak": 0.3 + 0.02 * wobble}
     row |= {"step_p50_ms": 20 + pixels / 90, "step_p95_ms": 31 + pixels / 70 + 3 * wobble}
     row |= {"peak_memory_gb": 0.5 + pixels / 9000, "gradient_norm": 2.5 - done + 0.3 * wobble, "clipped_share": 0.04}
     return row | {"skipped_steps": 2}
@@ -117,3 +120,39 @@ def answer(folder: Path, images: int = 240, split: str = "val", hardest: int = 2
         pixels = np.kron(dice.integers(60, 200, (8, 8, 3)), np.ones((16, 16, 1))).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{split}-hardest" / f"{i:09d}.jpg", quality=85)
     return folder.parent
+
+
+class Page(HTMLParser):
+    """Every element with its attributes, headings, and all text, as a browser would read them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.headings: dict[str, list[str]] = {"h1": [], "h2": [], "h3": []}
+        self.words: list[str] = []
+        self._open = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self._open = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open != "style":
+            self.words.append(data)
+        if self._open in self.headings and data.strip():
+            self.headings[self._open].append(data.strip())
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def empty_frames(self) -> list[str]:
+        figures = re.findall(r"<figure.*?</figure>", self.source, re.DOTALL)
+        return [figure for figure in figures if "<path" not in figure and "<td" not in figure] + re.findall(
+            r"<(?:table|ul|ol|dl|tbody)[^>]*>\s*</", self.source
+        )

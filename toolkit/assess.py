@@ -1,34 +1,33 @@
 """What a run's best model is worth and costs at any size: figures on labelled images, time and memory of one image."""
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from toolkit import console, device, machine, mistakes, quality, recalibration, storage
 from toolkit.contract import EvalSpec, at_size
-from toolkit.data.jobs import empty_batch
 from toolkit.data.pixels import Pixels
 from toolkit.errors import InputError
 from toolkit.evaluation import Evaluation, Evaluator
-from toolkit.labelled import other_images, own_images
+from toolkit.journal import Quarantine
+from toolkit.labelled import moved_images, other_images, own_images
 from toolkit.monitor import peak_memory_gb, reset_peak_memory
 from toolkit.recipe_settings import Evaluate, Inference
-from toolkit.rundir import Quarantine
 from toolkit.trained import Trained, open_trained
 
-WARM_UPS, LEAST_RUNS, MOST_RUNS, MOST_SECONDS = 5, 10, 100, 1.0  # of each timing
+TIMED_S = 1.0  # spent on timing one figure
 MAX_LOSS = 0.5  # points of top-1
-UNREADABLE = "unreadable.jsonl"
+UNREADABLE, PREDICTIONS = "unreadable.jsonl", "predictions"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image, from pixels on the host to logits there; `gmacs`: 10^9 multiply-adds.
+    """Of one image, from pixels on the host to the answer there; `gmacs`: 10^9 multiply-adds.
 
     `images_per_s`: of one process, in batches; `peak_memory_gb`: with such a batch, on a CPU the most so far.
     """
@@ -62,6 +61,7 @@ class Assessment:
     split that `confidence` was chosen on, None where it was given.
     """
 
+    flags: Evaluate
     trained: Trained
     machine: str
     specs: tuple[EvalSpec, ...]
@@ -78,8 +78,7 @@ def start_evaluator(trained: Trained, flags: Inference, unreadable: Path | None 
 
     Images that cannot be read are left out and listed in the file `unreadable`, where there is one.
     """
-    amp = trained.settings.amp if flags.amp is None else flags.amp
-    accelerator = device.start(trained.settings.model_copy(update={"amp": amp}))
+    accelerator = _start(trained, flags.amp)
     console.start(accelerator.is_main_process)
     place = accelerator.device
     return Evaluator(
@@ -95,6 +94,14 @@ def start_evaluator(trained: Trained, flags: Inference, unreadable: Path | None 
     )
 
 
+def _start(trained: Trained, amp: bool | None) -> Accelerator:
+    """`amp` None: in what the run was trained in, whoever chose that, or in float32 where this device lacks it."""
+    if amp is not None:
+        return device.start(trained.settings.model_copy(update={"amp": amp}))
+    precision = trained.precision()
+    return device.start(trained.settings, precision if precision in (None, *device.precisions()) else "float32")
+
+
 def assess(flags: Evaluate, folder: Path) -> Assessment:
     """Measure and evaluate; what was said of each image is written to `folder`. Raises InputError."""
     trained = open_trained(flags.run, [*(flags.scales or ()), *(flags.cascade or ())])
@@ -107,8 +114,6 @@ def assess(flags: Evaluate, folder: Path) -> Assessment:
     if (folder / "config.yaml").exists():
         raise InputError(f"--output-dir {folder} is a run, whose own predictions/ would be overwritten: give another")
     storage.make_folder(folder)
-    if machine.is_main_process():
-        (folder / UNREADABLE).unlink(missing_ok=True)  # of an earlier evaluation
     evaluator = start_evaluator(trained, flags, folder / UNREADABLE)
     try:
         return _assess(flags, folder, trained, specs, evaluator)
@@ -120,10 +125,17 @@ def _assess(
     flags: Evaluate, folder: Path, trained: Trained, specs: tuple[EvalSpec, ...], evaluator: Evaluator
 ) -> Assessment:
     accelerator = evaluator.accelerator
-    needs_own = flags.data_root is None or flags.recalibrate or (flags.cascade and flags.confidence is None)
-    own = own_images(trained) if needs_own else {}
-    images = _chosen(flags, own if flags.data_root is None else other_images(trained, flags.data_root))
-    recalibrated = _recalibrate(trained, evaluator, own, specs) if flags.recalibrate else ([], 0)
+    moved = moved_images(trained, flags.data_root) if flags.data_root else None
+    other = flags.data_root if moved is None else None
+    needs_own = other is None or flags.recalibrate or (flags.cascade and flags.confidence is None)
+    own = moved or (own_images(trained) if needs_own else {})
+    images = _chosen(flags, own if other is None else other_images(trained, other))
+    unseen = _unseen(trained, evaluator, specs) if flags.recalibrate else []
+    if accelerator.is_main_process:  # everything is right: from here on what an earlier evaluation left is replaced
+        (folder / UNREADABLE).unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    seed = trained.settings.seed
+    recalibrated = unseen, recalibration.recalibrate(evaluator, own["train"], unseen, seed) if unseen else 0
     costs = {spec.name: _measure(evaluator, spec, trained.gmacs) for spec in specs}
     evaluations = {split: evaluator.evaluate(pixels, specs) for split, pixels in images.items()}
     confidence, climbs, tuned_on = flags.confidence, {}, None
@@ -134,7 +146,7 @@ def _assess(
         )
         if confidence is None:
             tuned_on = "val"
-            same = flags.data_root is None and "val" in evaluations
+            same = other is None and "val" in evaluations
             known = evaluations["val"] if same else evaluator.evaluate(own["val"], specs)
             max_loss = MAX_LOSS if flags.max_loss is None else flags.max_loss
             confidence = quality.cheapest_confidence(known.predictions, names, gmacs, max_loss)
@@ -142,14 +154,15 @@ def _assess(
             split: climb(evaluation, flags.cascade, gmacs, confidence) for split, evaluation in evaluations.items()
         }
     if accelerator.is_main_process:
+        mistakes.clear(folder / PREDICTIONS)
         for split, evaluation in evaluations.items():
-            mistakes.write(folder / "predictions", split, evaluation.predictions, images[split])
+            mistakes.write(folder / PREDICTIONS, split, evaluation.predictions, images[split])
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
     words = (
         f"{accelerator.device.type}, {accelerator.num_processes} process(es), {torch.get_num_threads()} threads each"
     )
     return Assessment(
-        trained, f"{words}, {precision}", specs, costs, evaluations, recalibrated, confidence, tuned_on, climbs
+        flags, trained, f"{words}, {precision}", specs, costs, evaluations, recalibrated, confidence, tuned_on, climbs
     )
 
 
@@ -162,17 +175,16 @@ def _chosen(flags: Evaluate, images: Mapping[str, Pixels]) -> dict[str, Pixels]:
     return {name: images[name] for name in names}
 
 
-def _recalibrate(
-    trained: Trained, evaluator: Evaluator, own: Mapping[str, Pixels], specs: Sequence[EvalSpec]
-) -> tuple[list[int], int]:
+def _unseen(trained: Trained, evaluator: Evaluator, specs: Sequence[EvalSpec]) -> list[int]:
+    """The sizes that --recalibrate is for; raises InputError where there is none."""
     sizes = recalibration.unseen(evaluator, sorted({size for spec in specs for size in spec.sizes}))
     if not sizes:
         known = ", ".join(map(str, evaluator.model.policy.scales))
         raise InputError(
-            f"--recalibrate would be ignored: no size asked for is other than {known} px of training, or "
-            f"{trained.settings.arch} has no BatchNorm; drop it"
+            f"--recalibrate would be ignored: the statistics are those of {known} px, and no other size is asked for, "
+            f"or {trained.settings.arch} has no BatchNorm; drop it"
         )
-    return sizes, recalibration.recalibrate(evaluator, own["train"], sizes, trained.settings.seed)
+    return sizes
 
 
 def climb(evaluation: Evaluation, sizes: Sequence[int], gmacs: Sequence[float], confidence: float) -> Climb:
@@ -194,8 +206,9 @@ def _measure(evaluator: Evaluator, spec: EvalSpec, gmacs: Mapping[int, float]) -
     evaluator.accelerator.wait_for_everyone()
     place, passes = evaluator.accelerator.device, 1 + evaluator.flip
     reset_peak_memory(place)
-    one = _seconds(evaluator, spec, 1) if evaluator.accelerator.is_main_process else [0.0]
-    many = _seconds(evaluator, spec, evaluator.batch_size) if evaluator.accelerator.is_main_process else [1.0]
+    one, many = [0.0], [1.0]
+    if evaluator.accelerator.is_main_process:
+        one, many = (evaluator.seconds(spec, count, TIMED_S) for count in (1, evaluator.batch_size))
     evaluator.accelerator.wait_for_everyone()
     return Cost(
         gmacs=passes * sum(gmacs[size] for size in spec.sizes),
@@ -204,16 +217,3 @@ def _measure(evaluator: Evaluator, spec: EvalSpec, gmacs: Mapping[int, float]) -
         images_per_s=evaluator.batch_size / statistics.median(many),
         peak_memory_gb=peak_memory_gb(place),
     )
-
-
-def _seconds(evaluator: Evaluator, spec: EvalSpec, count: int) -> list[float]:
-    """Of each forward of so many images, from pixels on the host to logits there."""
-    images = {size: empty_batch(count, size).random_(0, 256) for size in spec.sizes}
-    times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < WARM_UPS + LEAST_RUNS or (len(times) < MOST_RUNS and time.perf_counter() - begun < MOST_SECONDS):
-        started = time.perf_counter()
-        for logits in evaluator.logits(images).values():
-            logits.cpu()  # waits for the device
-        times.append(time.perf_counter() - started)
-    return times[WARM_UPS:]

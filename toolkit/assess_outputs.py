@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: a table, JSON, a plot."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,20 @@ def _lines(found: Assessment) -> Iterator[str]:
     for split, climb in found.climbs.items():
         yield ""
         yield from _climb_lines(split, climb, found)
+    if found.flags.cascade and found.confidence is not None:
+        yield f"  predict     {_predicting(found, found.flags.cascade, found.confidence)}"
+
+
+def _predicting(found: Assessment, sizes: Sequence[int], confidence: float) -> str:
+    """The command that predicts as this cascade was found to."""
+    fresh = sorted({*sizes} & {*found.recalibrated[0]})
+    if fresh:
+        told = ", ".join(map(str, fresh))
+        return f"would decide otherwise: the statistics of {told} px that were estimated here are in no run"
+    words = [str(found.flags.run), "PATH", "--cascade", ",".join(map(str, sizes)), "--confidence", str(confidence)]
+    words += ["--flip"] if found.flags.flip else []
+    words += [] if found.flags.amp is None else ["--amp" if found.flags.amp else "--no-amp"]
+    return shlex.join(["python", "recipes/predict.py", *words])
 
 
 def _climb_lines(split: str, climb: Climb, found: Assessment) -> Iterator[str]:
@@ -56,7 +71,7 @@ def _climb_lines(split: str, climb: Climb, found: Assessment) -> Iterator[str]:
     yield "  decided at  " + "  ".join(f"{size} px {100 * share:.1f}%" for size, share in climb.shares.items())
     yield (
         f"  compute     {1000 * climb.gmacs:.2f} of {1000 * climb.alone_gmacs:.2f} x 10^6 multiply-adds an image: "
-        f"{climb.alone_gmacs / climb.gmacs:.2f}x less than {last} px alone"
+        f"{quality.saving(climb.gmacs, climb.alone_gmacs)} than {last} px alone"
     )
     lost = climb.top1 - climb.alone_top1
     yield f"  top-1       {climb.top1:.2f}% against {climb.alone_top1:.2f}%: {lost:+.2f} points"

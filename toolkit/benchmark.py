@@ -3,10 +3,9 @@
 Steps are timed on batches in memory, each waited for; the loader is timed alone, on the run's own images.
 """
 
-import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,20 +16,21 @@ from toolkit import console, device, machine
 from toolkit.contract import Phase, Step, Strategy
 from toolkit.data.feed import Feed, open_feed
 from toolkit.data.jobs import Batch
-from toolkit.data.sampler import Epoch
+from toolkit.data.sampler import Epoch, Request, Sampler, Share
 from toolkit.errors import InputError
 from toolkit.learner import Learner, build_learner
 from toolkit.loop import learn
 from toolkit.monitor import peak_memory_gb, reset_peak_memory
-from toolkit.prepare import Prepared, prepare
-from toolkit.roofline import TRAINING, Case, Ceiling, Knobs, Traffic, ceiling, verdict
+from toolkit.prepare import Prepared, prepare, undefined_gradient
+from toolkit.roofline import TRAINING, Case, Ceiling, Knobs, Traffic, ceiling, training_gflop, verdict
 from toolkit.settings import Settings
 from toolkit.strategies import SingleScale
 
 log = logging.getLogger(__name__)
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 10
-LOADER_S, LOADER_BATCHES = 2.0, 30  # what the loader is timed for: whichever ends first
+LOADER_S, LOADER_BATCHES = 2.0, 100  # what the loader is timed for: whichever ends first, once
+LEAST_BATCHES = 5  # have come
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,24 @@ def benchmark(
             where = {"device": device.name(accelerator), "processes": accelerator.num_processes}
             ceilings[precision] = ceiling(accelerator.device, precision)
             for batch_size in batch_sizes or (settings.batch_size,):
-                prepared = prepare(accelerator, settings.model_copy(update={"batch_size": batch_size}), strategy)
+                sized = settings.model_copy(update={"batch_size": batch_size})
+                prepared = prepare(accelerator, sized, strategy, only_timed=True)
                 learner, _ = build_learner(accelerator, strategy, prepared, only_some_scales=True)
                 loader = loader or _loader_rates(learner, prepared)
                 for sizes in _all_sizes(prepared):
+                    if reason := undefined_gradient(accelerator, prepared.model_plan, sizes):
+                        log.info("left out  %s, whose gradient torch leaves undefined", reason)
+                        continue
                     measured = _measure(learner, prepared, sizes, steps, ceilings[precision])
                     cases.append(replace(measured, precision=precision, loader_images_per_s=loader[sizes]))
                 del learner
         finally:
             device.stop()
+    if not cases:
+        raise InputError("nothing is left to measure: take larger sizes or another of --precisions")
     cases.sort(key=lambda case: (len(case.sizes), case.sizes, case.batch_size))
-    knobs = Knobs(prepared.threads, machine.loader_threads(), prepared.settings.cache, settings.compile)
+    size_flag = "--img-size" if isinstance(strategy, SingleScale) else "--scales"
+    knobs = Knobs(prepared.threads, machine.loader_threads(), prepared.settings.cache, settings.compile, size_flag)
     facts = {
         "arch": settings.arch,
         **where,
@@ -147,7 +154,7 @@ def _measure(learner: Learner, prepared: Prepared, sizes: tuple[int, ...], steps
     short = -(-steps // 2)  # a median needs fewer than a percentile
     halved = np.median(_step_seconds(learner, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
     fixed = None if halved is None else p50 - micro_batch * (p50 - halved) / (micro_batch - fewer)
-    gflop = 2 * TRAINING * batch_size * sum(prepared.model_plan.gmacs[size] for size in sizes)
+    gflop = batch_size * training_gflop(prepared.model_plan.gmacs, sizes)
     moved = TRAINING * plan.accumulation * _forward_bytes(learner, sizes, micro_batch)
     return Case(
         sizes=sizes,
@@ -211,19 +218,35 @@ def _loader_rates(learner: Learner, prepared: Prepared) -> dict[tuple[int, ...],
         alone = feed
         if len(sizes) == 1:
             alone = replace(feed, sampler=replace(feed.sampler, strategy=SingleScale(sizes[0])))
-        passes = 2 if prepared.settings.cache == "ram" else 1
-        rate = [_delivered(alone, epoch._replace(number=number), learner, prepared) for _ in range(passes)][-1]
+        share, batches = plan.share(accelerator.process_index), LOADER_BATCHES
+        for _ in range(2 if prepared.settings.cache == "ram" else 1):
+            rate, batches = _delivered(alone, epoch._replace(number=number), share, batches)
         slowest = accelerator.gather(torch.tensor([rate], device=accelerator.device)).min().item()
         rates[sizes] = slowest * plan.processes
     return rates
 
 
-def _delivered(feed: Feed, epoch: Epoch, learner: Learner, prepared: Prepared) -> float:
-    """Images per second of the first batches of an epoch to this process, the start of its workers included."""
-    share, images, started = prepared.plan.share(learner.accelerator.process_index), 0, time.perf_counter()
-    batches = feed.batches(epoch, epoch.start, share)
-    for batch in itertools.islice(batches, LOADER_BATCHES):
-        images, seconds = images + len(batch.ids), time.perf_counter() - started
-        if seconds > LOADER_S:
-            break
-    return images / seconds
+def _delivered(feed: Feed, epoch: Epoch, share: Share, most: int) -> tuple[float, int]:
+    """Images per second of at most so many batches of an epoch to one process, and the number of batches taken.
+
+    What is delivered while workers start is not counted: one batch; of worker processes, which load whole ones, each
+    one's first.
+    """
+    order = feed.sampler
+    endless = replace(feed, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
+    stream = endless.batches(epoch, epoch.start, share)
+    for _ in range(max(1, feed.workers) if feed.augmenter.holds_interpreter else 1):
+        next(stream)
+    images, count, seconds, started = 0, 0, 0.0, time.perf_counter()
+    while count < most and (count < LEAST_BATCHES or seconds < LOADER_S):
+        images, count = images + len(next(stream).ids), count + 1
+        seconds = time.perf_counter() - started
+    return images / seconds, count
+
+
+class _Endless(Sampler):
+    """An epoch over and over, for workers that start once: few images make few batches."""
+
+    def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
+        while True:
+            yield from super().requests(epoch, from_step)

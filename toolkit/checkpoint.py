@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 SCHEMA = 2
 MANIFEST, COMMITTED = "MANIFEST.json", "COMMITTED"
 STAGED, FORMER, CORRUPT, REPLACED = ".tmp-", ".former-", ".corrupt-", ".replaced-"
-BEST = "model.safetensors"
 Tensors = Mapping[str, Tensor]
 Contents = Mapping[str, Tensors | Mapping[str, Any]]  # by file name: *.safetensors, *.json
 
@@ -74,10 +72,10 @@ class Store:
             if path.suffix == ".json":
                 path.write_text(json.dumps(content) + "\n")
             else:
-                _write_tensors(path, content)
+                save_file(on_host(content), path)
             storage.sync(path)
         except (OSError, SafetensorError) as error:
-            raise self._failed(step, error, path, _bytes_of(content)) from None
+            raise self._failed(step, error, path, bytes_of(content)) from None
 
     def commit(self, step: int, contents: Contents, facts: Mapping[str, Any]) -> Path:
         """Add `contents` to what is staged and make it a checkpoint; only then older ones go. Raises SaveError.
@@ -211,24 +209,12 @@ def _vouch(staging: Path, facts: Mapping[str, Any]) -> None:
         storage.sync(folder)
 
 
-def _write_tensors(path: Path, tensors: Tensors, facts: Mapping[str, Any] | None = None) -> None:
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # One key: safetensors writes several in any order.
-    known = None if facts is None else {"facts": json.dumps({**facts, "sha256": _hash_of(on_cpu)})}
-    save_file(on_cpu, path, metadata=known)
+def on_host(tensors: Tensors) -> dict[str, Tensor]:
+    """As safetensors takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _hash_of(tensors: Tensors) -> str:
-    """SHA-256 of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    return digest.hexdigest()
-
-
-def _bytes_of(content: Tensors | Mapping[str, Any]) -> int:
+def bytes_of(content: Tensors | Mapping[str, Any]) -> int:
     return sum(value.nbytes if isinstance(value, Tensor) else len(str(value)) for value in content.values())
 
 
@@ -284,29 +270,3 @@ def load(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{path / name}: cannot be read: {error}") from None
     return contents
-
-
-def save_best(folder: Path, model: Tensors, facts: Mapping[str, Any]) -> None:
-    """Replace the exported best model, one file with its facts in it; a reader finds the old one or the new one."""
-    staging, final = folder / f"{STAGED}{BEST}", folder / BEST
-    try:
-        folder.mkdir(exist_ok=True)
-        _write_tensors(staging, model, facts)
-        storage.sync(staging)
-        os.replace(staging, final)
-        storage.sync(folder)
-    except (OSError, SafetensorError) as error:
-        raise SaveError(f"the best model could not be written: {final}, {_bytes_of(model)} bytes: {error}") from None
-
-
-def load_best(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The best model's tensors and facts; raises InputError where they cannot be read or are not what was written."""
-    try:
-        with safe_open(folder / BEST, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-        tensors = load_file(folder / BEST)
-        if _hash_of(tensors) != facts.pop("sha256"):
-            raise ValueError("it was changed since it was written")
-        return tensors, facts
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{folder / BEST}: the best model cannot be read: {error}") from None

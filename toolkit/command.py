@@ -16,11 +16,13 @@ from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from toolkit import console, preemption, settings
-from toolkit.errors import InputError, PreemptedError, expected
-from toolkit.settings import SECTIONS, Scales, Section, Settings, nearest
+from toolkit.errors import InputError, PreemptedError, expected, printable
+from toolkit.section import Section, explain, nearest, read_yaml
+from toolkit.settings import SECTIONS, Scales, Settings
 
 S = TypeVar("S", bound=Section)
 EXIT_CODES = {InputError: 2, PreemptedError: preemption.EXIT_CODE}
+INTERRUPTED = 130  # as shells have it: 128 and SIGINT
 ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
 SHARED = frozenset({"scales", "eval_scales"})  # what all strategies of several scales understand
 
@@ -183,7 +185,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
         raise InputError(f"there is no flag {word}{nearest(word, flags)}")
     given = {name: value for group in groups.values() for name, value in group.items()}
     asked = {name: given.pop(name, False) for name in OTHER}
-    values = settings.read_yaml(Path(asked["config"])) if asked["config"] else {}
+    values = read_yaml(Path(asked["config"])) if asked["config"] else {}
     strange = [name for name in values if name not in known]
     if strange and strange[0] in Scales.model_fields:
         raise InputError(f"{asked['config']}: {strange[0]!r} belongs to another recipe than {recipe}")
@@ -214,38 +216,56 @@ def parse_section(
 
     As `parse` otherwise.
     """
-    flags = {name: _flag(field) for name, field in section.model_fields.items() if name not in (positional, rest)}
     kinds = {name: kind(name.upper()) for name, kind in ((positional, _text), (rest, _words)) if name}
+    shown = {name: name.upper() + " ..." * (name == rest) for name in kinds}
     told = {
-        name: tyro.conf.arg(help=section.model_fields[name].description, help_behavior_hint="(required)")
+        name: tyro.conf.arg(
+            metavar=shown[name], help=section.model_fields[name].description, help_behavior_hint="(required)"
+        )
         for name in kinds
     }
     words: dict[str, Any] = {
         name: Required[Annotated[kind, told[name], tyro.conf.Positional]] for name, kind in kinds.items()
     }
+    flags = {title: _group(section, names) for title, names in section.groups.items()}
     grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
-    given, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)
+    groups, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)
     if unknown:
-        names = [f"--{name.replace('_', '-')}" for name in flags]
+        names = [f"--{name.replace('_', '-')}" for names in section.groups.values() for name in names]
         raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], names)}")
+    given = {name: groups.pop(name) for name in kinds}
+    for group in groups.values():
+        given.update(group)
     try:
         return section(**given)
     except ValidationError as error:
-        raise InputError(settings.explain(error)) from None
+        raise InputError(explain(error)) from None
+
+
+def tell(cause: Exception) -> None:
+    """Say what ended the run, in one line that names the process, and its notes, lines of another program; once."""
+    if getattr(cause, "told", False):
+        return
+    cause.told = True  # type: ignore[attr-defined]
+    rank = os.environ.get("RANK", "0")
+    text = "\n".join([printable(str(cause)), *getattr(cause, "__notes__", [])])
+    console.say(f"error{'' if rank == '0' else f' on rank {rank}'}: {text}", sys.stderr)
 
 
 def exit_code(work: Callable[[], Any]) -> int:
-    """Run a recipe; 0 done, 2 the user's input, 75 preempted, 1 another of the `EXPECTED` errors.
+    """Run a recipe; 0 done, 2 the user's input, 75 preempted, 130 Ctrl-C, 1 another of the `EXPECTED` errors.
 
     Anything else keeps its traceback.
     """
-    rank = os.environ.get("RANK", "0")
     try:
         work()
     except Exception as error:
         cause = expected(error)
         if cause is None:
             raise
-        console.say(f"error{'' if rank == '0' else f' on rank {rank}'}: {cause}", sys.stderr)
+        tell(cause)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(cause, kind)), 1)
+    except KeyboardInterrupt:  # Ctrl-C, which training takes for itself, as a request to save
+        console.say("error: interrupted", sys.stderr)
+        return INTERRUPTED
     return 0

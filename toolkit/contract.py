@@ -70,7 +70,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class NormPolicy:
-    """Which scales own normalisation: statistics and affine ("full"), statistics only, or nothing ("off")."""
+    """Which scales own normalisation: statistics and affine ("full"), statistics only, or nothing ("off").
+
+    With "off" all sizes share one set, and `scales` are those that its statistics are of at the end of training.
+    """
 
     mode: Literal["full", "statistics", "off"]
     scales: tuple[int, ...]

@@ -64,6 +64,17 @@ EXPECTED = (
     PeerError,
 )
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of a disk, not of our code
+NO_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # of the paths that a user gave
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """On one line and valid in UTF-8, whatever a file system called it: other characters as Python escapes them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def expected(error: Exception) -> Exception | None:
@@ -75,9 +86,11 @@ def expected(error: Exception) -> Exception | None:
         return error
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return DiskError(f"{error.filename or 'a file'}: {error.strerror}; the last checkpoint still stands")
+    if isinstance(error, OSError) and error.errno in NO_WAY and error.filename:
+        return InputError(f"{error.filename2 or error.filename}: {error.strerror}")
     if not isinstance(error, RuntimeError):
         return None
-    text = (str(error).splitlines() or [""])[0]
+    text = first_line(error)
     if text.startswith("DataLoader worker"):
         return LoaderError(f"{WORKER_DIED}: {text.strip()}")
     torch = sys.modules.get("torch")

@@ -13,16 +13,17 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from toolkit.contract import EvalSpec
-from toolkit.data.jobs import EvalBatch, EvalJob
+from toolkit.data.jobs import EvalBatch, EvalJob, empty_batch
 from toolkit.data.loader import by_threads
 from toolkit.data.pixels import Pixels
 from toolkit.errors import InputError
 from toolkit.images import views
+from toolkit.journal import Quarantine
 from toolkit.models import MultiView, copy_state
 from toolkit.quality import Predictions
-from toolkit.rundir import Quarantine
 
-LATENCY_S = 0.3  # spent on timing one figure
+WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # of each timing
+LATENCY_S = 0.3  # spent on timing one figure at a run's end
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class Score:
         mark = f" (normalisation of {self.borrowed} px)" if self.borrowed else ""
         mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""
         return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
+
+
+def columns(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Figures under the names of metrics.csv, such as 64px/top1."""
+    return {f"{name}/{figure}": value for name, score in scores.items() for figure, value in score.figures().items()}
+
+
+def brief(scores: Mapping[str, Score]) -> str:
+    return "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
 
 
 @dataclass(frozen=True)
@@ -161,16 +171,21 @@ class Evaluator:
         """
         if self.accelerator.device.type not in ("cpu", "cuda", "mps"):
             return {}
-        return {spec.name: self._median_ms(spec) for spec in specs}
+        return {spec.name: 1000 * statistics.median(self.seconds(spec, 1, LATENCY_S)) for spec in specs}
 
-    def _median_ms(self, spec: EvalSpec) -> float:
-        images = {size: torch.zeros(1, 3, size, size, dtype=torch.uint8) for size in spec.sizes}
-        seconds: list[float] = []
-        while len(seconds) < 5 or (len(seconds) < 50 and sum(seconds) < LATENCY_S):
+    def seconds(self, spec: EvalSpec, count: int, longest_s: float) -> list[float]:
+        """Of each of some forwards of `count` uint8 images on this process, until the answer is on the host.
+
+        As many as fit into `longest_s`, within bounds.
+        """
+        noise = torch.Generator().manual_seed(0)
+        images = {size: empty_batch(count, size).random_(0, 256, generator=noise) for size in spec.sizes}
+        times: list[float] = []
+        while len(times) < WARM_UPS + LEAST_RUNS or (len(times) < MOST_RUNS and sum(times) < longest_s):
             started = time.perf_counter()
             mean_log_probabilities([*self.logits(images).values()]).cpu()
-            seconds.append(time.perf_counter() - started)
-        return 1000 * statistics.median(seconds[2:])  # the first ones warm up
+            times.append(time.perf_counter() - started)
+        return times[WARM_UPS:]
 
     def _borrowed(self, spec: EvalSpec) -> int | None:
         return next((scale for size in spec.sizes if (scale := self.model.borrowed_norm(size))), None)

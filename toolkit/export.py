@@ -27,9 +27,9 @@ from toolkit.data.header import UNREADABLE
 from toolkit.data.index import Splits
 from toolkit.data.jobs import EvalJob, load
 from toolkit.data.pixels import Pixels, read_bytes
-from toolkit.data.splits import open_splits
-from toolkit.errors import ExportError, InputError
+from toolkit.errors import ExportError, InputError, first_line
 from toolkit.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source, answer, difference
+from toolkit.labelled import own_splits
 from toolkit.model_card import Card, Gap, write_card
 from toolkit.models import MultiView, ScaleNorm
 from toolkit.recipe_settings import Export, Format
@@ -68,8 +68,7 @@ def export(flags: Export) -> Path:
     formats = choose(flags.formats)
     trained = open_trained(flags.run)
     model = describe(trained, flags.scale)
-    settings = trained.settings.model_copy(update={"data_root": flags.data_root or trained.settings.data_root})
-    splits = open_splits(settings, trained.strategy.selection().sizes[-1])
+    splits = own_splits(trained, flags.data_root)
     seen = look(splits, model)
     log.info("%-11s %d px, checked on %d images of the run", "scale", model.size, len(seen.ours))
     with _staged(folder) as staging:
@@ -101,7 +100,7 @@ def _write(
         except OSError:
             raise
         except Exception as error:  # exporters raise whatever they run into
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             if must or name == "safetensors":
                 raise ExportError(f"{name}: {model.arch} cannot be written: {reason}") from error
             path.unlink(missing_ok=True)
@@ -132,7 +131,7 @@ def choose(asked: Sequence[Format] | None) -> list[Format]:
         if not missing:
             chosen.append(name)
             continue
-        line = f"{name} needs {', '.join(missing)}: pip install 'toolkit[{name}]'"
+        line = f"{name} needs {', '.join(missing)}: pip install -e '.[{name}]'"
         if asked:
             raise InputError(f"--formats {line}")
         log.warning("%-11s left out: %s", name, line)

@@ -4,20 +4,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.data.index import Index
+from toolkit.data.index import Index, Splits
 from toolkit.data.pixels import Pixels
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TRAIN, class_folders, find_split, list_images
 from toolkit.data.sources.shards import holds_shards
 from toolkit.data.splits import find_splits, open_splits
 from toolkit.errors import InputError
+from toolkit.rundir import changed_images
 from toolkit.trained import Trained
 
 
+def own_splits(trained: Trained, data_root: str | None = None) -> Splits:
+    """The run's own data, which may lie elsewhere now; raises InputError where it is gone or has other classes."""
+    root = trained.settings.data_root
+    if data_root is None and Path(root).is_absolute() and not Path(root).exists():
+        raise InputError(f"{root}: the data of {trained.directory.path} is not there: --data-root says where it is now")
+    settings = trained.settings.model_copy(update={"data_root": data_root or root})
+    splits = open_splits(settings, trained.strategy.selection().sizes[-1])
+    _check_classes(settings.data_root, splits.classes, trained.classes)
+    return splits
+
+
+def moved_images(trained: Trained, data_root: str) -> dict[str, Pixels] | None:
+    """The run's own images by split, where a folder holds just these; else None."""
+    try:
+        splits = own_splits(trained, data_root)
+    except InputError:
+        return None
+    return _pixels(splits) if splits.digests() == trained.manifest().get("data") else None
+
+
 def own_images(trained: Trained) -> dict[str, Pixels]:
-    """The run's own images by split, train among them; raises InputError where they are gone."""
-    splits = open_splits(trained.settings, trained.strategy.selection().sizes[-1])
-    _check_classes(trained.settings.data_root, splits.classes, trained.classes)
+    """The run's own images by split, train among them.
+
+    Raises InputError as `own_splits`, and where they changed: validation images that were held out would be others
+    then, some of them trained on.
+    """
+    splits = own_splits(trained)
+    if changes := changed_images(trained.manifest().get("data", {}), splits.digests()):
+        raise InputError(
+            f"{trained.directory.path}: the data is not as it was trained on ({'; '.join(changes)}): restore "
+            "it, or evaluate what is there now by --data-root and --split"
+        )
+    return _pixels(splits)
+
+
+def _pixels(splits: Splits) -> dict[str, Pixels]:
     return {name: Pixels(index) for name, index in splits.all().items()}
 
 

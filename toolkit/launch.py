@@ -13,15 +13,13 @@ from toolkit.settings import Settings
 log = logging.getLogger(__name__)
 
 
-def show_plan(settings: Settings, strategy: Strategy) -> None:
-    """Print what a run would do and cost; raises InputError as the run itself would."""
+def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
+    """What a run would do and cost, as lines for a person; raises InputError as the run itself would."""
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
-        lines = device.describe(settings, accelerator)
-        lines += describe(prepare(accelerator, settings, strategy), strategy)
-        for line in lines:
-            log.info(line)
+        prepared = prepare(accelerator, settings, strategy)
+        return [*device.describe(settings, accelerator), *describe(prepared, strategy)]
     finally:
         device.stop()
 
@@ -29,7 +27,11 @@ def show_plan(settings: Settings, strategy: Strategy) -> None:
 def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
     """Do what the command line asks for."""
     if command.dry_run:
-        show_plan(command.settings, strategy)
+        for line in plan_of(command.settings, strategy):
+            log.info(line)
         return
-    notes = {"benchmark.json": benchmark(command.settings, strategy).to_json()} if command.benchmark else {}
+    notes = {}
+    if command.benchmark:
+        plan_of(command.settings, strategy)  # nothing is measured for a run that is refused
+        notes["benchmark.json"] = benchmark(command.settings, strategy).to_json()
     train(command.settings, strategy, recipe, notes)

@@ -8,13 +8,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from toolkit import checkpoint, console, device, mistakes, report
+from toolkit import best_model, console, device, mistakes, report
 from toolkit.contract import EvalSpec, Loss, Phase, Strategy
 from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
 from toolkit.divergence import check_finite, roll_back
 from toolkit.errors import NonFiniteError, PreemptedError, expected
-from toolkit.evaluation import Score
+from toolkit.evaluation import Score, brief, columns
 from toolkit.learner import Learner, build_learner
 from toolkit.preemption import Preemption
 from toolkit.prepare import describe, go_on, prepare
@@ -24,7 +24,7 @@ from toolkit.schedule import SHAPES
 from toolkit.selection import select
 from toolkit.settings import Settings
 from toolkit.setup import Run, claim_place, set_up
-from toolkit.summary import note_end, summarise
+from toolkit.summary import final_figures, note_end, summarise
 from toolkit.tracking import Row
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
                 progress.step = batch.number + 1
                 progress.images_seen += batch.step.batch_size
                 progress.optimizer_updates = learner.weights.updates
-                run.pace.step(batch.step.batch_size)
+                run.pace.step(batch.step.batch_size, batch.step.sizes)
                 bar.update()
                 _after_step(run, epoch, rate, life_sign)
     figures = run.figures(epoch.phase, _learning_rate(run, epoch.phase, progress.step - 1))
@@ -196,10 +196,6 @@ def _evaluate(run: Run, specs: Sequence[EvalSpec]) -> dict[str, Score]:
     return run.evaluator.score(run.feed.evaluated["val"], specs)
 
 
-def _columns(scores: dict[str, Score]) -> dict[str, float]:
-    return {f"{name}/{figure}": value for name, score in scores.items() for figure, value in score.figures().items()}
-
-
 def _close_epoch(run: Run, epoch: Epoch, figures: dict[str, float]) -> None:
     """Evaluate, select, record and save; nothing that is not finite gets past the first line."""
     check_finite(run, run.agreement.ask(force=True).first_bad)
@@ -212,9 +208,9 @@ def _close_epoch(run: Run, epoch: Epoch, figures: dict[str, float]) -> None:
     top1, in_last_phase = scores[strategy.selection().name].top1, epoch.phase is run.plan.phases[-1]
     improved = select(run.settings, progress, top1, in_last_phase)
     if improved:
-        progress.best = {"epoch": epoch.number, "step": progress.step, **_columns(scores)}
+        progress.best = {"epoch": epoch.number, "step": progress.step, **columns(scores)}
     progress.epoch = epoch.number + 1
-    values = {**figures, **_columns(scores), "eval_seconds": eval_seconds, "save_seconds": run.saver.lap()}
+    values = {**figures, **columns(scores), "eval_seconds": eval_seconds, "save_seconds": run.saver.lap()}
     sizes = "+".join(map(str, epoch.phase.sizes))
     row = {
         "epoch": epoch.number,
@@ -238,14 +234,10 @@ def _close_epoch(run: Run, epoch: Epoch, figures: dict[str, float]) -> None:
         epoch.number,
         sizes,
         values["train_loss"],
-        _brief(scores),
+        brief(scores),
         "  best" if improved else "",
         values["images_per_s"],
     )
-
-
-def _brief(scores: dict[str, Score]) -> str:
-    return "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
 
 
 def _save(run: Run, epoch: Epoch, best: bool = False) -> None:
@@ -271,7 +263,7 @@ def _finish(run: Run) -> dict[str, Any]:
         log.warning("none of the %d steps moved the weights: all overflowed in float16; give --no-amp", progress.step)
     run.saver.join(progress.step)
     run.agreement.begin()
-    state, facts = checkpoint.load_best(run.directory.best)
+    state, facts = best_model.load(run.directory.best)
     run.evaluator.load(state)
     scores = {}
     for name, images in run.feed.evaluated.items():
@@ -287,19 +279,9 @@ def _finish(run: Run) -> dict[str, Any]:
     for name, raw in run.learner.weights.raw().items():
         run.evaluator.load(raw)
         scores[name] = run.evaluator.score(run.feed.evaluated["val"], panel)
-        log.info("val, weights of the last step without averaging: %s", _brief(scores[name]))
+        log.info("val, weights of the last step without averaging: %s", brief(scores[name]))
     progress.wall_seconds += run.wall.lap()
-    final = {
-        f"best/{spec}/{figure}": value
-        for spec, score in scores["val"].items()
-        for figure, value in (("top1", score.top1), ("top5", score.top5))
-    }
-    final |= {
-        f"{split}/{column}": value
-        for split in scores.keys() - {"val"}
-        for column, value in _columns(scores[split]).items()
-    }
-    run.tracking.conclude(final, progress, partial(mistakes.read, run.directory.predictions, "val"))
+    run.tracking.conclude(final_figures(scores), progress, partial(mistakes.read, run.directory.predictions, "val"))
     summary = summarise(
         run,
         {
@@ -310,7 +292,7 @@ def _finish(run: Run) -> dict[str, Any]:
     )
     if run.accelerator.is_main_process:
         run.directory.write_summary(summary)
-        report.refresh(run.directory.path, ended=True)
+        report.refresh(run.directory.path, at_once=True)
     log.info(
         "wrote     %s: report.html, config.yaml, metrics.csv, summary.json, best/, checkpoints/", run.directory.path
     )

@@ -1,7 +1,9 @@
 """What this machine offers: CPU quota and memory. Free of torch."""
 
+import contextlib
 import math
 import os
+import sys
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -42,6 +44,25 @@ def free_memory_gb(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"))
         return min(free, (int(limit) - int(used) + int(facts.get("inactive_file", 0))) / 1e9)
     except (OSError, ValueError):  # no cgroup v2, or no limit in it
         return free
+
+
+def reset_peak_memory() -> None:
+    """Forget the peak so far, where the system allows it, which is Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # of proc_pid_clear_refs(5)
+
+
+def peak_memory_gb(status: Path = Path("/proc/self/status")) -> float:
+    """Most memory of this process that was resident since it was reset, GB.
+
+    Linux keeps count of that; elsewhere `getrusage` does, where a program can begin with the peak of its launcher.
+    """
+    with contextlib.suppress(OSError, StopIteration):
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) / 2**20
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def local_processes() -> int:

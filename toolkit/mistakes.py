@@ -67,6 +67,14 @@ def write(folder: Path, split: str, predictions: Predictions, images: Pixels) ->
     storage.write_text(folder / f"{split}.csv", text.getvalue())
 
 
+def clear(folder: Path) -> None:
+    """Remove what `write` wrote there, of whatever splits."""
+    for thumbnails in folder.glob("*-hardest"):
+        for image in thumbnails.glob("*.jpg"):
+            image.unlink()
+        (folder / f"{thumbnails.name.removesuffix('-hardest')}.csv").unlink(missing_ok=True)
+
+
 def read(folder: Path, split: str) -> Mistakes | None:
     """What `write` wrote, or None where nothing was written yet; raises InputError on a file that it did not write."""
     path = folder / f"{split}.csv"

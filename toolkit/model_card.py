@@ -1,5 +1,6 @@
 """README.md of an exported model: what it is, how good at each size, how to load it. In Hugging Face's format."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 
 from toolkit.contract import at_size
 from toolkit.data.index import Splits
-from toolkit.errors import InputError
+from toolkit.errors import printable
 from toolkit.export_formats import FILES, INPUT, TOLERANCE
 from toolkit.recipe_settings import Format
 from toolkit.rundir import learned
-from toolkit.settings import SYNTHETIC, to_yaml
+from toolkit.section import to_yaml
+from toolkit.settings import SYNTHETIC
 from toolkit.timm_model import MIDDLE, TimmModel
 from toolkit.trained import Trained
 
@@ -48,7 +50,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells; `differences` are the largest of a logit by format, over `checked` images.
+    """What a card tells; `differences` are the largest of a logit by format, over `checked` images of `splits`.
 
     `by_card`: the lines that it shows; `by_timm`: timm's transform alone.
     """
@@ -72,19 +74,9 @@ class Row:
     borrowed: int | None
 
 
-def read_summary(trained: Trained) -> dict[str, Any]:
-    """summary.json, empty where the run has not ended; raises InputError where it cannot be read."""
-    try:
-        return trained.directory.summary()
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{trained.directory.path / 'summary.json'}: cannot be read: {error}") from None
-
-
 def read_rows(trained: Trained) -> list[Row]:
     """The panel as summary.json has it; of a run that has not ended, what its best model was chosen for."""
-    summary = read_summary(trained)
+    summary = trained.directory.summary()
     found = {split: summary[split] for split in SPLITS if split in summary}
     rows = []
     for spec in trained.strategy.panel():
@@ -96,6 +88,13 @@ def read_rows(trained: Trained) -> list[Row]:
     return rows
 
 
+def unreadable(trained: Trained) -> dict[str, int]:
+    """How many images of each split could not be read and are in no figure."""
+    target = trained.strategy.selection().name
+    tested = trained.directory.summary().get("test", {}).get(target, {})
+    return {"val": int(trained.facts.get(f"{target}/unreadable", 0)), "test": tested.get("unreadable", 0)}
+
+
 def recommended(rows: list[Row]) -> Row | None:
     """The figure with the best top-1 on validation images, of equals the cheapest; None where none was measured."""
     measured = [row for row in rows if "val" in row.scores]
@@ -105,18 +104,29 @@ def recommended(rows: list[Row]) -> Row | None:
 def write_card(card: Card) -> str:
     """The whole text; raises InputError where the run's summary cannot be read."""
     rows = read_rows(card.trained)
-    title = f"# {card.trained.directory.path.resolve().name} at {card.model.size} px"
+    title = f"# {verbatim(_name(card.trained))} at {card.model.size} px"
     sections = {
         "How to load it": _usage(card),
         "Preprocessing": _preprocessing(card),
         "Accuracy": _accuracy(card, rows),
-        "Training data": _counts(card.splits),
+        "Training data": _counts(card),
         "Settings": f"```yaml\n{to_yaml(_settings(card.trained))}```",
         "Limitations": LIMITATIONS,
         "Versions": _versions(card.trained),
     }
     parts = [f"---\n{to_yaml(_front(card, rows))}---\n{title}", _introduction(card)]
     return "\n\n".join([*parts, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n"
+
+
+def verbatim(text: str) -> str:
+    """A line of text in Markdown, where nothing of it is markup: fenced by more backticks than it has in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    around = " " if text[:1] in ("`", " ") or text[-1:] in ("`", " ") else ""
+    return f"{fence}{around}{text}{around}{fence}"
+
+
+def _name(trained: Trained) -> str:
+    return printable(trained.directory.path.resolve().name)
 
 
 def _front(card: Card, rows: list[Row]) -> dict[str, Any]:
@@ -136,7 +146,7 @@ def _front(card: Card, rows: list[Row]) -> dict[str, Any]:
             }
             for split, (top1, _) in exported.scores.items()
         ]
-        front["model-index"] = [{"name": card.trained.directory.path.resolve().name, "results": results}]
+        front["model-index"] = [{"name": _name(card.trained), "results": results}]
     return front
 
 
@@ -145,7 +155,7 @@ def _introduction(card: Card) -> str:
     data = "the built-in data" if settings.data_root == SYNTHETIC else "own images"
     start = "timm's pretrained weights" if settings.pretrained else "random weights"
     average = f" (a moving average of the weights, decay {settings.ema_decay})" if settings.ema_decay else ""
-    named = ", ".join(f"`{name}`" for name in model.classes[:MOST_CLASSES])
+    named = ", ".join(verbatim(printable(name)) for name in model.classes[:MOST_CLASSES])
     more = f" and {len(model.classes) - MOST_CLASSES} more, in class_map.json" if model.classes[MOST_CLASSES:] else ""
     return (
         f"`{model.arch}` of [timm]({TIMM}) for {len(model.classes)} classes of images, trained on {data} from {start}: "
@@ -220,15 +230,29 @@ def _accuracy(card: Card, rows: list[Row]) -> str:
             f" This export has the normalisation of {own} px; the other rows are those of the run's own model, which "
             "has one for each scale: `recipes/export.py RUN --scale` exports another."
         )
-    return "\n".join(table) + f"\n\n{advice}"
+    left_out = ", ".join(f"{count} of {SPLITS[split]}" for split, count in unreadable(card.trained).items() if count)
+    note = f"Images that could not be read are left out: {left_out}.\n\n" if left_out else ""
+    return "\n".join(table) + f"\n\n{note}{advice}"
 
 
-def _counts(splits: Splits) -> str:
-    counts = np.bincount(splits.train.labels, minlength=len(splits.classes))
-    named = {"training": splits.train, "validation": splits.val, "test": splits.test}
-    sizes = ", ".join(f"{len(index)} {name}" for name, index in named.items() if index is not None)
+def _counts(card: Card) -> str:
+    """Of the images that the run had, as its checkpoint and summary tell; of each class where those were opened."""
+    now, then = card.splits.digests(), card.trained.manifest().get("data")
+    if then is None:
+        return "No checkpoint of the run is left, which would tell how many images it had."
+    totals, missing = {"val": then["val"]["images"]}, unreadable(card.trained)
+    for score in [*card.trained.directory.summary().get("test", {}).values()][:1]:
+        totals["test"] = score["images"] + score["unreadable"]
+    sizes = [
+        f"{total} {SPLITS[split]}" + (f" ({total - missing[split]} readable)" if missing[split] else "")
+        for split, total in totals.items()
+    ]
+    told = f"{then['train']['images']} training, {', '.join(sizes)} images"
+    if then["train"] != now["train"]:
+        return f"{told}."
+    counts = np.bincount(card.splits.train.labels, minlength=len(card.splits.classes))
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    return f"{sizes} images; {each} training images of each class."
+    return f"{told}; {each} training images of each class."
 
 
 def _settings(trained: Trained) -> dict[str, Any]:
@@ -238,6 +262,8 @@ def _settings(trained: Trained) -> dict[str, Any]:
 
 
 def _versions(trained: Trained) -> str:
-    told = ", ".join(f"{package} {number}" for package, number in read_summary(trained).get("versions", {}).items())
+    told = ", ".join(
+        f"{package} {number}" for package, number in trained.directory.summary().get("versions", {}).items()
+    )
     now = f"torch {torch.__version__}, timm {timm.__version__}"
     return (f"Trained with {told}. " if told else "") + f"Exported with {now}."

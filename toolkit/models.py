@@ -11,13 +11,16 @@ import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.contract import NormPolicy
-from toolkit.errors import InputError
-from toolkit.settings import Settings, nearest
+from toolkit.errors import InputError, first_line
+from toolkit.section import nearest
+from toolkit.settings import Settings
 
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # timm's BatchNormAct2d is a BatchNorm2d
+# timm's BatchNormAct2d is a BatchNorm2d; RepViT, LeViT and others have the one of vectors before their classifiers
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 RESERVED = {  # arguments of timm's constructors that have a flag, or none on purpose
     "num_classes": "the data says how many classes there are",
     "drop_rate": "use --dropout-rate",
@@ -153,11 +156,12 @@ def _construct(settings: Settings, arguments: Mapping[str, Any], device: str = "
     try:
         with torch.device(device):
             return timm.create_model(settings.arch, **{**arguments, **settings.model_kwargs})
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError) as error:
         if "drop_path_rate" in str(error):
             raise InputError(f"--drop-path: {settings.arch} has no stochastic depth; drop the flag") from None
+        reason = f"there is no {error}" if isinstance(error, KeyError) else error
         given = " ".join(f"{k}={v}" for k, v in settings.model_kwargs.items()) or "none given"
-        raise InputError(f"--arch {settings.arch} (--model-kwargs {given}): {error}") from None
+        raise InputError(f"--arch {settings.arch} (--model-kwargs {given}): {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ class ModelPlan:
     parameters: int
     batch_norms: int
     gmacs: Mapping[int, float]  # multiply-adds of one forward of one image, in 10^9, per size
+    overstrided: Mapping[int, str]  # per size, where one has, the convolution whose stride is longer than its input
 
 
 def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_batch: int = 2) -> ModelPlan:
@@ -184,22 +189,42 @@ def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_bat
             f"--arch {settings.arch} cannot change between {given} px: Swin rebuilds its tables for each size; "
             "train and evaluate it at one, or choose an architecture that takes any size, such as resnet18"
         )
-    gmacs = {}
+    gmacs, overstrided = {}, {}
     for size in sizes:
         try:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with FlopCounterMode(display=False) as counter, _Strides() as strides, torch.no_grad():
                 model(torch.empty(1, 3, size, size, device="meta"))
-        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
+            reason = first_line(error)
             raise InputError(
                 f"--arch {settings.arch} cannot take {size} px images: {reason}; "
                 "choose sizes that fit it, or an architecture that takes any size, such as resnet18"
             ) from None
         gmacs[size] = counter.get_total_flops() / 2e9
+        if strides.too_long:
+            overstrided[size] = strides.too_long
     if micro_batch == 1:
         _check_one_image_batches(settings, model, min(sizes))
     batch_norms = sum(isinstance(module, BATCH_NORMS) for module in model.modules())
-    return ModelPlan(arguments, sum(p.numel() for p in model.parameters()), batch_norms, gmacs)
+    return ModelPlan(arguments, sum(p.numel() for p in model.parameters()), batch_norms, gmacs, overstrided)
+
+
+class _Strides(TorchDispatchMode):
+    """Notes, of each convolution that is really done, padding included, whether its stride is longer than its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.too_long = ""  # the first one
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default and not self.too_long:
+            image, weight, _, stride = args[:4]
+            kernel, given = weight.shape[2:], image.shape[2:]
+            if max(kernel) > 1 and any(s > n for s, n in zip(stride, given, strict=True)):
+                meets = " x ".join(map(str, given))
+                side = " x ".join(map(str, kernel))
+                self.too_long = f"a convolution of {side} with stride {stride[0]} meets {meets} pixels"
+        return func(*args, **(kwargs or {}))
 
 
 def _check_one_image_batches(settings: Settings, model: nn.Module, size: int) -> None:
@@ -233,7 +258,7 @@ def _pretrained(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         return timm.create_model(arch, pretrained=True, **arguments)
     except UNREACHABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(
             f"--pretrained: the weights of {arch} could not be loaded ({reason}); without a network, fetch them once "
             "on a machine that has one and copy its Hugging Face cache (HF_HOME), set HF_HUB_OFFLINE=1, or give a "

@@ -1,17 +1,17 @@
 """Running means, step times, memory and the watch over non-finite values; no host sync in a step on a device."""
 
-import contextlib
-import sys
 import time
 from array import array
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from toolkit import machine
+from toolkit.roofline import training_gflop
 
 SAVED = "mean "  # before the names of sums in a checkpoint
 NEVER = torch.iinfo(torch.int64).max
@@ -51,6 +51,12 @@ class Meter:
         pairs = {name.removeprefix(SAVED): pair.tolist() for name, pair in state.items() if name.startswith(SAVED)}
         self.sums = {name: torch.tensor(total, device=device) for name, (total, _) in pairs.items()}
         self.counts = {name: round(count) for name, (_, count) in pairs.items()}
+
+
+def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What a `Meter` of all processes would have saved, of the states that each of them did."""
+    names = [name for name in states[0] if name.startswith(SAVED)]
+    return {name: torch.stack([state[name] for state in states]).mean(0) for name in names}
 
 
 class FiniteWatch:
@@ -107,16 +113,19 @@ class Stopwatch:
 
 
 class Pace:
-    """Where the time of an epoch goes, as this process sees it: waiting for batches, optimizer steps."""
+    """Where the time of an epoch goes, as this process sees it: waiting for batches, optimizer steps, arithmetic.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    `gmacs`: 10^9 multiply-adds of a forward pass of one image, by size; `peak_tflops`: what this device reaches.
+    """
+
+    def __init__(self, device: torch.device, gmacs: Mapping[int, float], peak_tflops: float) -> None:
+        self._device, self._gmacs, self._peak_tflops = device, gmacs, peak_tflops
         self.begin()
 
     def begin(self) -> None:
         """Count anew, from here on."""
         reset_peak_memory(self._device)
-        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._began, self._waited, self._images, self._gflop = time.perf_counter(), 0.0, 0, 0.0
         self._steps: list[tuple[Any, Any]] = []  # begin and end of those that were not looked at yet
         self._step_ms = array("d")
         self._step_began: Any = None
@@ -132,11 +141,12 @@ class Pace:
                 return
             yield batch
 
-    def step(self, images: int) -> None:
-        """An optimizer step was taken, on so many images over all processes."""
+    def step(self, images: int, sizes: Sequence[int]) -> None:
+        """An optimizer step was taken, on so many images over all processes, each at `sizes` px."""
         self._steps.append((self._step_began, _mark(self._device)))
         self._step_began = None
         self._images += images
+        self._gflop += images * training_gflop(self._gmacs, sizes)
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Since `begin`; every process must ask, after it waited for the device.
@@ -150,10 +160,12 @@ class Pace:
         if self._step_ms:
             own["step_p50_ms"], own["step_p95_ms"] = np.percentile(self._step_ms, (50, 95)).tolist()
         largest = accelerator.gather(torch.tensor([[*own.values()]], device=self._device)).amax(0).tolist()
-        rate = self._images / seconds
+        rate, tflops = self._images / seconds, self._gflop / 1000 / seconds / accelerator.num_processes
         return {
             "images_per_s": rate,
             "images_per_s_per_device": rate / accelerator.num_processes,
+            "tflops": tflops,
+            "share_of_peak": tflops / self._peak_tflops,
             **dict(zip(own, largest, strict=True)),
         }
 
@@ -176,14 +188,11 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # of proc_pid_clear_refs(5)
+        machine.reset_peak_memory()
 
 
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory held since it was reset: on the accelerator where it keeps count, else resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return machine.peak_memory_gb()

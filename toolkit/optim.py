@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from toolkit.errors import InputError
-from toolkit.settings import Settings, nearest
+from toolkit.section import nearest
+from toolkit.settings import Settings
 from toolkit.state import split_optimizer
 
 

@@ -52,10 +52,15 @@ class Ownership:
             return ""
 
 
+def run_of(path: Path) -> Path:
+    """The run directory that `--resume PATH` means: itself, or that of one of its checkpoints."""
+    is_checkpoint = path.parent.name == "checkpoints" and path.name.startswith("step-")
+    return path.parent.parent if is_checkpoint else path
+
+
 def refuse_if_taken(output_dir: Path | None, resume: str) -> None:
     """Raises InputError where another run is using the directory: at once, before anything heavy is imported."""
-    named = None if resume in ("auto", "never") else Path(resume)  # a run, or one of its checkpoints
-    folder = output_dir or (named.parent.parent if named and named.parent.name == "checkpoints" else named)
+    folder = output_dir or (None if resume in ("auto", "never") else run_of(Path(resume)))
     if folder is not None and machine.is_main_process() and (folder / LOCK).exists():
         try:
             ownership = Ownership(folder)

@@ -1,63 +1,16 @@
-"""The plots of a report as SVG to be set into its page: their text is text, their colours are the page's.
+"""The plots of a report, each as SVG for its page."""
 
-A plot is as wide as a phone's page, so that its text needs no scaling; the page sets them side by side.
-"""
-
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap, to_hex
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 
+from toolkit.drawing import FAINT, HEIGHT, INK, LEFT, MUTED, RIGHT, TEXT, TOP, WIDTH, drawing
 from toolkit.history import Band
 from toolkit.quality import Bin
-
-# Colours of the page, which differ between light and dark: drawn as these, and replaced by the page's variables.
-INK, MUTED, FAINT = "#010101", "#010102", "#010103"
-VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint"}
-SCALE = "#0102"  # then two digits: the scale's place, ascending
-WIDTH, HEIGHT = 400, 230  # px
-LEFT, RIGHT, TOP, BOTTOM = 46, 50, 22, 38  # margins, px
-TEXT = 12  # px
-STYLE: dict[str, Any] = {
-    "figure.dpi": 72,  # of SVG: so points are px
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": TEXT,
-    "text.color": MUTED,
-    "text.parse_math": False,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": FAINT,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.xmargin": 0.0,
-    "axes.ymargin": 0.12,
-    "grid.color": FAINT,
-    "grid.linewidth": 1,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 7,
-    "ytick.major.pad": 7,
-    "lines.linewidth": 2,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
-}
 
 
 @dataclass(frozen=True)
@@ -71,60 +24,11 @@ class Line:
     ring: int | None = None
 
 
-# From small scales to large ones; lightness runs one way, so that they differ without hue, too.
-RAMPS = {"light": ("#a36200", "#c2416f", "#5a3fc0"), "dark": ("#f5c04a", "#f081a4", "#9a8cff")}
-
-
-def scale_colours(count: int, scheme: str) -> list[str]:
-    """What the colours of so many scales are on a light or dark page."""
-    ramp = LinearSegmentedColormap.from_list(scheme, RAMPS[scheme])
-    return [to_hex(ramp(place / max(1, count - 1) if count > 1 else 1.0)) for place in range(count)]
-
-
-def scale_colour(place: int) -> str:
-    """The colour of a scale, in every plot."""
-    return f"{SCALE}{place:02d}"
-
-
-@contextmanager
-def _drawing(name: str, description: str, height: int = HEIGHT, top: int = TOP) -> Iterator[tuple[Figure, list[str]]]:
-    """A figure in our style; what it became, once the block ends, is the list's only element."""
-    svg: list[str] = []
-    style: Any = {**STYLE, "svg.hashsalt": name}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
-        figure.subplots_adjust(
-            left=LEFT / WIDTH, right=1 - RIGHT / WIDTH, bottom=BOTTOM / height, top=1 - top / height, hspace=0.32
-        )
-        yield figure, svg
-        text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    svg.append(_for_a_page(text.getvalue(), description))
-
-
-def _for_a_page(svg: str, description: str) -> str:
-    """The file's `<svg>` element with what a page needs: no namespaces, no fixed size, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"/>| transform="rotate\(-0 [^"]*"', "", re.sub(r'<g id="[^"]*">', "<g>", svg))
-    svg = re.sub(r"font-family: [^;\"]*(&quot;[^;]*)?;? ?|font: (\d+)px [^;\"]*", _only_size, svg)
-    svg = re.sub(rf"{SCALE}(\d\d)", lambda found: f"var(--scale-{int(found[1])})", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    box = re.search(r'viewBox="[^"]*"', svg)
-    head = f'<svg {box[0] if box else ""} role="img" aria-label="{description}">'
-    return re.sub(r"\n\s*", "\n", re.sub(r"^<svg[^>]*>", head, svg))
-
-
-def _only_size(found: re.Match[str]) -> str:
-    return f"font-size: {found[2]}px" if found[2] else ""
-
-
 def over_epochs(
     name: str, epochs: np.ndarray, lines: Sequence[Line], bands: Sequence[Band], unit: str = "", floor: bool = False
 ) -> str:
     """Lines over epochs, labelled at their ends, with the phases behind them; `floor`: the axis starts at 0."""
-    with _drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (figure, svg):
+    with drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (figure, svg):
         axes = figure.add_subplot()
         for line in lines:
             there = np.isfinite(line.values)
@@ -144,11 +48,8 @@ def over_epochs(
                 _point(axes, epochs[line.ring], line.values[line.ring], line.colour, filled=False)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
         axes.set_xlabel("epoch", loc="right", labelpad=3)
-        if floor:
-            axes.set_ylim(bottom=0)
+        _scale_values(axes, unit, floor)
         _draw_bands(axes, bands)
         known = [(line, np.isfinite(line.values)) for line in lines if line.label]
         _label_ends(
@@ -160,6 +61,22 @@ def over_epochs(
             ],
         )
     return svg[0]
+
+
+def _scale_values(axes: Axes, unit: str, floor: bool = False) -> None:
+    """The vertical axis, once all is drawn; of percents, 2 points at least, numbered beyond 100 only where one lies."""
+    if unit == "%":
+        middle = float(np.clip(np.mean(axes.dataLim.intervaly), 1, 99))
+        axes.update_datalim([(0, middle - 1), (0, middle + 1)], updatex=False)
+        axes.autoscale_view(scalex=False)
+    if floor:
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    if unit == "%" and axes.dataLim.y1 <= 100:  # points at 0 and 100 have some room beyond them, which needs no number
+        low, high = np.clip(axes.get_ylim(), 0, 100)
+        ticks = np.round(MaxNLocator(4).tick_values(low, high), 6) + 0.0  # 0, where -1e-17 or -0 came out
+        axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks.tolist() if 0 <= tick <= 100]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
 
 
 def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
@@ -223,10 +140,12 @@ def over_sizes(
 ) -> str:
     """Top-1 of each split (the first one filled, others hollow) against size, and below it the latency, if any."""
     timed = all(value is not None for value in latency_ms)
-    with _drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (figure, svg):
+    with drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (figure, svg):
         upper, *lower = figure.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
             :, 0
         ]
+        upper.set_xscale("log")
+        upper.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25)
         ends = []
         for i, (split, values) in enumerate(accuracy.items()):
             known = [(size, value) for size, value in zip(sizes, values, strict=True) if value is not None]
@@ -235,15 +154,15 @@ def over_sizes(
                 if value is not None:
                     _point(upper, size, value, colour, filled=i == 0)
             ends.append(End(split, *known[-1], INK))
-        upper.yaxis.set_major_locator(MaxNLocator(4))
-        upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+        _scale_values(upper, "%")
         for axes in lower:
             heights = [value or 0.0 for value in latency_ms]
             axes.vlines(sizes, 0, heights, color=list(colours), linewidth=3)
-            for size, value in zip(sizes, heights, strict=True):
+            times = [f"{value:.3g} ms" for value in heights]
+            for i in _fitting(axes, sizes, times):
                 axes.annotate(
-                    f"{value:.3g} ms",
-                    (size, value),
+                    times[i],
+                    (sizes[i], heights[i]),
                     (0, 5),
                     textcoords="offset points",
                     ha="center",
@@ -253,13 +172,22 @@ def over_sizes(
             axes.set_ylim(0, 1.45 * max(heights))
             axes.yaxis.set_major_locator(NullLocator())
         last = lower[0] if lower else upper
-        last.set_xscale("log")
-        last.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25)
-        last.set_xticks(list(sizes), [str(size) for size in sizes])
+        named = [sizes[i] for i in _fitting(last, sizes, [str(size) for size in sizes])]
+        last.set_xticks(named, [str(size) for size in named])
         last.xaxis.set_minor_locator(NullLocator())
         last.set_xlabel("image size, px", loc="right", labelpad=3)
         _label_ends(upper, ends)
     return svg[0]
+
+
+def _fitting(axes: Axes, sizes: Sequence[int], labels: Sequence[str]) -> list[int]:
+    """Which labels can stand at their sizes, ascending, without meeting: the last one, then all that fit, downwards."""
+    least, kept = 6 + 6 * max(map(len, labels)), [len(sizes) - 1]  # px: 24 of 3 digits
+    places = [axes.transData.transform((size, 0))[0] for size in sizes]
+    for i in reversed(range(len(sizes) - 1)):
+        if places[kept[-1]] - places[i] >= least:
+            kept.append(i)
+    return kept[::-1]
 
 
 _RATIO = {True: (1.8, 1), False: (1,)}
@@ -281,7 +209,7 @@ def _point(axes: Axes, x: float, y: float, colour: str, filled: bool) -> None:
 
 def reliability_diagram(bins: Sequence[Bin], colour: str) -> str:
     """The share that is right against confidence: bars on the diagonal are calibrated; below, where the answers lie."""
-    with _drawing("Reliability", "reliability diagram", 330) as (figure, svg):
+    with drawing("Reliability", "reliability diagram", 330) as (figure, svg):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         left, width = [b.low for b in bins], [b.high - b.low for b in bins]
         upper.bar(left, [b.accuracy for b in bins], width, align="edge", color=colour, alpha=0.85, linewidth=0)

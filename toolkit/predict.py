@@ -4,12 +4,11 @@ import io
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from toolkit import console, device
+from toolkit import console, device, quality
 from toolkit.assess import start_evaluator
 from toolkit.contract import EvalSpec, at_size
 from toolkit.data.decode import decode
@@ -26,9 +25,10 @@ from toolkit.data.index import Index
 from toolkit.data.jobs import EvalBatch, EvalJob
 from toolkit.data.loader import by_threads
 from toolkit.data.pixels import read_bytes
-from toolkit.data.sources.folders import list_images
-from toolkit.errors import BadSampleError, InputError
+from toolkit.data.sources.paths import Listed, list_paths
+from toolkit.errors import BadSampleError, InputError, printable
 from toolkit.evaluation import Evaluator, mean_log_probabilities
+from toolkit.models import MultiView
 from toolkit.recipe_settings import Predict
 from toolkit.rows import STDOUT, Row, RowFile
 from toolkit.trained import open_trained
@@ -41,45 +41,18 @@ STOPPED = 130  # the exit code after Ctrl-C
 class Files:
     """Images that are seen once: header and pixels are read together, where an index would read headers first."""
 
-    def __init__(self, index: Index) -> None:
-        self.index = index
+    def __init__(self, index: Index, unreadable: Mapping[int, str]) -> None:
+        self.index, self._unreadable = index, unreadable
 
     def whole(self, i: int) -> np.ndarray:
         """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+        if i in self._unreadable:
+            raise BadSampleError(self.index.names[i], self._unreadable[i])
         content = read_bytes(self.index, i)
         try:
             return decode(content, orientation=read_header(io.BytesIO(content)).orientation)
         except ValueError as error:
             raise BadSampleError(self.index.names[i], str(error)) from None
-
-
-class Listed(NamedTuple):
-    """Images by the names that the user knows them by, and how many files are none by their names."""
-
-    names: list[str]
-    left_out: int
-
-
-def list_paths(paths: Sequence[str]) -> Listed:
-    """Files as they are given, folders with all that is under them; raises InputError on a folder without images.
-
-    A file that is not there is an image that cannot be read: it is told beside the others.
-    """
-    names: list[str] = []
-    left_out = 0
-    for path in paths:
-        place = Path(path)
-        if place.is_dir():
-            listing = list_images(place)
-            if not listing.images:
-                raise InputError(f"{path}: there are no images in it")
-            names += [f"{path.rstrip('/')}/{image}" for image in listing.images]
-            left_out += len(listing.others)
-        elif place.exists() and not place.is_file():
-            raise InputError(f"{path}: is no regular file")
-        else:
-            names.append(path)
-    return Listed(names, left_out)
 
 
 @dataclass(frozen=True)
@@ -129,11 +102,18 @@ def predict(flags: Predict) -> int:
     finally:
         device.stop()
     if evaluator.accelerator.is_main_process and not tally.closed:
-        for line in tally.lines(flags, listed, ladder, trained.gmacs):
-            console.say(line, sys.stderr)
+        for line in (*tally.lines(flags, listed, trained.gmacs), *_borrowed(trained.model, ladder)):
+            console.say(printable(line), sys.stderr)
     if tally.bad and not tally.read and not tally.stopped:
         raise InputError(f"none of the {tally.bad} images can be read; the first: {tally.first_error}")
     return STOPPED if tally.stopped else 0
+
+
+def _borrowed(model: MultiView, ladder: Ladder) -> Iterator[str]:
+    for size in ladder.sizes:
+        scale = model.borrowed_norm(size)
+        if scale is not None:
+            yield f"{f'{size} px':9} normalisation of {scale} px: the run was not trained at {size} px"
 
 
 class Tally:
@@ -156,7 +136,7 @@ class Tally:
             else:
                 self.decided[row.size] += 1
 
-    def lines(self, flags: Predict, listed: Listed, ladder: Ladder, gmacs: dict[int, float]) -> Iterator[str]:
+    def lines(self, flags: Predict, listed: Listed, gmacs: dict[int, float]) -> Iterator[str]:
         if self.stopped:
             yield f"stopped   after {self.read + self.bad} of {len(listed.names)} images"
         where = "" if flags.output == STDOUT else f", written to {flags.output}"
@@ -167,8 +147,8 @@ class Tally:
             shares = [self.decided[str(size)] / self.read for size in flags.cascade]
             costs = np.cumsum([gmacs[size] for size in flags.cascade])
             told = "  ".join(f"{size} px {100 * part:.1f}%" for size, part in zip(flags.cascade, shares, strict=True))
-            saved = gmacs[flags.cascade[-1]] / float(costs @ shares)
-            yield f"cascade   decided at {told}: {saved:.2f}x less compute than {flags.cascade[-1]} px alone"
+            saved = quality.saving(float(costs @ shares), gmacs[flags.cascade[-1]])
+            yield f"cascade   decided at {told}: {saved} compute than {flags.cascade[-1]} px alone"
 
 
 @contextmanager
@@ -214,7 +194,8 @@ def _answered(listed: Listed, evaluator: Evaluator, ladder: Ladder, classes: Seq
     """The rows of this process's batches."""
     here = str(Path.cwd())[1:]
     inside = [name[1:] if name.startswith("/") else f"{here}/{name}" for name in listed.names]
-    files, size = Files(Index.of_files(Path("/"), inside, [0] * len(inside))), evaluator.batch_size
+    unreadable = {i: listed.unreadable[name] for i, name in enumerate(listed.names) if name in listed.unreadable}
+    files, size = Files(Index.of_files(Path("/"), inside, [0] * len(inside)), unreadable), evaluator.batch_size
     step = size * evaluator.accelerator.num_processes
     own = range(evaluator.accelerator.process_index * size, len(inside), step)
     requests = [np.arange(first, min(first + size, len(inside))) for first in own]

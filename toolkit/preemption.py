@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from functools import cache
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,7 +26,8 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if
 ORPHANED = getattr(signal, "SIGUSR2", None)
 SAME_EVENT_S = 1.0  # launchers pass on what the terminal has already sent to everyone
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and `accelerate launch`
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
+LAUNCHER_MODULES = ("accelerate.", "torch.distributed.")  # as of `python -m torch.distributed.run`
 
 
 class _StoppedEarly(BaseException):
@@ -139,6 +141,15 @@ def _tell_of_parents_death() -> None:
 
     Only under a launcher: a run that a shell started must outlive it.
     """
-    if sys.platform == "linux" and ORPHANED and any(name in os.environ for name in LAUNCHERS):
+    if sys.platform == "linux" and ORPHANED and _is_launched():
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ORPHANED)
+
+
+def _is_launched() -> bool:
+    """By the parent's command: what launchers export is inherited further, and set by users."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")[:6]
+    except OSError:
+        return False
+    return any(Path(word).name in LAUNCHERS or word.startswith(LAUNCHER_MODULES) for word in words)

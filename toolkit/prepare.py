@@ -1,5 +1,6 @@
 """Everything about a run that can be checked in advance: settings, data, processes and model; nothing is written."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from accelerate import Accelerator
@@ -33,8 +34,8 @@ class Prepared:
     threads: int
 
 
-def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) -> Prepared:
-    """Check everything that can be known in advance; raises InputError."""
+def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy, only_timed: bool = False) -> Prepared:
+    """Check everything that can be known in advance; raises InputError. `only_timed`: its gradients are not used."""
     tracking.check(settings)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
@@ -50,6 +51,12 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy) ->
     threads = machine.loader_threads() if settings.num_workers is None else settings.num_workers
     model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
     _check_norm(settings, strategy, model_plan)
+    if not only_timed:
+        trained = {size for phase in run_plan.phases for size in phase.sizes}
+        if reason := undefined_gradient(accelerator, model_plan, trained):
+            raise InputError(
+                f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp"
+            )
     _check_alike(splits)
     return Prepared(settings, open_cache, splits, run_plan, model_plan, threads)
 
@@ -88,6 +95,18 @@ def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -
     usual = {field.name: field.default for field in fields(strategy)}.get("norm_per_scale")  # type: ignore[arg-type]
     if chosen != usual and not model_plan.batch_norms:
         raise InputError(f"--norm-per-scale {chosen} would be ignored: {settings.arch} has no BatchNorm; drop the flag")
+
+
+def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: Iterable[int]) -> str:
+    """At the first of these sizes, px, whose training torch would spoil: why; empty where there is none.
+
+    oneDNN's backward kernels for bfloat16 write only the taps of a kernel that meet the input where a stride is longer
+    than that: the others keep what was in memory, infinite values too (torch 2.14, AVX512 and AMX; docs/log.md).
+    """
+    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "bf16":
+        return ""
+    first = min({*sizes} & {*model_plan.overstrided}, default=None)
+    return "" if first is None else f"{first} px in bfloat16 on a CPU: {model_plan.overstrided[first]}"
 
 
 def describe(prepared: Prepared, strategy: Strategy) -> list[str]:

@@ -97,6 +97,11 @@ def cheapest_confidence(
     return float(min(good, key=lambda level: (good[level], level))) if good else 1.0
 
 
+def saving(cost: float, alone: float) -> str:
+    """What a mean cost is against that of the last size alone, such as 2.50x less, or 1.22x more."""
+    return f"{alone / cost:.2f}x less" if cost <= alone else f"{cost / alone:.2f}x more"
+
+
 class Confused(NamedTuple):
     """So many images of class `label` were taken for class `said`."""
 

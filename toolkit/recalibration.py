@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from toolkit.data.jobs import EvalJob
 from toolkit.data.loader import by_threads
@@ -16,7 +15,7 @@ IMAGES = 2048
 
 
 def unseen(evaluator: Evaluator, sizes: Sequence[int]) -> list[int]:
-    """Those of `sizes` px that have no statistics of their own, in a model that has any."""
+    """Those of `sizes` px that the statistics are not of, in a model that has any."""
     model = evaluator.model
     has_statistics = any(isinstance(module, BATCH_NORMS) for module in model.modules())
     return [size for size in sizes if has_statistics and size not in model.policy.scales]
@@ -31,7 +30,7 @@ def recalibrate(evaluator: Evaluator, images: Pixels, sizes: Sequence[int], seed
     """
     model, batch_size = evaluator.model.eval(), evaluator.batch_size
     for norm in model.own_norms(sizes):
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, BATCH_NORMS)
         norm.reset_running_stats()
         norm.momentum = None  # a mean over all batches instead of a moving average
         norm.train()

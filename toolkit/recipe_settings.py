@@ -2,12 +2,13 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from toolkit.errors import InputError
-from toolkit.settings import SYNTHETIC, Numbers, Section, split_numbers
+from toolkit.section import Numbers, Section, split_numbers
+from toolkit.settings import SYNTHETIC
 
 Format = Literal["safetensors", "onnx", "pt2"]
 Precisions = Annotated[
@@ -17,6 +18,11 @@ Precisions = Annotated[
 
 class Scan(Section):
     """Scan"""
+
+    groups: ClassVar = {
+        "output": ("output_dir", "write_manifest", "contact_sheets"),
+        "machine": ("num_workers", "cache_dir", "cache_gb"),
+    }
 
     data: str = Field(description="the data set, as --data-root takes it")
     output_dir: Path | None = Field(
@@ -37,6 +43,8 @@ class Scan(Section):
 class Verify(Section):
     """Verify"""
 
+    groups: ClassVar = {"trial": ("steps", "kills", "save_every_steps", "seed"), "output": ("output_dir",)}
+
     command: Annotated[tuple[str, ...], BeforeValidator(shlex.split)] = Field(
         description="after --, the complete training command: launcher, recipe and all its flags"
     )
@@ -51,7 +59,7 @@ class Verify(Section):
     save_every_steps: PositiveInt | None = Field(
         None, description="steps between checkpoints (unset: as the command says, else a sixth of --steps)"
     )
-    seed: int = Field(0, ge=0, description="of the steps at which the run is killed")
+    seed: int = Field(0, ge=0, description="of the steps at which the run is killed, 0 or more")
     output_dir: Path | None = Field(
         None, description="folder for both runs, kept (unset: verify-resume-TIME, removed where all is equal)"
     )
@@ -79,12 +87,22 @@ class Inference(Section):
         None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
     )
     amp: bool | None = Field(
-        None, description="mixed precision in the best type of the device (unset: as the run was trained)"
+        None,
+        description="mixed precision in the best type of the device (unset: as the run was trained, float32 where the "
+        "device cannot do that)",
     )
 
 
 class Evaluate(Inference):
     """Evaluate"""
+
+    groups: ClassVar = {
+        "sizes": ("scales", "average", "flip", "recalibrate"),
+        "cascade": ("cascade", "confidence", "max_loss"),
+        "data": ("data_root", "split"),
+        "machine": ("batch_size", "num_workers", "amp"),
+        "output": ("output_dir",),
+    }
 
     run: Path = Field(description="the run directory")
     scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that the run reports)")
@@ -103,15 +121,16 @@ class Evaluate(Inference):
         None,
         gt=0,
         le=1,
-        description="top probability that is enough in --cascade (unset: the cheapest that keeps --max-loss on val)",
+        description="top probability, 0 to 1, that is enough in --cascade (unset: the cheapest that keeps "
+        "--max-loss on val)",
     )
     max_loss: float | None = Field(
         None, ge=0, description="points of top-1 that --cascade may lose on val (unset: 0.5)"
     )
     data_root: str | None = Field(
         None,
-        description="other data with the same classes, as training takes it, or a folder of class folders (unset: the "
-        "run's)",
+        description="where the run's data is now; or other data with the same classes, as training takes it, or a "
+        "folder of class folders (unset: the run's)",
     )
     split: Literal["train", "val", "test"] | None = Field(
         None, description="the split to evaluate (unset: val and test)"
@@ -133,6 +152,13 @@ class Evaluate(Inference):
 class Predict(Inference):
     """Predict"""
 
+    groups: ClassVar = {
+        "sizes": ("scales", "flip"),
+        "cascade": ("cascade", "confidence"),
+        "machine": ("batch_size", "num_workers", "amp"),
+        "output": ("output", "overwrite"),
+    }
+
     run: Path = Field(description="the run directory")
     paths: tuple[str, ...] = Field(description="images, and folders of them")
     scales: Numbers | None = Field(
@@ -141,7 +167,7 @@ class Predict(Inference):
     cascade: Numbers | None = Field(
         None,
         description="ascending sizes, px: start with the first, go up only while the top probability is below "
-        "--confidence (unset: none)",
+        "--confidence; evaluate.py reports the accuracy lost on labelled data (unset: none)",
     )
     confidence: float | None = Field(
         None, gt=0, le=1, description="top probability, 0 to 1, that is enough (unset: 0.9)"
@@ -169,6 +195,8 @@ class Predict(Inference):
 class WorkspaceLayout(Section):
     """Workspace layout"""
 
+    groups: ClassVar = {"output": ("output",)}
+
     project: str = Field(description="on wandb: ENTITY/PROJECT, or PROJECT of your default entity")
     output: Path | None = Field(
         None,
@@ -178,6 +206,12 @@ class WorkspaceLayout(Section):
 
 class Export(Section):
     """Export"""
+
+    groups: ClassVar = {
+        "model": ("scale", "formats"),
+        "data": ("data_root",),
+        "output": ("output_dir", "overwrite"),
+    }
 
     run: Path = Field(description="the run directory")
     scale: PositiveInt | None = Field(
@@ -195,6 +229,12 @@ class Export(Section):
 
 class Benchmark(Section):
     """Benchmark"""
+
+    groups: ClassVar = {
+        "cases": ("arch", "scales", "batch_sizes", "precisions", "compile", "steps"),
+        "data": ("data_root", "num_workers", "cache"),
+        "output": ("output",),
+    }
 
     arch: str = Field(
         default_factory=lambda known: "test_resnet" if known.get("data_root", SYNTHETIC) == SYNTHETIC else "resnet18",

@@ -1,8 +1,8 @@
 """What the records in a run directory say: how the run stands, its figures, time, settings and commands."""
 
-import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from toolkit.history import History, read_history, size_of
 from toolkit.mistakes import Mistakes
 from toolkit.quality import calibration_error
 from toolkit.rundir import FINISHED, RunDirectory
-from toolkit.settings import SECTIONS, make_settings
+from toolkit.settings import SECTIONS, SYNTHETIC, Settings, default_scales
+from toolkit.strategies import STRATEGIES, Simultaneous, SingleScale
 
 SPLITS = ("val", "test")
 
@@ -33,15 +34,20 @@ class Records:
 
     @property
     def target(self) -> str:
-        """The figure that selects the best model, such as `64px`."""
+        """The figure that selects the best model, such as `64px`; empty where nothing tells it yet.
+
+        Of the figures it alone is there for every epoch. While each epoch ends a phase, that of the last scale is it.
+        """
         sizes = self.config.get("scales") or [self.config.get("img_size")]
-        return self.summary.get("selection") or f"{sizes[-1]}px"
+        usual = f"{sizes[-1]}px" if sizes[-1] else ""
+        always = [name for name in self.history.evaluated() if np.isfinite(self.history.columns[f"{name}/top1"]).all()]
+        return self.summary.get("selection") or (usual if usual in always or not always else always[-1])
 
     @property
     def scales(self) -> list[str]:
         """Everything that is trained or evaluated, by size; a place in it decides the colour."""
         found = {*self.history.evaluated(), *self.history.trained(), *self.summary.get("val", {}), self.target}
-        return sorted(found, key=size_of)
+        return sorted(found - {""}, key=size_of)
 
     @property
     def best_row(self) -> int | None:
@@ -59,16 +65,11 @@ def read_records(directory: Path) -> Records:
     config = run.config()
     if not config:
         raise InputError(f"{directory}: not a run directory: there is no config.yaml in it")
-    summary, classes = {}, directory / "class_map.json"
-    if (directory / "summary.json").exists():
-        try:
-            summary = run.summary()
-        except json.JSONDecodeError as error:
-            raise InputError(f"{directory / 'summary.json'}: not JSON: {error}") from None
+    summary, classes = run.summary(), directory / "class_map.json"
     found = {split: mistakes.read(run.predictions, split) for split in SPLITS}
     written = [path for name in ("config.yaml", "metrics.csv", "summary.json") if (path := directory / name).exists()]
     return Records(
-        directory=directory,
+        directory=directory if directory.name not in ("", "..") else directory.resolve(),  # its name is the page's
         config=config,
         summary=summary,
         history=read_history(run.metrics()),
@@ -109,7 +110,7 @@ def status(records: Records) -> Status:
 class Row:
     """What the best model reaches at one size; `splits` holds top1, top5, loss, ece (percent, percent, nats, percent).
 
-    `place` decides its colour.
+    And `unreadable`, how many images were left out, if any. `place` decides its colour.
     """
 
     name: str
@@ -125,7 +126,7 @@ def rows(records: Records) -> list[Row]:
     for place, name in enumerate(records.scales):
         splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
         if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
-            columns = {figure: history.get(f"{name}/{figure}") for figure in ("top1", "top5", "loss")}
+            columns = {figure: history.get(f"{name}/{figure}") for figure in ("top1", "top5", "loss", "unreadable")}
             now = {figure: float(values[best]) for figure, values in columns.items() if values is not None}
             splits["val"] = {figure: value for figure, value in now.items() if np.isfinite(value)}
         for split, answers in records.answers.items():
@@ -170,7 +171,7 @@ def time_parts(history: History) -> list[Part]:
 
 
 class Value(NamedTuple):
-    """One setting; `changed`: it is not the default."""
+    """One setting; `changed`: somebody chose another than the default."""
 
     name: str
     text: str
@@ -179,10 +180,7 @@ class Value(NamedTuple):
 
 def settings_of(config: dict[str, Any]) -> list[tuple[str, list[Value]]]:
     """Every setting under its section, those of the strategy first."""
-    try:
-        defaults = make_settings({"data_root": config["data_root"]}).model_dump(mode="json")
-    except (KeyError, ValueError):  # of another version
-        defaults = dict(config)
+    defaults = _defaults(config)
     sections = [(section.__name__, tuple(section.__annotations__)) for section in SECTIONS]
     known = {name for _, names in sections for name in names}
     strategy = tuple(name for name in config if name not in known)
@@ -191,12 +189,32 @@ def settings_of(config: dict[str, Any]) -> list[tuple[str, list[Value]]]:
         for title, names in (("Scales", strategy), *sections)
         if (
             values := [
-                Value(name, _plain(config[name]), name in known and config[name] != defaults.get(name))
+                Value(name, _plain(config[name]), name in defaults and config[name] != defaults[name])
                 for name in names
                 if name in config
             ]
         )
     ]
+
+
+# What a run fills in where it is left open: config.yaml does not tell whether somebody chose it.
+FILLED_IN = ("amp", "cache", "img_size", "synthetic_count", "synthetic_size")
+
+
+def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What each setting is where nobody chooses it, in view of the others; nothing of those that this cannot tell."""
+    of_settings = {
+        name: field.get_default(call_default_factory=True, validated_data=dict(config))
+        for name, field in Settings.model_fields.items()
+        if name not in FILLED_IN
+    }
+    kind = STRATEGIES.get(str(config.get("strategy")))
+    if kind is None:  # one of the user's own, whose defaults only its class knows
+        return of_settings
+    of_strategy = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
+    usual = SingleScale if kind is SingleScale else Simultaneous  # of the recipe
+    scales = list(default_scales(config.get("data_root", SYNTHETIC)))
+    return {**of_settings, **of_strategy, "strategy": usual.name, "scales": scales}
 
 
 def _plain(value: Any) -> str:
@@ -221,7 +239,8 @@ def commands(records: Records) -> list[tuple[str, str]]:
         launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
     recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
     again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
+    known = records.config.get("strategy") in STRATEGIES  # recipes cannot train one of the user's own
     return [
-        ("Train the same again, elsewhere", shlex.join(again)),
+        *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
         ("Write this page again", shlex.join(["python", "recipes/report.py", run])),
     ]

@@ -9,14 +9,17 @@ from toolkit import storage
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
-REFRESH_S = 30.0  # at most one page in so many seconds while a run goes on
+REFRESH_S = 10.0  # at most one page in so many seconds while a run goes on: it costs half a second
 
 
-def refresh(directory: Path, ended: bool = False) -> None:
-    """Write the page of a run that goes on, or has ended, unless the last one is still fresh; never raises."""
+def refresh(directory: Path, at_once: bool = False) -> None:
+    """Write a run's page anew unless it is less than REFRESH_S old, or `at_once`; never raises.
+
+    While training it is asked for at each epoch's end, `at_once` where the run goes on after a stop, and ends.
+    """
     try:
         marks = [path.stat().st_mtime for name in (PAGE, "config.yaml") if (path := directory / name).exists()]
-        if ended or not marks or time.time() - max(marks) >= REFRESH_S:
+        if at_once or not marks or time.time() - max(marks) >= REFRESH_S:
             write_report(directory)
     except Exception as error:  # a run never fails for its page
         log.warning("%s could not be written: %s: %s", directory / PAGE, type(error).__name__, error)

@@ -9,13 +9,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from toolkit.drawing import INK, MUTED, scale_colour, scale_colours
 from toolkit.mistakes import Mistakes
-from toolkit.plots import INK, MUTED, Line, over_epochs, over_sizes, reliability_diagram, scale_colour, scale_colours
+from toolkit.plots import Line, over_epochs, over_sizes, reliability_diagram
 from toolkit.quality import Answers, class_accuracy, confused, confusion, reliability
-from toolkit.records import Records, Row, commands, rows, settings_of, status, time_parts
+from toolkit.records import FILLED_IN, Records, Row, commands, rows, settings_of, status, time_parts
 
 MOST_CLASSES = 20  # of a confusion matrix; above it the most confused pairs stand in a table
 MOST_PAIRS, MOST_WEAK = 15, 10
+PEAK = "Of what one large matrix product reaches on this device."
 SPLIT_NAMES = {"val": "validation", "test": "test"}
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 mixed", "fp16": "float16 mixed"}
 
@@ -42,6 +44,7 @@ def render(records: Records) -> str:
             rows=table,
             splits=[split for split in SPLIT_NAMES if any(split in row.splits for row in table)],
             split_names=SPLIT_NAMES,
+            left_out=_left_out(table),
             as_of=datetime.fromtimestamp(records.as_of).strftime("%Y-%m-%d %H:%M"),
             against_size=_against_size(table, records.summary.get("device", "")),
             learning=_learning(records),
@@ -50,6 +53,7 @@ def render(records: Records) -> str:
             cost=_cost(records),
             mistakes=_mistakes(records),
             settings=settings_of(records.config),
+            filled_in=[name for name in FILLED_IN if records.config.get(name) is not None],
             commands=commands(records),
         )
     )
@@ -82,6 +86,15 @@ def duration(seconds: float) -> str:
 def _spoken(name: str) -> str:
     """`32px` as people write it."""
     return f"{name[:-2]} px" if name.endswith("px") and name[:-2].isdigit() else name
+
+
+def _left_out(table: Sequence[Row]) -> str:
+    """How many images of each split no figure counts, such as `2 of validation, 1 of test`."""
+    counts = {
+        name: max((row.splits.get(split, {}).get("unreadable", 0) for row in table), default=0)
+        for split, name in SPLIT_NAMES.items()
+    }
+    return ", ".join(f"{count:.0f} of {name}" for name, count in counts.items() if count)
 
 
 def _against_size(table: Sequence[Row], device: str) -> Plot | None:
@@ -136,11 +149,11 @@ def _cost(records: Records) -> list[Plot]:
         return []
     median, slow = history.get("step_p50_ms"), history.get("step_p95_ms")
     steps = [*_single(median, "median"), *_single(slow, "p95", MUTED)]
-    waiting = history.get("data_wait_share")
     plots = [
         ("Images per second", _single(history.get("images_per_s")), "", True, ""),
+        ("Arithmetic, share of the peak", _percent(history.get("share_of_peak")), "%", True, PEAK),
         ("Time of an optimizer step, ms", steps, "", True, ""),
-        ("Training time spent waiting for data", _single(None if waiting is None else 100 * waiting), "%", True, ""),
+        ("Training time spent waiting for data", _percent(history.get("data_wait_share")), "%", True, ""),
         ("Peak memory, GB", _single(_varying(history.get("peak_memory_gb"))), "", True, ""),
     ]
     return _drawn(records, plots)
@@ -157,6 +170,10 @@ def _drawn(records: Records, plots: Sequence[tuple[str, list[Line], str, bool, s
 
 def _single(values: np.ndarray | None, label: str = "", colour: str = INK) -> list[Line]:
     return [] if values is None else [Line(label, values, colour)]
+
+
+def _percent(shares: np.ndarray | None) -> list[Line]:
+    return _single(None if shares is None else 100 * shares)
 
 
 def _varying(values: np.ndarray | None) -> np.ndarray | None:
@@ -179,11 +196,13 @@ def _facts(records: Records) -> list[tuple[str, str]]:
         summary.get("peak_memory_gb", last("peak_memory_gb")),
     )
     machine = f"{summary['processes']} on {summary['device']}" if summary.get("device") else None
+    tflops, share = last("tflops"), last("share_of_peak")
     skipped, clipped, norm = last("skipped_steps"), last("clipped_share"), last("gradient_norm")
     found = {
         "optimizer steps": steps and f"{int(steps):,}",
         "images seen": images and f"{int(images):,}",
         "throughput": rate and f"{rate:,.0f} images/s",
+        "arithmetic per device, last epoch": tflops and share and f"{tflops:.3g} TFLOP/s, {share:.0%} of the peak",
         "peak memory per process": memory and f"{memory:.2f} GB",
         "processes": machine,
         "precision": PRECISIONS.get(str(summary.get("precision")), summary.get("precision")),

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from toolkit import checkpoint, state
+from toolkit import best_model, checkpoint, state
 from toolkit.checkpoint import Contents, load, rank_file, read_manifest
 from toolkit.data.index import Splits
 from toolkit.errors import InputError
 from toolkit.learner import Learner
 from toolkit.models import copy_state, state_tensors
-from toolkit.monitor import Meter
+from toolkit.monitor import Meter, averaged
 from toolkit.plan import Plan
 from toolkit.rundir import RunDirectory, learned
 from toolkit.state import EMA, MODEL, OPTIMIZER, OPTIMIZER_REST, TRAINER, Progress
@@ -78,7 +78,8 @@ def restore(start: Path, learner: Learner, meter: Meter, facts: Mapping[str, Any
         state.restore_generators(held[own])
         meter.restart(held[own], accelerator.device)
     else:
-        meter.restart({}, accelerator.device)
+        parts = load(start, [rank_file(rank) for rank in range(saved["processes"])])
+        meter.restart(averaged([*parts.values()]), accelerator.device)
         state.seed_generators(facts["config"]["seed"], progress.step, accelerator.process_index)
 
 
@@ -99,14 +100,14 @@ def keep_best(directory: RunDirectory, progress: Progress) -> None:
     if step is None:
         return
     try:
-        if checkpoint.load_best(directory.best)[1]["step"] == step:
+        if best_model.load(directory.best)[1]["step"] == step:
             return
     except InputError:
         pass  # not there, or damaged: below it is written anew
     source = directory.store.path(step)
     try:
         checkpoint.check(source)
-        checkpoint.save_best(directory.best, state.exported(load(source, (MODEL, EMA))), progress.best)
+        best_model.save(directory.best, state.exported(load(source, (MODEL, EMA))), progress.best)
         log.info("best      exported anew from %s", source)
     except InputError as error:
         log.warning("the best model so far, of epoch %s, is lost: %s", progress.best["epoch"], error)

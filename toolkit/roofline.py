@@ -1,8 +1,9 @@
 """What a machine can do at most, what a forward pass moves, and which of them bounds a measured training step."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINING = 3  # a training step over its forward pass: backward computes gradients of inputs and of weights
-MATRIX = {"cuda": 8192, "cpu": 1024}  # side of the matrices that are multiplied; elsewhere 4096
+SMALLEST_SIDE, LONG_ENOUGH_S = 128, 0.0015  # of the matrices that are multiplied, and of their product
 VECTOR = 2**25  # float32 values that are copied, more than any cache holds
 TRIALS = 4
 
@@ -78,17 +79,18 @@ class Knobs:
     cores: int  # that a process may use
     cache: str
     compile: bool
+    size_flag: str  # where training is told its sizes
 
 
 def verdict(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
-    """What bounds a case, by which numbers, and which flag to turn; `others` are all cases of the benchmark."""
+    """What bounds a case, by which numbers, and which flag of training to turn; `others` are all that were measured."""
     reason = (
         f"the loader delivers {case.loader_images_per_s:.0f} images/s, training takes {case.images_per_s:.0f}"
         if case.bound == "loader"
         else f"of {case.step_p50_ms:.1f} ms a step {case.fixed_ms:.1f} do not depend on the images, arithmetic takes "
         f"at least {case.arithmetic_ms:.1f}, reads and writes about {case.traffic_ms:.1f}"
     )
-    return f"bound by {case.bound}: {reason}; {_advice(case, others, knobs)}"
+    return f"bound by {case.bound}: {reason}; in training: {_advice(case, others, knobs)}"
 
 
 def _advice(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
@@ -104,7 +106,7 @@ def _advice(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
         return larger if knobs.compile else f"{larger}, or --compile"
     if case.bound == "memory" and not knobs.compile:
         return "--compile, which fuses what only reads and writes"
-    return "smaller --scales, a cheaper --arch, or more devices"
+    return f"smaller {knobs.size_flag}, a cheaper --arch, or more devices"
 
 
 def _alike(case: Case, others: Sequence[Case]) -> list[Case]:
@@ -112,27 +114,44 @@ def _alike(case: Case, others: Sequence[Case]) -> list[Case]:
     return [other for other in others if (other.sizes, other.batch_size) == (case.sizes, case.batch_size)]
 
 
-def ceiling(device: torch.device, precision: str) -> Ceiling:
-    """What a large matrix product reaches in a precision, and a large copy.
+def training_gflop(gmacs: Mapping[int, float], sizes: Sequence[int]) -> float:
+    """10^9 operations of training on one image at `sizes` px; `gmacs`: 10^9 multiply-adds of a forward pass of each."""
+    return 2 * TRAINING * sum(gmacs[size] for size in sizes)
 
-    On a GPU float32 products may use TF32, as the convolutions of a model do.
+
+def ceiling(device: torch.device, precision: str) -> Ceiling:
+    """What a large matrix product reaches in a precision, and a large copy."""
+    vector = torch.ones(VECTOR, device=device)
+    target = torch.empty_like(vector)
+    copy = _best_seconds(lambda: target.copy_(vector))
+    return Ceiling(product_tflops(device, precision), 2 * vector.nbytes / copy / 1e9)
+
+
+def product_tflops(device: torch.device, precision: str) -> float:
+    """10^12 operations per second of a large matrix product; quick to take, draws no numbers and keeps no memory.
+
+    Sides are doubled until a product takes long enough to be timed, so that slow arithmetic meets small ones; the best
+    counts. On a GPU float32 products may use TF32, as convolutions do. `precision`: one of `TYPES`, else float32.
     """
-    side = MATRIX.get(device.type, 4096)
     allowed = torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+    side, seconds, best = SMALLEST_SIDE // 2, 0.0, 0.0
     try:
-        matrix = torch.ones(side, side, device=device, dtype=TYPES[precision])
-        product = _best_seconds(lambda: matrix @ matrix, device)
+        while seconds < LONG_ENOUGH_S:
+            side *= 2
+            matrix = torch.ones(side, side, device=device, dtype=TYPES.get(precision, torch.float32))
+            seconds = _best_seconds(partial(torch.mm, matrix, matrix))
+            best = max(best, 2 * side**3 / seconds / 1e12)
     finally:
         torch.set_float32_matmul_precision(allowed)
-    vector = torch.ones(VECTOR, device=device)
-    target = torch.empty_like(vector)
-    copy = _best_seconds(lambda: target.copy_(vector), device)
-    return Ceiling(2 * side**3 / product / 1e12, 2 * vector.nbytes / copy / 1e9)
+    del matrix
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return best
 
 
-def _best_seconds(work: Callable[[], Tensor], device: torch.device) -> float:
+def _best_seconds(work: Callable[[], Tensor]) -> float:
     """The fastest of several trials after one to warm up, each waited for."""
     times = []
     for _ in range(1 + TRIALS):

@@ -28,10 +28,11 @@ class Row(NamedTuple):
     error: str = ""
 
 
-def _csv(rows: Iterable[tuple[Any, ...]]) -> str:
+def csv_line(cells: Iterable[Any]) -> str:
+    """One row, which ends in a line feed; the writer quotes what holds a character of the ending that it is given."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 class CsvFormat:
@@ -42,10 +43,10 @@ class CsvFormat:
 
     def header(self) -> str:
         further = [f"{column}_{place}" for place in range(2, self._top + 1) for column in ("label", "probability")]
-        return _csv([("path", "label", "probability", "size", *further, "error")])
+        return csv_line(("path", "label", "probability", "size", *further, "error"))
 
     def lines(self, rows: Iterable[Row]) -> str:
-        return _csv(self._cells(row) for row in rows)
+        return "".join(csv_line(self._cells(row)) for row in rows)
 
     def _cells(self, row: Row) -> tuple[Any, ...]:
         cells = [cell for label, probability in row.best for cell in (label, f"{probability:.6g}")]

@@ -2,28 +2,22 @@
 
 import contextlib
 import csv
-import errno
 import io
 import itertools
 import json
 import logging
-import math
-import os
-import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from toolkit import checkpoint, storage
+from toolkit import checkpoint, journal, storage
 from toolkit.checkpoint import SCHEMA, STAGED, Store
 from toolkit.contract import Strategy
-from toolkit.data.jobs import Batch
 from toolkit.errors import InputError
-from toolkit.ownership import LOCK, NOTE, Ownership
-from toolkit.settings import NOT_LEARNED, Settings, read_yaml, to_yaml
+from toolkit.ownership import LOCK, NOTE, Ownership, run_of
+from toolkit.section import read_yaml, to_yaml
+from toolkit.settings import NOT_LEARNED, Settings
 from toolkit.state import Progress
 
 log = logging.getLogger(__name__)
@@ -70,10 +64,16 @@ class RunDirectory:
         return all(entry.name in (LOCK, NOTE) or entry.name.startswith(STAGED) for entry in entries)
 
     def exit_reason(self) -> str | None:
-        return self.summary().get("exit_reason") if self._summary.exists() else None
+        return self.summary().get("exit_reason")
 
     def summary(self) -> dict[str, Any]:
-        return json.loads(self._summary.read_text())
+        """summary.json, empty where the run has not ended; raises InputError where it cannot be read."""
+        try:
+            return dict(json.loads(self._summary.read_text()))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{self._summary}: cannot be read: {error}") from None
 
     def went_back_to(self) -> str | None:
         """The name of the checkpoint that the run was last sent back to: what is newer comes after that."""
@@ -110,15 +110,20 @@ class RunDirectory:
         rows = [row for row in self.metrics() if int(row["epoch"]) < progress.epoch]
         if self._metrics.exists():
             self._write_metrics(rows)
-        if self.samples.exists():
-            lines = self.samples.read_text().splitlines(keepends=True)
-            storage.write_text(self.samples, "".join(line for line in lines if _step_of(line) < progress.step))
+        journal.cut_samples(self.samples, progress.step)
 
     def metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv; raises InputError where one is of no epoch."""
         if not self._metrics.exists():
             return []
-        with self._metrics.open(newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self._metrics.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            for row in rows:
+                int(row["epoch"])
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise InputError(f"{self._metrics}: not what a run writes: {error}") from None
+        return rows
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one epoch; columns that were not there before are added."""
@@ -138,78 +143,6 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         storage.write_json(self._summary, dict(summary))
-
-
-class SampleLog:
-    """What was really delivered, a line per micro-batch, with the learning rate; `path` None: nothing is written.
-
-    Every rank appends whole lines to the same file. `digests` are the CRC-32 of each delivered image, so that the
-    proof covers augmentation too; `mixing` those of how it is mixed with its neighbour.
-    """
-
-    def __init__(self, path: Path | None, rank: int) -> None:
-        self._path, self._rank = path, rank
-
-    def add(self, batch: Batch, learning_rate: float) -> None:
-        if self._path is None:
-            return
-        digests = [zlib.crc32(image.contiguous().numpy().tobytes()) for image in batch.images]
-        line = {
-            "step": batch.number,
-            "rank": self._rank,
-            "sizes": batch.step.sizes,
-            "ids": batch.ids.tolist(),
-            "digests": digests,
-            "lr": learning_rate,
-        }
-        if batch.mixing is not None:
-            line["mixing"] = [zlib.crc32(row.numpy().tobytes()) for row in batch.mixing]
-        _append_line(self._path, line)
-
-
-class Quarantine:
-    """quarantine.jsonl: one line for each image that could not be read, whichever process met it first, and when."""
-
-    def __init__(self, path: Path, rank: int) -> None:
-        self._path, self._rank = path, rank
-        self._known: set[str] = set()
-
-    def add(self, bad: Sequence[tuple[str, str]]) -> None:
-        """List (name, reason) of images that are not listed yet, neither by this nor by another process or start."""
-        new = {name: reason for name, reason in bad if name not in self._known}
-        if not new:
-            return
-        with FileLock(self._path.with_name(f".{self._path.name}.lock")):
-            text = self._path.read_text() if self._path.exists() else ""
-            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            if len("".join(lines)) < len(text):  # half a line, left by a kill or a full disk
-                storage.write_text(self._path, "".join(lines))
-            self._known |= {json.loads(line)["name"] for line in lines}
-            for name, reason in new.items():
-                if name not in self._known:
-                    _append_line(self._path, {"name": name, "reason": reason, "rank": self._rank})
-                    log.warning("quarantine %s: %s", name, reason)
-        self._known |= new.keys()
-
-
-def _step_of(line: str) -> float:
-    """The step of a sample's line; infinite where a kill or a full disk left half of it."""
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except ValueError:
-        return math.inf
-
-
-def _append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """One write call, so that lines of several processes do not mix; raises OSError where it is not all written."""
-    line = (json.dumps(values) + "\n").encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        with storage.naming(path):
-            if os.write(handle, line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(handle)
 
 
 def claim(settings: Settings, recipe: str, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
@@ -252,11 +185,13 @@ def _unfinished(recipe: str, facts: Mapping[str, Any], keep: int) -> RunDirector
     folders = [path for path in RUNS.glob(f"{recipe}-*") if path.is_dir()]
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunDirectory(path, keep)
-        newest = run.store.newest()
-        if newest and run.exit_reason() not in FINISHED and not _changes(run, newest, facts):
-            with contextlib.suppress(InputError):  # somebody is at it
+        try:
+            newest = run.store.newest()
+            if newest and run.exit_reason() not in FINISHED and not _changes(run, newest, facts):
                 run.ownership.take()
                 return run
+        except InputError as error:  # somebody is at it, or a file of it is damaged
+            log.info("resume    not %s: %s", path, error)
     return None
 
 
@@ -278,8 +213,8 @@ def _given(settings: Settings, run: RunDirectory, facts: Mapping[str, Any]) -> t
 
 def _named(settings: Settings, path: Path, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
     """`--resume PATH`, of a run or of one of its checkpoints."""
-    is_checkpoint = path.parent.name == "checkpoints"
-    run = RunDirectory(path.parent.parent if is_checkpoint else path, settings.keep)
+    run = RunDirectory(run_of(path), settings.keep)
+    is_checkpoint = run.path != path
     if not (checkpoint.is_committed(path) if is_checkpoint else run.store.newest()):
         raise InputError(f"--resume {path}: neither auto, never, nor a run or checkpoint that was committed")
     if settings.output_dir is not None and settings.output_dir.resolve() != run.path.resolve():
@@ -312,14 +247,20 @@ def _changes(run: RunDirectory, start: Path | None, facts: Mapping[str, Any]) ->
     saved = checkpoint.read_manifest(start) if start else {"schema": SCHEMA, **facts}
     if saved["schema"] != SCHEMA:
         return [*changes, f"format of checkpoints: {saved['schema']} -> {SCHEMA}"]
-    for split, now in facts["data"].items():
-        before = saved["data"][split]
-        if before["images"] != now["images"]:
-            changes.append(f"{split} images: {before['images']} -> {now['images']}")
-        elif before != now:
-            changes.append(f"{split} images: as many, but other names, labels, sizes or order")
+    changes += changed_images(saved["data"], facts["data"])
     if saved["classes"] != facts["classes"]:
         changes.append(f"classes: {_brief(saved['classes'])} -> {_brief(facts['classes'])}")
+    return changes
+
+
+def changed_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two `Splits.digests`, a line each."""
+    changes = []
+    for split in before:
+        if before[split]["images"] != now[split]["images"]:
+            changes.append(f"{split} images: {before[split]['images']} -> {now[split]['images']}")
+        elif before[split] != now[split]:
+            changes.append(f"{split} images: as many, but other names, labels, sizes or order")
     return changes
 
 

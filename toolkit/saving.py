@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from toolkit import checkpoint, state
+from toolkit import best_model, checkpoint, state
 from toolkit.checkpoint import Contents, Store, Tensors
 from toolkit.errors import SaveError
 from toolkit.state import Progress
@@ -86,7 +86,7 @@ class Saver:
                 raise SaveError(f"{part}: rank {rank} wrote it and rank 0 does not see it: is the storage shared?")
         self._store.commit(step, contents, facts)
         if best:
-            checkpoint.save_best(self._best, state.exported(contents), best)
+            best_model.save(self._best, state.exported(contents), best)
 
     def _everywhere(self, work: Callable[[], None], step: int) -> None:
         """Do something on each process; raises SaveError on all of them where it failed on one."""

@@ -1,6 +1,5 @@
 """What a scan leaves behind: a table, JSON, a contact sheet per class, manifests of what is good."""
 
-import csv
 import io
 import os
 import re
@@ -23,6 +22,7 @@ from toolkit.data.pixels import read_bytes
 from toolkit.data.sources.labels import CLASS_NAMES
 from toolkit.data.survey import Finding, Survey
 from toolkit.errors import InputError
+from toolkit.rows import csv_line
 from toolkit.scan import HARMLESS, Extreme, Report, SplitReport
 
 SCHEMA = 1  # of scan.json
@@ -246,11 +246,8 @@ def _write_names(file: Path, names: Sequence[str]) -> None:
 
 
 def _write_csv(file: Path, rows: Iterable[tuple[str, int]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("filepath", "label"))
-    writer.writerows((f"{IMAGES}/{name}", label) for name, label in rows)
+    cells = (("filepath", "label"), *((f"{IMAGES}/{name}", label) for name, label in rows))
     try:
-        storage.write_text(file, text.getvalue())
+        storage.write_text(file, "".join(map(csv_line, cells)))
     except UnicodeEncodeError:
         raise InputError(f"--write-manifest: {file.name} would be in UTF-8, and the name of an image is not") from None

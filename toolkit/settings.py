@@ -5,16 +5,15 @@ made of group the flags in `--help`. What the scales are and how they are traine
 `Scales` only describes the flags from which a recipe builds one.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from toolkit.errors import InputError
+from toolkit.section import KeyValues, Numbers, Section, explain
 
 SYNTHETIC = "synthetic"
 HUB = "hf:"  # starts the name of a Hugging Face dataset
@@ -23,51 +22,6 @@ WANDB_PROJECT = "toolkit"
 
 def is_url(path: str) -> bool:
     return "://" in path
-
-
-def split_numbers(value: Any) -> Any:
-    if isinstance(value, int):
-        return (value,)
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-
-def _split_pairs(value: Any) -> Any:
-    """["output_stride=8"] -> {"output_stride": 8}; values are typed as in YAML."""
-    if isinstance(value, Mapping):
-        return value
-    if not isinstance(value, list | tuple):
-        raise ValueError("expected key=value pairs")
-    broken = [pair for pair in value if "=" not in pair]
-    if broken:
-        raise ValueError(f"{broken[0]!r} is not of the form key=value")
-    try:
-        return {key: yaml.safe_load(text) for key, text in (pair.split("=", 1) for pair in value)}
-    except yaml.YAMLError:
-        raise ValueError("a value is not valid YAML") from None
-
-
-Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(split_numbers), Field(min_length=1)]
-KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the known name closest to a mistyped one, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-class Section(BaseModel):
-    """Settings that belong together: frozen, and strict about names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_the_nearest(cls, values: Any) -> Any:
-        unknown = [key for key in values if key not in cls.model_fields] if isinstance(values, dict) else []
-        if unknown:
-            raise InputError(f"there is no setting {unknown[0]!r}{nearest(unknown[0], cls.model_fields)}")
-        return values
 
 
 class Data(Section):
@@ -86,7 +40,7 @@ class Data(Section):
         None,
         gt=0,
         lt=1,
-        description="share of the training images held out for validation, where the data has no "
+        description="share of the training images, 0 to 1, held out for validation, where the data has no "
         "validation split of its own (unset: 0.1)",
     )
     num_workers: int | None = Field(
@@ -114,7 +68,9 @@ class Data(Section):
         description="most that decoded images may take in memory per process, GB, and parts of remote shards on disk; "
         "half of it is shuffled at a time",
     )
-    loader_timeout_s: float = Field(300.0, gt=0, description="longest wait for a batch, s, before a run gives up")
+    loader_timeout_s: float = Field(
+        300.0, gt=0, le=1e6, description="longest wait for a batch, s, before a run gives up"
+    )
 
 
 class Augmentation(Section):
@@ -124,17 +80,17 @@ class Augmentation(Section):
         default_factory=lambda known: 1.0 if known.get("data_root") == SYNTHETIC else 0.35,
         gt=0,
         le=1,
-        description="smallest area of the random resized crop, as a share; 1: no crop (default: 0.35; 1 on "
+        description="smallest area of the random resized crop, as a share, 0 to 1; 1: no crop (default: 0.35; 1 on "
         "the built-in data)",
     )
     hflip: bool = Field(True, description="mirror half of the training images")
-    rand_augment: float = Field(0.0, ge=0, le=10, description="magnitude of timm's RandAugment, typically 5 to 9")
-    color_jitter: float = Field(0.0, ge=0, le=1, description="largest change of brightness, contrast and saturation")
-    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images of which a rectangle becomes noise")
-    mixup: float = Field(0.0, ge=0, description="alpha of MixUp, typically 0.1 to 0.8")
-    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, typically 1; with --mixup too, a pair takes one")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate")
+    rand_augment: float = Field(0.0, ge=0, le=10, description="magnitude of RandAugment, 0 to 10, typically 5 to 9")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="most change of brightness, contrast, saturation, 0 to 1")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images, 0 to 1, that get a rectangle of noise")
+    mixup: float = Field(0.0, ge=0, description="alpha of MixUp, 0 or more, typically 0.1 to 0.8")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 or more, typically 1; a pair takes it or MixUp")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target, 0 to 1, spread over all classes")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth: share of branches dropped, 0 to 1")
 
 
 class Model(Section):
@@ -146,7 +102,7 @@ class Model(Section):
     )
     model_kwargs: KeyValues = Field({}, description="further arguments of the architecture, e.g. output_stride=8")
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
-    dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features dropped before the classifier")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features, 0 to 1, dropped before the classifier")
 
 
 class Optimisation(Section):
@@ -164,9 +120,10 @@ class Optimisation(Section):
     learning_rate: float = Field(
         default_factory=lambda known: 4e-3 if known.get("data_root") == SYNTHETIC else 1e-3,
         gt=0,
-        description="peak learning rate (default: 1e-3; 4e-3 on the built-in data)",
+        le=1e38,
+        description="peak learning rate, above 0 (default: 1e-3; 4e-3 on the built-in data)",
     )
-    weight_decay: float = Field(0.05, ge=0, description="weight decay, not applied to biases and normalisation")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay, 0 or more; none of biases and normalisation")
     scheduler: Literal["cosine", "plateau"] = Field(
         "cosine", description="cosine: down to 0 at the end; plateau: halved after 2 epochs without improvement"
     )
@@ -179,13 +136,13 @@ class Optimisation(Section):
         None, description="stop after so many epochs of the last phase without improvement (unset: never)"
     )
     min_delta: float = Field(0.0, ge=0, description="points of top-1 that count as an improvement")
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient (unset: not clipped)")
+    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm, above 0 (unset: not clipped)")
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="decay per step of a moving average of the weights, e.g. 0.9998, which is then evaluated, selected "
-        "and exported (unset: none)",
+        description="decay per step, 0 to 1, of a moving average of the weights, e.g. 0.9998, which is then evaluated, "
+        "selected and exported (unset: none)",
     )
     on_divergence: Literal["stop", "rollback"] = Field(
         "stop",
@@ -206,7 +163,7 @@ class Machine(Section):
         "auto", description="provider to record beside the instance type"
     )
     deterministic: bool = Field(False, description="deterministic kernels only; slower on GPUs")
-    seed: int = Field(0, ge=0, description="of initialisation, order and augmentation")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="of initialisation, order and augmentation, 0 or more")
 
 
 class Output(Section):
@@ -224,7 +181,7 @@ class Output(Section):
         None, description="save a checkpoint also after every so many steps (unset: not)"
     )
     save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
-    keep: int = Field(3, ge=2, description="newest checkpoints that stay; the best one stays too")
+    keep: int = Field(3, ge=2, description="newest checkpoints that stay, 2 or more; the best one stays too")
     log_with: Literal["wandb", "tensorboard", "trackio", "none"] = Field(
         "wandb", description="dashboard; trackio is one on this machine, without an account"
     )
@@ -314,7 +271,7 @@ class Scales(Section):
         "size for the last fifth",
     )
     consistency_weight: float | None = Field(
-        None, ge=0, description="weight of the cross-scale consistency loss; 0 turns it off (default: 1)"
+        None, ge=0, description="weight of the cross-scale consistency loss, 0 or more; 0 turns it off (default: 1)"
     )
     consistency: Literal["kl", "mse", "js"] | None = Field(
         None, description="its form: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"
@@ -331,16 +288,6 @@ def default_scales(data_root: str) -> tuple[int, ...]:
     return (20, 32, 64) if data_root == SYNTHETIC else (64, 112, 224)
 
 
-def explain(error: ValidationError) -> str:
-    """The first of pydantic's complaints as one line that names the flag."""
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return str(cause)
-    flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
-    return f"{flag} {first['input']}: {first['msg'].removeprefix('Value error, ')}"
-
-
 def make_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from names and values; raises InputError with one line."""
     try:
@@ -355,22 +302,3 @@ def make_scales(values: Mapping[str, Any]) -> dict[str, Any]:
         return Scales(**values).model_dump(exclude_none=True)
     except ValidationError as error:
         raise InputError(explain(error)) from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises InputError naming the file."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected `name: value` lines")
-    return values
-
-
-def to_yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=120)

@@ -1,7 +1,7 @@
 """From a checked run to everything that the loop works with; opens its records, continued where there is something."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from toolkit import clouds
+from toolkit import clouds, report
 from toolkit.agreement import Agreement
 from toolkit.clouds import Cloud
 from toolkit.contract import Phase, Strategy
@@ -18,6 +18,7 @@ from toolkit.data.jobs import Batch
 from toolkit.data.sampler import Epoch
 from toolkit.errors import InputError
 from toolkit.evaluation import Evaluator
+from toolkit.journal import Quarantine, SampleLog
 from toolkit.learner import Learner
 from toolkit.models import MultiView
 from toolkit.monitor import Meter, Pace, Stopwatch
@@ -25,7 +26,8 @@ from toolkit.plan import Plan
 from toolkit.preemption import Preemption
 from toolkit.prepare import Prepared
 from toolkit.resuming import facts_of, keep_best, restore
-from toolkit.rundir import FINISHED, Quarantine, RunDirectory, SampleLog, claim, config_of
+from toolkit.roofline import product_tflops
+from toolkit.rundir import FINISHED, RunDirectory, claim, config_of
 from toolkit.saving import Saver
 from toolkit.settings import Settings
 from toolkit.state import Progress, seed_generators
@@ -107,6 +109,7 @@ def claim_place(accelerator: Accelerator, settings: Settings, recipe: str, facts
     if accelerator.is_main_process:
         try:
             directory, start, line = claim(settings, recipe, facts)
+            directory.metrics()  # refused here, before anything is changed, where they are damaged
             finished, cache = directory.exit_reason() in FINISHED, directory.config().get("cache")
             decision = [directory.path, start, finished, cache, line, ""]
         except InputError as error:
@@ -119,6 +122,17 @@ def claim_place(accelerator: Accelerator, settings: Settings, recipe: str, facts
     if line and not finished:
         log.info("resume    %s", line)
     return Place(directory or RunDirectory(path), start, finished, cache)
+
+
+def _open_records(
+    directory: RunDirectory, config: Mapping[str, Any], classes: Sequence[str], progress: Progress
+) -> None:
+    """On rank 0: files of a new run, or those of an earlier start cut to where it goes on."""
+    directory.create(config, classes)
+    keep_best(directory, progress)
+    directory.cut_to(progress)
+    if (directory.path / report.PAGE).exists():  # it tells how an earlier start ended
+        report.refresh(directory.path, at_once=True)
 
 
 def set_up(
@@ -140,10 +154,9 @@ def set_up(
     if place.start:
         restore(place.start, learner, meter, facts, progress)
     if main:
-        directory.create(config, splits.classes)
-        keep_best(directory, progress)
-        directory.cut_to(progress)
+        _open_records(directory, config, splits.classes, progress)
     accelerator.wait_for_everyone()
+    peak_tflops = product_tflops(accelerator.device, accelerator.mixed_precision)
     cloud = clouds.cloud(settings.cloud)
     preemption.watch(cloud.provider)
     quarantine = Quarantine(directory.quarantine, accelerator.process_index)
@@ -177,7 +190,7 @@ def set_up(
         agreement=agreement,
         preemption=preemption,
         meter=meter,
-        pace=Pace(accelerator.device),
+        pace=Pace(accelerator.device, prepared.model_plan.gmacs, peak_tflops),
         training=Stopwatch(),
         wall=Stopwatch(),
         cloud=cloud,

@@ -1,6 +1,7 @@
 """Files that are either whole or not there, and where the cache lies. Free of torch."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -41,6 +42,17 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"--output-dir {folder}: nothing can be written there: {error.strerror}") from None
 
 
+def check_output(path: Path) -> None:
+    """Raises InputError where the file of --output cannot be written: better before the work than after."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder: give the name of a file in it")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--output {path}: {error.strerror}") from None
+
+
 def sync(path: Path) -> None:
     """Force a file or directory to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -57,7 +69,11 @@ def write_text(path: Path, text: str) -> None:
     with naming(staging):
         staging.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be text
     sync(staging)
-    os.replace(staging, path)
+    try:
+        os.replace(staging, path)
+    except OSError:
+        staging.unlink()
+        raise
     sync(path.parent)
 
 

@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from toolkit import device, report
-from toolkit.command import EXIT_CODES
+from toolkit.command import EXIT_CODES, tell
 from toolkit.errors import NonFiniteError, PeerError, PreemptedError, SaveError
+from toolkit.evaluation import Score, columns
 from toolkit.monitor import peak_memory_gb
 from toolkit.setup import Run
 
@@ -50,6 +51,17 @@ def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def final_figures(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
+    """What a dashboard is told at the end, of scores by split: the best model on val, all figures of other splits."""
+    val = {
+        f"best/{spec}/{figure}": value
+        for spec, score in scores["val"].items()
+        for figure, value in (("top1", score.top1), ("top5", score.top5))
+    }
+    others = {split: columns(scores[split]) for split in scores if split != "val"}
+    return val | {f"{split}/{column}": value for split, found in others.items() for column, value in found.items()}
+
+
 def peaks_by_sizes(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
     """Most memory held in training epochs at each of the sizes, GB, of rows of metrics.csv."""
     peaks: dict[str, float] = {}
@@ -79,14 +91,16 @@ def note_end(run: Run, error: Exception, cause: Exception | None) -> None:
     if cause is not None and not known_to_all:
         device.leave()  # the others notice now, and find the cause told above
     if run.accelerator.is_main_process:
-        report.refresh(run.directory.path, ended=True)
+        report.refresh(run.directory.path, at_once=True)
     run.tracking.finish(EXIT_CODES.get(type(cause or error), 1))
     if known_to_all:
         _leave_together(run, cause)
 
 
 def _leave_together(run: Run, cause: Exception | None) -> None:
-    """Wait until rank 0 has closed its records, too: when one process leaves, the launcher ends the others."""
+    """Wait until all have said why and rank 0 closed its records: when one leaves, the launcher ends the others."""
+    if cause is not None and run.accelerator.num_processes > 1:
+        tell(cause)
     if isinstance(cause, PreemptedError):
         run.preemption.saved()
     with contextlib.suppress(RuntimeError):  # another process is gone already: what there is to say is said

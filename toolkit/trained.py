@@ -9,13 +9,13 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from toolkit import checkpoint
+from toolkit import best_model, checkpoint
 from toolkit.contract import Strategy
 from toolkit.errors import InputError
 from toolkit.models import MultiView, copy_state, create, plan_model
 from toolkit.rundir import RunDirectory
 from toolkit.settings import Scales, Settings, make_scales, make_settings
-from toolkit.strategies import build
+from toolkit.strategies import STRATEGIES, build
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class Trained:
         """The sizes on its panel, px, ascending."""
         return panel_sizes(self.strategy)
 
+    def manifest(self) -> dict[str, Any]:
+        """That of its newest checkpoint, empty where none is left."""
+        newest = self.directory.store.newest()
+        return checkpoint.read_manifest(newest) if newest else {}
+
+    def precision(self) -> str | None:
+        """What it was trained in, whoever chose that: "no", "bf16" or "fp16"; None where no record is left."""
+        return self.manifest().get("precision") or self.directory.summary().get("precision")
+
 
 def panel_sizes(strategy: Strategy) -> tuple[int, ...]:
     """Every size that a strategy reports, px, ascending."""
@@ -57,11 +66,16 @@ def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | N
     config = directory.config()
     if not config:
         raise InputError(f"{path}: not a run directory: there is no config.yaml in it")
+    if config["strategy"] not in STRATEGIES:
+        raise InputError(
+            f"{path}: it was trained by a strategy of your own, {config['strategy']!r}: add that to STRATEGIES in "
+            "toolkit/strategies/__init__.py"
+        )
     settings, strategy = _read(config)
     classes = directory.classes()
     if not directory.best.exists():
         raise InputError(f"{path}: there is no best model yet: its first epoch is not evaluated")
-    state, facts = checkpoint.load_best(directory.best)
+    state, facts = best_model.load(directory.best)
     own = panel_sizes(strategy)
     plan = plan_model(settings, len(classes), own)
     if not {*sizes} <= {*own}:  # with tables as large as the run's, whatever the further sizes

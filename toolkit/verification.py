@@ -67,7 +67,7 @@ def plan(flags: Verify) -> Plan:
     if own and flags.save_every_steps:
         raise InputError(f"--save-every-steps {own} in the command and {flags.save_every_steps} before it: drop one")
     every = int(own or flags.save_every_steps or max(1, flags.steps // 6))
-    ours = ("--save-every-steps", str(every), "--keep", str(KEPT), "--record-samples")
+    ours = ("--resume", "auto", "--save-every-steps", str(every), "--keep", str(KEPT), "--record-samples")
     # All of them, as the command or its --config may ask for what nothing but wandb has.
     quiet = ("--log-with", "none", "--wandb-mode", "auto", "--wandb-project", WANDB_PROJECT, "--no-wandb-artifact")
     return Plan((*command, *ours, *quiet), -(-flags.steps // every) * every, every)
@@ -125,13 +125,17 @@ class Trial:
             finally:
                 _kill(process)
 
-    def runs_until(self, process: subprocess.Popen[bytes], there: Callable[[], bool]) -> bool:
-        """Wait for something; False where the command ended in peace before. Raises ResumeError where it failed."""
+    def runs_until(
+        self, process: subprocess.Popen[bytes], there: Callable[[], bool], failure: type[Exception] = ResumeError
+    ) -> bool:
+        """Wait for something; False where the command ended in peace before. Raises `failure` where it failed."""
         while not there():
             if process.poll() is not None:
                 if process.returncode:
-                    tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-                    raise ResumeError(f"the command ended with exit code {process.returncode}; its last lines:\n{tail}")
+                    error = failure(f"the command ended with exit code {process.returncode}; its last lines:")
+                    for line in self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]:
+                        error.add_note(line)
+                    raise error
                 return there()
             time.sleep(LOOK_EVERY_S)
         return True
@@ -152,10 +156,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def undisturbed(trial: Trial, steps: int) -> int:
     """Run until the checkpoint of `steps` is there; returns that step, or the last one of a shorter run."""
     with trial.started() as process:
-        try:
-            reached = trial.runs_until(process, lambda: trial.has(steps))
-        except ResumeError as error:  # nothing was resumed yet: the command itself is wrong
-            raise InputError(str(error)) from None
+        # Nothing was resumed yet: where it fails, the command itself is wrong.
+        reached = trial.runs_until(process, lambda: trial.has(steps), InputError)
     if reached:
         return steps
     last = trial.newest()

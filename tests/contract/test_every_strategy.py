@@ -16,7 +16,8 @@ from torch import Tensor
 
 from toolkit import Settings, Strategy, train
 from toolkit.contract import Budget, NormPolicy, Phase, Step
-from toolkit.settings import make_scales, to_yaml
+from toolkit.section import to_yaml
+from toolkit.settings import make_scales
 from toolkit.strategies import STRATEGIES, SingleScale, build
 
 CLASSES, BATCH = 10, 6
@@ -101,6 +102,12 @@ def test_every_trained_size_has_its_own_normalisation_when_scales_own_any(strate
     policy = strategy.norm()
     sizes = {size for _, step in every_step(strategy, BUDGETS[0]) for size in step.sizes}
     assert policy.mode == "off" or sizes <= set(policy.scales)
+
+
+@every_strategy
+def test_shared_statistics_are_of_the_sizes_trained_last_when_scales_own_none(strategy: Strategy):
+    if strategy.norm().mode == "off":
+        assert set(strategy.norm().scales) == set(strategy.phases(BUDGETS[0])[-1].sizes)
 
 
 @every_strategy

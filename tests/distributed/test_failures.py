@@ -12,7 +12,7 @@ import torch
 from poisoned import Poisoned, settings, write_manifest
 from safetensors.torch import load_file
 
-from tests.conftest import TINY, TORCHRUN, Runner
+from tests.conftest import SLOW, TINY, TORCHRUN, Runner
 from toolkit import NonFiniteError, train
 from toolkit.data.sampler import Sampler
 from toolkit.monitor import FiniteWatch
@@ -80,7 +80,7 @@ def check_stopped(output: Path, message: str, sample: int) -> set[int]:
     return {entry["rank"] for entry in met}
 
 
-@pytest.mark.parametrize("where", ["both", "loss"])
+@pytest.mark.parametrize("where", ["loss", pytest.param("both", marks=SLOW)])
 def test_nan_at_one_image_stops_both_processes_at_the_same_step(
     data: Path, tmp_path: Path, poisoned_sample: int, where: str
 ):

@@ -21,7 +21,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TORCHRUN
+from toolkit import Settings
 from toolkit.data import synthetic
+from toolkit.models import plan_model
 
 RECIPE = ROOT / "recipes" / "multiscale.py"
 IMAGES, BATCH, STEPS = 130, 24, 20  # 5 steps an epoch; 10 images are left out of each, 21 val and 43 test images
@@ -127,6 +129,15 @@ def test_two_processes_share_each_step_without_overlap(runs: dict[str, Outcome])
 def test_accumulation_delivers_each_step_in_four_parts(runs: dict[str, Outcome]):
     assert [entry["step"] for entry in runs["accumulated"].delivered] == [i // 4 for i in range(4 * STEPS)]
     assert {len(entry["ids"]) for entry in runs["accumulated"].delivered} == {BATCH // 4}
+
+
+@pytest.mark.parametrize(("name", "processes"), [("one", 1), ("two", 2), ("accumulated", 1)])
+def test_operations_are_those_of_one_device_when_a_step_is_shared(runs: dict[str, Outcome], name: str, processes: int):
+    row = {column: float(runs[name].summary["final"][column]) for column in ("images_per_s", "tflops", "share_of_peak")}
+    gmacs = plan_model(Settings(arch=ARCH), 10, (16, 32)).gmacs
+    gflop = 6 * (gmacs[16] + gmacs[32])  # of an image: forward, and backward for inputs and weights
+    assert row["tflops"] == pytest.approx(gflop * row["images_per_s"] / processes / 1000)
+    assert 0 < row["share_of_peak"] < 1
 
 
 @pytest.mark.parametrize("name", ["two", "accumulated"])

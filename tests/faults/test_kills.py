@@ -46,7 +46,9 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def check_restart(before: int | None, ended: Ended) -> None:
-    assert ended.started_from == before, ended.text
+    """It went on from there, or was killed before it said so, while it cleared away what the last save left."""
+    cleared = all(operation.split()[0] in ("unlink", "rmdir") for operation in ended.operations)
+    assert ended.started_from == before or (not ended.text and cleared and ended.code), ended.text
     assert ended.steps[:1] in ([before], [])
 
 
@@ -74,6 +76,8 @@ def test_a_run_ends_alike_when_it_is_killed_again_and_again(whole: Run, tmp_path
 
 def test_a_run_ends_elsewhere_when_weights_are_not_put_back(whole: Run, tmp_path: Path):
     """The control: the comparison can fail."""
+    if not ALL and whole.strategy != "single":
+        pytest.skip("`make faults` runs it")
     run = Run(whole.strategy, tmp_path / "forgetful")
     first_commit(run)
     ended = start(run, forget=True)

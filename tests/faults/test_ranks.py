@@ -12,9 +12,10 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, slow_disk, start
+from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, slow_disk, start, start_two
 
 from tests.conftest import ALL, ROOT, SLOW, TORCHRUN
+from toolkit.rundir import RunDirectory
 
 WORKER = str(Path(__file__).with_name("two_ranks.py"))
 # float32, SGD, no dropout, a model without BatchNorm: only the order of sums differs between numbers of processes.
@@ -30,10 +31,6 @@ def start_several(
     told = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
     command = [*TORCHRUN[:-1], str(count), WORKER, *told, *words]
     return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=200, check=False)
-
-
-def start_two(run: Run, fault: Fault = Fault(), rank: int = 1) -> subprocess.CompletedProcess[str]:  # noqa: B008
-    return start_several(2, run, fault, rank)
 
 
 def check_all_gone(run: Run, noted: str) -> None:
@@ -64,22 +61,21 @@ def ids(output: Path) -> list[list[int]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two processes, not interrupted."""
     run = Run("simultaneous", tmp_path_factory.mktemp("ranks") / "whole")
-    done = start_two(run)
-    assert done.returncode == 0, done.stderr
+    assert [ended.code for ended in start_two(run)] == [0, 0]
     return run
 
 
 @pytest.mark.parametrize("rank", [0, 1] if ALL else [1])
 def test_two_processes_end_alike_when_one_was_killed(whole: Run, tmp_path: Path, rank: int):
     run = Run(whole.strategy, tmp_path / "killed")
-    done = start_two(run, Fault("batch", 2 * SAVE_EVERY + 3), rank)
+    done = start_several(2, run, Fault("batch", 2 * SAVE_EVERY + 3), rank)
     assert done.returncode != 0
     if rank == 1:
         check_all_gone(run, "steps")
     assert newest(run.output) == 2 * SAVE_EVERY
-    done = start_two(run)
-    assert done.returncode == 0, done.stderr
-    assert f"going on with {run.output / 'checkpoints'}/step-{2 * SAVE_EVERY:09d}" in done.stdout
+    first, second = start_two(run)
+    assert (first.code, second.code) == (0, 0), first.text
+    assert first.started_from == 2 * SAVE_EVERY
     assert in_order(outcome(run.output)) == in_order(outcome(whole.output))
 
 
@@ -128,7 +124,7 @@ def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_
 def test_every_process_reports_it_at_the_next_save_when_the_writing_thread_failed(tmp_path: Path):
     run = Run("simultaneous", tmp_path / "full")
     second = f"write checkpoints/.tmp-step-{2 * SAVE_EVERY:09d}/model.safetensors"
-    done = start_two(run, Fault("operation", second, "ENOSPC"), rank=0)
+    done = start_several(2, run, Fault("operation", second, "ENOSPC"), 0)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert sorted(line.split(":")[0] for line in errors) == ["error", "error on rank 1"]
@@ -142,7 +138,7 @@ def test_the_same_images_and_nearly_the_same_weights_when_one_then_two_then_one_
     assert start(alone).code == 0
     run = Run(alone.strategy, tmp_path / "elastic", alone.settings)
     assert start(run, Fault("batch", 13)).code == -9
-    assert start_two(run, Fault("batch", 14), rank=0).returncode != 0
+    assert start_several(2, run, Fault("batch", 14), 0).returncode != 0
     middle = newest(run.output)
     assert 2 * SAVE_EVERY < middle < LAST
     ended = start(run)
@@ -155,3 +151,17 @@ def test_the_same_images_and_nearly_the_same_weights_when_one_then_two_then_one_
     assert 0 < apart < TOLERANCE
     inexact = json.loads((run.output / "summary.json").read_text())["inexact_resumes"]
     assert [line.split(": ")[1].split(",")[0] for line in inexact] == ["processes 1 -> 2", "processes 2 -> 1"]
+
+
+def test_an_epoch_that_was_trained_but_not_evaluated_keeps_its_figures_when_two_processes_go_on(tmp_path: Path):
+    alone = Run("progressive-ramp", tmp_path / "alone", tuple(EXACT.items()))
+    assert start(alone).code == 0
+    run = Run(alone.strategy, tmp_path / "stopped", alone.settings)
+    assert start(run, Fault("evaluation", 1, "stop")).code == 75
+    assert newest(run.output) == LAST // 3
+    assert RunDirectory(run.output).metrics() == []
+    assert [ended.code for ended in start_two(run)] == [0, 0]
+    rows = zip(RunDirectory(run.output).metrics(), RunDirectory(alone.output).metrics(), strict=True)
+    for found, expected in rows:
+        for name in ("train_loss", "gradient_norm", "32px/loss"):
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4)

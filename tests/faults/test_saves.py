@@ -12,7 +12,7 @@ import torch
 from victim import ERRORS, FORKS, SAVE_EVERY, Fault, Run, count_operations, newest, start
 
 from tests.conftest import ALL
-from toolkit import checkpoint
+from toolkit import best_model, checkpoint
 from toolkit.checkpoint import Store
 from toolkit.errors import SaveError
 
@@ -27,7 +27,7 @@ def save(root: Path, step: int, value: float) -> None:
     store.stage(step, checkpoint.rank_file(0), {"torch": torch.zeros(4)})
     contents = {"model.safetensors": {"x": torch.full((50,), value)}, "trainer.json": {"value": value}}
     store.commit(step, contents, {"best_step": step})
-    checkpoint.save_best(root / "best", contents["model.safetensors"], {"step": step, "value": value})
+    best_model.save(root / "best", contents["model.safetensors"], {"step": step, "value": value})
 
 
 def last_save(root: Path, steps: tuple[int, ...], fault: Fault, notes: Path) -> None:
@@ -69,7 +69,7 @@ def check_what_is_left(folder: Path, steps: tuple[int, ...]) -> int:
     value = checkpoint.load(found)["trainer.json"]["value"]
     assert (step, value) in {(steps[-1], len(steps)), (steps[-2], len(steps) - 1)}
     assert checkpoint.load(found)["model.safetensors"]["x"].tolist() == [value] * 50
-    assert checkpoint.load_best(folder / "best")[1]["value"] in (len(steps) - 1, len(steps))
+    assert best_model.load(folder / "best")[1]["value"] in (len(steps) - 1, len(steps))
     assert not list((folder / "checkpoints").glob(".corrupt-*"))
     return step
 

@@ -236,6 +236,20 @@ def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
     check_stopped(output, "the end of the launcher")
 
 
+def test_a_run_goes_on_when_the_shell_ends_that_started_it(tmp_path: Path):
+    """Though it has inherited what `accelerate launch` exports, as in a session within a job, or by hand."""
+    output = tmp_path / "run"
+    exported = {"ACCELERATE_MIXED_PRECISION": "no", "TORCHELASTIC_RUN_ID": "1"}
+    with running(output, "sh", "-c", '"$@" & wait', "sh", sys.executable, **exported) as shell:
+        shell.kill()
+        shell.wait()
+        steps, deadline = len(delivered(output)), time.monotonic() + PATIENCE_S
+        while len(delivered(output)) < steps + 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(delivered(output)) >= steps + 5
+        assert pids_of(output)
+
+
 @pytest.mark.parametrize("victim", ["one rank", *(["launcher", "launcher by SIGUSR1"] if ALL else [])])
 def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Path, victim: str):
     """The summary takes longer than the launcher, which ends all once one has left."""

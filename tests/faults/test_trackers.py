@@ -63,6 +63,14 @@ def records(output: Path) -> list[str]:
     return [json.loads(line)["type"] for line in text.splitlines()]
 
 
+def syncing(command: str) -> str:
+    """What a line that a run has printed would upload."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    words = ["bash", "-c", f"{command} --dry-run"]
+    done = subprocess.run(words, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
 def seconds(name: str, text: str) -> float:
     found = re.search(rf"{name} took ([\d.]+) s", text)
     assert found, text
@@ -86,12 +94,17 @@ def black_hole() -> Iterator[str]:
 
 
 @pytest.fixture
-def freezing() -> Iterator[Callable[[int], str]]:
-    """Starts a server that lets wandb register a run, and after so many requests answers none any more."""
+def freezing() -> Iterator[Callable[..., str]]:
+    """Starts a server that lets wandb register a run, and then answers no request that holds one of some words.
+
+    `at_once`: nor before that.
+    """
     thaw, servers = Event(), []
 
-    def start(requests: int) -> str:
-        seen: list[str] = []
+    def start(*words: str, at_once: bool = False) -> str:
+        registered = Event()
+        if at_once:
+            registered.set()
 
         class Server(BaseHTTPRequestHandler):
             def log_message(self, *_: object) -> None: ...
@@ -101,11 +114,14 @@ def freezing() -> Iterator[Callable[[int], str]]:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode(errors="replace")
-                seen.append(self.path)
-                if len(seen) > requests:
+                if registered.is_set() and any(word in body for word in words):
                     thaw.wait(240)
-                    return
-                self._answer(json.dumps({"data": {"upsertBucket": BUCKET} if "upsertBucket" in body else {}}))
+                elif "upsertBucket" in body:
+                    bucket = {"id": "1", "project": PROJECT, "name": json.loads(body)["variables"]["name"]}
+                    self._answer(json.dumps({"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}))
+                    registered.set()
+                else:
+                    self._answer(json.dumps({"data": {"viewer": VIEWER, "project": None}}))
 
             def _answer(self, text: str) -> None:
                 self.send_response(200)
@@ -126,7 +142,7 @@ def freezing() -> Iterator[Callable[[int], str]]:
 
 
 PROJECT = {"id": "1", "name": "toolkit", "entity": {"id": "1", "name": "me"}}
-BUCKET = {"bucket": {"id": "1", "name": "one", "displayName": "one", "project": PROJECT}, "inserted": True}
+VIEWER = {"id": "1", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}
 
 
 def test_nothing_is_held_up_when_wandb_has_no_key(untracked: dict[str, str], tmp_path: Path):
@@ -147,6 +163,7 @@ def test_the_dashboard_is_told_to_expect_more_when_a_run_is_preempted(tmp_path: 
     assert kinds.index("preempting") < kinds.index("exit")
 
 
+@SLOW
 def test_a_start_is_held_up_10_s_at_most_when_the_server_is_a_black_hole(
     untracked: dict[str, str], tmp_path: Path, black_hole: str
 ):
@@ -161,15 +178,59 @@ def test_a_start_is_held_up_10_s_at_most_when_the_server_is_a_black_hole(
 
 
 @SLOW
-def test_the_end_comes_in_time_when_the_network_goes_in_the_middle(
-    untracked: dict[str, str], tmp_path: Path, freezing: Callable[[int], str]
+def test_a_run_is_offline_when_the_server_answers_but_does_not_register_it(
+    untracked: dict[str, str], tmp_path: Path, freezing: Callable[..., str]
 ):
-    said = tracked(tmp_path / "run", "wandb", "none", WANDB_BASE_URL=freezing(1))
+    """wandb holds the id of a start that failed: the run is written under another, and uploaded to its own."""
+    started = time.monotonic()
+    said = tracked(tmp_path / "run", "wandb", "none", WANDB_BASE_URL=freezing("upsertBucket", at_once=True))
+    assert "wandb     offline: " in said
+    assert "going on without it" not in said
+    assert seconds("start", said) < 20
+    assert time.monotonic() - started < 120
+    assert learned(tmp_path / "run") == untracked
+    kinds = records(tmp_path / "run")
+    assert kinds[-1] == "exit"
+    assert "history" in kinds
+    run_id = json.loads((tmp_path / "run" / ".dashboard-wandb.json").read_text())["id"]
+    command = re.search(r"`(.*)` uploads it later", said)[1]
+    assert f"--id {run_id} " in command
+    assert "Would sync 1 run" in syncing(command)
+
+
+@SLOW
+def test_the_end_comes_in_time_when_the_network_goes_in_the_middle(
+    untracked: dict[str, str], tmp_path: Path, freezing: Callable[..., str]
+):
+    said = tracked(tmp_path / "run", "wandb", "none", WANDB_BASE_URL=freezing(""))
     assert "/me/toolkit/runs/" in said  # it was online
     assert seconds("start", said) <= 10
-    assert 6 <= seconds("finish", said) < 20  # FINISH_S is 6 here, and 60 s else; without it this never ends
+    assert seconds("finish", said) < 20
+    assert "the dashboard failed and is left alone from here: Failed to verify credentials" in said
     assert learned(tmp_path / "run") == untracked
     assert list((tmp_path / "run" / "wandb").glob("run-*/*.wandb"))  # for `wandb sync`
+    assert holding(tmp_path / "run", HIDDEN) == []
+
+
+@SLOW
+def test_what_is_left_and_how_it_gets_there_is_said_when_uploads_take_too_long(
+    untracked: dict[str, str], tmp_path: Path, freezing: Callable[..., str]
+):
+    url = freezing("CreateArtifact", "CreateRunFiles", '{"files"')
+    said = tracked(tmp_path / "run", "wandb", "none", WANDB_BASE_URL=url)
+    assert 6 <= seconds("finish", said) < 20  # FINISH_S is 6 here, and 60 s else; without it this never ends
+    assert learned(tmp_path / "run") == untracked
+    (rest,) = (tmp_path / "run" / "wandb").glob("run-*")
+    assert list(rest.glob("*.wandb"))
+    command = re.search(r"took longer than 6 s to upload: `(.*)` sends the rest later", said)[1]
+    assert str(rest) in command
+    assert "Would sync 1 run" in syncing(command)
+    assert "No runs to sync" in syncing(command.replace("--include-online ", ""))  # control
+    notes = json.loads((tmp_path / "run" / ".dashboard-wandb.json").read_text())
+    name, best = f"me/toolkit/model-{notes['id']}", tmp_path / "run" / "best"
+    words = f"--type model --alias best --alias step-20 --name {name} {best}"
+    assert f"`wandb artifact put {words}` does that later" in said
+    assert notes["model"] is None
     assert holding(tmp_path / "run", HIDDEN) == []
 
 

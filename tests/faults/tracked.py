@@ -76,6 +76,7 @@ def main(output: Path, log_with: str, fault: str) -> dict[str, Any]:
         dropout_rate=0.3,
         num_workers=1,
         log_with=log_with,
+        wandb_artifact=log_with == "wandb",
         output_dir=output,
     )
     return train(settings, SingleScale(16))

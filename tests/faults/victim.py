@@ -11,10 +11,12 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,9 +72,27 @@ class Ended:
 
 def start(run: Run, fault: Fault = Fault(), forget: bool = False) -> Ended:
     """Train in a process of its own until it ends. `forget`: what a checkpoint holds is not put back."""
-    notes = prepare_notes(run)
-    process = FORKS.Process(target=_child, args=(run, fault, forget, notes))
+    return _ended(*_started(run, fault, forget, {}))
+
+
+def start_two(run: Run) -> list[Ended]:
+    """Train with two processes that nothing disturbs, without a launcher, whose start costs seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{**place, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    return [_ended(*started) for started in [_started(run, Fault(), False, rank) for rank in ranks]]
+
+
+def _started(run: Run, fault: Fault, forget: bool, place: dict[str, str]) -> tuple[BaseProcess, Path]:
+    """A process and its notes; `place`: its variables where it is one of several."""
+    notes = prepare_notes(run, place.get("RANK", "0"))
+    process = FORKS.Process(target=_child, args=(run, fault, forget, notes, place))
     process.start()
+    return process, notes
+
+
+def _ended(process: BaseProcess, notes: Path) -> Ended:
     process.join(120)
     if process.exitcode is None:
         process.kill()
@@ -90,7 +110,8 @@ def prepare_notes(run: Run, rank: str = "0") -> Path:
     return notes
 
 
-def _child(run: Run, fault: Fault, forget: bool, notes: Path) -> None:
+def _child(run: Run, fault: Fault, forget: bool, notes: Path, place: dict[str, str]) -> None:
+    os.environ.update(place)
     with (notes / "text").open("a", buffering=1) as text:
         os.dup2(text.fileno(), 1)
         os.dup2(text.fileno(), 2)
@@ -169,7 +190,7 @@ def _inject(fault: Fault, notes: Path, output: Path) -> None:
 
 def count_operations(fault: Fault, notes: Path, folders: tuple[Path, ...]) -> None:
     """Note every file operation of a save under `folders`, and let the fault happen at its own."""
-    from toolkit import checkpoint
+    from toolkit import best_model, checkpoint
 
     operations = 0
 
@@ -226,7 +247,8 @@ def count_operations(fault: Fault, notes: Path, folders: tuple[Path, ...]) -> No
         happens("write", path, lambda: path.write_bytes(text[: len(text) // 2].encode()) and None)
         return write_text(path, text, *words, **named)
 
-    os.open, os.fsync, checkpoint.save_file, Path.write_text = open_, fsync, save, write
+    os.open, os.fsync, Path.write_text = open_, fsync, write
+    checkpoint.save_file = best_model.save_file = save
 
 
 def _note(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import recipe
+from tests.conftest import recipe, write_image
 from toolkit.data import synthetic
 
 
@@ -27,3 +27,20 @@ def data(finished: Path) -> Path:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, as a user would."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def odd(tmp_path: Path, data: Path) -> Path:
+    """Two good images, four bad ones, what is hidden, and what is none."""
+    folder = tmp_path / "odd"
+    write_image(folder / "a.png")
+    write_image(folder / "below" / "b.jpg")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("not an image")
+    whole = next((data / "val").rglob("*.jpg")).read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    write_image(folder / ".hidden.png")
+    write_image(folder / ".cache" / "thumbnail.png")
+    (folder / "notes.txt").write_text("notes")
+    return folder

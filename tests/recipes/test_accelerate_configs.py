@@ -12,7 +12,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from tests.conftest import ACCELERATE, ROOT, Runner
+from tests.conftest import ACCELERATE, ROOT, SLOW, Runner
 
 FOLDER = ROOT / "accelerate_configs"
 NAMES = ("cpu", "multi_cpu", "single_gpu", "multi_gpu", "aws", "gcp", "azure")
@@ -84,7 +84,7 @@ def test_a_file_says_in_its_first_line_what_it_is_for_when_opened(name: str):
     assert re.match(r"# \S.+", (FOLDER / f"{name}.yaml").read_text())
 
 
-@pytest.mark.parametrize(("name", "processes"), [("cpu", 1), ("multi_cpu", 2)])
+@pytest.mark.parametrize(("name", "processes"), [pytest.param("cpu", 1, marks=SLOW), ("multi_cpu", 2)])
 def test_a_run_has_the_processes_of_its_file_when_launched_on_a_cpu(
     run: Runner, tmp_path: Path, name: str, processes: int
 ):

@@ -170,3 +170,22 @@ def test_the_log_says_how_many_were_left_out_and_a_resumed_run_ends_alike(traine
     assert listed(resumed) == listed(whole)
     assert delivered(resumed) == delivered(whole)
     assert [summary(resumed)[part] for part in ("val", "test")] == [summary(whole)[part] for part in ("val", "test")]
+
+
+def test_the_page_and_the_model_card_say_how_many_were_left_out(trained, tmp_path: Path):
+    good, bad = (Path(shutil.copytree(trained("ram", spoiled), tmp_path / str(spoiled))) for spoiled in (False, True))
+    page = "Images that could not be read are left out: 1 of validation, 1 of test; quarantine.jsonl has them."
+    table = "Images that could not be read are left out: 1 of validation, 1 of test.\n"
+    counts = "24 training, 8 validation (7 readable), 6 test (5 readable) images"
+    for run in (good, bad):
+        assert recipe("export")([str(run), "--formats", "safetensors"]) == 0
+        card = (run / "export/README.md").read_text()
+        told = (page in (run / "report.html").read_text(), table in card, counts in card)
+        assert told == (run == bad,) * 3
+    (bad / "summary.json").unlink()  # as while it goes on
+    assert recipe("report")([str(bad)]) == 0
+    assert "left out: 1 of validation; quarantine.jsonl" in (bad / "report.html").read_text()
+    assert recipe("export")([str(bad), "--formats", "safetensors", "--overwrite"]) == 0
+    card = (bad / "export/README.md").read_text()
+    assert "left out: 1 of validation.\n" in card
+    assert "24 training, 8 validation (7 readable) images" in card

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import recipe, write_folders, write_image, write_manifest
+from toolkit import device
 
 TINY_COUNT = ("--synthetic-count", "60", "--synthetic-size", "16")
 QUICK = (*TINY_COUNT, "--batch-size", "12", "--epochs", "3", "--log-with", "none", "--num-workers", "0")
@@ -47,6 +48,9 @@ FLAGS = [
     ("multiscale", ("--epochs", "0"), "--epochs 0"),
     ("multiscale", ("--batch-size", "1.5"), "--batch-size 1.5"),
     ("multiscale", ("--learning-rate", "0"), "--learning-rate 0"),
+    ("multiscale", ("--learning-rate", "1e39"), "--learning-rate 1e39"),
+    ("multiscale", ("--loader-timeout-s", "1e10"), "--loader-timeout-s 1e10"),
+    ("multiscale", ("--seed", "99999999999999999999"), "--seed 99999999999999999999"),
     ("multiscale", ("--hflip", "maybe"), "maybe"),
     ("multiscale", ("--scheduler", "step"), "--scheduler step"),
     ("multiscale", ("--cloud", "ibm"), "--cloud ibm"),
@@ -82,6 +86,7 @@ FLAGS = [
     ("multiscale", (*TWO, "--device-batch-size", "5"), "--device-batch-size 5: each process has 12 / 1 = 12 images"),
     ("multiscale", (*TWO, "--arch", "resnett18"), "--arch resnett18: timm has no such architecture; did you mean"),
     ("multiscale", ("--scales", "20,32", "--arch", "test_vit"), "test_vit cannot take 20 px images"),
+    ("single_scale", ("--img-size", "16", "--arch", "maxvit_pico_rw_256"), "maxvit_pico_rw_256 cannot take 16 px"),
     ("single_scale", ("--img-size", "40", "--arch", "test_vit"), "test_vit cannot take 40 px images"),
     ("multiscale", ("--scales", "192,224", "--arch", "mixer_s32_224"), "mixer_s32_224 cannot take 192 px images"),
     ("multiscale", (*TWO, "--arch", "swin_tiny_patch4_window7_224"), "swin_tiny_patch4_window7_224"),
@@ -97,6 +102,19 @@ FLAGS = [
 @pytest.mark.parametrize(("name", "words", "told"), FLAGS, ids=[" ".join(words) for _, words, _ in FLAGS])
 def test_a_command_is_refused_in_one_line_when_its_flags_are_wrong(capsys, tmp_path: Path, name: str, words, told: str):
     assert told in refused(capsys, tmp_path, name, *QUICK, *words)
+
+
+def test_bfloat16_is_refused_on_a_cpu_when_a_layer_strides_past_its_input(capsys, tmp_path: Path, monkeypatch):
+    """oneDNN leaves such a weight's gradient undefined: at 16 px this run met infinite ones."""
+    monkeypatch.setattr(device, "has_accelerator", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    told = refused(capsys, tmp_path, "multiscale", *QUICK, *TWO)
+    assert "16 px in bfloat16 on a CPU: a convolution of 3 x 3 with stride 2 meets 1 x 1 pixels" in told
+    assert refused(capsys, tmp_path, "multiscale", *QUICK, *TWO, "--benchmark") == told  # before it measures
+    padded = ("--scales", "16,32", "--arch", "tf_efficientnet_lite0")  # its inputs are as long as its strides
+    evaluated = ("--scales", "20,32", "--eval-scales", "16,20,32")
+    for words in ((*TWO, "--no-amp"), ("--scales", "20,32"), evaluated, padded):
+        assert recipe("multiscale")([*QUICK, *words, "--dry-run"]) == 0
 
 
 def test_a_config_is_refused_in_one_line_when_a_name_in_it_is_mistyped(capsys, tmp_path: Path):

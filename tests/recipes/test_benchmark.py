@@ -1,17 +1,24 @@
 """The benchmark recipe, in this process: what it measures, and what it says bounds a run."""
 
+import itertools
 import json
+import re
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.conftest import recipe
-from toolkit import Settings, SingleScale, device, roofline
+from toolkit import InputError, Settings, SingleScale, device
 from toolkit.benchmark import benchmark
+from toolkit.data import feed
 from toolkit.data.jobs import Batch, TrainJob
 from toolkit.models import plan_model
+from toolkit.roofline import Case, Knobs, verdict
 
 SMALL = ("--scales", "16,24", "--batch-sizes", "4,8", "--precisions", "float32", "--steps", "1")
 
@@ -51,7 +58,46 @@ def test_a_tiny_step_is_bound_by_launching_when_it_has_next_to_no_arithmetic(mea
     assert "--batch-size above 4" in case["verdict"]
 
 
-@pytest.mark.parametrize("delay_s", [1.0, 0.0])
+def every_verdict(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
+    """All that could be said of a case, whatever bounds it and however the knobs stand."""
+    fed = replace(case, loader_images_per_s=float("inf"), fixed_share=0.0, precision="float32")
+    bounds = [replace(case, loader_images_per_s=0.0), replace(fed, traffic_ms=1e9), replace(fed, arithmetic_ms=1e9)]
+    bounds.append(replace(fed, fixed_share=1.0, traffic_ms=0.0, arithmetic_ms=0.0))
+    faster = [replace(other, precision="bf16", images_per_s=10 * case.images_per_s) for other in bounds]
+    turned = itertools.product((0, knobs.cores), ("off", "ram"), (False, True))
+    stands = [replace(knobs, workers=workers, cache=cache, compile=on) for workers, cache, on in turned]
+    said = itertools.product(bounds, ([], faster), stands)
+    return " ".join(verdict(bound, [bound, *others], stand) for bound, others, stand in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "trains"),
+    [
+        ("single_scale", ("--img-size", "16"), "single_scale"),
+        ("benchmark", ("--scales", "16"), "single_scale"),
+        ("benchmark", ("--scales", "8,16"), "multiscale"),
+    ],
+)
+def test_every_flag_that_is_advised_is_one_of_the_training_recipe(
+    name: str, words: tuple[str, ...], trains: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("toolkit.benchmark.verdict", every_verdict)
+    monkeypatch.setattr("toolkit.benchmark.LOADER_S", 0.0)
+    monkeypatch.setattr(device, "precisions", lambda: ("float32",))
+    with pytest.raises(SystemExit, match="0"):
+        recipe(trains)(["--help"])
+    known = {*re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)}
+    training = ("--synthetic-count", "40", "--batch-size", "16", "--epochs", "2", "--log-with", "none", "--benchmark")
+    timed = ("--batch-sizes", "4", "--steps", "1", "--precisions", "float32")
+    assert recipe(name)([*words, *(timed if name == "benchmark" else training)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict ")]
+    advised = {flag for line in lines for flag in re.findall(r"--[a-z][a-z-]+", line)}
+    assert {"--amp", "--batch-size", "--cache", "--cache-gb", "--compile", "--num-workers"} < advised  # control
+    assert advised <= known
+
+
+@pytest.mark.parametrize("delay_s", [0.2, 0.0])
 def test_the_loader_is_told_as_the_bound_when_it_is_slower_than_training(
     monkeypatch: pytest.MonkeyPatch, delay_s: float
 ):
@@ -67,21 +113,83 @@ def test_the_loader_is_told_as_the_bound_when_it_is_slower_than_training(
     (case,) = report.cases
     assert (case.bound == "loader") == bool(delay_s)
     if delay_s:
-        assert case.loader_images_per_s <= 16
-        assert report.verdicts[0].endswith(("; more CPU cores", f"; --num-workers {report.facts['cores']}"))
+        assert case.loader_images_per_s <= 16 / delay_s
+        assert report.verdicts[0].endswith(
+            ("; in training: more CPU cores", f"; in training: --num-workers {report.facts['cores']}")
+        )
+
+
+def test_the_loader_s_rate_is_that_of_several_batches_after_the_start_when_an_epoch_has_few(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Two batches of 16 images an epoch, 1000 s each and the first of all 15 times that, by a clock put forward."""
+    close, seen, ahead_s = TrainJob.close, [], 0.0
+
+    def slow_to_start(job: TrainJob, *words: Any) -> Batch:
+        nonlocal ahead_s
+        ahead_s += 1000.0 if seen else 15_000.0
+        seen.append(job)
+        return close(job, *words)
+
+    monkeypatch.setattr(TrainJob, "close", slow_to_start)
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead_s)
+    monkeypatch.setattr("toolkit.benchmark.time", clock)
+    settings = Settings(
+        synthetic_count=40, synthetic_size=16, batch_size=16, num_workers=0, log_with="none", cache="off"
+    )
+    report = benchmark(settings, SingleScale(16), ("float32",), steps=1)
+    assert len(seen) == 1 + 5
+    assert report.cases[0].loader_images_per_s == pytest.approx(16 / 1000, rel=0.05)  # with the start: 96 in 20 000 s
+
+
+@pytest.mark.parametrize(("by", "magnitude"), [("by_processes", 5.0), ("by_threads", 0.0)])
+def test_workers_start_once_when_an_epoch_has_fewer_batches_than_are_timed(
+    monkeypatch: pytest.MonkeyPatch, by: str, magnitude: float
+):
+    """Two batches of 16 images an epoch; their start would be timed as loading."""
+    start, starts = getattr(feed, by), []
+
+    def counted(*words: Any) -> Iterator[Batch]:
+        starts.append(words)
+        return start(*words)
+
+    monkeypatch.setattr(feed, by, counted)
+    monkeypatch.setattr("toolkit.benchmark.LOADER_S", 0.0)
+    settings = Settings(
+        synthetic_count=40,
+        synthetic_size=16,
+        batch_size=16,
+        num_workers=2,
+        rand_augment=magnitude,
+        log_with="none",
+        cache="off",
+    )
+    report = benchmark(settings, SingleScale(16), ("float32",), steps=1)
+    assert len(starts) == 1
+    assert report.cases[0].loader_images_per_s > 0
 
 
 def test_every_precision_of_the_device_is_measured_when_none_is_named(monkeypatch: pytest.MonkeyPatch):
     """A CPU computes in bfloat16 even where it has no instructions for it."""
     monkeypatch.setattr(device, "precisions", lambda: ("float32", "bf16"))
-    monkeypatch.setattr(roofline, "MATRIX", {"cpu": 64})  # without them a large product takes a minute
-    settings = Settings(synthetic_count=40, synthetic_size=16, batch_size=4, log_with="none")
-    report = benchmark(settings, SingleScale(16), steps=1)
+    settings = Settings(synthetic_count=40, synthetic_size=20, batch_size=4, log_with="none")
+    report = benchmark(settings, SingleScale(20), steps=1)
     assert [case.precision for case in report.cases] == ["float32", "bf16"]
     assert report.cases[1].traffic_ms != report.cases[0].traffic_ms
     accelerator = device.start(settings)  # the next run has its own precision
     assert accelerator.mixed_precision == "no"
     device.stop()
+
+
+def test_what_could_not_be_trained_is_left_out_when_a_precision_spoils_gradients(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device, "has_accelerator", lambda: False)
+    monkeypatch.setattr(device, "precisions", lambda: ("float32", "bf16"))
+    settings = Settings(synthetic_count=40, synthetic_size=16, batch_size=4, log_with="none")
+    report = benchmark(settings, SingleScale(16), steps=1)
+    assert [case.precision for case in report.cases] == ["float32"]
+    assert "--amp" not in report.verdicts[0]
+    with pytest.raises(InputError, match="nothing is left to measure: take larger sizes or another of --precisions"):
+        benchmark(settings, SingleScale(16), ("bf16",), steps=1)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +199,9 @@ def test_every_precision_of_the_device_is_measured_when_none_is_named(monkeypatc
         (("--precisions", "float8"), "--precisions"),
         (("--scales", "64,32"), "--scales"),
         (("--batch-sizes", "0"), "--batch-sizes"),
-        (("--output", "nowhere/out.json"), "--output nowhere/out.json: there is no folder nowhere"),
+        (("--output", "nowhere/out.json"), "--output nowhere/out.json: No such file or directory"),
+        (("--output", "."), "--output .: is a folder: give the name of a file in it"),
+        (("--output", "/proc/out.json"), "--output /proc/out.json: "),  # which nobody may write to
         (("--step", "3"), "there is no flag --step; did you mean --steps?"),
         (("extra",), "there is no flag extra"),
     ],

@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ACCELERATE, ROOT, Runner, write_folders
-from toolkit import Settings
-from toolkit.command import OTHER
-from toolkit.settings import SECTIONS, Scales
+from tests.conftest import ACCELERATE, Runner, write_folders
 
 FEW = ("--synthetic-count", "60", "--batch-size", "12")
 THREE = ("--scales", "64,112,224")
@@ -93,12 +90,12 @@ def test_progressive_goes_through_its_scales_and_tensorboard_has_the_curves_when
 
 def test_every_scale_is_measured_and_the_run_follows_when_a_benchmark_is_asked_for(run: Runner, tmp_path: Path):
     flags = ("--amp", "--cloud", "aws", "--gradient-clip", "1.0", "--benchmark")
-    small = ("--scales", "16,24,32")
-    words = (*FEW, *small, "--progressive", *flags, "--epochs", "3", "--log-with", "none")
+    small = ("--scales", "20,32")
+    words = (*FEW, *small, "--progressive", *flags, "--epochs", "2", "--log-with", "none")
     done = run("recipes/multiscale.py", *words, launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr
     table = [line.split() for line in done.stdout.splitlines() if re.match(r"\s+\d+ +(float32|bf16|fp16) ", line)]
-    assert [line[0] for line in table if line[1] == "float32"] == ["16", "24", "32"]
+    assert [line[0] for line in table if line[1] == "float32"] == ["20", "32"]
     folder = only_run(tmp_path, "multiscale-test_resnet")
     cases = json.loads((folder / "benchmark.json").read_text())["cases"]
     assert [["+".join(map(str, case["sizes"])), case["precision"]] for case in cases] == [line[:2] for line in table]
@@ -157,49 +154,6 @@ def test_the_toolkit_trains_from_python_when_imported(tmp_path: Path):
 def test_torch_is_not_imported_when_only_the_package_is():
     code = "import sys, toolkit; assert 'torch' not in sys.modules; toolkit.Settings; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
-
-
-TRAINING = {"single_scale": {"img_size", "eval_scales"}, "multiscale": {*Scales.model_fields} - {"img_size"}}
-HEAVY = {"torch", "timm", "accelerate", "wandb", "torchvision", "numpy", "PIL", "matplotlib"}
-
-
-def helped(recipe: str, tmp_path: Path) -> str:
-    """The help of a recipe, which must need no heavy import and leave nothing behind."""
-    command = [sys.executable, "-X", "importtime", str(ROOT / "recipes" / f"{recipe}.py"), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
-    assert "pydantic" in imported  # control
-    assert not imported & HEAVY
-    assert list(tmp_path.iterdir()) == []
-    return done.stdout
-
-
-@pytest.mark.parametrize("recipe", sorted({path.stem for path in (ROOT / "recipes").glob("*.py")} - {*TRAINING}))
-def test_help_needs_no_torch_when_a_recipe_does_not_train(recipe: str, tmp_path: Path):
-    text = helped(recipe, tmp_path)
-    assert "Example: " in text
-    for flag in re.findall(r"^│ (--[a-z][a-z-]*)", text, re.MULTILINE):  # each with its help beside or below
-        assert re.search(rf"{flag}[^│]*(│\s+[^-\s]|\s{{2,}}\S)", text), flag
-
-
-@pytest.mark.parametrize("recipe", TRAINING)
-def test_help_is_complete_and_grouped_and_needs_no_torch_when_a_recipe_trains(recipe: str, tmp_path: Path):
-    text = helped(recipe, tmp_path)
-    shown = set(re.findall(r"--[a-z][a-z-]*", text))
-    names = {*Settings.model_fields, *TRAINING[recipe], *OTHER}
-    assert {f"--{name.replace('_', '-')}" for name in names} <= shown
-    groups = re.findall(r"^╭─ ([a-z]+) options", text, re.MULTILINE)
-    assert {section.__name__.lower() for section in (*SECTIONS, Scales)} <= {*groups}
-    switches = {"--no-hflip", "--no-pretrained", "--no-amp", "--no-compile", "--no-sync-bn", "--no-deterministic"}
-    assert switches <= shown
-    for choices in (
-        "{cosine,plateau}",
-        "{auto,none,aws,gcp,azure}",
-        "{wandb,tensorboard,trackio,none}",
-        "--checkpoint-dir",
-    ):
-        assert choices in text
 
 
 def test_the_exit_code_is_2_when_a_process_is_given_a_wrong_flag(run: Runner, tmp_path: Path):

@@ -8,16 +8,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import torch
+from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ACCELERATE, ROOT, recipe
+from tests.conftest import ROOT, recipe, write_folders
+from toolkit import Settings, device
 
 WANDB = Path(sys.executable).with_name("wandb")
 RUN = (
@@ -28,11 +30,11 @@ SIZES = ("16", "32")
 STEPS = 5  # an epoch
 
 
-def documented(output: Path) -> set[str]:
-    """The metrics of docs/dashboards.md that the runs here must have: those of every run on the CPU."""
+def documented(*also: str) -> set[str]:
+    """The metrics of docs/dashboards.md that a run must have; `also`: with float16, with quarantine."""
     table = re.findall(r"^\| `([^`]+)` \|[^|]+\|([^|]+)\|", (ROOT / "docs/dashboards.md").read_text(), re.MULTILINE)
     assert len(table) >= 40
-    there = [name for name, when in table if "float16" not in when]
+    there = [name for name, when in table if not {"float16", "quarantine"} - {*also} & {*re.findall(r"\w+", when)}]
     names = {
         name.replace("TRAINED", size).replace("SIZES", "16+32").replace("SIZE", size)
         for name in there
@@ -93,20 +95,51 @@ def on_wandb(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Log]]
     assert subprocess.run(command, **options, check=False).returncode == 0
     folders = sorted((output / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime)
     assert len(folders) == 2
-    logs = []
-    for folder in folders:
-        inspect = [str(WANDB), "leet", "inspect", "--json", str(folder)]
-        done = subprocess.run(inspect, cwd=output.parent, capture_output=True, text=True, check=True)
-        logs.append(Log([json.loads(line) for line in done.stdout.splitlines()]))
-    return output, logs
+    return output, [read(folder) for folder in folders]
+
+
+def read(folder: Path) -> Log:
+    inspect = [str(WANDB), "leet", "inspect", "--json", str(folder)]
+    done = subprocess.run(inspect, cwd=folder, capture_output=True, text=True, check=True)
+    return Log([json.loads(line) for line in done.stdout.splitlines()])
+
+
+def numbers(logs: Sequence[Log]) -> set[str]:
+    """Names of all that is a number, but for the axes and what wandb adds."""
+    rows = [row for log in logs for row in log.history]
+    names = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    return {name for name in names if not name.startswith("_") and "." not in name} - {"global_step", "epoch"}
 
 
 def test_every_documented_metric_is_on_wandb_and_no_other_when_a_run_is_done(on_wandb: tuple[Path, list[Log]]):
-    output, logs = on_wandb
-    rows = [row for log in logs for row in log.history]
-    numbers = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
-    numbers = {name for name in numbers if not name.startswith("_") and "." not in name} - {"global_step", "epoch"}
-    assert numbers == documented(output)
+    assert numbers(on_wandb[1]) == documented()
+
+
+def test_the_metrics_of_float16_and_of_quarantine_are_on_wandb_when_a_run_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What needs float16 comes of its gradient scaler, which works on the CPU too."""
+    monkeypatch.chdir(tmp_path)
+    start = device.start
+
+    def with_scaler(settings: Settings) -> Accelerator:
+        accelerator = start(settings)
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+        return accelerator
+
+    monkeypatch.setattr(device, "start", with_scaler)
+    write_folders(tmp_path / "photos", {"train": 24, "val": 6, "test": 6})
+    for split in ("val", "test"):
+        (tmp_path / "photos" / split / "cat" / "0.png").write_bytes(b"no image")
+    words = ["--data-root", "photos", "--arch", "test_resnet", "--on-bad-sample", "quarantine", *RUN[4:]]
+    words += ["--epochs", "1", "--wandb-mode", "offline", "--output-dir", "run"]
+    assert recipe("multiscale")(words) == 0
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    log = read(folder)
+    assert numbers([log]) == documented("float16", "quarantine")
+    last = {name: value for row in log.history for name, value in row.items()}
+    assert last["optimisation/gradient_scale"] > 1
+    assert [last[f"quality/{part}16px/unreadable"] for part in ("", "raw/", "test/")] == [1, 1, 1]
 
 
 def test_the_tables_are_on_wandb_when_a_run_is_done(on_wandb: tuple[Path, list[Log]]):
@@ -129,6 +162,7 @@ def test_the_best_model_is_on_wandb_once_when_it_is_asked_for(on_wandb: tuple[Pa
     assert len(models) == 1
     best = json.loads((output / "summary.json").read_text())["val"]
     metadata = json.loads(models[0]["metadata"])
+    assert json.loads((output / ".dashboard-wandb.json").read_text())["model"] == metadata["step"]
     assert {"best", f"step-{metadata['step']}"} <= {*models[0]["aliases"]}
     assert {size: metadata[f"best/{size}/top1"] for size in best} == {size: best[size]["top1"] for size in best}
     files = [entry["path"] for entry in models[0]["manifest"]["contents"]]
@@ -159,6 +193,18 @@ def test_the_cost_is_that_of_the_machine_s_time_when_a_price_is_given(on_wandb: 
     assert row["run/cost"] == pytest.approx(row["throughput/wall_seconds"] / 1000)  # 3.6 an hour, one machine
 
 
+def test_a_run_that_diverges_says_so_on_wandb_when_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*RUN, "--epochs", "2", "--wandb-mode", "offline", "--output-dir", "run", "--learning-rate", "1e30"]
+    assert recipe("multiscale")(words) == 1
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    log = read(folder)
+    (alert,) = log.all("alert")
+    assert alert["title"] == "Diverged"
+    assert alert["text"].startswith("the loss or its gradient is not finite")
+    assert log.all("exit")[0]["exit_code"] == 1
+
+
 # TensorBoard
 
 
@@ -174,7 +220,7 @@ def test_tensorboard_finds_every_documented_metric_once_when_a_run_goes_on(
     output = tmp_path / "run"
     assert train(output, "--log-with", "tensorboard") == 0
     found = scalars(output / "tensorboard")
-    assert found.keys() - {"global_step", "epoch"} == documented(output)
+    assert found.keys() - {"global_step", "epoch"} == documented()
     reader = EventAccumulator(str(output / "tensorboard"))
     reader.Reload()
     assert reader.Tags()["images"] == ["errors/hardest"]
@@ -225,7 +271,7 @@ def test_trackio_finds_every_documented_metric_once_when_a_run_goes_on(tmp_path:
     assert train(output, "--log-with", "trackio") == 0
     rows = logged(trackio_dir)
     numbers = {name for _, _, row in rows for name, value in row.items() if isinstance(value, int | float)}
-    assert numbers - {"global_step", "epoch"} == documented(output)
+    assert numbers - {"global_step", "epoch"} == documented()
     tables = {name for _, _, row in rows for name in row} - numbers
     assert tables == {"errors/confusion", "errors/class_accuracy", "errors/hardest"}
     assert len([*trackio_dir.rglob("*.jpg")]) == 20
@@ -257,7 +303,7 @@ def test_trackio_is_refused_when_it_would_send_a_run_away(
     assert "$TRACKIO_SPACE_ID sends it away: unset it" in capsys.readouterr().err
 
 
-# The workspace and the sweeps
+# The workspace
 
 
 def test_the_workspace_has_the_five_sections_when_it_is_written_offline(tmp_path: Path):
@@ -268,17 +314,19 @@ def test_the_workspace_has_the_five_sections_when_it_is_written_offline(tmp_path
     assert (layout["entity"], layout["project"]) == ("me", "toolkit")
     sections = layout["spec"]["section"]["panelBankConfig"]["sections"]
     assert [section["name"] for section in sections] == ["Quality", "Optimisation", "Throughput", "Errors", "Run"]
-    patterns = [
-        panel["config"]["metricRegex"]
-        for section in sections
-        for panel in section["panels"]
-        if "metricRegex" in panel["config"]
-    ]
-    table = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/dashboards.md").read_text(), re.MULTILINE)
+    panels = [panel["config"] for section in sections for panel in section["panels"]]
+    titles = {panel["metricRegex"]: panel["chartTitle"] for panel in panels if "metricRegex" in panel}
+    patterns = [*titles]
+    text = (ROOT / "docs/dashboards.md").read_text()
+    table = dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE))
     top5 = {name for name in table if re.search("(best|raw|test)/.*(top5|loss)", name)}  # beside top-1, left out
     shown = {name for name in table if any(re.search(pattern, name) for pattern in patterns)}
     assert {*table} - shown == top5
     assert all(any(re.search(pattern, name) for name in table) for pattern in patterns)
+    units = {title: {table[name] for name in table if re.search(pattern, name)} for pattern, title in titles.items()}
+    assert [title for title, (unit,) in units.items() if not title.endswith(f", {unit}") and unit != "1"] == []
+    (together,) = (pattern for pattern in patterns if re.search(pattern, "quality/32px/top1"))
+    assert re.search(together, "quality/raw/32px/top1")
 
 
 def test_the_workspace_is_refused_in_one_line_when_there_is_no_key(
@@ -290,44 +338,3 @@ def test_the_workspace_is_refused_in_one_line_when_there_is_no_key(
     assert capsys.readouterr().err == (
         "error: me/toolkit: no API key was found: `wandb login` where there is a network, or give --output FILE\n"
     )
-
-
-def trial(file: Path) -> tuple[dict[str, Any], list[str]]:
-    """A sweep, and the command of its first trial as wandb's agent makes it."""
-    from wandb.sdk.launch.sweeps import utils
-
-    sweep = yaml.safe_load(file.read_text())
-    values = {
-        name: {"value": space["values"][0] if "values" in space else space["min"]}
-        for name, space in sweep["parameters"].items()
-    }
-    words = {**utils.create_sweep_command_args({"args": values}), "program": [sweep["program"]]}
-    command = [str(word) for word in utils.create_sweep_command(list(sweep["command"]))]
-    return sweep, [text for word in command for text in (words[word[2:-1]] if word.startswith("${") else [word])]
-
-
-SWEEPS = sorted((ROOT / "docs/sweeps").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
-def test_a_sweep_s_trial_goes_through_accelerate_launch_when_an_agent_starts_it(file: Path):
-    sweep, command = trial(file)
-    assert {*sweep} <= {"program", "method", "metric", "parameters", "command", "early_terminate", "run_cap"}
-    assert sweep["method"] in ("bayes", "grid", "random")
-    assert sweep["metric"] == {"name": "quality/best_top1", "goal": "maximize"}
-    assert file.name in (ROOT / "docs/sweeps.md").read_text()
-    assert command[:2] == ["bash", "-c"]
-    assert "accelerate launch --quiet" in command[2]
-    assert (ROOT / command[3]).is_file()
-    assert all(f"--{name}" in " ".join(command[4:]) for name in sweep["parameters"])
-
-
-def test_a_sweep_s_trial_is_understood_when_it_is_really_started(tmp_path: Path):
-    _, command = trial(ROOT / "docs/sweeps/learning_rate.yaml")
-    path = f"{Path(ACCELERATE[0]).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "WANDB_RUN_ID": "abc123"}
-    command[3] = str(ROOT / command[3])
-    command += ["--dry-run", "--synthetic-count", "120"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "learning rate 0.0002" in done.stdout + done.stderr

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from tests.conftest import recipe
+from tests.conftest import SLOW, recipe
 
 FLAGS = ("--arch", "test_resnet", "--no-hflip", "--crop-scale", "0.7", "--batch-size", "32", "--learning-rate", "4e-3")
 ENOUGH = 97.0
@@ -36,16 +36,17 @@ def accuracies(run: Path) -> dict[str, float]:
     return {name: score["top1"] for name, score in summary["test"].items()}
 
 
+@SLOW
 def test_digits_are_recognised_at_16_px_when_trained_at_one_scale(digits: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ("--data-root", str(digits), "--img-size", "16", "--epochs", "18", "--log-with", "none")
+    words = ("--data-root", str(digits), "--img-size", "16", "--epochs", "11", "--log-with", "none")
     assert recipe("single_scale")([*FLAGS, *words, "--output-dir", "out"]) == 0
     assert accuracies(tmp_path / "out")["16px"] > ENOUGH
 
 
 def test_digits_are_recognised_at_16_and_32_px_when_trained_at_both(digits: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ("--data-root", str(digits), "--scales", "16,32", "--epochs", "10", "--log-with", "none")
+    words = ("--data-root", str(digits), "--scales", "16,32", "--epochs", "8", "--log-with", "none")
     assert recipe("multiscale")([*FLAGS, *words, "--output-dir", "out"]) == 0
     found = accuracies(tmp_path / "out")
     assert set(found) == {"16px", "32px"}

@@ -1,83 +1,163 @@
-"""Every command in README and docs is one that works: trainings print their plan, the rest is really run."""
+"""Every command and all Python of README and docs works: it is run, or tests/documents.py tells why not."""
 
+import json
+import os
 import re
+import runpy
 import shlex
+import socket
 import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, recipe, write_folders
+from tests.conftest import ALL, ROOT, SLOW, recipe, write_folders
+from tests.documents import EXCEPTIONS, FENCED, PROGRAMS, blocks, commands, exception, pages
+from tests.recipes.test_help import SHOWN
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-OWN_TESTS = {"tutorial.md"}  # tests/recipes/test_tutorial.py runs it from first to last
-LAUNCHERS = re.compile(r"^(?:accelerate launch|torchrun)(?: --(?:quiet|standalone)| --[\w-]+ \S+)* (?=recipes/)")
-NEEDS_ACCOUNT = ("python recipes/wandb_dashboard.py ",)  # tests/recipes/test_dashboards.py runs it without one
-ELSEWHERE = (
-    *NEEDS_ACCOUNT,
-    "pip ",
-    "wandb ",
-    "curl ",
-    "trackio ",
-    "tensorboard ",
-    ".venv/bin/",
-    "python3 -m venv",
-)  # not ours to run
+OWN_TEST = "tutorial.md"  # tests/recipes/test_tutorial.py runs it from first to last, each command as a process
+MAIN = "accelerate launch --quiet recipes/multiscale.py --data-root photos"
+VERIFY = "python recipes/verify_resume.py -- "
+# Added to a training, so that it takes seconds: flags that are given twice count as given last.
+TRAININGS = ("single_scale.py", "multiscale.py")
+SMALL = ("--arch", "test_resnet", "--no-pretrained", "--epochs", "1", "--batch-size", "32", "--log-with", "none")
+STAGED = ("--epochs", "3", "--scale-epochs", "1")
+ADDED = {
+    "benchmark.py": ("--arch", "test_resnet", "--steps", "1", "--precisions", "float32", "--scales", "32"),
+    "scan.py": ("--output-dir", "scan"),
+}
+# An alias, and those of other programs.
+OTHERS = {
+    "--checkpoint-dir",
+    "--help",
+    "--quiet",
+    "--config_file",
+    "--nproc-per-node",
+    "--id",
+    "--include-online",
+    "--logdir",
+}
+NO_GPUS = "--config_file accelerate_configs/multi_gpu.yaml "  # tests/recipes/test_accelerate_configs.py reads the file
+LAUNCHER = re.compile(r"^(?:accelerate launch|torchrun)(?: --(?:quiet|standalone)| --[\w-]+ \S+)* (?=recipes/)")
+
+COMMANDS = [(page, line) for page, line in commands() if page != OWN_TEST]
+PYTHON = [(page, code) for page, code in blocks("python") if page != OWN_TEST]
 
 
-def commands() -> list[tuple[str, str]]:
-    """(page, command) of every line in a block of code that a user would type."""
-    found = []
-    for page in PAGES:
-        for language, block in re.findall(r"```(\w*)\n(.*?)```", page.read_text(), re.S):
-            if language in ("", "bash", "console") and page.name not in OWN_TESTS:
-                text = block.replace("\\\n", " ")
-                found += [(page.name, line.removeprefix("$ ").split("  #")[0].strip()) for line in text.splitlines()]
-    starts = ("accelerate launch", "torchrun", "python ", "make ", *ELSEWHERE)
-    return [(page, line) for page, line in dict.fromkeys(found) if line.startswith(starts)]
+def test_what_is_excepted_or_made_smaller_still_stands_in_the_docs():
+    assert {exception(line) for _, line in commands()} == {None, *EXCEPTIONS}
+    assert {*ADDED} <= {Path(word).name for _, line in COMMANDS for word in line.split()}
 
 
-COMMANDS = [(page, line) for page, line in commands() if not line.startswith(ELSEWHERE)]
+def test_commands_stand_in_blocks_for_a_shell_or_in_sentences():
+    """Else nobody would find them."""
+    assert len(COMMANDS) > 40
+    programs = tuple(f"{program} " for program in ("$", *PROGRAMS))
+    assert [line for _, code in blocks("", "text") for line in code.splitlines() if line.startswith(programs)] == []
+    assert blocks("sh", "shell", "console") == []
+
+
+def test_the_extras_that_are_installed_are_the_clone_s_own_and_exist():
+    """On an index the toolkit's name is a stranger's."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lines = [line for _, line in commands() if "pip install" in line]
+    assert [line for line in lines if "[" in line and "pip install -e '.[" not in line] == []
+    named = [set(re.findall(r"\[([\w,]+)\]", line)) for line in lines]
+    assert set().union(*named) <= {*known}
+    assert len(set().union(*named)) > 3
+
+
+def test_every_flag_in_a_sentence_is_one_of_a_recipe():
+    own = {f"--{name.replace('_', '-')}" for names in SHOWN.values() for name in names}
+    known = own | {f"--no-{flag[2:]}" for flag in own} | OTHERS
+    for page, text in pages().items():
+        if page == "migration.md":  # in its tables another tool's flags stand first
+            text = "\n".join(row.rstrip("| ").rsplit("|", 1)[-1] for row in re.findall(r"^\|.*", text, re.MULTILINE))
+        code = " ".join(re.findall(r"`([^`\n]+)`", FENCED.sub("", text)))
+        assert {*re.findall(r"--[a-z][\w-]*", code)} <= known, page
+
+
+def smaller(line: str, output: str) -> list[str]:
+    """The words of a command, made a small one."""
+    if line.startswith(VERIFY):
+        trial = shlex.split(VERIFY.replace("-- ", "--steps 4 --save-every-steps 2 --kills 1 -- "))
+        return [*trial, *smaller(line.removeprefix(VERIFY), ""), "--epochs", "4"]
+    words = shlex.split(line)
+    if "--dry-run" in words:
+        return words
+    script = next(Path(word).name for word in words if word.endswith(".py"))
+    if script not in TRAININGS:
+        return [*words, *ADDED.get(script, ())]
+    folder = ("--output-dir", output) if output and "--checkpoint-dir" not in words else ()
+    return [*words, *SMALL, *(STAGED if "--progressive" in words else ()), *folder]
+
+
+def start(words: Sequence[str], folder: Path) -> None:
+    """As a process, in an activated environment; `--nproc-per-node` alone takes port 29500, which may be taken."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = {**os.environ, "PATH": path, "PET_MASTER_PORT": f"{free.getsockname()[1]}"}
+    done = subprocess.run(["env", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder with photos and a run on them."""
+    """A user's folder with photos, and the run that README's main command makes of them: a real one, but small."""
     folder = tmp_path_factory.mktemp("home")
-    for name in ("recipes", "accelerate_configs", "benchmarks"):
+    for name in ("recipes", "accelerate_configs"):
         (folder / name).symlink_to(ROOT / name)
-    write_folders(folder / "photos", {"train": 70, "val": 4, "test": 4}, size=(72, 64))
-    flags = f"--data-root {folder}/photos --arch test_resnet --scales 64,112,224 --epochs 1 --log-with none"
-    assert recipe("multiscale")([*shlex.split(flags), "--output-dir", str(folder / "runs" / "photos")]) == 0
+    write_folders(folder / "photos", {"train": 65, "val": 4, "test": 4}, size=(72, 64))
+    assert ("README.md", MAIN) in COMMANDS
+    start(smaller(MAIN, "runs/photos"), folder)
     return folder
-
-
-# What is made smaller so that a command takes a second or two.
-SMALLER = {"benchmark.py": ["--arch", "test_resnet", "--steps", "1", "--precisions", "float32", "--scales", "32"]}
-DRY = ("single_scale.py", "multiscale.py")
-OWN_TEST = ("verify_resume.py",)  # tests/recipes/test_verify_resume.py: minutes
-
-
-def test_there_are_commands_to_be_run():
-    assert len({page for page, _ in COMMANDS}) > 2
-    assert len(COMMANDS) > 15
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_documented_command_works(page: str, line: str, home: Path, monkeypatch: pytest.MonkeyPatch):
+    """In this process where it trains or reads; `make faults` starts each as the process that it says."""
     monkeypatch.chdir(home)
     if line.startswith("make "):
-        done = subprocess.run(["make", "-n", *line.split()[1:]], cwd=ROOT, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr
+        subprocess.run(["make", "-n", line.split()[1]], cwd=ROOT, capture_output=True, check=True)
         return
-    script, *words = shlex.split(LAUNCHERS.sub("", line).removeprefix("python "))
-    name = Path(script).name
-    assert (home / script).exists()
-    config = re.search(r"--config_file (\S+)", line)
-    assert config is None or (home / config[1]).exists()
-    if name in OWN_TEST:
-        command = shlex.split(LAUNCHERS.sub("", line.split(" -- ")[1]))
-        name, words = Path(command[0]).name, command[1:]
-    if script.startswith("benchmarks/"):
-        pytest.skip("takes minutes; `make bench` runs it")
-    assert recipe(Path(name).stem)([*words, *SMALLER.get(name, []), *(["--dry-run"] if name in DRY else [])]) == 0
+    if pattern := exception(line):
+        pytest.skip(EXCEPTIONS[pattern])
+    words = smaller(line.replace(NO_GPUS, ""), f"runs/{COMMANDS.index((page, line))}")
+    if ALL:
+        start(words, home)
+        return
+    script, *flags = in_process(shlex.join(words))
+    assert recipe(Path(script).stem)(flags) == 0
+    if Path(script).name in TRAININGS:  # what was made small, too
+        assert recipe(Path(script).stem)([*in_process(line)[1:], "--dry-run"]) == 0
+
+
+def in_process(line: str) -> list[str]:
+    """Script and flags; of a command about a command, the latter's."""
+    return shlex.split(LAUNCHER.sub("", line.split(" -- ")[-1]).removeprefix("python "))
+
+
+@SLOW
+def test_the_demo_is_as_good_as_results_say(tmp_path: Path):
+    for name in (".venv", "recipes"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "demo"]  # which is there: tests run from it
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    (summary,) = tmp_path.glob("runs/*/summary.json")
+    top1 = {size: score["top1"] for size, score in json.loads(summary.read_text())["test"].items()}
+    assert top1["20px"] > 60
+    assert top1["64px"] > 85
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
+def test_the_python_of_a_page_trains(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_folders(tmp_path / "photos", {"train": 16, "val": 2, "test": 2})  # a step an epoch
+    (tmp_path / "page.py").write_text(code)
+    runpy.run_path("page.py", run_name="__main__")
+    assert len(list(tmp_path.glob("runs/*/summary.json"))) == 1

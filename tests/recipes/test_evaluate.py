@@ -3,18 +3,20 @@
 import csv
 import json
 import re
-import subprocess
-import sys
+import shlex
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
-from tests.conftest import ROOT, TORCHRUN, Runner, recipe, write_folders, write_image
-from toolkit import mistakes
-from toolkit.recipe_settings import Evaluate
+from tests.conftest import TINY, TORCHRUN, Runner, contents, recipe, write_folders, write_image
+from toolkit import device, mistakes
+from toolkit.evaluation import Evaluator
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -125,6 +127,74 @@ def test_a_size_without_own_normalisation_gets_it_when_asked_for(capsys, finishe
     assert found["splits"]["test"]["24px"]["loss"] != before["24px"]["loss"]
 
 
+def test_a_cascade_ends_with_the_command_that_predicts_so_when_it_is_reported(
+    capsys, finished: Path, data: Path, tmp_path: Path
+):
+    run = Path(shutil.copytree(finished, tmp_path / "a run", ignore=shutil.ignore_patterns("checkpoints")))
+    words = [run, "--cascade", "24,32", "--confidence", "0.9999999", "--flip", "--split", "val", "--output-dir", "out"]
+    assert evaluate(*words) == 0
+    *_, more, _, line = Path("out", "evaluation.txt").read_text().splitlines()
+    assert re.search(r"an image: [1-9][\d.]*x more than 32 px alone$", more)
+    command = shlex.split(line)
+    assert command[:2] == ["predict", "python"]
+    assert command[2:] == [
+        "recipes/predict.py",
+        str(run),
+        "PATH",
+        "--cascade",
+        "24,32",
+        "--confidence",
+        "0.9999999",
+        "--flip",
+    ]
+    capsys.readouterr()
+    there = [str(data / "val") if word == "PATH" else word for word in command[3:]]
+    assert recipe("predict")([*there, "--output", "rows.csv"]) == 0
+    shares = report("out")["cascade"]["splits"]["val"]["shares"]
+    told = "  ".join(f"{size} px {100 * share:.1f}%" for size, share in shares.items())
+    assert f"decided at {told}: " in capsys.readouterr().err
+    assert evaluate(*words, "--recalibrate") == 0
+    assert Path("out", "evaluation.txt").read_text().splitlines()[-1] == (
+        "  predict     would decide otherwise: the statistics of 24 px that were estimated here are in no run"
+    )
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose sizes share one set of statistics, trained in bfloat16 because the launcher said so."""
+    folder = tmp_path_factory.mktemp("shared") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        words = ["--progressive", "--scales", "20,32", "--epochs", "2", "--output-dir", str(folder)]
+        assert recipe("multiscale")([*TINY, *words]) == 0
+    return folder
+
+
+def test_every_size_but_the_last_gets_statistics_when_a_progressive_run_shared_them(capsys, shared: Path):
+    for words in ([], ["--recalibrate"]):
+        assert evaluate(shared, "--scales", "20,24,32", *words, "--output-dir", "".join(["out", *words])) == 0
+    assert "statistics of 20, 24 px estimated on" in capsys.readouterr().out
+    before, after = (report(folder)["splits"]["test"] for folder in ("out", "out--recalibrate"))
+    assert {size for size in before if before[size]["loss"] != after[size]["loss"]} == {"20px", "24px"}
+    assert evaluate(shared, "--scales", "32", "--recalibrate", "--output-dir", "out") == 2
+    assert "--recalibrate would be ignored: the statistics are those of 32 px" in capsys.readouterr().err
+
+
+def test_the_precision_is_that_of_training_when_the_device_has_another_and_the_launcher_wants_one(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    copied = Path(shutil.copytree(shared, "copied", ignore=shutil.ignore_patterns("checkpoints")))
+    summary = json.loads((copied / "summary.json").read_text())
+    (copied / "summary.json").write_text(json.dumps({**summary, "precision": "fp16"}))
+    spoken = {"bf16": "bfloat16", "fp16": "float16"}
+    for run, trained_in in ((shared, "bf16"), (copied, "fp16")):  # a checkpoint tells; the summary does
+        assert evaluate(run, "--scales", "20", "--split", "val", "--output-dir", "out") == 0
+        expected = spoken[trained_in] if trained_in in device.precisions() else "float32"
+        assert report("out")["machine"].endswith(f" {expected}")
+
+
 def test_the_confidence_is_chosen_on_val_when_none_is_given(capsys, finished: Path):
     assert evaluate(finished, "--cascade", "16,32", "--max-loss", "100", "--split", "test", "--output-dir", "out") == 0
     found = report("out")["cascade"]
@@ -157,6 +227,71 @@ def test_other_data_is_evaluated_when_it_has_the_same_classes(capsys, finished: 
     assert f"{some}, 1 images, 1 unreadable left out" in capsys.readouterr().out
 
 
+def test_nothing_of_an_earlier_evaluation_is_left_when_another_is_written_there(finished: Path):
+    Path("out/predictions").mkdir(parents=True)
+    Path("out/predictions/mine.csv").write_text("all my work")
+    for split in ("val", "test"):
+        assert evaluate(finished, "--scales", "16", "--split", split, "--output-dir", "out") == 0
+    assert sorted(path.name for path in Path("out/predictions").glob("*.csv")) == ["mine.csv", "test.csv"]
+    assert [path.parent.name for path in Path("out").rglob("*.jpg")] == ["test-hardest"] * 24
+
+
+@pytest.mark.parametrize("wrong", [["--data-root", "gone"], ["--split", "other"], ["--scales", "16", "--recalibrate"]])
+def test_an_earlier_evaluation_is_left_as_it_is_when_another_is_refused(finished: Path, wrong: list[str]):
+    assert evaluate(finished, "--scales", "16", "--output-dir", "out") == 0
+    Path("out/unreadable.jsonl").write_text('{"name": "a.png"}\n')
+    before = contents(Path("out"))
+    assert evaluate(finished, "--output-dir", "out", *wrong) == 2
+    assert contents(Path("out")) == before
+
+
+def test_an_evaluation_ends_in_one_line_when_it_is_stopped_by_ctrl_c(finished: Path, monkeypatch, capsys):
+    assert evaluate(finished, "--scales", "16", "--split", "test", "--output-dir", "out") == 0
+    before, score = contents(Path("out")), Evaluator.evaluate
+
+    def stopped(*words: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return score(*words)
+
+    monkeypatch.setattr(Evaluator, "evaluate", stopped)
+    capsys.readouterr()
+    assert evaluate(finished, "--scales", "16", "--output-dir", "out") == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert contents(Path("out")) == before
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    """A run on a folder `photos` without validation images, a tenth of which it held out."""
+    write_folders(tmp_path / "photos", {"train": 20})
+    words = ["--data-root", "photos", "--arch", "test_resnet", "--img-size", "24", "--batch-size", "12"]
+    assert recipe("single_scale")([*words, "--epochs", "1", "--log-with", "none", "--output-dir", "run"]) == 0
+    return tmp_path / "run"
+
+
+def test_val_is_refused_when_images_were_added_as_it_would_hold_trained_ones(capsys, held_out: Path):
+    write_image(Path("photos/train/cat/00.png"), seed=77)
+    told = "train images: 36 -> 37; val images: as many, but other names, labels, sizes or order"
+    for words in ((), ("--cascade", "16,24", "--data-root", "photos", "--split", "train")):
+        capsys.readouterr()
+        assert evaluate(held_out, *words, "--output-dir", "out") == 2
+        err = capsys.readouterr().err
+        assert told in err
+        assert len(err.splitlines()) == 1
+    assert evaluate(held_out, "--data-root", "photos", "--split", "train", "--output-dir", "out") == 0  # as other data
+    assert report("out")["splits"]["train"]["24px"]["images"] == 41
+
+
+def test_the_runs_own_val_is_found_when_its_data_moved(capsys, held_out: Path):
+    assert evaluate(held_out, "--output-dir", "before") == 0
+    Path("photos").rename("moved")
+    assert evaluate(held_out, "--output-dir", "out") == 2
+    assert f"photos: the data of {held_out} is not there: --data-root says where it is now" in capsys.readouterr().err
+    assert evaluate(held_out, "--data-root", "moved", "--recalibrate", "--scales", "20,24", "--output-dir", "out") == 0
+    found, before = (report(folder)["splits"]["val"]["24px"] for folder in ("out", "before"))
+    assert found == before
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -164,7 +299,7 @@ def test_other_data_is_evaluated_when_it_has_the_same_classes(capsys, finished: 
         (["RUN", "--scales", "a"], "--scales a"),
         (["RUN", "--scales", "32,16"], "--scales 32,16: sizes must be ascending"),
         (["RUN", "--scales", "32", "--average"], "--average would be ignored with one size"),
-        (["RUN", "--recalibrate"], "--recalibrate would be ignored: no size asked for is other than 16, 32 px"),
+        (["RUN", "--recalibrate"], "--recalibrate would be ignored: the statistics are those of 16, 32 px"),
         (["RUN", "--cascade", "32"], "--cascade 32: needs two sizes or more"),
         (["RUN", "--cascade", "32,16"], "--cascade 32,16: sizes must be ascending"),
         (["RUN", "--confidence", "0.5"], "--confidence 0.5 would be ignored: it needs --cascade"),
@@ -174,6 +309,7 @@ def test_other_data_is_evaluated_when_it_has_the_same_classes(capsys, finished: 
         (["RUN", "--data-root", "gone"], "gone: no such folder"),
         (["RUN", "--split", "dev"], "--split dev"),
         (["RUN", "--output-dir", "RUN"], "is a run, whose own predictions/ would be overwritten"),
+        (["RUN", "--output-dir", "photos/odd"], "photos/odd/predictions"),
         (["RUN", "--output-dir", "photos/file"], "--output-dir photos/file: nothing can be written there"),
     ],
 )
@@ -182,6 +318,8 @@ def test_a_command_is_refused_in_one_line_when_it_cannot_work(
 ):
     write_folders(tmp_path / "photos", {"train": 1, "val": 1})
     (tmp_path / "photos/file").write_text("")
+    (tmp_path / "photos/odd").mkdir()
+    (tmp_path / "photos/odd/predictions").write_text("")
     where = [] if "--output-dir" in words else ["--output-dir", "out"]
     assert evaluate(*(finished if word == "RUN" else word for word in words), *where) == 2
     out, err = capsys.readouterr()
@@ -189,14 +327,3 @@ def test_a_command_is_refused_in_one_line_when_it_cannot_work(
     assert err.startswith("error: ")
     assert told in err
     assert len(err.splitlines()) == 1
-
-
-def test_help_is_complete_and_needs_no_torch_when_asked_for(tmp_path: Path):
-    command = [sys.executable, "-X", "importtime", str(ROOT / "recipes" / "evaluate.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    shown = set(re.findall(r"--[a-z][a-z-]*", done.stdout))
-    assert {f"--{name.replace('_', '-')}" for name in Evaluate.model_fields if name != "run"} <= shown
-    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
-    assert "pydantic" in imported  # control
-    assert not imported & {"torch", "timm", "accelerate", "numpy", "PIL", "simplejpeg", "matplotlib"}

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, TORCHRUN, Runner, recipe, write_image
+from tests.conftest import ROOT, TORCHRUN, Runner, recipe
 from toolkit import mistakes
 from toolkit.mistakes import Mistakes
-from toolkit.recipe_settings import Predict
 
 FIELDS = ["path", "label", "probability", "size", *(f"{c}_{i}" for i in range(2, 6) for c in ("label", "probability"))]
 
@@ -33,9 +32,9 @@ def rows_of(path: Path | str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def evaluated(run: Path, figure: str) -> dict[str, tuple[str, float]]:
-    """What the run itself said of its validation images: class and probability by name."""
-    found = mistakes.read(run / "predictions", "val")
+def evaluated(run: Path, figure: str, folder: Path | None = None) -> dict[str, tuple[str, float]]:
+    """What the run itself, or its evaluation in a folder, said of its validation images: class, probability by name."""
+    found = mistakes.read((folder or run) / "predictions", "val")
     assert isinstance(found, Mistakes)
     classes = json.loads((run / "class_map.json").read_text())
     answers = found.predictions.of(figure)
@@ -66,7 +65,9 @@ def test_every_image_gets_what_evaluation_says_when_batches_are_of_any_size(
     assert {row["size"] for row in rows} == {"32"}
 
 
-def test_two_processes_write_the_same_rows_in_the_same_order(run: Runner, finished: Path, data: Path, tmp_path: Path):
+def test_two_processes_write_the_same_rows_in_order_and_evaluate_says_the_same_on_two(
+    run: Runner, finished: Path, data: Path, tmp_path: Path
+):
     words = (finished, data / "val", "--scales", "16,32", "--batch-size", "8")
     assert predict(*words, "--output", "one.csv") == 0
     done = run("recipes/predict.py", *map(str, words), "--output", "two.csv", launcher=TORCHRUN)
@@ -78,6 +79,31 @@ def test_two_processes_write_the_same_rows_in_the_same_order(run: Runner, finish
     ]
     for mine, theirs in zip(one, two, strict=True):
         assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-5)
+    evaluate = ("--scales", "16,32", "--average", "--split", "val", "--batch-size", "7", "--output-dir", "out")
+    done = run("recipes/evaluate.py", str(finished), *evaluate, launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    for rows in (one, two):
+        different, apart = differences(rows, evaluated(finished, "16+32px", tmp_path / "out"), data)
+        assert (different, apart < 1e-5) == (0, True)
+
+
+FIGURES = {"16": "16px", "24": "24px", "32": "32px", "16,24,32": "16+24+32px"}  # predict's --scales, evaluate's name
+
+
+@pytest.mark.parametrize("flip", [[], ["--flip"]])
+@pytest.mark.parametrize("batch_size", ["1", "9"])
+def test_predict_says_what_evaluate_says_of_every_image_when_both_are_asked_the_same(
+    finished: Path, data: Path, batch_size: str, flip: list[str]
+):
+    words = [str(finished), "--scales", "16,24,32", "--average", "--split", "val", "--output-dir", "out", *flip]
+    assert recipe("evaluate")([*words, "--batch-size", "64"]) == 0
+    for scales, figure in FIGURES.items():
+        rows = f"{scales}.csv"
+        flags = ("--scales", scales, "--batch-size", batch_size, *flip)
+        assert predict(finished, data / "val", *flags, "--output", rows) == 0
+        different, apart = differences(rows_of(rows), evaluated(finished, figure, Path("out")), data)
+        assert (different, apart < 1e-5) == (0, True), scales
+    assert differences(rows_of("16.csv"), evaluated(finished, "24px", Path("out")), data)[1] > 1e-3  # control
 
 
 def test_probabilities_are_averaged_when_there_are_several_sizes_or_the_mirrored_image(finished: Path, data: Path):
@@ -116,52 +142,26 @@ def test_each_image_ends_at_the_first_size_that_is_sure_enough_when_a_cascade_is
     assert re.search(r"[\d.]+x less compute than 32 px alone", told)
 
 
-@pytest.fixture
-def odd(tmp_path: Path, data: Path) -> Path:
-    """Two good images, four bad ones, what is hidden, and what is none."""
-    folder = tmp_path / "odd"
-    write_image(folder / "a.png")
-    write_image(folder / "below" / "b.jpg")
-    (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.png").write_text("not an image")
-    whole = next((data / "val").rglob("*.jpg")).read_bytes()
-    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "gone.jpg").symlink_to("nowhere.jpg")
-    write_image(folder / ".hidden.png")
-    write_image(folder / ".cache" / "thumbnail.png")
-    (folder / "notes.txt").write_text("notes")
-    return folder
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_bad_files_have_their_reason_in_the_output_when_others_are_good(capsys, finished: Path, odd: Path, ending: str):
-    assert predict(finished, "odd", "missing.jpg", "--output", f"rows.{ending}") == 0
+def test_a_cascade_tells_that_it_costs_more_when_every_image_goes_up(capsys, finished: Path, data: Path):
+    assert predict(finished, data / "val", "--cascade", "24,32", "--confidence", "1", "--output", "rows.csv") == 0
     told = capsys.readouterr().err
-    text = Path(f"rows.{ending}").read_text()
-    rows = [json.loads(line) for line in text.splitlines()] if ending == "jsonl" else rows_of("rows.csv")
-    assert [row["path"] for row in rows] == [
-        "odd/a.png",
-        "odd/below/b.jpg",
-        "odd/empty.jpg",
-        "odd/gone.jpg",
-        "odd/text.png",
-        "odd/truncated.jpg",
-        "missing.jpg",
+    assert "decided at 24 px 0.0%  32 px 100.0%: " in told
+    factor = re.search(r"([\d.]+)x more compute than 32 px alone", told)
+    assert factor is not None
+    assert 1 < float(factor[1]) < 2  # 32 px, and 24 px on top
+
+
+@pytest.mark.parametrize("flags", [["--scales", "16,24,32"], ["--cascade", "16,24"], ["--scales", "24,40"]])
+def test_borrowed_normalisation_is_told_when_a_size_was_not_trained(
+    capsys, finished: Path, data: Path, flags: list[str]
+):
+    assert predict(finished, data / "val", *flags, "--output", "rows.csv") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "normalisation" in line]
+    assert lines == [
+        f"{size} px     normalisation of 32 px: the run was not trained at {size} px"
+        for size in (24, 40)
+        if str(size) in flags[1]
     ]
-    good, bad = rows[:2], rows[2:]
-    assert all(row["label"] and not row["error"] for row in good)
-    assert all(not row["label"] and not row["probability"] and not row["size"] for row in bad)
-    reasons = [row["error"] for row in bad]
-    assert reasons[0] == "the file is empty"
-    assert reasons[1] == reasons[4] == "No such file or directory"
-    assert "truncated" in reasons[3]
-    assert "2 predicted, 5 cannot be read (column error), 1 other files left out" in told
-
-
-def test_the_exit_code_is_2_when_nothing_could_be_read(capsys, finished: Path, odd: Path):
-    assert predict(finished, "odd/empty.jpg", "odd/text.png", "--output", "rows.csv") == 2
-    assert "error: none of the 2 images can be read; the first: odd/empty.jpg" in capsys.readouterr().err
-    assert [bool(row["error"]) for row in rows_of("rows.csv")] == [True, True]
 
 
 def test_rows_go_to_standard_output_and_all_else_elsewhere_when_no_file_is_named(capfd, finished: Path, odd: Path):
@@ -265,15 +265,3 @@ def test_a_run_is_refused_in_one_line_when_its_best_model_is_missing_or_damaged(
     shutil.rmtree(run / "best")
     assert predict(run, "odd") == 2
     assert "there is no best model yet" in capsys.readouterr().err
-
-
-def test_help_is_complete_and_needs_no_torch_when_asked_for(tmp_path: Path):
-    command = [sys.executable, "-X", "importtime", str(ROOT / "recipes" / "predict.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    shown = set(re.findall(r"--[a-z][a-z-]*", done.stdout))
-    assert {f"--{name.replace('_', '-')}" for name in Predict.model_fields if name not in ("run", "paths")} <= shown
-    assert {"RUN", "PATHS"} <= {*re.findall(r"[A-Z]+", done.stdout)}
-    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
-    assert "pydantic" in imported  # control
-    assert not imported & {"torch", "timm", "accelerate", "numpy", "PIL", "simplejpeg"}

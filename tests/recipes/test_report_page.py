@@ -38,6 +38,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "simultaneous": answer(
             end(write_records(root / "simultaneous", strategy="simultaneous", classes=[*SHAPES, LONG, *many[:13]]))
         ),
+        "ladder": answer(end(write_records(root / "ladder", scales=(64, 96, 112, 160, 224), strategy="simultaneous"))),
         "thousand": answer(
             end(write_records(root / "thousand", epochs=60, classes=many)), 2000, name=f"val/{LONG}{{}}.jpg"
         ),
@@ -105,6 +106,21 @@ def test_text_in_plots_is_legible_when_a_phone_shows_them(browser, pages: dict[s
         "[...new Set([...document.querySelectorAll('svg text')].map(t => getComputedStyle(t).fill))]"
     )
     assert "rgb(155, 158, 170)" in colours  # the dark page's, not black
+    page.close()
+
+
+MEETING = """[...document.querySelectorAll('svg')].flatMap(svg => {
+    const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+    return texts.flatMap(([word, a], i) => texts.slice(i + 1).filter(([_, b]) =>
+        a.left < b.right && b.left < a.right && a.top < b.bottom - 4 && b.top < a.bottom - 4).map(([other, _]) =>
+        `${word} | ${other}`)) })"""
+
+
+def test_labels_do_not_meet_when_a_run_has_many_sizes(browser, pages: dict[str, Path]):
+    """Boxes of text hold room above and below the digits, which may meet."""
+    page, _ = opened(browser, pages["ladder"], WIDTHS["desktop"], "light")
+    assert page.evaluate("document.querySelectorAll('svg text').length") > 50
+    assert page.evaluate(MEETING) == []
     page.close()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, recipe, write_image, write_manifest
+from tests.conftest import ROOT, contents, recipe, write_image, write_manifest
 
 WORDS = ("--data-root", "data", "--img-size", "16", "--batch-size", "6", "--epochs", "2", "--arch", "test_resnet")
 WORDS = (
@@ -46,10 +46,6 @@ def waiting(*words):
 loop.learn = waiting
 sys.exit(single_scale.main())
 """
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

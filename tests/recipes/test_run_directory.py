@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import TIMES, TINY, recipe, write_folders, write_image
-from toolkit import Settings
+from tests.conftest import TIMES, TINY, contents, recipe, write_folders, write_image
+from toolkit import Settings, loop
+from toolkit.models import plan_model
 
 PROGRESSIVE = (*TINY, "--scales", "16,32", "--progressive", "--epochs", "2", "--num-workers", "1", "--record-samples")
 
@@ -33,10 +35,6 @@ def rows(run: Path) -> list[dict[str, str]]:
 def learned(run: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv without what a clock or the memory says."""
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(run)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +92,7 @@ def test_the_class_map_names_every_label_when_a_run_is_done(finished: Path):
 
 
 def test_metrics_have_a_row_an_epoch_when_a_run_is_done(finished: Path):
-    found = rows(finished)
+    found, gmacs = rows(finished), plan_model(Settings(), 10, (16, 32)).gmacs
     columns = ("epoch", "step", "images_seen", "phase", "sizes")
     assert [tuple(row[name] for name in columns) for row in found] == [
         ("0", "5", "120", "0", "16"),
@@ -105,6 +103,9 @@ def test_metrics_have_a_row_an_epoch_when_a_run_is_done(finished: Path):
         assert float(row["lr"]) >= 0
         assert float(row["train_loss"]) > 0
         assert float(row["images_per_s"]) == float(row["images_per_s_per_device"]) > 0
+        gflop = 6 * gmacs[int(row["sizes"])]  # of an image: forward, and backward for inputs and weights
+        assert float(row["tflops"]) == pytest.approx(gflop * float(row["images_per_s"]) / 1000)
+        assert 0 < float(row["share_of_peak"]) < 1
         assert 0 <= float(row["data_wait_share"]) <= 1
         assert 0 < float(row["step_p50_ms"]) <= float(row["step_p95_ms"])
         assert 0 < float(row["peak_memory_gb"]) < 100
@@ -152,6 +153,19 @@ def test_a_page_shows_the_run_when_it_is_done(finished: Path):
     page = (finished / "report.html").read_text()
     for words in ("<b>Done</b> 2 of 2 epochs done", "Top-1 against image size", "Confusion", "Hardest images"):
         assert words in page
+
+
+def test_the_settings_that_were_given_stand_out_and_no_others_when_a_run_is_done(finished: Path):
+    changed = re.findall(r'class="changed"><dt>(\w+)</dt><dd>([^<]*)', (finished / "report.html").read_text())
+    assert changed == [
+        ("strategy", "progressive"),
+        ("scales", "16, 32"),
+        ("num_workers", "1"),
+        ("epochs", "2"),
+        ("batch_size", "24"),
+        ("log_with", "none"),
+        ("record_samples", "on"),
+    ]
 
 
 def test_a_page_says_why_when_a_run_fails(tmp_path: Path, capsys):
@@ -247,6 +261,39 @@ def test_a_run_ends_with_the_same_weights_when_it_was_cut_off_and_goes_on(
     assert learned(copied) == learned(finished)
 
 
+def test_a_run_goes_on_when_its_metrics_have_fewer_columns(copied: Path):
+    """As of a release that did not measure arithmetic."""
+    cut_off(copied)
+    new = {"tflops", "share_of_peak"}
+    old = [{name: value for name, value in row.items() if name not in new} for row in rows(copied)]
+    with (copied / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*old[0]])
+        writer.writeheader()
+        writer.writerows(old)
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 0
+    first, second = rows(copied)
+    assert [first[name] for name in new] == ["", ""]
+    assert all(float(second[name]) > 0 for name in new)
+    assert {name: first[name] for name in old[0]} == old[0]
+    page = (copied / "report.html").read_text()
+    assert "Arithmetic, share of the peak" in page
+    assert "nan" not in page
+
+
+def test_the_page_says_that_a_run_goes_on_before_its_next_epoch_when_it_is_resumed(copied: Path, monkeypatch):
+    cut_off(copied)
+    learn, seen = loop.learn, []
+
+    def looking(*words):
+        seen.append((copied / "report.html").read_text())
+        return learn(*words)
+
+    monkeypatch.setattr(loop, "learn", looking)
+    assert "1 of 2 epochs done when this page was written" not in (copied / "report.html").read_text()  # control
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 0
+    assert "1 of 2 epochs done when this page was written" in seen[0]
+
+
 def test_a_run_goes_on_when_workers_logging_and_device_batch_change(copied: Path, finished: Path):
     cut_off(copied)
     words = [word for word in PROGRESSIVE if word not in ("--log-with", "none", "--record-samples")]
@@ -257,6 +304,17 @@ def test_a_run_goes_on_when_workers_logging_and_device_batch_change(copied: Path
     assert yaml.safe_load((copied / "config.yaml").read_text())["device_batch_size"] == 12
     assert json.loads((copied / "summary.json").read_text())["exit_reason"] == "done"
     assert list(copied.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(("name", "text"), [("summary.json", '{ "exit_rea'), ("metrics.csv", "epoch,step\nx,y\n")])
+def test_a_run_is_refused_and_left_as_it_is_when_a_record_is_damaged(copied: Path, name: str, text: str, capsys):
+    cut_off(copied)
+    (copied / name).write_text(text)
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file() and path.name[0] != "."}
+    assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {copied / name}: ")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_the_newest_unfinished_run_goes_on_when_no_directory_is_given(finished: Path, tmp_path: Path, capsys):

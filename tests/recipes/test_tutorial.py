@@ -19,10 +19,22 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.documents import blocks, commands, exception
 
-TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TUTORIAL, re.S) for line in block.splitlines()]
-MAKE_PHOTOS, SERVE = re.findall(r"```python\n(.*?)```", TUTORIAL, re.S)
+COMMANDS = [line for page, line in commands() if page == "tutorial.md" and not exception(line)]
+MAKE_PHOTOS, SERVE = (code for page, code in blocks("python") if page == "tutorial.md")
+OFFLINE = {
+    **{name: value for name, value in os.environ.items() if not re.search("OFFLINE|WANDB|_proxy", name, re.IGNORECASE)},
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/offline"), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep),
+}
+REACH = """
+import socket, sys, urllib.request
+for address in ("http://192.0.2.1", "http://example.com", f"http://127.0.0.1:{sys.argv[1]}"):
+    try:
+        urllib.request.urlopen(address, timeout=5)
+    except OSError as error:
+        print(error)
+"""
 LOAD = """
 import json, sys, timm, torch
 config = json.load(open("model/config.json"))
@@ -33,9 +45,8 @@ print(model(torch.zeros(1, 3, 64, 64)).shape)
 
 
 def do(*words: str, folder: Path) -> str:
-    """Run a program in the user's folder without a network to speak of; returns what it printed."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    """Run a program in the user's folder, without a network; returns what it printed."""
+    done = subprocess.run(words, cwd=folder, env=OFFLINE, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -51,8 +62,29 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     programs = {"python": sys.executable, "accelerate": str(Path(sys.executable).with_name("accelerate"))}
     for command in COMMANDS:
         first, *rest = shlex.split(command)
+        if "recipes/report.py" in rest:
+            (folder / "runs/photos/report.html").unlink()  # so that it is this command that wrote it
         do(programs[first], *rest, folder=folder)
     return folder
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_only_this_machine_is_reached_when_a_program_runs_offline(tmp_path: Path):
+    """The control of all that follows."""
+    numbered, named, here = do(sys.executable, "-c", REACH, str(free_port()), folder=tmp_path).splitlines()
+    assert "no network to reach 192.0.2.1" in numbered
+    assert "no network to reach example.com" in named
+    assert "Connection refused" in here
+
+
+def test_each_recipe_for_ones_own_run_stands_in_the_tutorial():
+    names = {Path(word).stem for line in COMMANDS for word in shlex.split(line) if word.startswith("recipes/")}
+    assert names == {"scan", "multiscale", "report", "evaluate", "predict", "export"}
 
 
 def test_the_model_is_good_and_its_report_tells_so_when_it_was_trained(home: Path):
@@ -79,10 +111,9 @@ def test_plain_timm_loads_the_weights_when_they_were_exported(home: Path):
 
 def test_a_photo_gets_its_label_when_the_model_is_served(home: Path):
     (home / "serve.py").write_text(SERVE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "serve.py", "model", str(port)], cwd=home, stderr=subprocess.DEVNULL)
+    port = free_port()
+    command = [sys.executable, "serve.py", "model", str(port)]
+    server = subprocess.Popen(command, cwd=home, env=OFFLINE, stderr=subprocess.DEVNULL)
     try:
         said = {path: json.loads(post(port, path.read_bytes())) for path in (home / "photos/test").glob("*/00?.jpg")}
     finally:

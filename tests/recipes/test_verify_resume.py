@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def test_a_command_is_found_equal_when_it_is_killed_and_goes_on(run: Runner, tmp_path: Path):
-    words = (sys.executable, *SINGLE, "--save-every-steps", "4", "--wandb-project", "mine")
+    (tmp_path / "mine.yaml").write_text("resume: never\n")  # which the trial has no use for
+    words = (sys.executable, *SINGLE, "--save-every-steps", "4", "--wandb-project", "mine", "--config", "mine.yaml")
     done = run(SCRIPT, "--steps", "13", "--kills", "1", "--", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -76,7 +78,7 @@ def test_a_command_is_found_equal_when_it_is_killed_and_goes_on(run: Runner, tmp
         assert 0 <= at - resumes <= 8
         assert resumes % 4 == 0 or resumes == 10  # an epoch's end
     assert f"{sum(at - resumes for at, resumes in kills)} steps repeated" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
 @SLOW
@@ -97,6 +99,16 @@ def test_two_processes_are_found_equal_when_they_are_killed_with_their_loaders(r
         "undisturbed.log",
     ]
     assert "going on with" in (tmp_path / "kept" / "killed.log").read_text()
+
+
+@SLOW
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_command_is_found_equal_and_can_be_evaluated(run: Runner):
+    words = (sys.executable, *MULTI, "--compile", "--dropout-rate", "0.3")
+    done = run(SCRIPT, "--steps", "13", "--kills", "1", "--output-dir", "kept", "--", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(verdict(done.stdout).values()) == {"equal"}
+    assert recipe("evaluate")(["kept/undisturbed", "--split", "val", "--output-dir", "evaluated"]) == 0
 
 
 @SLOW

@@ -15,7 +15,8 @@ import toolkit
 from toolkit import contract, recipe_settings
 from toolkit.command import ALIASES, OTHER
 from toolkit.contract import Strategy
-from toolkit.settings import SECTIONS, Scales, Section, Settings
+from toolkit.section import Section
+from toolkit.settings import SECTIONS, Scales, Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONTRACT = ("Budget", "Phase", "Step", "EvalSpec", "at_size", "Loss", "NormPolicy")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit import InputError, checkpoint
+from toolkit import InputError, best_model, checkpoint
 from toolkit.checkpoint import Store
 from toolkit.errors import SaveError
 
@@ -110,7 +110,7 @@ def test_a_pickle_is_not_executed_when_its_hash_was_forged(tmp_path: Path):
             checkpoint.load(path, [name])
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Canary()))
     with pytest.raises(InputError, match=r"model\.safetensors: the best model cannot be read"):
-        checkpoint.load_best(tmp_path)
+        best_model.load(tmp_path)
     assert CANARY == []
 
 
@@ -207,8 +207,8 @@ def test_path_and_bytes_are_named_when_a_file_is_too_large(tmp_path: Path):
 
 def test_the_best_model_is_the_same_when_read_back_and_replaced(tmp_path: Path):
     for epoch in range(2):
-        checkpoint.save_best(tmp_path / "best", {"x": torch.full((2,), float(epoch))}, {"epoch": epoch})
-        found, facts = checkpoint.load_best(tmp_path / "best")
+        best_model.save(tmp_path / "best", {"x": torch.full((2,), float(epoch))}, {"epoch": epoch})
+        found, facts = best_model.load(tmp_path / "best")
         assert facts == {"epoch": epoch}
         assert found["x"].tolist() == [epoch, epoch]
     assert names(tmp_path / "best") == ["model.safetensors"]
@@ -219,12 +219,12 @@ def test_the_best_model_is_refused_with_its_file_when_it_cannot_be_read(tmp_path
     if content is not None:
         (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.safetensors: the best model cannot be read"):
-        checkpoint.load_best(tmp_path)
+        best_model.load(tmp_path)
 
 
 def test_the_best_model_is_refused_when_one_of_its_bits_flipped(tmp_path: Path):
-    checkpoint.save_best(tmp_path, {"x": torch.arange(1000.0)}, {"epoch": 0})
-    assert checkpoint.load_best(tmp_path)[1] == {"epoch": 0}  # control
+    best_model.save(tmp_path, {"x": torch.arange(1000.0)}, {"epoch": 0})
+    assert best_model.load(tmp_path)[1] == {"epoch": 0}  # control
     flip(tmp_path / "model.safetensors", 0.8)
     with pytest.raises(InputError, match="was changed since it was written"):
-        checkpoint.load_best(tmp_path)
+        best_model.load(tmp_path)

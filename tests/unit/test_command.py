@@ -10,7 +10,8 @@ from pydantic import Field
 
 from toolkit import InputError, NonFiniteError, recipe_settings
 from toolkit.command import OTHER, Command, exit_code, help_of, metavar, parse
-from toolkit.settings import SECTIONS, Scales, Section
+from toolkit.section import Section
+from toolkit.settings import SECTIONS, Scales
 
 SCALE_FLAGS = ("strategy", "progressive", "scales", "scale_epochs")
 

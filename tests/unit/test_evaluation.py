@@ -1,5 +1,6 @@
 """Evaluation is exact: through real files, a real Accelerator and scikit-learn's metrics."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,3 +127,27 @@ def test_training_state_is_what_is_evaluated_when_it_was_loaded(accelerator: Acc
     who = evaluator(accelerator, fresh)
     who.load(state_tensors(trained))
     assert who.score(images, [EvalSpec("8px", (8,))])["8px"].loss == pytest.approx(np.log(CLASSES), rel=1e-6)
+
+
+def test_a_latency_is_that_of_one_image_and_draws_nothing_when_a_forward_takes_a_known_time(
+    accelerator: Accelerator, images: Pixels, monkeypatch: pytest.MonkeyPatch
+):
+    """20 ms for each image and size."""
+    model, counts = multi_view(), []
+    forward = model.forward
+
+    def slow(*views: Tensor) -> list[Tensor]:
+        counts.append(len(views[0]))
+        time.sleep(0.02 * len(views) * len(views[0]))
+        return forward(*views)
+
+    monkeypatch.setattr(model, "forward", slow)
+    generators, timed = torch.get_rng_state(), evaluator(accelerator, model)
+    small, both = timed.latency_ms([EvalSpec("8px", (8,)), EvalSpec("both", SIZES)]).values()
+    assert 20 <= small < 1000  # in ms, however slow the machine is
+    assert 40 <= both < 1000
+    assert {*counts} == {1}
+    seconds = timed.seconds(EvalSpec("8px", (8,)), 4, 0.0)
+    assert len(seconds) == 5  # at the least, after those that warm up
+    assert min(seconds) >= 0.08
+    assert torch.equal(torch.get_rng_state(), generators)

@@ -128,7 +128,7 @@ def test_onnx_is_left_out_with_a_warning_when_a_package_is_missing(caplog, monke
     monkeypatch.setattr(logging.getLogger("toolkit"), "propagate", True)  # a recipe in the same process turned it off
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as Python finds it where it is not installed
     assert choose(None) == ["safetensors", "pt2"]
-    assert "onnx needs onnxscript: pip install 'toolkit[onnx]'" in caplog.text
+    assert "onnx needs onnxscript: pip install -e '.[onnx]'" in caplog.text
     with pytest.raises(InputError, match="--formats onnx needs onnxscript"):
         choose(("onnx",))
 

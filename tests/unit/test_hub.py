@@ -117,6 +117,21 @@ def null_label(root: Path) -> None:
     write_parquet(root, "train", [0, 1, None, 1])
 
 
+def null_image(root: Path) -> None:
+    root.mkdir()
+    rows = {"image": [None, *({"bytes": image(i), "path": None} for i in range(3))], "label": [0, 1, 0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / "train-00000-of-00001.parquet"))
+
+
+def null_file(root: Path) -> None:
+    root.mkdir()
+    (root.parent / "0.png").write_bytes(image(0))
+    rows = {"image": [None, {"bytes": None, "path": str(root.parent / "0.png")}], "label": [0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / "train-00000-of-00001.parquet"))
+
+
 def unused_class(root: Path) -> None:
     write_parquet(root, "train", [0, 1] * 3, names=("cat", "dog", "emu"))
 
@@ -157,6 +172,8 @@ def strange_label(split: str, *labels: int):
         (broken_file, "cannot be loaded: "),
         (no_image, "needs one column of kind Image, or one named 'image'; it has text: Value, label: Value"),
         (words_for_labels, "needs one column of kind ClassLabel, or one named 'label'; it has image: Image, label"),
+        (null_image, r"train: .*have no bytes or no label"),
+        (null_file, r"train: row 0 has no path"),
         (null_label, r"train: .*have no bytes or no label"),
         (unnamed_class, "labels of train are 0 to 2, but only 2 classes have names"),
         (unused_class, "no image of class 'emu' in train"),

@@ -262,6 +262,10 @@ def test_val_split_is_refused_when_the_data_has_a_validation_split(tmp_path: Pat
         ("cat", "label 'cat' is not a whole number"),
         ("1.0", "label '1.0' is not a whole number"),
         ("nan", "label 'nan' is not a whole number"),
+        ("0_1", "label '0_1' is not a whole number"),
+        ("+1", r"label '\+1' is not a whole number"),
+        ("\u0661", "label '\u0661' is not a whole number"),  # an Arabic digit
+        pytest.param("9" * 5000, f"label '{'9' * 40}' is not a whole number", id="long"),
         ("", "label '' is not a whole number"),
         (-1, "label -1 is out of range"),
         (-100, "label -100 is out of range"),

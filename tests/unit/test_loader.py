@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -133,6 +134,21 @@ class Offline(Squares):
 def test_a_lost_connection_of_the_job_itself_is_not_taken_for_a_killed_worker():
     with pytest.raises(ConnectionResetError, match="the storage is gone"):
         list(by_processes(range(20), Offline(), 2, PATIENCE_S))
+
+
+@pytest.mark.parametrize(
+    "job",
+    [Squares(fails_at=5), Squares(hangs_at=3), Killed(), Torn(), Offline()],
+    ids=["fails", "hangs", "killed", "torn", "offline"],
+)
+def test_no_process_is_left_while_the_error_is_held_when_a_load_fails(job: Squares):
+    """Else the collector of cycles ends them, in whatever thread it runs, which then waits for 10 s for each."""
+    before = {*psutil.Process().children()}
+    try:
+        list(by_processes(range(20), job, 2, 1.0 if job.hangs_at >= 0 else PATIENCE_S))
+    except (InputError, LoaderError, ConnectionError):
+        left = {*psutil.Process().children()} - before
+    assert left == set()
 
 
 def test_work_stays_a_few_batches_ahead_when_nobody_takes_them():

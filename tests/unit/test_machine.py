@@ -1,6 +1,9 @@
 """What a machine says of itself: CPU quota and memory, from files as the kernel writes them."""
 
+import mmap
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from toolkit.machine import (
     is_main_process,
     loader_threads,
     local_processes,
+    peak_memory_gb,
 )
 
 AFFINITY = len(os.sched_getaffinity(0))
@@ -51,6 +55,26 @@ def test_the_quota_follows_the_affinity_when_it_is_narrowed(tmp_path: Path):
     finally:
         os.sched_setaffinity(0, before)
     assert cpu_quota(tmp_path) == AFFINITY
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere getrusage is all there is")
+def test_memory_is_a_program_s_own_when_what_started_it_has_more():
+    """`accelerate launch` imports torch, and then starts a process for the script."""
+    program = """if True:
+        import resource
+        from toolkit.machine import peak_memory_gb
+        print(peak_memory_gb(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"""
+    with mmap.mmap(-1, 2**29) as block:  # 0.5 GB here
+        block.write(b"x" * 2**29)
+        own, inherited = map(float, subprocess.check_output([sys.executable, "-c", program]).split())
+    assert own < 0.3
+    assert inherited > 0.5  # control: the other count does have it
+
+
+def test_memory_is_known_when_the_system_keeps_no_count(tmp_path: Path):
+    (tmp_path / "status").write_text("Name:\tpython\n")
+    for name in ("status", "none"):
+        assert peak_memory_gb(tmp_path / name) >= peak_memory_gb() - 0.01
 
 
 def test_processes_are_known_when_a_launcher_set_its_variables(monkeypatch):

@@ -36,8 +36,8 @@ def count(tensors) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def scale_norms(model: nn.Module) -> list[ScaleNorm]:
@@ -95,6 +95,7 @@ def test_a_vit_runs_at_several_sizes_when_the_patch_divides_them():
     [
         {"arch": "test_resnet", "model_kwargs": ["nonsense=3"]},
         {"arch": "test_resnet", "model_kwargs": ["output_stride=7"]},
+        {"arch": "test_resnet", "model_kwargs": ["act_layer=nosuch"]},
     ],
 )
 def test_model_arguments_are_refused_in_one_line_when_the_architecture_does_not_know_them(values):
@@ -146,15 +147,28 @@ def test_each_scale_owns_affine_and_statistics_as_the_policy_says_when_a_model_i
         assert (count(model.parameters()), count(model.buffers())) == (parameters, buffers), mode
 
 
-@pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
+KINDS = {
+    "test_resnet": {"BatchNorm2d"},
+    "test_efficientnet": {"BatchNormAct2d"},
+    "repvit_m0_9": {"BatchNorm1d", "BatchNorm2d"},
+}
+
+
+@pytest.mark.parametrize("arch", KINDS)
 @pytest.mark.parametrize("mode", ["full", "statistics"])
 def test_every_batch_norm_is_private_when_scales_own_normalisation(arch: str, mode: str):
     model = built(arch, mode)
     private = {id(norm) for scale_norm in scale_norms(model) for norm in scale_norm.norms.values()}
     assert {id(norm) for norm in batch_norms(model)} == private
-    kinds = {type(norm).__name__ for norm in batch_norms(model)}
-    assert kinds == {"test_resnet": {"BatchNorm2d"}, "test_efficientnet": {"BatchNormAct2d"}}[arch]
+    assert {type(norm).__name__ for norm in batch_norms(model)} == KINDS[arch]
     assert not scale_norms(built(arch, "off"))
+    assert plan_model(Settings(arch=arch), 10, SCALES).batch_norms == len(scale_norms(model))
+
+
+@pytest.mark.parametrize("arch", KINDS)
+def test_a_state_has_the_same_names_when_statistics_are_synchronised(arch: str):
+    """A run with --sync-bn is opened without."""
+    assert state_tensors(built(arch, "full", sync_bn=True)).keys() == state_tensors(built(arch, "full")).keys()
 
 
 def test_affine_parameters_are_one_and_the_same_when_only_statistics_are_private():
@@ -165,7 +179,7 @@ def test_affine_parameters_are_one_and_the_same_when_only_statistics_are_private
         assert small.running_mean is not large.running_mean
 
 
-@pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("arch", KINDS)
 @pytest.mark.parametrize("mode", ["full", "statistics"])
 def test_only_the_scale_that_was_seen_learns_statistics_when_a_view_goes_through(arch: str, mode: str):
     model = built(arch, mode).train()

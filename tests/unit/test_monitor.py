@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.conftest import TINY, recipe
-from toolkit import Settings, SingleScale, device
+from toolkit import Settings, SingleScale, device, loop
 from toolkit.contract import Phase, Step
 from toolkit.data.jobs import Batch, TrainJob
 from toolkit.learner import build_learner
@@ -82,7 +82,7 @@ def test_a_peak_is_forgotten_when_the_memory_was_given_back():
     with mmap.mmap(-1, 2**29) as block:  # 0.5 GB, which close gives back
         block.write(b"x" * 2**29)
         before = peak_memory_gb(CPU)
-    assert peak_memory_gb(CPU) == before  # control: it stays until it is reset
+    assert peak_memory_gb(CPU) == pytest.approx(before, abs=0.01)  # control: it stays until it is reset
     reset_peak_memory(CPU)
     assert peak_memory_gb(CPU) < before - 0.4
 
@@ -100,7 +100,10 @@ class Clock:
 def test_times_are_those_of_the_clock_when_every_wait_and_step_is_known(
     accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ):
-    """Two micro-batches a step; 21 steps of 1 to 21 s, each with 0.25 s of waiting, and 0.5 s for other things."""
+    """Two micro-batches a step; 21 steps of 1 to 21 s, each with 0.25 s of waiting, and 0.5 s for other things.
+
+    Both sizes in 10 of the steps, one in 11: 10 x 1.25 + 11 x 1 = 23.5 times 8 images, 2 x 3 times as many operations.
+    """
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
 
@@ -109,11 +112,11 @@ def test_times_are_those_of_the_clock_when_every_wait_and_step_is_known(
             clock.now += 0.125
             yield number
 
-    pace = Pace(CPU)
+    pace = Pace(CPU, {16: 0.25, 32: 1.0}, peak_tflops=0.05)
     for number in pace.waits(loading()):
         clock.now += ((number // 2 + 1) - 0.25) / 2
         if number % 2:
-            pace.step(8)
+            pace.step(8, (16, 32) if number < 20 else (32,))
             clock.now += 0.5  # a log line or a checkpoint: no part of the step
     figures = pace.figures(accelerator)
     seconds = 21 * 22 / 2 + 21 * 0.5
@@ -121,35 +124,38 @@ def test_times_are_those_of_the_clock_when_every_wait_and_step_is_known(
     assert figures["step_p95_ms"] == pytest.approx(20_000)  # 1 of 21 steps is longer
     assert figures["data_wait_share"] == pytest.approx(21 * 0.25 / seconds)
     assert figures["images_per_s"] == figures["images_per_s_per_device"] == pytest.approx(21 * 8 / seconds)
+    assert figures["tflops"] == pytest.approx(6 * 8 * 23.5 / 1000 / seconds)
+    assert figures["share_of_peak"] == pytest.approx(figures["tflops"] / 0.05)
 
 
 def test_step_times_are_missing_when_no_step_was_taken(accelerator: Accelerator):
     """As in the rest of an epoch that was trained, but not evaluated, before a resume."""
-    pace = Pace(CPU)
+    pace = Pace(CPU, {}, peak_tflops=1.0)
     assert list(pace.waits(iter(()))) == []
     figures = pace.figures(accelerator)
-    assert figures["images_per_s"] == 0
+    assert figures["images_per_s"] == figures["tflops"] == figures["share_of_peak"] == 0
     assert not {"step_p50_ms", "step_p95_ms"} & figures.keys()
 
 
-@pytest.mark.parametrize("delay_s", [0.3, 0.0])
-def test_the_time_that_a_run_waits_for_batches_is_told_when_the_loader_is_slow(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, delay_s: float
+@pytest.mark.parametrize(
+    ("slowed", "name", "most_waits"), [(TrainJob, "close", True), (loop, "learn", False)], ids=["loading", "training"]
+)
+def test_the_share_that_a_run_waits_for_batches_tells_slow_loading_from_slow_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slowed: Any, name: str, most_waits: bool
 ):
-    close = TrainJob.close
+    work = getattr(slowed, name)
 
-    def slow(job: TrainJob, *words: Any) -> Batch:
-        time.sleep(delay_s)
-        return close(job, *words)
+    def slow(*words: Any) -> Any:
+        time.sleep(0.6)
+        return work(*words)
 
-    monkeypatch.setattr(TrainJob, "close", slow)
+    monkeypatch.setattr(slowed, name, slow)
     words = (*TINY, "--img-size", "32", "--epochs", "1", "--num-workers", "0")
     assert recipe("single_scale")((*words, "--output-dir", str(tmp_path / "run"))) == 0
     (row,) = RunDirectory(tmp_path / "run").metrics()
     seconds = int(row["images_seen"]) / float(row["images_per_s"])
-    waited = float(row["data_wait_share"]) * seconds
     assert seconds == pytest.approx(float(row["train_seconds"]), rel=0.1)
-    assert waited >= 5 * 0.3 if delay_s else waited < 5 * 0.15  # in 5 steps
+    assert (float(row["data_wait_share"]) > 0.5) == most_waits
 
 
 @pytest.mark.parametrize("clipped", [False, True])

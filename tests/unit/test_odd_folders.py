@@ -14,6 +14,7 @@ from tests.conftest import paths_of, write_folders, write_image, write_manifest
 from toolkit import InputError, Settings
 from toolkit.data.index import Index
 from toolkit.data.pixels import Pixels
+from toolkit.data.sources.folders import search_folder
 from toolkit.data.splits import open_splits
 from toolkit.errors import BadSampleError
 
@@ -87,6 +88,17 @@ def test_each_image_is_found_once_with_its_own_label_when_a_folder_is_odd(root: 
     assert names(index) == PLAIN
     assert index.labels.tolist() == [0, 0, 1, 1]
     assert index.unreadable().tolist() == []
+
+
+@pytest.mark.parametrize("here", ["train/cat", "val", "."])
+def test_all_images_are_found_when_the_folder_is_named_from_within(
+    root: Path, monkeypatch: pytest.MonkeyPatch, here: str
+):
+    """As `python recipes/scan.py ../..` in a class's folder."""
+    monkeypatch.chdir(root / here)
+    found = search_folder(os.path.relpath(root))
+    assert [name for name in found.images if name.startswith("train/")] == PLAIN
+    assert search_folder(f"{root}/val/../train/cat").images == ["0.png", "1.png"]
 
 
 def test_a_linked_folder_of_images_belongs_to_its_class_when_it_leads_elsewhere(root: Path):

@@ -9,12 +9,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tests.conftest import index_of, write_image
-from toolkit.contract import EvalSpec, NormPolicy
+from toolkit.contract import EvalSpec, NormPolicy, Strategy
 from toolkit.data.jobs import EvalJob, load
 from toolkit.data.pixels import Pixels
 from toolkit.evaluation import Evaluator
 from toolkit.models import MultiView, ScaleNorm
 from toolkit.recalibration import recalibrate, unseen
+from toolkit.strategies import Progressive, Simultaneous, SingleScale
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
 
@@ -65,6 +66,28 @@ def test_a_size_has_the_statistics_of_the_training_images_when_it_is_recalibrate
     assert (after["8px"], after["16px"]) == (before["8px"], before["16px"])
     assert after["12px"].loss != before["12px"].loss
     assert after["12px"].borrowed is None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sizes"),
+    [
+        (SingleScale(16), [8, 12]),
+        (Progressive((8, 16)), [8, 12]),
+        (Progressive((8, 16), ramp=True), [8, 12]),
+        (Progressive((8, 16), norm_per_scale="statistics"), [12]),
+        (Simultaneous((8, 16), norm_per_scale="off"), [12]),
+    ],
+)
+def test_a_size_that_the_statistics_are_not_of_is_unseen_when_they_are_shared(
+    accelerator: Accelerator, images: Pixels, strategy: Strategy, sizes: list[int]
+):
+    who = Evaluator(accelerator, MultiView(Net(), strategy.norm()), MEAN, STD, 12, 0)
+    specs = [EvalSpec(f"{size}px", (size,)) for size in (8, 12, 16)]
+    before = who.score(images, specs)
+    assert unseen(who, [8, 12, 16]) == sizes
+    recalibrate(who, images, sizes, seed=0)
+    after = who.score(images, specs)
+    assert [size for size in (8, 12, 16) if after[f"{size}px"].loss != before[f"{size}px"].loss] == sizes
 
 
 def test_statistics_are_means_over_whole_batches_when_there_are_several(accelerator: Accelerator, images: Pixels):

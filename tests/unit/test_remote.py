@@ -18,6 +18,7 @@ from filelock import FileLock
 from fsspec.registry import _registry
 
 from tests import storage as servers
+from tests.conftest import SLOW
 from tests.storage import Storage
 from tests.unit.test_shards import image, samples, write_tar
 from toolkit import InputError, Settings, SingleScale
@@ -35,7 +36,7 @@ SHARDS, PER_SHARD, BATCH = 12, 8, 4  # a window of two shards holds all batches 
 STRATEGY = SingleScale(16)
 
 
-@pytest.fixture(params=["hdfs", "s3"])
+@pytest.fixture(params=["s3", pytest.param("hdfs", marks=SLOW)])
 def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
     with getattr(servers, request.param)() as opened:
         yield opened
@@ -355,7 +356,7 @@ def test_a_protocol_is_refused_when_nobody_knows_it(data: Path):
 def test_a_url_is_refused_without_repeating_it_when_it_holds_a_secret(url: str):
     with pytest.raises(ValueError, match="must hold no password") as caught:
         Settings(data_root=url)
-    assert "hidden" not in str(caught.value.errors()[0]["ctx"]["error"])  # what a user sees; see settings.explain
+    assert "hidden" not in str(caught.value.errors()[0]["ctx"]["error"])  # what a user sees; see section.explain
 
 
 def test_a_cache_smaller_than_a_shard_is_refused_when_shards_are_remote(storage: Storage, data: Path):

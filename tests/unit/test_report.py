@@ -1,63 +1,26 @@
 """report.html from records: what stands in it at each stage of a run, what never does, how large it gets."""
 
+import json
 import logging
 import os
 import re
 import shlex
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.conftest import recipe
-from tests.records import answer, end, write_records
+from tests.records import Page, answer, end, write_records
 from toolkit import report, report_page
 from toolkit.errors import InputError
 from toolkit.history import Band, read_history
-from toolkit.plots import _apart
 from toolkit.quality import Answers, class_accuracy, confused
 from toolkit.report import write_report
 from toolkit.report_page import duration
 
 ALL = ["At every size", "How it learned", "What it cost", "Where it errs", "How to repeat it", "Settings"]
-
-
-class Page(HTMLParser):
-    """Every element with its attributes, headings, and all text, as a browser would read them."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.headings: dict[str, list[str]] = {"h1": [], "h2": [], "h3": []}
-        self.words: list[str] = []
-        self._open = ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        self._open = tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open != "style":
-            self.words.append(data)
-        if self._open in self.headings and data.strip():
-            self.headings[self._open].append(data.strip())
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = ""
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def empty_frames(self) -> list[str]:
-        figures = re.findall(r"<figure.*?</figure>", self.source, re.DOTALL)
-        return [figure for figure in figures if "<path" not in figure and "<td" not in figure] + re.findall(
-            r"<(?:table|ul|ol|dl|tbody)[^>]*>\s*</", self.source
-        )
 
 
 def outward(page: Page) -> list[str]:
@@ -83,7 +46,7 @@ def test_a_page_has_every_section_and_nothing_leaves_it_when_a_run_is_done(finis
     page = Page(finished)
     assert page.headings["h1"] == ["run"]
     assert page.headings["h2"] == ALL
-    assert page.headings["h3"][:14] == [
+    assert page.headings["h3"][:15] == [
         "Top-1 against image size",
         "Loss",
         "Top-1 accuracy on validation",
@@ -91,6 +54,7 @@ def test_a_page_has_every_section_and_nothing_leaves_it_when_a_run_is_done(finis
         "Strength of the augmentation",
         "Gradient norm before the clip",
         "Images per second",
+        "Arithmetic, share of the peak",
         "Time of an optimizer step, ms",
         "Training time spent waiting for data",
         "Peak memory, GB",
@@ -125,6 +89,14 @@ def test_the_command_on_the_page_trains_the_same_again_when_it_is_given(finished
     assert words[5] == "recipes/multiscale.py"
     assert recipe("multiscale")([*words[6:], "--dry-run"]) == 0
     assert "progressive 16 -> 32 -> 64 px, selection at 64px" in capsys.readouterr().out
+
+
+def test_no_command_would_train_it_when_the_strategy_is_the_users_own(tmp_path: Path):
+    run = end(write_records(tmp_path / "run", epochs=1))
+    config = (run / "config.yaml").read_text()
+    assert "Train the same again" in Page(write_report(run)).text
+    (run / "config.yaml").write_text(config.replace("strategy: progressive", "strategy: alternating"))
+    assert "Train the same again" not in Page(write_report(run)).text
 
 
 @pytest.mark.parametrize(
@@ -228,20 +200,24 @@ def test_a_page_is_not_written_anew_when_the_last_one_is_fresh(tmp_path: Path):
         first = (run / "report.html").stat().st_mtime_ns
         report.refresh(run)
         assert (run / "report.html").stat().st_mtime_ns == first > long_ago * 1e9
-    report.refresh(run, ended=True)
+    report.refresh(run, at_once=True)
     assert (run / "report.html").stat().st_mtime_ns > first
 
 
-def test_a_page_that_cannot_be_written_is_a_warning_when_a_run_goes_on(tmp_path: Path, caplog, monkeypatch):
+def test_a_page_that_cannot_be_written_is_a_warning_when_a_run_goes_on(tmp_path: Path, caplog, capsys, monkeypatch):
     run = write_records(tmp_path / "run", epochs=1)
     (run / "summary.json").write_text("{half a li")
     monkeypatch.setattr(logging.getLogger("toolkit"), "propagate", True)
-    report.refresh(run, ended=True)
-    assert "summary.json: not JSON" in caplog.text
+    report.refresh(run, at_once=True)
+    assert "summary.json: cannot be read" in caplog.text
     (run / "summary.json").unlink()
     (run / "report.html").mkdir()
-    report.refresh(run, ended=True)
+    report.refresh(run, at_once=True)
     assert "report.html could not be written: IsADirectoryError" in caplog.text
+    capsys.readouterr()
+    assert recipe("report")([str(run)]) == 2
+    assert not list(run.glob(".tmp-*"))
+    assert capsys.readouterr().err == f"error: {run / 'report.html'}: Is a directory\n"
 
 
 def test_a_folder_is_refused_when_it_holds_no_run(tmp_path: Path, capsys):
@@ -252,10 +228,17 @@ def test_a_folder_is_refused_when_it_holds_no_run(tmp_path: Path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_stand_out_when_they_differ_from_the_defaults(tmp_path: Path):
-    page = Page(write_report(write_records(tmp_path / "run", epochs=1, batch_size=32)))
-    changed = re.findall(r'class="changed"><dt>(\w+)</dt><dd>([^<]*)', page.source)
-    assert changed == [("epochs", "3"), ("batch_size", "32"), ("log_with", "none")]
+def test_sentences_below_the_table_are_apart_when_there_are_several(tmp_path: Path):
+    run = answer(end(write_records(tmp_path / "run", strategy="simultaneous", epochs=2)))
+    summary = json.loads((run / "summary.json").read_text())
+    summary["val"]["16px"]["borrowed"] = summary["val"]["32px"]["borrowed"] = 64
+    summary["raw"] = {"64px": {"top1": 46.666}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert (
+        "chosen by top-1 on validation at 64 px. ECE: by how much confidence and accuracy differ on average. "
+        "16 px uses the normalisation of 64 px. 32 px uses the normalisation of 64 px. "
+        "The last step's weights without averaging reach 46.67%."
+    ) in Page(write_report(run)).text
 
 
 def test_columns_are_read_with_gaps_and_phases_when_epochs_differ():
@@ -272,12 +255,6 @@ def test_columns_are_read_with_gaps_and_phases_when_epochs_differ():
     np.testing.assert_array_equal(history.per_epoch("train_seconds"), [2, 3, 1])
     assert history.get("strength") is None
     assert read_history([]).bands() == []
-
-
-def test_labels_are_pushed_apart_around_their_middle_when_they_would_meet():
-    assert dict(_apart([0.0, 100.0, 104.0], 10)) == {0: 0.0, 1: 97.0, 2: 107.0}
-    spread = dict(_apart([50.0, 50.0, 50.0, 51.0], 14))
-    assert sorted(spread.values()) == pytest.approx([29.25, 43.25, 57.25, 71.25])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """What a machine can do at most, and what bounds a case: by hand."""
 
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from toolkit.roofline import Case, Knobs, Traffic, ceiling, verdict
+from toolkit.roofline import Case, Knobs, Traffic, ceiling, product_tflops, verdict
 
 CASE = Case(
     sizes=(64,),
@@ -21,7 +22,7 @@ CASE = Case(
     fixed_share=0.1,
     loader_images_per_s=1000.0,
 )
-KNOBS = Knobs(workers=4, cores=4, cache="off", compile=False)
+KNOBS = Knobs(workers=4, cores=4, cache="off", compile=False, size_flag="--scales")
 LAUNCH = replace(CASE, fixed_share=0.7)
 MEMORY = replace(CASE, traffic_ms=70.0)
 LOADER = replace(CASE, loader_images_per_s=639.0)
@@ -56,16 +57,17 @@ def test_the_verdict_names_what_explains_most_of_a_step_when_the_loader_keeps_up
         (MEMORY, KNOBS, "--compile, which fuses what only reads and writes"),
         (MEMORY, replace(KNOBS, compile=True), "smaller --scales, a cheaper --arch, or more devices"),
         (CASE, KNOBS, "smaller --scales, a cheaper --arch, or more devices"),
+        (CASE, replace(KNOBS, size_flag="--img-size"), "smaller --img-size, a cheaper --arch, or more devices"),
     ],
 )
 def test_the_verdict_ends_with_the_flag_that_helps_when_it_is_not_turned_yet(case: Case, knobs: Knobs, advice: str):
-    assert verdict(case, [case], knobs).endswith(f"; {advice}")
+    assert verdict(case, [case], knobs).endswith(f"; in training: {advice}")
 
 
 def test_mixed_precision_is_advised_when_it_was_measured_to_be_faster():
     faster, slower = replace(CASE, precision="bf16", images_per_s=1280.0), replace(CASE, precision="bf16")
     elsewhere = replace(faster, sizes=(112,))
-    assert verdict(CASE, [CASE, faster], KNOBS).endswith("; --amp (bf16 was 2.0x as fast)")
+    assert verdict(CASE, [CASE, faster], KNOBS).endswith("; in training: --amp (bf16 was 2.0x as fast)")
     assert "--amp" not in verdict(CASE, [CASE, slower, elsewhere], KNOBS)
     assert "--amp" not in verdict(faster, [CASE, faster], KNOBS)
 
@@ -88,3 +90,20 @@ def test_ceilings_are_above_what_smaller_work_reaches_on_this_machine():
     reached = ceiling(torch.device("cpu"), "float32")
     assert 1e-4 < reached.tflops < 100
     assert 0.1 < reached.gb_per_s < 10_000
+
+
+def test_a_run_s_peak_is_quick_to_take_and_draws_nothing_when_training_is_to_follow():
+    generators, allowed = torch.get_rng_state(), torch.get_float32_matmul_precision()
+    started = time.process_time()
+    reached = product_tflops(torch.device("cpu"), "no")  # Accelerate's word for float32
+    assert time.process_time() - started < 0.5
+    assert 1e-4 < reached < 100
+    assert torch.equal(torch.get_rng_state(), generators)
+    assert torch.get_float32_matmul_precision() == allowed
+
+
+def test_a_peak_is_taken_in_time_when_the_arithmetic_is_slow():
+    """As bfloat16 on a CPU without instructions for it; float16 has none on any."""
+    started = time.process_time()
+    assert product_tflops(torch.device("cpu"), "fp16") > 0
+    assert time.process_time() - started < 2

@@ -1,6 +1,7 @@
 """The run directory: what a run may be continued with, and its records."""
 
 import json
+import logging
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from toolkit import InputError, Progressive, Settings, Strategy
 from toolkit.contract import Step
 from toolkit.data.jobs import Batch
-from toolkit.rundir import Quarantine, RunDirectory, SampleLog, claim, config_of
+from toolkit.journal import Quarantine, SampleLog
+from toolkit.ownership import Ownership, refuse_if_taken
+from toolkit.rundir import RunDirectory, claim, config_of
 from toolkit.state import Progress
 
 STRATEGY = Progressive((16, 32))
@@ -100,6 +103,30 @@ def test_a_finished_run_is_left_alone_when_it_lies_under_runs(reason: str):
     assert chosen()[1] is not None
     run.write_summary({"exit_reason": reason})
     assert chosen()[1] is None
+
+
+@pytest.mark.parametrize(("name", "text"), [("summary.json", '{ "exit_rea'), ("config.yaml", "a: [")])
+def test_a_run_with_a_damaged_file_is_left_alone_when_it_lies_under_runs(name: str, text: str, caplog):
+    older = begun(Path("runs/multiscale-test_resnet-20260101-000000"))
+    damaged = begun(Path("runs/multiscale-test_resnet-20260101-000001"))
+    (damaged.path / name).write_text(text)
+    with caplog.at_level(logging.INFO):
+        assert chosen()[0] == older.path
+    assert f"{damaged.path / name}: " in caplog.text
+
+
+@pytest.mark.parametrize("path", ["checkpoints/exp1", "checkpoints/exp1/checkpoints/step-000000005"])
+def test_a_run_goes_on_when_it_lies_in_a_folder_of_checkpoints(path: str):
+    """As `--checkpoint-dir checkpoints/exp1` puts it."""
+    begun(Path("checkpoints/exp1"))
+    found, start, _ = chosen(resume=path)
+    assert (found, start) == (Path("checkpoints/exp1"), Path("checkpoints/exp1/checkpoints/step-000000005"))
+    refuse_if_taken(None, path)
+    owner = Ownership(found)
+    owner.take()
+    with pytest.raises(InputError, match="checkpoints/exp1"):
+        refuse_if_taken(None, path)
+    owner.release()
 
 
 def test_a_run_of_another_recipe_or_without_checkpoint_is_left_alone_when_it_lies_under_runs():

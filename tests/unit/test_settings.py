@@ -9,17 +9,8 @@ from pydantic import ValidationError
 
 from toolkit import InputError, Settings
 from toolkit.rundir import config_of
-from toolkit.settings import (
-    NOT_LEARNED,
-    SECTIONS,
-    Scales,
-    default_scales,
-    make_scales,
-    make_settings,
-    nearest,
-    read_yaml,
-    to_yaml,
-)
+from toolkit.section import nearest, read_yaml, to_yaml
+from toolkit.settings import NOT_LEARNED, SECTIONS, Scales, default_scales, make_scales, make_settings
 from toolkit.strategies import Progressive
 
 

@@ -110,6 +110,17 @@ def test_an_unreadable_image_keeps_its_number_when_a_tier_is_written(index: Inde
     assert Pixels(tier).whole(2).shape == (20, 30, 3)
 
 
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 900), Path.unlink], ids=["cut", "removed"])
+def test_a_tier_is_written_again_when_its_images_are_not_whole(index: Index, tmp_path: Path, damage):
+    open_tier(index, SIDE, tmp_path)
+    (path,) = (tmp_path / "tiers").glob("*/images.bin")
+    whole = path.read_bytes()
+    damage(path)
+    tier = open_tier(index, SIDE, tmp_path)
+    assert path.read_bytes() == whole
+    assert Pixels(tier).whole(3).shape == (32, 32, 3)
+
+
 WRITE = """
 import sys
 from pathlib import Path

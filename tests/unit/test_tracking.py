@@ -1,15 +1,18 @@
 """What a dashboard is shown: names in sections, mistakes within bounds, no step twice."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from toolkit import Settings
 from toolkit.mistakes import Mistakes
 from toolkit.quality import Predictions
-from toolkit.tracking import Tracking
+from toolkit.tracking import Row, Tracking, on_wandb
 from toolkit.tracking.notes import Notes
 from toolkit.tracking.on_tensorboard import OnTensorBoard
 from toolkit.tracking.sections import named, of_epoch
@@ -24,6 +27,22 @@ def test_a_metric_is_in_its_section_when_it_is_named():
         "throughput/peak_memory_gb/32px": 2.0,
         "run/phase": 1,
     }
+
+
+def test_a_record_lies_in_its_run_when_the_service_was_started_elsewhere(tmp_path, monkeypatch, accelerator):
+    """As by a sweep's agent, or by an earlier run of the same program."""
+    wandb.setup().ensure_service()
+    monkeypatch.chdir(tmp_path)
+    on_wandb._start(Settings(wandb_mode="offline"), Path("run"), "abc123").run.finish()
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*-abc123/*.wandb"))
+
+
+def test_a_run_is_called_as_its_folder_when_it_is_named_from_within(tmp_path, monkeypatch, accelerator):
+    (tmp_path / "my-run").mkdir()
+    monkeypatch.chdir(tmp_path / "my-run")
+    run = on_wandb._start(Settings(wandb_mode="offline"), Path(), "abc123").run
+    run.finish()
+    assert run.name == "my-run"
 
 
 def test_the_cost_is_by_machine_when_processes_share_one():
@@ -72,6 +91,37 @@ def test_a_run_begins_anew_with_a_warning_when_its_notes_are_damaged(tmp_path: P
     assert "not readable, the dashboard begins anew" in caplog.text
 
 
+def test_rows_of_steps_are_known_after_a_kill_and_hold_nothing_up_when_they_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A kill leaves what was written, not what is in the process; the disk is waited for once an epoch."""
+    forced: list[int] = []
+    tracking = tracked(tmp_path)
+    monkeypatch.setattr(os, "fsync", forced.append)
+    for step in (50, 100, 150):
+        tracking.log({"train_loss": 1.0}, step, 0.5)
+    assert forced == []
+    assert Notes.open(tmp_path, "page").shown == [150, Row.STEPS]
+    forced.clear()
+    row = {"sizes": "16", "images_per_s": 1.0, "wall_seconds": 1.0}
+    tracking.log(row, 150, 1.0, Row.EPOCH)
+    assert len(forced) > 0
+    tracking.log({"train_loss": 1.0}, 200, 1.5)
+    again = Notes.open(tmp_path, "page")
+    assert (again.shown, again.id, again.starts) == ([200, Row.STEPS], tracking._notes.id, 2)
+    tracking.finish()
+
+
+@pytest.mark.parametrize("tail", ["25", "25 ", "\0\0\0\0\n", "250"])
+def test_the_last_whole_row_counts_when_a_dying_machine_wrote_half_a_line(tmp_path: Path, tail: str):
+    notes = Notes.open(tmp_path, "wandb")
+    notes.show(150, Row.STEPS)
+    with notes.path.open("a") as file:
+        file.write(tail)
+    again = Notes.open(tmp_path, "wandb")
+    assert (again.shown, again.id) == ([150, Row.STEPS], notes.id)
+
+
 def test_tensorboard_shows_the_second_attempt_when_a_run_went_back(tmp_path: Path):
     board = OnTensorBoard.open(tmp_path, {"sizes": [16, 32]}, step=0, first=True)
     for step, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
@@ -84,18 +134,35 @@ def test_tensorboard_shows_the_second_attempt_when_a_run_went_back(tmp_path: Pat
     assert [(event.step, event.value) for event in reader.Scalars("quality/train_loss")] == [(10, 3.0), (20, 5.0)]
 
 
-def test_no_step_is_shown_twice_when_a_dashboard_cannot_forget(tmp_path: Path):
-    class Page(OnTensorBoard):
-        can_rewind = False
+class Page(OnTensorBoard):
+    """A dashboard that cannot forget."""
 
-        def rewind(self, step: int) -> None: ...
+    can_rewind = False
 
+    def rewind(self, step: int) -> None: ...
+
+
+def tracked(folder: Path) -> Tracking:
+    """As a start in the folder of a run opens it."""
     tracking = Tracking.__new__(Tracking)
-    tracking._dashboard, tracking._notes = Page.open(tmp_path, {}, 0, first=True), Notes.open(tmp_path, "page")
+    tracking._settings, tracking._processes = Settings(), 1
+    tracking._dashboard = Page.open(folder, {}, step=10**6, first=True)  # hides nothing of an earlier start
+    tracking._notes = Notes.open(folder, "page")
     tracking._seen = [*tracking._notes.shown]
+    return tracking
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_step_is_shown_twice_when_a_dashboard_cannot_forget(tmp_path: Path, killed: bool):
+    """After a rollback within a run, or a kill in the middle of an epoch."""
+    tracking = tracked(tmp_path)
     for step in (10, 20):
         tracking.log({"train_loss": 1.0}, step, 0.5)
-    tracking.rewind(10)
+    if killed:
+        tracking._dashboard.finish(0)
+        tracking = tracked(tmp_path)
+    else:
+        tracking.rewind(10)
     for step in (20, 30):
         tracking.log({"train_loss": 2.0}, step, 0.5)
     tracking.finish()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit import InputError, Settings, checkpoint
+from toolkit import InputError, Settings, best_model
 from toolkit.contract import Strategy
 from toolkit.models import create, plan_model, state_tensors
 from toolkit.rundir import RunDirectory, config_of
@@ -20,7 +20,7 @@ def saved(folder: Path, arch: str, strategy: Strategy, largest: int) -> dict[str
     settings, directory = Settings(arch=arch, log_with="none"), RunDirectory(folder)
     directory.create(config_of(settings, strategy), CLASSES)
     model = create(settings, plan_model(settings, len(CLASSES), [largest]), strategy.norm())
-    checkpoint.save_best(directory.best, state_tensors(model), {"epoch": 3})
+    best_model.save(directory.best, state_tensors(model), {"epoch": 3})
     return state_tensors(model)
 
 
@@ -41,9 +41,16 @@ def test_a_size_is_refused_when_the_architecture_cannot_take_it(tmp_path: Path):
         open_trained(tmp_path, [20])
 
 
-def test_a_model_is_refused_when_it_is_of_another_architecture(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ("strategy: single", "strategy: alternating", "a strategy of your own, 'alternating': add that to STRATEGIES"),
+        ("test_vit", "test_resnet", "state does not fit the model"),
+    ],
+)
+def test_a_run_is_refused_when_its_config_is_of_another(tmp_path: Path, then: str, now: str, told: str):
     saved(tmp_path, "test_vit", SingleScale(32), 32)
     config = tmp_path / "config.yaml"
-    config.write_text(config.read_text().replace("test_vit", "test_resnet"))
-    with pytest.raises(InputError, match="state does not fit the model"):
+    config.write_text(config.read_text().replace(then, now))
+    with pytest.raises(InputError, match=told):
         open_trained(tmp_path)

@@ -8,6 +8,8 @@ from typing import IO, NamedTuple
 
 from PIL import Image
 
+from toolkit.errors import first_line
+
 # What is tried, and nothing else: others of PIL's formats run programs (EPS calls Ghostscript) or wait for plugins.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -74,10 +76,9 @@ def read_header(stream: IO[bytes]) -> Header:
 
 def reason_of(error: Exception) -> str:
     """One line of an exception's text."""
-    text = (str(error).splitlines() or [""])[0]
     if isinstance(error, Image.UnidentifiedImageError):
         return "the content is no image in a known format"
-    return text or type(error).__name__
+    return first_line(error)
 
 
 def open_image(stream: IO[bytes]) -> Image.Image:

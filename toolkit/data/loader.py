@@ -1,10 +1,12 @@
 """From requests to uint8 batches, in order, a few ahead: by threads, or by processes where Python would hold them."""
 
+import multiprocessing
 import os
 import queue
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -20,6 +22,7 @@ from toolkit.errors import WORKER_DIED, InputError, LoaderError, expected
 AHEAD = 2  # batches in flight beyond the one that is taken
 PIECE = 8  # images that one thread takes at a time, at least
 STOP_S = 6  # how long a worker process outlives a SIGTERM: all have agreed on the step by then
+LEAVE = signal.SIGALRM  # has a worker process leave at once, with exit code 0: torch raises for any other
 CLOSE_S = 5.0  # longest wait for the threads when a reader stops
 HINT = "is the storage of --data-root alive? --loader-timeout-s waits longer"
 
@@ -120,12 +123,27 @@ def _outlive_a_stop(_: int) -> None:
 
     The run stops at a step and saves, for which it still needs batches. A worker that is not needed ends by itself.
     """
-    signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
+    signal.signal(LEAVE, lambda number, frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_S))
 
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+def _without_traces(batches: Iterator[T]) -> Iterator[T]:
+    """The same, where an error's traceback does not keep the iterator alive.
+
+    Else the collector of cycles would end it, closing its queues first: the workers would not hear that they are to
+    end, and whatever thread the collector runs in would wait 10 s for each.
+    """
+    try:
+        yield from batches
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        del batches
 
 
 def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s: float) -> Iterator[T]:
@@ -142,16 +160,23 @@ def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s:
         generator=torch.Generator(),  # torch draws a seed for the workers: not from the generator that training uses
         multiprocessing_context="fork",  # the others run a user's unguarded script again
     )
+    others = multiprocessing.active_children()
+    batches = iter(loader)
+    own = [process for process in multiprocessing.active_children() if process not in others]
     try:
-        for batch in loader:
+        for batch in _without_traces(batches):
             if isinstance(batch, InputError | LoaderError):
                 raise batch
             yield batch
     except RuntimeError as error:
         if str(error).startswith("DataLoader timed out"):
+            for process in own:  # those that hang would be waited for
+                os.kill(process.pid, LEAVE)  # type: ignore[arg-type]
             raise LoaderError(f"a loader process gave nothing for {timeout_s:g} s: {HINT}") from None
         raise (expected(error) or error) from None
     except (ConnectionError, EOFError) as error:
         if str(error).startswith("Caught"):  # torch's words for an error of the job itself
             raise
         raise LoaderError(f"{WORKER_DIED}: it left half a batch behind") from None
+    finally:
+        del batches  # its last reference: now the workers are told to end, and waited for

@@ -15,7 +15,9 @@ from toolkit.errors import BadSampleError, LoaderError
 from toolkit.settings import is_url
 
 # None: a remote object that is gone
-FAULTS_OF_FILES = frozenset({None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP})
+FAULTS_OF_FILES = frozenset(
+    {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+)
 
 
 class Memory:

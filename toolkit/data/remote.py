@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from filelock import FileLock
 
 from toolkit import storage
-from toolkit.errors import InputError, LoaderError
+from toolkit.errors import InputError, LoaderError, first_line
 
 BLOCK = 8 * 2**20  # bytes; less where the bound is small
 LEAST_BLOCKS = 16  # that fit into the bound
@@ -66,7 +66,7 @@ def asked(url: str, question: Callable[[Any, str], T]) -> T:
         advice = f"pip install {package}" if package else str(error)
         raise InputError(f"{url}: needs a package for {protocol}:// that is not installed: {advice}") from None
     except Exception as error:  # each storage has its own kinds
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = first_line(error)
         raise InputError(
             f"{url}: cannot be read: {reason}; are the name, the credentials and the network right?"
         ) from None

@@ -58,14 +58,15 @@ def open_tier(index: Index, side: int, cache: Path) -> Index:
     folder = cache / "tiers" / f"{_key(index)}-{side}px-v{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if storage.read_arrays(folder / "index.npz", COLUMNS) is None:
+        arrays = _read(folder)
+        if arrays is None:
             shutil.rmtree(folder, ignore_errors=True)
             staging = folder.with_name(f".tmp-{folder.name}")
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             _write(index, side, staging)
             os.replace(staging, folder)
-        arrays = storage.read_arrays(folder / "index.npz", COLUMNS)
+            arrays = _read(folder)
     assert arrays is not None
     written = arrays["length"] > 0
     columns: dict[str, Any] = {name: np.where(written, arrays[name], getattr(index, name)) for name in COLUMNS}
@@ -77,6 +78,14 @@ def open_tier(index: Index, side: int, cache: Path) -> Index:
         orientation=np.where(written, np.uint8(1), index.orientation),
         **columns,
     )
+
+
+def _read(folder: Path) -> dict[str, np.ndarray] | None:
+    """The columns of a tier; None where it is not there or not whole, as after a copy that was cut."""
+    arrays, images = storage.read_arrays(folder / "index.npz", COLUMNS), folder / "images.bin"
+    if arrays is None or not images.exists():
+        return None
+    return arrays if images.stat().st_size == int(np.max(arrays["offset"] + arrays["length"], initial=0)) else None
 
 
 def _key(index: Index) -> str:

@@ -103,4 +103,5 @@ class Progressive(Strategy):
         return at_size(self.scales[-1])
 
     def norm(self) -> NormPolicy:
-        return NormPolicy(self.norm_per_scale, self.scales)
+        shared = self.norm_per_scale == "off"  # then its statistics end as those of the last size
+        return NormPolicy(self.norm_per_scale, self.scales[-1:] if shared else self.scales)

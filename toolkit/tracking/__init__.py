@@ -116,8 +116,9 @@ class Tracking:
             row = self._of_epoch(values) if kind is Row.EPOCH else values
             finite = {name: value for name, value in sections.named(row).items() if math.isfinite(value)}
             dashboard.log({**finite, "global_step": step, "epoch": epoch}, step)
-            self._notes.shown = [step, int(kind)]
-            self._notes.write()
+            self._notes.show(step, int(kind))
+            if kind is not Row.STEPS:
+                self._notes.write()
 
         self._tell(work)
 
@@ -144,8 +145,8 @@ class Tracking:
                 errors = errors_of(found, self._directory.classes(), self._selection)
                 self.log({**values, **errors.numbers}, progress.step, progress.epoch, Row.END)
                 dashboard.show(errors, progress.step)
-            if self._settings.wandb_artifact and self._notes.model != step:
-                dashboard.keep_model(self._directory.path, {**progress.best, **values})
+            wanted = self._settings.wandb_artifact and self._notes.model != step
+            if wanted and dashboard.keep_model(self._directory.path, {**progress.best, **values}):
                 self._notes.model = step
                 self._notes.write()
 

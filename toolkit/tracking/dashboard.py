@@ -42,8 +42,9 @@ class Dashboard(ABC):
     def preempting(self) -> None:  # noqa: B027
         """The run stops here and is to go on elsewhere."""
 
-    def keep_model(self, folder: Path, metadata: Mapping[str, Any]) -> None:  # noqa: B027
-        """Upload the best model: files of a run's folder, and what is known of it."""
+    def keep_model(self, folder: Path, metadata: Mapping[str, Any]) -> bool:
+        """Upload the best model: files of a run's folder, and what is known of it. False: it is not there yet."""
+        return True
 
     def finish(self, exit_code: int) -> None:
         self.tracker.finish()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Notes:
-    """`.dashboard-NAME.json`: the run's id there, how often it started, and what the dashboard has seen."""
+    """`.dashboard-NAME.json`: the run's id there, how often it started, and what the dashboard has seen.
+
+    Behind them stand the rows that were shown since, a line each with its step and kind. These are not forced to the
+    disk, which would hold up training: a kill leaves them there, and a machine that dies loses the last seconds.
+    """
 
     path: Path
     id: str
@@ -28,8 +33,10 @@ class Notes:
         path = folder / f".dashboard-{name}.json"
         notes = cls(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))  # a sweep's agent gives the id
         try:
-            known = json.loads(path.read_text())
-            notes = cls(path, str(known["id"]), int(known["starts"]) + 1, [*map(int, known["shown"])], known["model"])
+            text = path.read_text()
+            known, end = json.JSONDecoder().raw_decode(text)
+            *_, shown = known["shown"], *re.findall(r"^(\d+) (\d)$", text[end:], re.MULTILINE)
+            notes = cls(path, str(known["id"]), int(known["starts"]) + 1, [*map(int, shown)], known["model"])
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -37,5 +44,12 @@ class Notes:
         notes.write()
         return notes
 
+    def show(self, step: int, kind: int) -> None:
+        """Note a row that is on the dashboard."""
+        self.shown = [step, kind]
+        with self.path.open("a") as file:
+            file.write(f"{step} {kind}\n")
+
     def write(self) -> None:
+        """Force everything to the disk."""
         storage.write_json(self.path, {name: value for name, value in asdict(self).items() if name != "path"})

@@ -4,6 +4,7 @@ import logging
 import netrc
 import os
 import queue
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
@@ -17,6 +18,7 @@ from urllib.request import urlopen
 import wandb
 from accelerate.tracking import WandBTracker
 
+from toolkit.errors import first_line
 from toolkit.settings import Settings
 from toolkit.tracking.dashboard import Dashboard, flat
 from toolkit.tracking.sections import AXES
@@ -26,8 +28,9 @@ log = logging.getLogger(__name__)
 
 WANDB_HOST = "https://api.wandb.ai"
 ANSWER_S = 5.0  # longest wait for wandb's server at the start
+UNREGISTERED = "-offline"  # behind a run's id where the server did not register it: wandb holds the id of such a start
 START_S = 8  # wandb's own, where the server answers but the run's registration hangs
-FINISH_S = 60.0  # longest wait at the end for what is not uploaded yet; it stays on the disk
+FINISH_S = 60.0  # longest wait for the best model's upload, and then for all that is left; it stays on the disk
 
 
 def why_offline() -> str | None:
@@ -69,12 +72,14 @@ def _answers(url: str) -> bool:
 
 
 def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
-    def start(mode: str) -> WandBTracker:
-        options = wandb.Settings(init_timeout=START_S, finish_timeout=FINISH_S, silent=True, console="off")
+    def start(mode: str, run_id: str = run_id) -> WandBTracker:
+        options = wandb.Settings(
+            init_timeout=START_S, finish_timeout=FINISH_S, finish_timeout_raises=True, silent=True, console="off"
+        )
         tracker = WandBTracker(
             settings.wandb_project,
-            dir=str(folder),
-            name=folder.name,
+            dir=str(folder.resolve()),  # its service may have another working directory
+            name=folder.resolve().name,
             id=run_id,
             resume="allow",
             mode=mode,
@@ -83,7 +88,7 @@ def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
         tracker.start()
         return tracker
 
-    later = f"`wandb sync {folder}/wandb/offline-run-*` uploads it later"
+    later = f"`wandb sync --id {run_id} {shlex.quote(str(folder))}/wandb/offline-run-*` uploads it later"
     mode = (os.environ.get("WANDB_MODE") or "auto") if settings.wandb_mode == "auto" else settings.wandb_mode
     missing = why_offline() if mode == "auto" else None
     if missing:
@@ -92,8 +97,8 @@ def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
     try:
         tracker = start("online" if mode == "auto" else mode)
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        log.info("wandb     offline: %s; %s", str(error).splitlines()[0], later)
-        return start("offline")
+        log.info("wandb     offline: %s; %s", first_line(error), later)
+        return start("offline", run_id + UNREGISTERED)
     log.info("wandb     %s", {"offline": f"offline: {later}", "disabled": mode}.get(mode) or tracker.run.url)
     return tracker
 
@@ -143,11 +148,28 @@ class OnWandb(Dashboard):
     def preempting(self) -> None:
         self.tracker.run.mark_preempting()
 
-    def keep_model(self, folder: Path, metadata: Mapping[str, Any]) -> None:
-        artifact = wandb.Artifact(f"model-{self.tracker.run.id}", "model", metadata=dict(metadata))
+    def keep_model(self, folder: Path, metadata: Mapping[str, Any]) -> bool:
+        run = self.tracker.run
+        artifact = wandb.Artifact(f"model-{run.id.removesuffix(UNREGISTERED)}", "model", metadata=dict(metadata))
         for file in (*sorted((folder / "best").iterdir()), folder / "config.yaml", folder / "class_map.json"):
             artifact.add_file(str(file))
-        self.tracker.run.log_artifact(artifact, aliases=["best", f"step-{metadata['step']}"])
+        aliases = ["best", f"step-{metadata['step']}"]
+        try:
+            run.log_artifact(artifact, aliases=aliases)
+            if not run.offline and not run.disabled:
+                artifact.wait(timeout=FINISH_S)
+        except Exception as error:  # the time, the network, or what the server has against it
+            name = f"{run.entity}/{run.project}/{artifact.name.partition(':')[0]}"
+            words = ["--type", "model", *(word for alias in aliases for word in ("--alias", alias)), "--name", name]
+            later = shlex.join(["wandb", "artifact", "put", *words, str(folder / "best")])
+            log.warning("wandb     the best model is not uploaded: %s; `%s` does that later", first_line(error), later)
+            return False
+        return True
 
     def finish(self, exit_code: int) -> None:
-        self.tracker.run.finish(exit_code)
+        run = self.tracker.run
+        try:
+            run.finish(exit_code)
+        except TimeoutError:
+            later = shlex.join(["wandb", "sync", "--include-online", run.sync_dir])
+            log.warning("wandb     took longer than %g s to upload: `%s` sends the rest later", FINISH_S, later)

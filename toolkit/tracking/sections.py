@@ -8,6 +8,8 @@ SECTIONS = {
     "throughput": (
         "images_per_s",
         "images_per_s_per_device",
+        "tflops",
+        "share_of_peak",
         "data_wait_share",
         "step_p50_ms",
         "step_p95_ms",

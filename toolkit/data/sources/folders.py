@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"})
 TRAIN, VALIDATION, TEST = ("train",), ("val", "validation", "valid"), ("test",)
 MOST_KINDS = 5  # of left out files that one line tells
+NOT_REGULAR = "is no regular file"
 
 
 def find_split(root: Path, names: Iterable[str], suffix: str = "") -> Path | None:
@@ -81,12 +82,12 @@ def _read_split(root: Path, folder: Path, classes: Sequence[str], cache: Path, l
     labels: list[int] = []
     left_out += [f"{folder.name}/{name}" for name in loose_files(folder)]
     for label, name in enumerate(classes):
-        images, others = list_images(folder / name)
-        left_out += [f"{folder.name}/{name}/{path}" for path in others]
-        if not images:
+        listing = list_images(folder / name)
+        left_out += [f"{folder.name}/{name}/{path}" for path in listing.others]
+        if not listing.images:
             raise InputError(f"{folder / name}: class {name!r} has no images ({', '.join(sorted(EXTENSIONS))})")
-        names += [f"{folder.name}/{name}/{path}" for path in images]
-        labels += [label] * len(images)
+        names += [f"{folder.name}/{name}/{path}" for path in listing.images]
+        labels += [label] * len(listing.images)
     return index_files(root, names, labels, cache)
 
 
@@ -112,47 +113,75 @@ def kinds_of(left_out: Iterable[str]) -> dict[str, list[str]]:
 
 
 class Listing(NamedTuple):
-    """Files under a folder, relative to it, in order; `others` are no images by their names."""
+    """What lies under a folder, relative to it, images in order; `others` are no images by their names.
+
+    `unreadable`: why a folder cannot be listed, or a pipe with the name of an image not be read. `dangling`: links to
+    nothing without the name of an image; what they led to may have been a folder of images.
+    """
 
     images: list[str]
     others: list[str]
+    unreadable: dict[str, str]
+    dangling: list[str]
 
 
 def list_images(folder: Path) -> Listing:
-    """All files under a folder: hidden ones left out, no folder entered twice or upwards.
+    """All files under a folder, as `search_folder`, for images that must all be there.
 
-    Raises InputError naming a link to a folder that is not there, or what cannot be read as a file.
+    Raises InputError naming a link to a folder that is not there, or what cannot be read.
     """
     if _leads_nowhere(folder):
         raise InputError(_nowhere(folder))
-    entered = {_identity(parent) for parent in (*folder.absolute().parents, *folder.resolve().parents)}
-    found = Listing([], [])
+    found = search_folder(folder)
+    for name, reason in found.unreadable.items():
+        raise InputError(f"{folder / name}: {reason}")
+    for name in found.dangling:
+        raise InputError(_nowhere(folder / name))
+    return found
+
+
+def search_folder(folder: str | Path) -> Listing:
+    """All files under a folder: hidden ones left out, no folder entered twice or upwards."""
+    given = Path(folder)
+    named = () if ".." in given.parts else given.absolute().parents  # a folder before `..` may lie within
+    entered = {_identity(parent) for parent in (*named, *given.resolve().parents)}
+    found = Listing([], [], {}, [])
     todo = [(str(folder), "")]  # not by recursion: Python's depth is bounded
     while todo:
         path, prefix = todo.pop()
-        identity = _identity(path)
-        if identity in entered:  # a link to a folder above or beside
-            continue
-        entered.add(identity)
-        folders = []
-        with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
-                if entry.name.startswith("."):
-                    continue
-                # of a link that leads to itself, entry.is_dir() would raise
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                    folders.append((entry.path, f"{prefix}{entry.name}/"))
-                elif is_image(entry.name):
-                    if _is_special(entry):
-                        raise InputError(f"{entry.path}: is no regular file")
-                    found.images.append(prefix + entry.name)
-                elif entry.is_symlink() and _leads_nowhere(entry.path):
-                    raise InputError(_nowhere(entry.path))
-                else:
-                    found.others.append(prefix + entry.name)
-        todo += reversed(folders)
+        try:
+            identity = _identity(path)
+            if identity in entered:  # a link to a folder above or beside
+                continue
+            entered.add(identity)
+            todo += reversed(_search_one(path, prefix, found))
+        except OSError as error:
+            found.unreadable[prefix.rstrip("/")] = f"the folder cannot be listed: {error.strerror}"
     found.images.sort(key=lambda path: path.split("/"))
     return found
+
+
+def _search_one(path: str, prefix: str, found: Listing) -> list[tuple[str, str]]:
+    """The folders in a folder, each with what its files' names begin with; its own files are added to `found`."""
+    folders = []
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
+            name = prefix + entry.name
+            if entry.name.startswith("."):
+                continue
+            # of a link that leads to itself, entry.is_dir() would raise
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                folders.append((entry.path, f"{name}/"))
+            elif is_image(entry.name):
+                if _is_special(entry):
+                    found.unreadable[name] = NOT_REGULAR
+                else:
+                    found.images.append(name)
+            elif entry.is_symlink() and _leads_nowhere(entry.path):
+                found.dangling.append(name)
+            else:
+                found.others.append(name)
+    return folders
 
 
 def _leads_nowhere(path: str | Path) -> bool:

@@ -23,7 +23,7 @@ from toolkit.data.sources.containers import Container, Part, file_facts, index_c
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, check_single
 from toolkit.data.sources.labels import MOST_CLASSES, check_complete, check_range, count_classes
-from toolkit.errors import InputError
+from toolkit.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _load(name: str, cache: Path) -> Any:
     try:
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, cache_dir=str(cache / "hub"))
     except Exception as error:  # whatever a loader, its files or the network come up with
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = first_line(error)
         raise InputError(f"hf:{name}: cannot be loaded: {reason}") from None
 
 
@@ -115,7 +115,8 @@ def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
     split = split.cast_column(columns.image, datasets.Image(decode=False))
     if not len(split) or not split.cache_files:
         raise InputError(f"{where}: has no rows, or `datasets` keeps them in memory, not in files")
-    if split[0][columns.image]["bytes"] is None:
+    first = next((row[columns.image] for row in split if row[columns.image] is not None), None)
+    if first is not None and first["bytes"] is None:
         index = _index_files(split, columns, cache, where)
     else:
         arrows = [_uncompressed(file["filename"], columns.image, cache) for file in split.cache_files]
@@ -127,7 +128,7 @@ def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
 
 
 def _index_files(split: Any, columns: Columns, cache: Path, where: str) -> Index:
-    paths = [row["path"] for row in split.data.column(columns.image).to_pylist()]
+    paths = [row and row["path"] for row in split.data.column(columns.image).to_pylist()]
     labels = split.data.column(columns.label).to_pylist()
     for what, values in (("path", paths), ("label", labels)):
         if None in values:

@@ -1,5 +1,7 @@
 """What labels must be where numbers are given, not names: 0 ... C-1, each used."""
 
+import re
+
 import numpy as np
 
 from toolkit.data.index import Index
@@ -11,10 +13,9 @@ CLASS_NAMES = "class_names.txt"  # beside manifests or shards: one name a line, 
 
 def parse_label(text: str | None, where: str) -> int:
     """A label from its text; raises InputError that begins with `where`."""
-    try:
-        label = int(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: label {text!r} is not a whole number") from None
+    if text is None or not re.fullmatch(r"\s*-?[0-9]{1,40}\s*", text):  # int() takes 1_0 and other alphabets' digits
+        raise InputError(f"{where}: label {text and text[:40]!r} is not a whole number")
+    label = int(text)
     check_range(label, None, where)
     return label
 

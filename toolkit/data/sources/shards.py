@@ -175,7 +175,7 @@ def _label(content: bytes, ending: str, where: str) -> int | None:
         return parse_label(content.decode("utf-8", "replace").strip(), where)
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON: {error}") from None
     if not isinstance(value, dict) or "label" not in value:
         return None

@@ -1,0 +1,113 @@
+"""What `--help` of each recipe shows, and what it costs to see it."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit import Settings
+from toolkit.command import OTHER
+from toolkit.recipe_settings import Benchmark, Evaluate, Export, Predict, Report, Scan, Verify, WorkspaceLayout
+from toolkit.settings import SECTIONS, Scales
+
+MULTISCALE = {*Scales.model_fields} - {"img_size"}
+SHOWN = {  # recipe: its flags and words
+    "single_scale": {*Settings.model_fields, *OTHER, "img_size", "eval_scales"},
+    "multiscale": {*Settings.model_fields, *OTHER, *MULTISCALE},
+    "benchmark": {*Benchmark.model_fields},
+    "evaluate": {*Evaluate.model_fields},
+    "export": {*Export.model_fields},
+    "predict": {*Predict.model_fields},
+    "report": {*Report.model_fields},
+    "scan": {*Scan.model_fields},
+    "verify_resume": {*Verify.model_fields},
+    "wandb_dashboard": {*WorkspaceLayout.model_fields},
+}
+HEAVY = {"torch", "timm", "accelerate", "wandb", "torchvision", "numpy", "PIL", "matplotlib", "simplejpeg"}
+ENOUGH_CPU_S, TRIES = 1.0, 3  # of the processor, not of the clock; what runs beside makes it longer, never shorter
+RANGE = r"\d to \d|\d or more|above 0"
+TOLD = {  # what a number is: how its flag tells what it means
+    "X": rf"{RANGE}|\b(GB|s|minutes|hour|epochs|points of top-1)\b",
+    "N": rf"{RANGE}|\b(px|images|epochs|passes|steps|threads|checkpoints|times)\b",
+}
+NUMBER = re.compile(r"--[\w-]+ ([NX])(?:,N,\.\.\.)? +(.*)")
+
+
+def helped(recipe: str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *words, str(ROOT / "recipes" / f"{recipe}.py"), "--help"]
+    environment = {**os.environ, "TERM": "xterm"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **more)
+
+
+def cpu_s(recipe: str) -> float:
+    """What its help takes of the processor."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert helped(recipe).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def boxes(text: str) -> dict[str, dict[str, str]]:
+    """Heading -> flag or word -> what is told of it."""
+    found: dict[str, dict[str, str]] = {}
+    for heading, box in re.findall(r"^╭─ (.*?) ─+╮\n(.*?)^╰", text, re.MULTILINE | re.DOTALL):
+        entries = re.split(r"^│ (?=\S)", box, flags=re.MULTILINE)[1:]
+        told = [" ".join(line.strip("│ ") for line in entry.splitlines()) for entry in entries]
+        found[heading] = {text.split()[0].strip(","): text for text in told}
+    return found
+
+
+def test_every_recipe_is_tested():
+    assert {*SHOWN} == {path.stem for path in (ROOT / "recipes").glob("*.py")}
+
+
+@pytest.mark.parametrize("recipe", SHOWN)
+def test_help_comes_within_a_second_of_the_processor(recipe: str):
+    assert any(cpu_s(recipe) < ENOUGH_CPU_S for _ in range(TRIES))
+
+
+@pytest.mark.parametrize("recipe", SHOWN)
+def test_help_is_complete_grouped_and_without_heavy_imports(recipe: str, tmp_path: Path):
+    done = helped(recipe, "-X", "importtime", cwd=tmp_path)
+    assert done.returncode == 0
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "pydantic" in imported  # control
+    assert not imported & HEAVY
+    assert list(tmp_path.iterdir()) == []
+
+    assert "Example: " in done.stdout
+    assert "\x1b" not in done.stdout  # it goes into a file
+    groups = boxes(done.stdout)
+    assert [*groups.pop("options")] == ["-h"]  # the rest has headings that tell something
+    told = {name: text for group in groups.values() for name, text in group.items()}
+    assert {name.strip("-[]").lower().replace("-", "_") for name in told} == SHOWN[recipe]
+    assert [text for text in told.values() if not re.search("default|unset|required", text)] == []
+    assert [name for name in told if name.startswith("[")] == []  # words are required
+    numbers = {text: NUMBER.match(text) for text in told.values()}
+    assert [text for text, number in numbers.items() if number and not re.search(TOLD[number[1]], number[2])] == []
+
+
+@pytest.mark.parametrize("recipe", ["single_scale", "multiscale"])
+def test_help_shows_sections_switches_and_choices_when_a_recipe_trains(recipe: str):
+    text = helped(recipe).stdout
+    headings = [*boxes(text)]
+    assert headings == [
+        "options",
+        *(f"{section.__name__.lower()} options" for section in (*SECTIONS, Scales)),
+        "other options",
+    ]
+    switches = {"--no-hflip", "--no-pretrained", "--no-amp", "--no-compile", "--no-sync-bn", "--no-deterministic"}
+    assert switches <= {*re.findall(r"--[a-z][a-z-]*", text)}
+    for choices in (
+        "{cosine,plateau}",
+        "{auto,none,aws,gcp,azure}",
+        "{wandb,tensorboard,trackio,none}",
+        "--checkpoint-dir",
+    ):
+        assert choices in text

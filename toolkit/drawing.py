@@ -1,0 +1,102 @@
+"""A figure as SVG to be set into a page: its text is text, its colours are the page's.
+
+It is as wide as a phone's page, so that its text needs no scaling; the page sets figures side by side.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+
+# Colours of the page, which differ between light and dark: drawn as these, and replaced by the page's variables.
+INK, MUTED, FAINT = "#010101", "#010102", "#010103"
+VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint"}
+SCALE = "#0102"  # then two digits: the scale's place, ascending
+WIDTH, HEIGHT = 400, 230  # px
+LEFT, RIGHT, TOP, BOTTOM = 46, 50, 22, 38  # margins, px
+TEXT = 12  # px
+STYLE: dict[str, Any] = {
+    "figure.dpi": 72,  # of SVG: so points are px
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": TEXT,
+    "text.color": MUTED,
+    "text.parse_math": False,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": FAINT,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.xmargin": 0.0,
+    "axes.ymargin": 0.12,
+    "grid.color": FAINT,
+    "grid.linewidth": 1,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.major.pad": 7,
+    "ytick.major.pad": 7,
+    "lines.linewidth": 2,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+}
+
+
+# From small scales to large ones; lightness runs one way, so that they differ without hue, too.
+RAMPS = {"light": ("#a36200", "#c2416f", "#5a3fc0"), "dark": ("#f5c04a", "#f081a4", "#9a8cff")}
+
+
+def scale_colours(count: int, scheme: str) -> list[str]:
+    """What the colours of so many scales are on a light or dark page."""
+    ramp = LinearSegmentedColormap.from_list(scheme, RAMPS[scheme])
+    return [to_hex(ramp(place / max(1, count - 1) if count > 1 else 1.0)) for place in range(count)]
+
+
+def scale_colour(place: int) -> str:
+    """The colour of a scale, in every plot."""
+    return f"{SCALE}{place:02d}"
+
+
+@contextmanager
+def drawing(name: str, description: str, height: int = HEIGHT, top: int = TOP) -> Iterator[tuple[Figure, list[str]]]:
+    """A figure in our style; what it became, once the block ends, is the list's only element."""
+    svg: list[str] = []
+    style: Any = {**STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
+        figure.subplots_adjust(
+            left=LEFT / WIDTH, right=1 - RIGHT / WIDTH, bottom=BOTTOM / height, top=1 - top / height, hspace=0.32
+        )
+        yield figure, svg
+        text = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    svg.append(_for_a_page(text.getvalue(), description))
+
+
+def _for_a_page(svg: str, description: str) -> str:
+    """The file's `<svg>` element with what a page needs: no namespaces, no fixed size, the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"/>| transform="rotate\(-0 [^"]*"', "", re.sub(r'<g id="[^"]*">', "<g>", svg))
+    svg = re.sub(r"font-family: [^;\"]*(&quot;[^;]*)?;? ?|font: (\d+)px [^;\"]*", _only_size, svg)
+    svg = re.sub(rf"{SCALE}(\d\d)", lambda found: f"var(--scale-{int(found[1])})", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    box = re.search(r'viewBox="[^"]*"', svg)
+    head = f'<svg {box[0] if box else ""} role="img" aria-label="{description}">'
+    return re.sub(r"\n\s*", "\n", re.sub(r"^<svg[^>]*>", head, svg))
+
+
+def _only_size(found: re.Match[str]) -> str:
+    return f"font-size: {found[2]}px" if found[2] else ""
