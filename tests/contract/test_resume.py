@@ -18,7 +18,7 @@ from examples import EPOCHS, EXAMPLES
 from resumable import AUGMENTED, STEPS_PER_EPOCH, settings, strategy
 from safetensors.torch import load_file
 
-from tests.conftest import TIMES
+from tests.conftest import PATIENCE_S, TIMES
 from toolkit import checkpoint, setup, state, train
 from toolkit.checkpoint import Store
 from toolkit.rundir import RunDirectory
@@ -57,7 +57,7 @@ def kill_within_second_epoch(example: str, output: Path) -> None:
         [sys.executable, str(WORKER), example, str(output)], env={**os.environ}, stdout=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while len(delivered(output)) < STEPS_PER_EPOCH * 3 // 2:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline

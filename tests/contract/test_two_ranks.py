@@ -12,7 +12,7 @@ import torch
 from examples import EPOCHS, EXAMPLES
 from safetensors.torch import load_file
 
-from tests.conftest import TORCHRUN
+from tests.conftest import PATIENCE_S, TORCHRUN
 from toolkit.contract import Budget
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the two processes left what they recorded."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [*TORCHRUN, str(WORKER), str(folder)]
-    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

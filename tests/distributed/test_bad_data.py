@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, TORCHRUN, recipe, write_folders
+from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, recipe, write_folders
 from toolkit import SingleScale
 from toolkit.data.sampler import Sampler
 from toolkit.data.splits import open_splits
@@ -61,7 +61,7 @@ def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
     words = ("--data-root", str(data), *TRAIN, *EXACT, *COLOURFUL, "--on-bad-sample", "quarantine", "--output-dir")
     assert recipe("single_scale")([*words, str(tmp_path / "one")]) == 0
     launch = [*TORCHRUN, RECIPE, *words, str(tmp_path / "two")]
-    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     steps: dict[str, dict[int, set[tuple[int, int, int]]]] = {}
     for name in ("one", "two"):
@@ -93,7 +93,7 @@ def test_two_processes_refuse_to_start_when_their_data_differ(tmp_path: Path):
     launch = [*TORCHRUN, str(tmp_path / "start.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+        launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 1
     assert "--data-root: process 0 found 24 training images, process 1 found 26" in done.stderr
@@ -125,7 +125,7 @@ def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_f
         )
         for number in (0, 1)
     ]
-    told = [process.communicate(timeout=200)[1] for process in processes]
+    told = [process.communicate(timeout=PATIENCE_S)[1] for process in processes]
     head = ["error: ", "error on rank 1: "]
     cause = f"{name}: cannot be read as an image: image file is truncated"
     assert [len(text.splitlines()) for text in told] == [1, 1], told
@@ -149,7 +149,7 @@ def started(data: Path, output: Path, *words: str) -> Iterator[subprocess.Popen[
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not (output / "samples.jsonl").exists():
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
@@ -165,7 +165,7 @@ def started(data: Path, output: Path, *words: str) -> Iterator[subprocess.Popen[
 def check_ended(process: subprocess.Popen[str], output: Path, message: str, patience_s: float) -> None:
     """Exit code 1, one line, and the summary says the same."""
     begin = time.monotonic()
-    error = process.communicate(timeout=100)[1]
+    error = process.communicate(timeout=PATIENCE_S)[1]
     assert time.monotonic() - begin < patience_s
     assert process.returncode == 1
     assert len(error.splitlines()) == 1, error
@@ -176,10 +176,10 @@ def check_ended(process: subprocess.Popen[str], output: Path, message: str, pati
 @pytest.mark.parametrize(("words", "who"), [((), "thread"), (("--rand-augment", "5"), "process")])
 def test_a_run_ends_within_its_timeout_with_one_line_when_a_read_never_returns(tmp_path: Path, words, who: str):
     data, output = write_folders(tmp_path / "data", SPLITS), tmp_path / "run"
-    with started(data, output, "--loader-timeout-s", "3", *words) as process:
+    with started(data, output, "--loader-timeout-s", "10", *words) as process:
         os.mkfifo(tmp_path / "pipe")
         (tmp_path / "pipe").replace(data / "train" / "cat" / "3.png")  # the storage hangs: nobody writes to a pipe
-        check_ended(process, output, f"a loader {who} gave nothing for 3 s: is the storage of --data-root alive?", 30)
+        check_ended(process, output, f"a loader {who} gave nothing for 10 s: is the storage of --data-root alive?", 60)
 
 
 def children(pid: int) -> list[int]:
@@ -198,7 +198,7 @@ def children(pid: int) -> list[int]:
 def test_a_run_ends_with_one_line_when_a_loader_process_is_killed(tmp_path: Path):
     data, output = write_folders(tmp_path / "data", SPLITS), tmp_path / "run"
     with started(data, output, "--rand-augment", "5", "--num-workers", "2") as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while process.poll() is None and time.monotonic() < deadline:  # each epoch starts new ones
             for worker in children(process.pid):
                 with suppress(ProcessLookupError):

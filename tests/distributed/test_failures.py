@@ -12,7 +12,7 @@ import torch
 from poisoned import Poisoned, settings, write_manifest
 from safetensors.torch import load_file
 
-from tests.conftest import SLOW, TINY, TORCHRUN, Runner
+from tests.conftest import PATIENCE_S, SLOW, TINY, TORCHRUN, Runner
 from toolkit import NonFiniteError, train
 from toolkit.data.sampler import Sampler
 from toolkit.monitor import FiniteWatch
@@ -86,7 +86,7 @@ def test_nan_at_one_image_stops_both_processes_at_the_same_step(
 ):
     output = tmp_path / "run"
     launch = [*TORCHRUN, str(WORKER), str(data), str(output), where]
-    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 1
     notes = [tmp_path / f"run.rank-{rank}.txt" for rank in (0, 1)]
     assert [note.exists() for note in notes] == [True, True], done.stderr[-3000:]

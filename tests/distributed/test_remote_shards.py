@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import storage as servers
-from tests.conftest import ROOT, SLOW, TORCHRUN, recipe
+from tests.conftest import PATIENCE_S, ROOT, SLOW, TORCHRUN, recipe
 from tests.storage import Storage
 from tests.unit.test_shards import samples, write_tar
 
@@ -102,7 +102,7 @@ def test_two_processes_see_the_same_as_one_and_share_what_they_fetch(
 ):
     storage.fetches.clear()
     launch = [*TORCHRUN, str(ROOT / "recipes/single_scale.py"), *words(data, storage.url, tmp_path / "two")]
-    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert most_fetched(storage) <= 1 + EPOCHS
     held = sum(file.stat().st_size for file in (tmp_path / "cache-two/blocks").iterdir())

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TORCHRUN
+from tests.conftest import PATIENCE_S, ROOT, TORCHRUN
 from toolkit import Settings
 from toolkit.data import synthetic
 from toolkit.models import plan_model
@@ -99,7 +99,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
     assert main(command(data, folder / "accumulated", "--device-batch-size", str(BATCH // 4))) == 0
     assert main(command(swapped, folder / "swapped")) == 0
     launch = [*TORCHRUN, str(RECIPE), *command(data, folder / "two")]
-    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: Outcome(folder / name) for name in ("one", "two", "accumulated", "swapped")}
 

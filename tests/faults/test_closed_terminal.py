@@ -8,7 +8,7 @@ import sys
 import termios
 from pathlib import Path
 
-from tests.conftest import ROOT, SLOW, TINY
+from tests.conftest import PATIENCE_S, ROOT, SLOW, TINY
 
 RECIPE = str(ROOT / "recipes" / "single_scale.py")
 
@@ -25,7 +25,7 @@ def test_a_run_ends_well_when_the_terminal_of_its_bar_is_closed(tmp_path: Path):
         while b"epoch 0: " not in drawn:
             drawn += os.read(terminal, 1000)
         os.close(terminal)
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out
     assert "epoch   1" in out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["exit_reason"] == "done"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from victim import newest
 
-from tests.conftest import ROOT, SLOW
+from tests.conftest import PATIENCE_S, ROOT, SLOW
 
 WORDS = [
     *("--synthetic-count", "600", "--synthetic-size", "32", "--img-size", "16", "--batch-size", "4", "--epochs", "1"),
@@ -32,20 +32,20 @@ def command(output: Path, *before: str) -> list[str]:
 
 def train(output: Path, *before: str) -> subprocess.CompletedProcess[str]:
     """The recipe to its end; `before`: words before it in the command line."""
-    return subprocess.run(command(output, *before), capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command(output, *before), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def stopped_by(output: Path, event: Callable[[subprocess.Popen[str]], None]) -> subprocess.CompletedProcess[str]:
     """The recipe, to which something happens once its first checkpoint is there."""
     with subprocess.Popen(command(output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + PATIENCE_S
             while not newest(output):
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             event(process)
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, SLOW
+from tests.conftest import PATIENCE_S, ROOT, SLOW
 
 SCRIPT = Path(__file__).with_name("phased.py")
 PHASES, SETTLED = 20, 2  # after which every thread that stays was started: the writer of checkpoints, torch's own
@@ -26,7 +26,7 @@ def measured(tmp_path: Path, *words: str) -> list[dict[str, Any]]:
     notes = tmp_path / "notes"
     command = [sys.executable, str(SCRIPT), str(tmp_path / "run"), str(notes), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in notes.read_text().splitlines()]
     assert [line["phase"] for line in lines] == list(range(PHASES))

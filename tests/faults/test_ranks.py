@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, slow_disk, start, start_two
 
-from tests.conftest import ALL, ROOT, SLOW, TORCHRUN
+from tests.conftest import ALL, PATIENCE_S, ROOT, SLOW, TORCHRUN
 from toolkit.rundir import RunDirectory
 
 WORKER = str(Path(__file__).with_name("two_ranks.py"))
 # float32, SGD, no dropout, a model without BatchNorm: only the order of sums differs between numbers of processes.
 EXACT = {"arch": "test_vit", "optimizer": "sgd", "learning_rate": 0.01, "dropout_rate": 0.0}
 TOLERANCE = 1e-5  # of the largest difference of a weight
-PATIENCE_S = 30  # a hang would take the time limit of the launcher or of the backend
+AT_MOST_S = 30  # a hang would take the time limit of the launcher or of the backend
 
 
 def start_several(
@@ -30,14 +30,16 @@ def start_several(
     """Train with several processes, the fault in one of them."""
     told = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
     command = [*TORCHRUN[:-1], str(count), WORKER, *told, *words]
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(
+        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
 
 
 def check_all_gone(run: Run, noted: str) -> None:
     """That the launcher has just ended, in time after what rank 1 noted last, its fault; and nobody is left behind."""
     note = run.output.with_name(f"{run.output.name}.notes-1") / noted
     assert note.read_text()
-    assert time.time() - note.stat().st_mtime < PATIENCE_S
+    assert time.time() - note.stat().st_mtime < AT_MOST_S
     left = [process.info for process in psutil.process_iter(["pid", "cmdline"])]
     assert not [entry for entry in left if str(run.output) in " ".join(entry["cmdline"] or [])]
 

@@ -14,7 +14,7 @@ from threading import Event, Thread
 
 import pytest
 
-from tests.conftest import ROOT, SLOW, recipe
+from tests.conftest import PATIENCE_S, ROOT, SLOW, recipe
 
 SCRIPT = Path(__file__).with_name("tracked.py")
 LAST = "step-000000020"
@@ -36,7 +36,7 @@ def tracked(output: Path, log_with: str, fault: str, code: int = 0, **env: str) 
     environment = {**os.environ, **SECRETS, "HOME": str(home), "PYTHONPATH": str(ROOT), **env}
     command = [sys.executable, str(SCRIPT), str(output), log_with, fault]
     done = subprocess.run(
-        command, cwd=output.parent, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=output.parent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, TORCHRUN, Runner, recipe
+from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, Runner, recipe
 from toolkit import mistakes
 from toolkit.mistakes import Mistakes
 
@@ -199,7 +199,7 @@ def test_what_was_written_is_whole_when_it_is_stopped_by_ctrl_c(finished: Path, 
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     lines = err.splitlines()
     rows = rows_of("rows.csv")
@@ -214,7 +214,7 @@ def test_nothing_is_said_when_the_reader_has_seen_enough(finished: Path, data: P
     assert process.stdout is not None
     assert process.stdout.readline().startswith("path,label")
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, contents, recipe, write_image, write_manifest
+from tests.conftest import PATIENCE_S, ROOT, contents, recipe, write_image, write_manifest
 
 WORDS = ("--data-root", "data", "--img-size", "16", "--batch-size", "6", "--epochs", "2", "--arch", "test_resnet")
 WORDS = (
@@ -172,7 +172,7 @@ def test_a_second_run_is_refused_at_once_and_the_first_ends_unharmed_when_both_w
     command = [sys.executable, "-c", WAITING, *WORDS, "--record-samples"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + PATIENCE_S
             while not (here / "run" / "samples.jsonl").exists():
                 assert first.poll() is None
                 assert time.monotonic() < deadline
@@ -186,7 +186,7 @@ def test_a_second_run_is_refused_at_once_and_the_first_ends_unharmed_when_both_w
                     env=environment,
                     capture_output=True,
                     text=True,
-                    timeout=60,
+                    timeout=PATIENCE_S,
                     check=False,
                 )
                 assert second.returncode == 2
@@ -197,7 +197,7 @@ def test_a_second_run_is_refused_at_once_and_the_first_ends_unharmed_when_both_w
                 assert not torch_was_imported(second.stderr)  # seconds, of which there are to be two at most
             assert contents(here / "run") == before
             (here / "go").touch()
-            out, err = first.communicate(timeout=120)
+            out, err = first.communicate(timeout=PATIENCE_S)
         finally:
             first.kill()
     assert (first.returncode, err) == (0, ""), out

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE_S, ROOT
 from tests.documents import blocks, commands, exception
 
 COMMANDS = [line for page, line in commands() if page == "tutorial.md" and not exception(line)]
@@ -46,7 +46,9 @@ print(model(torch.zeros(1, 3, 64, 64)).shape)
 
 def do(*words: str, folder: Path) -> str:
     """Run a program in the user's folder, without a network; returns what it printed."""
-    done = subprocess.run(words, cwd=folder, env=OFFLINE, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        words, cwd=folder, env=OFFLINE, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -128,9 +130,9 @@ def test_a_photo_gets_its_label_when_the_model_is_served(home: Path):
 
 def post(port: int, content: bytes) -> bytes:
     """The server's answer, once it is up."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         with contextlib.suppress(urllib.error.URLError):
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}", data=content, timeout=30).read()
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}", data=content, timeout=PATIENCE_S).read()
         assert time.monotonic() < deadline
         time.sleep(0.2)

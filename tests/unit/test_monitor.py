@@ -154,7 +154,7 @@ def test_the_share_that_a_run_waits_for_batches_tells_slow_loading_from_slow_tra
     assert recipe("single_scale")((*words, "--output-dir", str(tmp_path / "run"))) == 0
     (row,) = RunDirectory(tmp_path / "run").metrics()
     seconds = int(row["images_seen"]) / float(row["images_per_s"])
-    assert seconds == pytest.approx(float(row["train_seconds"]), rel=0.1)
+    assert 0.5 * float(row["train_seconds"]) < seconds < 1.01 * float(row["train_seconds"])
     assert (float(row["data_wait_share"]) > 0.5) == most_waits
 
 

@@ -133,7 +133,7 @@ open_tier(index_of(root, names, [0] * len(names)), SIDE, root.parent)
 
 
 def test_no_half_tier_is_left_when_the_writer_is_killed(tmp_path: Path):
-    index = write_pictures(tmp_path / "images", 600)
+    index = write_pictures(tmp_path / "images", 3000)
     with subprocess.Popen(
         [sys.executable, "-c", WRITE, str(tmp_path / "images")], cwd=Path(__file__).parents[2]
     ) as process:
@@ -144,7 +144,7 @@ def test_no_half_tier_is_left_when_the_writer_is_killed(tmp_path: Path):
     assert list(tmp_path.glob("tiers/.tmp-*/images.bin"))
     assert not list(tmp_path.glob("tiers/[!.]*/images.bin"))
     tier = open_tier(index, SIDE, tmp_path)
-    assert Pixels(tier).whole(599).shape == (32, 32, 3)
+    assert Pixels(tier).whole(2999).shape == (32, 32, 3)
     assert not list(tmp_path.glob("tiers/.tmp-*"))
 
 

@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from tests.conftest import ROOT, index_of, write_image
+from tests.conftest import PATIENCE_S, ROOT, index_of, write_image
 from toolkit.data.augment import Augmenter
 from toolkit.data.header import ORIENTATION
 from toolkit.data.pixels import Pixels
@@ -321,7 +321,7 @@ def test_a_small_file_of_400_megapixels_is_refused_without_taking_memory(tmp_pat
         (tmp_path / name).write_bytes(content)
     command = [sys.executable, "-c", MEASURED, str(tmp_path), *sizes]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=True, timeout=120
+        command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     *reasons, grown_mb, control_mb = done.stdout.splitlines()
     assert len(reasons) == 2
