@@ -131,15 +131,17 @@ def product_tflops(device: torch.device, precision: str) -> float:
     """10^12 operations per second of a large matrix product; quick to take, draws no numbers and keeps no memory.
 
     Sides are doubled until a product takes long enough to be timed, so that slow arithmetic meets small ones; the best
-    counts. On a GPU float32 products may use TF32, as convolutions do. `precision`: one of `TYPES`, else float32.
+    counts. Until it also takes twice the time of the one before: a product that waits for busy cores takes no longer
+    when it is larger. On a GPU float32 products may use TF32, as convolutions do. `precision`: one of `TYPES`, else
+    float32.
     """
     allowed = torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    side, seconds, best = SMALLEST_SIDE // 2, 0.0, 0.0
+    side, before, seconds, best = SMALLEST_SIDE // 2, 0.0, 0.0, 0.0
     try:
-        while seconds < LONG_ENOUGH_S:
-            side *= 2
+        while not before or seconds < max(LONG_ENOUGH_S, 2 * before):
+            side, before = 2 * side, seconds
             matrix = torch.ones(side, side, device=device, dtype=TYPES.get(precision, torch.float32))
             seconds = _best_seconds(partial(torch.mm, matrix, matrix))
             best = max(best, 2 * side**3 / seconds / 1e12)
