@@ -57,6 +57,11 @@ STYLE: dict[str, Any] = {
 RAMPS = {"light": ("#a36200", "#c2416f", "#5a3fc0"), "dark": ("#f5c04a", "#f081a4", "#9a8cff")}
 
 
+def milliseconds(value: float) -> str:
+    """`0.123 ms`, `12.3 ms`, `1,234 ms`."""
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
 def scale_colours(count: int, scheme: str) -> list[str]:
     """What the colours of so many scales are on a light or dark page."""
     ramp = LinearSegmentedColormap.from_list(scheme, RAMPS[scheme])

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 
-from toolkit.drawing import FAINT, HEIGHT, INK, LEFT, MUTED, RIGHT, TEXT, TOP, WIDTH, drawing
+from toolkit.drawing import FAINT, HEIGHT, INK, LEFT, MUTED, RIGHT, TEXT, TOP, WIDTH, drawing, milliseconds
 from toolkit.history import Band
 from toolkit.quality import Bin
 
@@ -158,7 +158,7 @@ def over_sizes(
         for axes in lower:
             heights = [value or 0.0 for value in latency_ms]
             axes.vlines(sizes, 0, heights, color=list(colours), linewidth=3)
-            times = [f"{value:.3g} ms" for value in heights]
+            times = [milliseconds(value) for value in heights]
             for i in _fitting(axes, sizes, times):
                 axes.annotate(
                     times[i],

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from toolkit.drawing import INK, MUTED, scale_colour, scale_colours
+from toolkit.drawing import INK, MUTED, milliseconds, scale_colour, scale_colours
 from toolkit.mistakes import Mistakes
 from toolkit.plots import Line, over_epochs, over_sizes, reliability_diagram
 from toolkit.quality import Answers, class_accuracy, confused, confusion, reliability
@@ -67,7 +67,9 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=duration, spoken=_spoken, percent=lambda value: f"{value:.2f}%")
+    environment.filters.update(
+        duration=duration, milliseconds=milliseconds, spoken=_spoken, percent=lambda value: f"{value:.2f}%"
+    )
     return environment
 
 

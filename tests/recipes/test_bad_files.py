@@ -154,6 +154,7 @@ def test_figures_count_the_good_images_only_and_say_so_when_images_are_quarantin
 def test_the_log_says_how_many_were_left_out_and_a_resumed_run_ends_alike(trained, tmp_path: Path, capsys):
     """As if it had been stopped after its second epoch."""
     shutil.copytree(trained("ram", True).parent / "data", tmp_path / "data")
+    capsys.readouterr()  # of the training that others look at too
     for name in ("whole", "resumed"):
         if name == "resumed":
             shutil.copytree(tmp_path / "whole", tmp_path / "resumed")

@@ -33,6 +33,11 @@ def test_labels_are_left_out_from_the_largest_size_down_when_they_would_meet(siz
     assert [float(word.removesuffix(" ms")) for word in words(plot) if word.endswith(" ms")] == [*timed]
 
 
+def test_a_time_is_said_in_plain_digits_when_it_is_long():
+    plot = over_sizes((32, 64, 128), ["#000000"] * 3, {"validation": [50.0] * 3}, [0.1234, 98.76, 2345.6])
+    assert [word for word in words(plot) if word.endswith(" ms")] == ["0.123 ms", "98.8 ms", "2,346 ms"]
+
+
 @pytest.mark.parametrize("values", [(100.0, 100.0), (96.0, 100.0), (0.0, 0.0), (0.0, 3.0), (0.0, 100.0), (50.0, 50.0)])
 def test_an_axis_in_percent_has_no_tick_beyond_0_and_100_and_none_too_fine_when_figures_are_extreme(values):
     lines, epochs = [Line("", np.array(values))], np.arange(2.0)
