@@ -14,7 +14,7 @@ from toolkit.history import History, read_history, size_of
 from toolkit.mistakes import Mistakes
 from toolkit.quality import calibration_error
 from toolkit.rundir import FINISHED, RunDirectory
-from toolkit.settings import SECTIONS, SYNTHETIC, Settings, default_scales
+from toolkit.settings import SECTIONS, SYNTHETIC, Settings, default_scales, make_settings
 from toolkit.strategies import STRATEGIES, Simultaneous, SingleScale
 
 SPLITS = ("val", "test")
@@ -203,8 +203,9 @@ FILLED_IN = ("amp", "cache", "img_size", "synthetic_count", "synthetic_size")
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """What each setting is where nobody chooses it, in view of the others; nothing of those that this cannot tell."""
+    chosen = make_settings({name: value for name, value in config.items() if name in Settings.model_fields})
     of_settings = {
-        name: field.get_default(call_default_factory=True, validated_data=dict(config))
+        name: field.get_default(call_default_factory=True, validated_data=dict(chosen))
         for name, field in Settings.model_fields.items()
         if name not in FILLED_IN
     }

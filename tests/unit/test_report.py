@@ -228,6 +228,16 @@ def test_a_folder_is_refused_when_it_holds_no_run(tmp_path: Path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_value_is_refused_when_somebody_edited_it_to_what_no_run_has(tmp_path: Path, capsys):
+    run = write_records(tmp_path / "run", epochs=1)
+    settings = re.sub(r"^epochs:.*$", "epochs: many", (run / "config.yaml").read_text(), flags=re.MULTILINE)
+    (run / "config.yaml").write_text(settings)
+    assert recipe("report")([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --epochs many: ")
+    assert error.count("\n") == 1
+
+
 def test_sentences_below_the_table_are_apart_when_there_are_several(tmp_path: Path):
     run = answer(end(write_records(tmp_path / "run", strategy="simultaneous", epochs=2)))
     summary = json.loads((run / "summary.json").read_text())
