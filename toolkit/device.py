@@ -77,6 +77,13 @@ def name(accelerator: Accelerator) -> str:
     return f"{accelerator.device.type} ({torch.get_num_threads()} threads)"
 
 
+def arithmetic(accelerator: Accelerator) -> str:
+    """What computes, as far as sums depend on it in their last bits."""
+    if accelerator.device.type != "cpu":
+        return name(accelerator)
+    return f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+
+
 def start(settings: Settings, precision: str | None = None) -> Accelerator:
     """The run's Accelerator; raises InputError on processes that do not know of each other.
 

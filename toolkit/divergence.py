@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 
 from toolkit.errors import InputError, NonFiniteError
-from toolkit.resuming import restore
+from toolkit.resuming import keep_best, restore
 from toolkit.setup import Run
 
 log = logging.getLogger(__name__)
@@ -33,14 +33,17 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
     progress, rollbacks = run.progress, run.progress.rollbacks + 1
     run.saver.join(progress.step)
     start = _verified(run)
-    if run.settings.on_divergence == "stop" or start is None:
+    if run.settings.on_divergence == "stop":
         raise error
+    if start is None:
+        raise NonFiniteError(f"{error} (no checkpoint to go back to: --save-every-steps saves within an epoch)")
     if rollbacks > MOST_ROLLBACKS:
         raise NonFiniteError(f"{error} (after {MOST_ROLLBACKS} rollbacks)")
     restore(start, run.learner, run.meter, run.facts, progress)
     progress.rollbacks = rollbacks
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
+        keep_best(run.directory, progress)  # a damaged checkpoint may have been passed, and with it the best model
         run.directory.cut_to(progress)
     run.accelerator.wait_for_everyone()
     run.tracking.rewind(progress.step)

@@ -53,6 +53,8 @@ def train(
             place = claim_place(accelerator, asked, recipe, facts)
             try:
                 if place.finished:
+                    if accelerator.is_main_process:
+                        report.make_up_for(place.directory.path)
                     log.info("finished  nothing is left to do; give another --output-dir to train anew")
                     return place.directory.summary()
                 prepared = go_on(prepared, place.cache)
@@ -70,6 +72,10 @@ def train(
 def _recorded(run: Run) -> dict[str, Any]:
     """Train; however that ends, the summary says so and the dashboard is closed."""
     run.preemption.training_begins()
+    if run.accelerator.is_main_process:
+        run.directory.forget_summary()
+        if (run.directory.path / report.PAGE).exists():  # it tells how an earlier start ended
+            report.refresh(run.directory.path, at_once=True)
     run.wall.start()
     try:
         return _train_or_save(run)
@@ -230,13 +236,13 @@ def _close_epoch(run: Run, epoch: Epoch, figures: dict[str, float]) -> None:
     if run.accelerator.is_main_process:
         report.refresh(run.directory.path)
     log.info(
-        "epoch %3d  %s px  loss %.4f  top-1 %s%s  %.0f images/s",
+        "epoch %3d  %s px  loss %.4f  top-1 %s%s%s",
         epoch.number,
         sizes,
         values["train_loss"],
         brief(scores),
         "  best" if improved else "",
-        values["images_per_s"],
+        f"  {values['images_per_s']:.0f} images/s" if "images_per_s" in values else "",
     )
 
 
@@ -280,6 +286,7 @@ def _finish(run: Run) -> dict[str, Any]:
         run.evaluator.load(raw)
         scores[name] = run.evaluator.score(run.feed.evaluated["val"], panel)
         log.info("val, weights of the last step without averaging: %s", brief(scores[name]))
+    run.preemption.training_ends()
     progress.wall_seconds += run.wall.lap()
     run.tracking.conclude(final_figures(scores), progress, partial(mistakes.read, run.directory.predictions, "val"))
     summary = summarise(

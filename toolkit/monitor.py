@@ -151,15 +151,18 @@ class Pace:
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
         """Since `begin`; every process must ask, after it waited for the device.
 
-        What differs between processes is of the one where it is largest; step times are missing before the first step.
+        What differs between processes is of the one where it is largest; before the first step only memory is known.
         """
         seconds = time.perf_counter() - self._began
         self._step_ms.extend(_milliseconds(*marks) for marks in self._steps)
         self._steps.clear()
-        own = {"data_wait_share": self._waited / seconds, "peak_memory_gb": peak_memory_gb(self._device)}
+        own = {"peak_memory_gb": peak_memory_gb(self._device)}
         if self._step_ms:
+            own["data_wait_share"] = self._waited / seconds
             own["step_p50_ms"], own["step_p95_ms"] = np.percentile(self._step_ms, (50, 95)).tolist()
         largest = accelerator.gather(torch.tensor([[*own.values()]], device=self._device)).amax(0).tolist()
+        if not self._step_ms:  # the rest of an epoch that was trained, but not evaluated, before a resume
+            return dict(zip(own, largest, strict=True))
         rate, tflops = self._images / seconds, self._gflop / 1000 / seconds / accelerator.num_processes
         return {
             "images_per_s": rate,

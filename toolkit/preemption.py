@@ -43,7 +43,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self.reason = ""
-        self._signalled = self._training = self._saved = False
+        self._signalled = self._training = self._trained = self._saved = False
         self._pid = os.getpid()
         self._before: dict[int, Any] = {}
         self._over = threading.Event()
@@ -84,6 +84,10 @@ class Preemption:
         """From here on there is something to save: a signal only sets the flag."""
         self._training = True
 
+    def training_ends(self) -> None:
+        """From here on the run takes no longer to end than to stop."""
+        self._trained = True
+
     def saved(self) -> None:
         """Everything is on the disk: from here on a signal may end the process at once, with the exit code it has."""
         self._saved = True
@@ -104,10 +108,9 @@ class Preemption:
         self.ask(name)
         if not self._training:
             raise _StoppedEarly(f"stopped by {name} before training began; run the same command again")
+        then = "all is trained, the run ends" if self._trained else f"saving a checkpoint, then exit code {EXIT_CODE}"
         with contextlib.suppress(OSError):  # nobody reads it any more: Ctrl-C ends a `tee` behind the run first
-            os.write(
-                2, f"{name}: saving a checkpoint, then exit code {EXIT_CODE}; once more: leaving at once\n".encode()
-            )
+            os.write(2, f"{name}: {then}; once more: leaving at once\n".encode())
 
     def _count_signals(self) -> None:
         """Have the interpreter put the number of each signal into a pipe; it does so wherever the main thread waits."""

@@ -25,6 +25,13 @@ def refresh(directory: Path, at_once: bool = False) -> None:
         log.warning("%s could not be written: %s: %s", directory / PAGE, type(error).__name__, error)
 
 
+def make_up_for(directory: Path) -> None:
+    """Write the page of a finished run that was killed before it wrote it; never raises."""
+    page, summary = directory / PAGE, directory / "summary.json"
+    if not page.exists() or page.stat().st_mtime_ns < summary.stat().st_mtime_ns:
+        refresh(directory, at_once=True)
+
+
 def write_report(directory: Path) -> Path:
     """Write report.html of a run, whatever stage it is in; raises InputError where the folder holds none."""
     from toolkit.records import read_records

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from toolkit import best_model, checkpoint, state
+from toolkit import best_model, checkpoint, device, state
 from toolkit.checkpoint import Contents, load, rank_file, read_manifest
 from toolkit.data.index import Splits
 from toolkit.errors import InputError
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "accelerate", "timm", "numpy")
 # A difference in these lets a run go on, but not to the same bits.
-PLACE = ("processes", "micro_batch", "device", "precision", "torch")
+PLACE = ("processes", "micro_batch", "device", "hardware", "precision", *PACKAGES)
 
 
 def facts_of(accelerator: Accelerator, config: Mapping[str, Any], splits: Splits, plan: Plan) -> dict[str, Any]:
@@ -38,6 +38,7 @@ def facts_of(accelerator: Accelerator, config: Mapping[str, Any], splits: Splits
         "micro_batch": plan.micro_batch,
         "global_batch": plan.budget.batch_size,
         "device": accelerator.device.type,
+        "hardware": device.arithmetic(accelerator),
         "precision": accelerator.mixed_precision,
         **{package: version(package) for package in PACKAGES},
     }
@@ -70,7 +71,10 @@ def restore(start: Path, learner: Learner, meter: Meter, facts: Mapping[str, Any
     progress.become(Progress(**held[TRAINER]["progress"]))
     learner.weights.restore(held.get(EMA, {}), progress.optimizer_updates)
     learner.watch.forget()
-    changes = [f"{name} {saved[name]} -> {facts[name]}" for name in PLACE if saved[name] != facts[name]]
+    # One that an earlier version did not note is taken to be the same.
+    changes = [
+        f"{name} {saved[name]} -> {facts[name]}" for name in PLACE if saved.get(name, facts[name]) != facts[name]
+    ]
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit for bit: %s", ", ".join(changes))

@@ -80,6 +80,10 @@ class RunDirectory:
         note = self.path / WENT_BACK
         return note.read_text().strip() if note.exists() else None
 
+    def had_saved(self) -> bool:
+        """Whether a checkpoint was committed: it is before a best model is exported, and before a third epoch ends."""
+        return self.best.exists() or self.went_back_to() is not None or len(self.metrics()) > 2
+
     def go_back_to(self, start: Path) -> None:
         """Set aside the checkpoints after `start`; the same command again must not do that again."""
         self.store.go_back_to(start)
@@ -90,7 +94,6 @@ class RunDirectory:
         for leftover in self.path.glob(f"{STAGED}*"):
             leftover.unlink()
         storage.write_text(self._config, to_yaml(config))  # first: it makes the folder a run's
-        self._summary.unlink(missing_ok=True)  # of an earlier start, which ended otherwise than this one will
         self.store.root.mkdir(parents=True, exist_ok=True)
         storage.write_json(self.path / "class_map.json", dict(enumerate(classes)))
 
@@ -140,6 +143,10 @@ class RunDirectory:
         """Write further JSON files, by name; what stood there is replaced."""
         for name, values in notes.items() if main else ():
             storage.write_json(self.path / name, values)
+
+    def forget_summary(self) -> None:
+        """Of an earlier start, which ended otherwise than this one will."""
+        self._summary.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         storage.write_json(self._summary, dict(summary))
@@ -207,6 +214,12 @@ def _given(settings: Settings, run: RunDirectory, facts: Mapping[str, Any]) -> t
     _check_same(run, run.store.newest(), facts)
     run.ownership.take()
     newest = run.store.recover()
+    if newest is None and run.had_saved():
+        run.ownership.release()
+        raise InputError(
+            f"{run.store.root}: its checkpoints are gone, though the run had saved: put them back, or take another "
+            "--output-dir"
+        )
     line = f"going on with {newest}" if newest else "no checkpoint was committed yet: starting over"
     return run, newest, line
 
@@ -220,7 +233,10 @@ def _named(settings: Settings, path: Path, facts: Mapping[str, Any]) -> tuple[Ru
     if settings.output_dir is not None and settings.output_dir.resolve() != run.path.resolve():
         raise InputError(f"--resume {path} goes on in {run.path}: drop --output-dir {settings.output_dir}")
     if is_checkpoint and run.exit_reason() in FINISHED:
-        raise InputError(f"--resume {path}: that run is finished; going back would lose its end: copy it first")
+        raise InputError(
+            f"--resume {path}: that run is finished; going back would lose its end: go back in a copy "
+            "of it without summary.json and .dashboard-*.json"
+        )
     _check_same(run, path if is_checkpoint else run.store.newest(), facts)
     if is_checkpoint:
         checkpoint.check(path)

@@ -237,6 +237,7 @@ NOT_LEARNED = frozenset(
     {
         "data_root",  # where the images are; which they are, a checkpoint knows
         "num_workers",
+        "on_bad_sample",  # had there been a bad one, the run would have stopped
         "cache_dir",
         "loader_timeout_s",
         "device_batch_size",

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from toolkit import clouds, report
+from toolkit import clouds
 from toolkit.agreement import Agreement
 from toolkit.clouds import Cloud
 from toolkit.contract import Phase, Strategy
@@ -131,8 +131,6 @@ def _open_records(
     directory.create(config, classes)
     keep_best(directory, progress)
     directory.cut_to(progress)
-    if (directory.path / report.PAGE).exists():  # it tells how an earlier start ended
-        report.refresh(directory.path, at_once=True)
 
 
 def set_up(

@@ -31,14 +31,14 @@ def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "selection": run.strategy.selection().name,
         "best_epoch": progress.best.get("epoch"),
         "best_top1": progress.best_top1,
-        "final": rows[-1] if rows else {},
+        "final": {name: _number(value) for name, value in rows[-1].items()} if rows else {},
         "steps": progress.step,
         "images_seen": progress.images_seen,
         "optimizer_updates": progress.optimizer_updates,
         "rollbacks": progress.rollbacks,
         "inexact_resumes": progress.inexact,
         "train_seconds": progress.train_seconds,
-        "save_seconds": run.saver.seconds,
+        "save_seconds": run.saver.lap() + sum(float(row["save_seconds"]) for row in rows),
         "wall_seconds": progress.wall_seconds,
         "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
         "peak_memory_gb": max(now, *peaks.values()) if peaks else now,
@@ -69,6 +69,14 @@ def peaks_by_sizes(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
         if row.get("peak_memory_gb"):
             peaks[row["sizes"]] = max(float(row["peak_memory_gb"]), peaks.get(row["sizes"], 0.0))
     return peaks
+
+
+def _number(value: str) -> Any:
+    """A cell of metrics.csv as a number, where it is one; None where it is empty."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value or None
 
 
 def _version(package: str) -> str:

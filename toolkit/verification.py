@@ -101,6 +101,13 @@ class Trial:
         steps = [int(path.name[5:]) for path in self.folder.glob("checkpoints/step-*") if path.name[5:].isdecimal()]
         return max((step for step in steps if self.has(step)), default=0)
 
+    def mark(self, step: int) -> int | None:
+        """What tells the checkpoint of a step from another one of that step; None where there is none."""
+        try:
+            return (self.checkpoint(step) / "MANIFEST.json").stat().st_mtime_ns
+        except OSError:
+            return None
+
     def delivered(self) -> int:
         """Steps whose images a process was given."""
         try:
@@ -176,17 +183,25 @@ class Kill:
 
 def killed(trial: Trial, last: int, targets: Sequence[int]) -> Iterator[Kill]:
     """Run until the checkpoint of `last` is there, killed once each number of steps was delivered."""
-    before = 0
+    kill, mark = Kill(0, 0), None
+
+    def goes_on() -> bool:
+        """Raises ResumeError where the checkpoint to go on from is gone or made anew: a fresh start would end alike."""
+        if trial.newest() < kill.resumes or trial.mark(kill.resumes) not in (mark, None):
+            raise ResumeError(f"the command did not go on from step {kill.resumes}, but started over; see {trial.log}")
+        return True
+
     for target in targets:
-        target = max(target, before + 1)  # not before it has repeated what the kill before cost
+        target = max(target, kill.at + 1)  # not before it has repeated what the kill before cost
         with trial.started() as process:
-            trial.runs_until(process, lambda target=target: trial.delivered() >= target or trial.has(last))  # type: ignore[misc]
+            trial.runs_until(process, lambda at=target: goes_on() and (trial.delivered() >= at or trial.has(last)))  # type: ignore[misc]
             if trial.has(last):
                 return
-        before = trial.delivered()
-        yield Kill(before, trial.newest())
+        kill = Kill(trial.delivered(), trial.newest())
+        mark = trial.mark(kill.resumes)
+        yield kill
     with trial.started() as process:
-        if not trial.runs_until(process, lambda: trial.has(last)):
+        if not trial.runs_until(process, lambda: goes_on() and trial.has(last)):
             raise ResumeError(f"the killed run ended without the checkpoint of step {last}; see {trial.log}")
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from victim import ROOT
 
 from tests.conftest import PATIENCE_S, SLOW, TORCHRUN
-from toolkit import NonFiniteError, Settings, loop, storage, train
+from toolkit import NonFiniteError, Settings, best_model, loop, storage, train
 from toolkit.data.sampler import Sampler
 
 sys.path.insert(0, str(ROOT / "tests" / "distributed"))
@@ -94,10 +96,16 @@ def test_a_run_goes_back_and_ends_well_when_another_order_avoids_the_cause(
 
 def test_a_run_stops_when_it_was_not_told_to_go_back(tmp_path: Path, pairs: list[tuple[int, int]]):
     write_manifest(tmp_path, IMAGES, pairs[0])
-    with pytest.raises(NonFiniteError, match="not finite at step"):
+    with pytest.raises(NonFiniteError, match=r"--gradient-clip$"):
         train(settings(tmp_path, "stop"), STRATEGY)
     summary = train(settings(tmp_path, "rollback"), STRATEGY)  # which may be said later
     assert (summary["exit_reason"], summary["rollbacks"]) == ("done", 1)
+
+
+def test_a_run_stops_when_there_is_nothing_to_go_back_to(tmp_path: Path):
+    write_manifest(tmp_path, IMAGES, range(90))  # two in any 40 of the 100
+    with pytest.raises(NonFiniteError, match=r"\(no checkpoint to go back to: --save-every-steps saves"):
+        train(settings(tmp_path), STRATEGY)
 
 
 def test_a_run_stops_when_it_diverges_after_the_third_rollback(tmp_path: Path, pairs: list[tuple[int, int]]):
@@ -109,10 +117,8 @@ def test_a_run_stops_when_it_diverges_after_the_third_rollback(tmp_path: Path, p
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002"]
 
 
-def test_a_run_goes_back_further_when_the_last_checkpoint_is_damaged(
-    tmp_path: Path, pairs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    write_manifest(tmp_path, IMAGES, pairs[0])
+def damaging(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have the newest checkpoint damaged before each rollback; returns the names of those that were."""
     roll_back, damaged = loop.roll_back, []
 
     def after_damage(run: Any, error: NonFiniteError) -> None:
@@ -125,12 +131,44 @@ def test_a_run_goes_back_further_when_the_last_checkpoint_is_damaged(
         roll_back(run, error)
 
     monkeypatch.setattr(loop, "roll_back", after_damage)
+    return damaged
+
+
+def test_a_run_goes_back_further_when_the_last_checkpoint_is_damaged(
+    tmp_path: Path, pairs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write_manifest(tmp_path, IMAGES, pairs[0])
+    damaged = damaging(monkeypatch)
     chosen = settings(tmp_path).model_copy(update={"save_every_steps": 1})
     assert train(chosen, STRATEGY)["exit_reason"] == "done"
     text = capsys.readouterr().err
     assert "model.safetensors was changed since it was saved; set aside as" in text
     before = f"step-{int(damaged[0][5:]) - 1:09d}"
     assert f"going on from {tmp_path / 'run' / 'checkpoints' / before}, images in another order" in text
+
+
+def test_the_best_model_is_one_that_counts_when_a_run_went_back_past_a_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sampler = Sampler(IMAGES, 0, STRATEGY)
+    orders = [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1)]
+    pair = next(
+        pair
+        for pair in itertools.combinations(range(IMAGES), 2)
+        if [together(sampler, pair, *order) for order in orders] == [False, False, True, False, False]
+    )
+    write_manifest(tmp_path, IMAGES, pair)
+    select, top1 = loop.select, iter([30.0, 50.0, 5.0, 6.0])  # of epochs 0, 1, 1 once more, 2
+    monkeypatch.setattr(
+        loop, "select", lambda settings, progress, _, last: select(settings, progress, next(top1), last)
+    )
+    assert damaging(monkeypatch) == []
+    summary = train(settings(tmp_path), STRATEGY)
+    assert (summary["rollbacks"], summary["best_epoch"], summary["best_top1"]) == (1, 0, 30.0)
+    tensors, facts = best_model.load(tmp_path / "run" / "best")
+    assert (facts["epoch"], facts["step"]) == (0, 2)
+    saved = load_file(tmp_path / "run" / "checkpoints" / "step-000000002" / "model.safetensors")
+    assert all(torch.equal(tensors[name], saved[name]) for name in tensors)
 
 
 @pytest.fixture(scope="module")

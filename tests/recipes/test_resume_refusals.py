@@ -3,16 +3,20 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import PATIENCE_S, ROOT, contents, recipe, write_image, write_manifest
+from toolkit import loop, machine
 
 WORDS = ("--data-root", "data", "--img-size", "16", "--batch-size", "6", "--epochs", "2", "--arch", "test_resnet")
 WORDS = (
@@ -37,7 +41,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "recipes")!r})
 import single_scale
-from toolkit import loop
+from toolkit import loop, machine
 learn = loop.learn
 def waiting(*words):
     while not Path("go").exists():
@@ -149,6 +153,73 @@ def test_nothing_is_set_aside_when_a_run_is_to_go_back_with_other_data(here: Pat
     assert recipe("single_scale")(words) == 2
     assert "(train images: 18 -> 19)" in capsys.readouterr().err
     assert contents(here / "run") == before
+
+
+def test_a_run_does_not_start_over_when_its_checkpoints_are_gone(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "run" / "checkpoints").rename(here / "elsewhere")
+    before = contents(here / "run")
+    assert recipe("single_scale")(WORDS) == 2
+    assert "error: run/checkpoints: its checkpoints are gone, though the run had saved" in capsys.readouterr().err
+    assert contents(here / "run") == before
+    (here / "elsewhere").rename(here / "run" / "checkpoints")
+    assert recipe("single_scale")(WORDS) == 0
+
+
+def test_a_run_that_goes_on_says_so_when_sums_may_differ_in_their_last_bits(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    threads = machine.cpu_quota()
+    other = 1 if threads > 1 else 2
+    with monkeypatch.context() as context:
+        context.setattr(machine, "cpu_quota", lambda: other)
+        assert recipe("single_scale")(WORDS) == 0
+    torch.set_num_threads(threads)
+    kind = torch.backends.cpu.get_cpu_capability()
+    change = f"hardware cpu ({threads} threads, {kind}) -> cpu ({other} threads, {kind})"
+    assert f"not bit for bit: {change}\n" in capsys.readouterr().out
+    assert json.loads((here / "run" / "summary.json").read_text())["inexact_resumes"] == [f"step 4: {change}"]
+
+
+def test_a_run_goes_on_when_bad_images_are_to_be_left_out_from_now_on(here: Path, capsys: pytest.CaptureFixture[str]):
+    assert recipe("single_scale")([*WORDS, "--on-bad-sample", "quarantine"]) == 0
+    assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+
+
+def test_an_earlier_end_is_told_until_training_begins_when_a_start_is_stopped_before(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (here / "run" / "summary.json").write_text('{"exit_reason": "preempted by SIGTERM"}')
+    set_up = loop.set_up
+
+    def stopped(*words: Any) -> Any:
+        set_up(*words)
+        signal.raise_signal(signal.SIGUSR1)
+
+    with monkeypatch.context() as context:
+        context.setattr(loop, "set_up", stopped)
+        assert recipe("single_scale")(WORDS) == 75
+    assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "preempted by SIGTERM"
+    assert recipe("single_scale")(WORDS) == 0
+
+
+def test_a_run_ends_when_it_is_signalled_after_all_is_trained(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    summarise = loop.summarise
+
+    def signalled(*words: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return summarise(*words)
+
+    with monkeypatch.context() as context:
+        context.setattr(loop, "summarise", signalled)
+        assert recipe("single_scale")(WORDS) == 0
+    assert "SIGTERM: all is trained, the run ends; once more: leaving at once\n" in capfd.readouterr().err
+    assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "done"
+
+    (here / "run" / "report.html").unlink()  # as when it is killed then, before it has written its page
+    assert recipe("single_scale")(WORDS) == 0
+    assert "<title>" in (here / "run" / "report.html").read_text()
 
 
 def test_the_newest_step_goes_on_when_the_clock_was_set_back(here: Path, capsys: pytest.CaptureFixture[str]):

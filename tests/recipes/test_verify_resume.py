@@ -32,6 +32,14 @@ from toolkit import state
 state.restore_generators = lambda states: None
 sys.exit(single_scale.main())
 """
+# One that throws away what it has; as it is deterministic, it ends alike all the same.
+ANEW = f"""
+import shutil, sys
+sys.path.insert(0, {str(ROOT / "recipes")!r})
+import single_scale
+shutil.rmtree(sys.argv[sys.argv.index("--output-dir") + 1], ignore_errors=True)
+sys.exit(single_scale.main())
+"""
 BROKEN = """
 import sys
 print("a long story")
@@ -126,6 +134,17 @@ def test_a_command_is_found_different_when_a_resume_forgets_its_generators(run: 
     kept = next(path for path in tmp_path.iterdir() if path.is_dir())
     assert f"both runs are in {kept.name}" in done.stderr
     assert (kept / "killed" / "checkpoints" / "step-000000015").is_dir()
+
+
+def test_a_command_is_no_good_when_it_starts_over_instead_of_going_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "anew.py").write_text(ANEW)
+    words = ["--steps", "8", "--kills", "1", "--save-every-steps", "4", "--output-dir", "kept", "--"]
+    assert recipe("verify_resume")([*words, sys.executable, "anew.py", *SINGLE[1:]]) == 1
+    said = capsys.readouterr()
+    assert "error: the command did not go on from step 4, but started over; see kept/killed.log" in said.err
+    assert "verdict" not in said.out
 
 
 def test_the_last_lines_are_shown_when_the_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

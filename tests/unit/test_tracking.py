@@ -46,11 +46,11 @@ def test_a_run_is_called_as_its_folder_when_it_is_named_from_within(tmp_path, mo
 
 
 def test_the_cost_is_by_machine_when_processes_share_one():
-    row = {"sizes": "16+32", "images_per_s": 800.0, "wall_seconds": 1800.0, "peak_memory_gb": 3.0}
-    told = of_epoch(row, processes=16, machines=2, hourly_cost=10.0)
-    assert (told["cost"], told["images_per_s_per_device"]) == (10.0, 50.0)  # half an hour of two machines at 10
+    row = {"sizes": "16+32", "wall_seconds": 1800.0, "peak_memory_gb": 3.0}
+    told = of_epoch(row, machines=2, hourly_cost=10.0)
+    assert told["cost"] == 10.0  # half an hour of two machines at 10
     assert (told["largest_size_px"], told["peak_memory_gb/16+32px"]) == (32, 3.0)
-    assert "cost" not in of_epoch(row, 16, 2, None)
+    assert "cost" not in of_epoch(row, 2, None)
 
 
 def test_the_mistakes_shown_are_those_of_the_worst_50_classes_when_there_are_more():

@@ -39,7 +39,8 @@ def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], f
     if settings.cache == "ram" and not fits:
         raise InputError(
             f"--cache ram: {needed:.1f} GB of decoded images in each process would not fit into its {free_gb:.1f} GB "
-            "of free memory: take --cache tier or off; a run that goes on needs as much as it began with"
+            "of free memory: take --cache tier or off for a new run; one that goes on keeps what it began with, so "
+            "free memory or use fewer processes"
         )
     if settings.cache != "auto":
         return settings.cache

@@ -130,7 +130,7 @@ class Tracking:
         machines = max(1, self._processes // machine.local_processes())
         hourly = self._settings.hourly_cost
         return {
-            **sections.of_epoch(row, self._processes, machines, hourly),
+            **sections.of_epoch(row, machines, hourly),
             "preemptions": self._notes.starts - 1,
         }
 
