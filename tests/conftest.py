@@ -19,7 +19,16 @@ TINY = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "2
 
 # Columns of metrics.csv that tell what a clock or the memory says: no two runs agree in them.
 TIMES = {
-    *("train_seconds", "wall_seconds", "eval_seconds", "save_seconds", "data_wait_share", "step_p50_ms", "step_p95_ms"),
+    *(
+        "train_seconds",
+        "wall_seconds",
+        "eval_seconds",
+        "save_seconds",
+        "cost",
+        "data_wait_share",
+        "step_p50_ms",
+        "step_p95_ms",
+    ),
     *("images_per_s", "images_per_s_per_device", "tflops", "share_of_peak", "peak_memory_gb"),
 }
 

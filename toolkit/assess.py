@@ -105,18 +105,21 @@ def _start(trained: Trained, amp: bool | None) -> Accelerator:
 def assess(flags: Evaluate, folder: Path) -> Assessment:
     """Measure and evaluate; what was said of each image is written to `folder`. Raises InputError."""
     trained = open_trained(flags.run, [*(flags.scales or ()), *(flags.cascade or ())])
-    sizes = tuple(sorted({*(flags.scales or trained.sizes), *(flags.cascade or ())}))
-    specs = tuple(at_size(size) for size in sizes)
+    scales = tuple(sorted({*(flags.scales or trained.sizes)}))
+    specs = [at_size(size) for size in sorted({*scales, *(flags.cascade or ())})]
+    if flags.scales is None:
+        specs += [spec for spec in trained.strategy.panel() if spec not in specs]
     if flags.average:
-        if len(sizes) == 1:
-            raise InputError(f"--average would be ignored with one size, {sizes[0]} px: give more --scales or drop it")
-        specs += (EvalSpec(f"{'+'.join(map(str, sizes))}px", sizes),)
+        if len(scales) == 1:
+            raise InputError(f"--average would be ignored with one size, {scales[0]} px: give more --scales or drop it")
+        average = EvalSpec(f"{'+'.join(map(str, scales))}px", scales)
+        specs += [average] if average not in specs else []
     if (folder / "config.yaml").exists():
         raise InputError(f"--output-dir {folder} is a run, whose own predictions/ would be overwritten: give another")
     storage.make_folder(folder)
     evaluator = start_evaluator(trained, flags, folder / UNREADABLE)
     try:
-        return _assess(flags, folder, trained, specs, evaluator)
+        return _assess(flags, folder, trained, tuple(specs), evaluator)
     finally:
         device.stop()
 

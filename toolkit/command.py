@@ -158,6 +158,9 @@ def _read(words: Sequence[str], recipe: str, description: str | None, grammar: A
                 return_unknown_args=True,
                 compact_help=False,
             )
+    except BrokenPipeError:  # `--help | head`
+        console.silence(sys.stdout)
+        sys.exit()
     except SystemExit as leaving:
         if not leaving.code:
             raise

@@ -18,9 +18,16 @@ def say(line: str, stream: TextIO) -> None:
     """
     try:
         print(line, file=stream, flush=True)
+    except UnicodeEncodeError:  # a file's name that is no text in this language
+        print(line.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
     except OSError:
-        with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
+        silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Throw away what is written to a stream from here on, and what is left in its buffer."""
+    with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class _Lines(logging.Handler):

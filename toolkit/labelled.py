@@ -12,13 +12,15 @@ from toolkit.data.sources.shards import holds_shards
 from toolkit.data.splits import find_splits, open_splits
 from toolkit.errors import InputError
 from toolkit.rundir import changed_images
+from toolkit.settings import HUB
 from toolkit.trained import Trained
 
 
 def own_splits(trained: Trained, data_root: str | None = None) -> Splits:
     """The run's own data, which may lie elsewhere now; raises InputError where it is gone or has other classes."""
     root = trained.settings.data_root
-    if data_root is None and Path(root).is_absolute() and not Path(root).exists():
+    folder = Path(root.removeprefix(HUB))
+    if data_root is None and folder.is_absolute() and not folder.exists():
         raise InputError(f"{root}: the data of {trained.directory.path} is not there: --data-root says where it is now")
     settings = trained.settings.model_copy(update={"data_root": data_root or root})
     splits = open_splits(settings, trained.strategy.selection().sizes[-1])

@@ -227,6 +227,7 @@ def _close_epoch(run: Run, epoch: Epoch, figures: dict[str, float]) -> None:
         **values,
         "train_seconds": progress.train_seconds,
         "wall_seconds": progress.wall_seconds,
+        **run.cost(),
     }
     run.tracking.log({**row, "best_top1": progress.best_top1}, progress.step, epoch.number + 1, Row.EPOCH)
     if run.accelerator.is_main_process:

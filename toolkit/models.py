@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -29,6 +30,7 @@ RESERVED = {  # arguments of timm's constructors that have a flag, or none on pu
     "in_chans": "images are RGB",
     "features_only": "a classifier needs its head",
 }
+SAFE_CHANNELS = 16  # per group
 REBUILT_PER_SIZE = "timm.models.swin"  # modules whose models keep tables for one size
 # What a missing network, hub or file raises from inside timm and its hub client; it differs between their releases.
 UNREACHABLE = (OSError, RuntimeError, ValueError)
@@ -248,7 +250,34 @@ def create(settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView
         model = timm.create_model(settings.arch, **plan.arguments)
     if settings.sync_bn:
         model = convert_sync_batchnorm(model)
-    return MultiView(model, policy).to(memory_format=torch.channels_last)
+    _skip_pixels_first(model)
+    views = MultiView(model, policy)
+    for parameter in views.parameters():
+        if parameter.ndim == 4:  # convolutions of images; those of more dimensions have no such format
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return views
+
+
+def _skip_pixels_first(model: nn.Module) -> None:
+    """Have 1x1 convolutions of few channels skip the pixels of their stride beforehand: the same sums.
+
+    oneDNN's gradient of such a weight in float32, channels last, is wrong, and writes where it must not (torch 2.14;
+    docs/log.md): a crash, at best.
+    """
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and max(module.stride) > 1
+            and module.in_channels // module.groups < SAFE_CHANNELS
+        ):
+            module.register_forward_pre_hook(partial(_every, module.stride))
+            module.stride = (1, 1)
+
+
+def _every(stride: tuple[int, ...], _: nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    rows, columns = stride
+    return (images[0][..., ::rows, ::columns], *images[1:])
 
 
 def _pretrained(arch: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -198,6 +198,7 @@ def _facts(records: Records) -> list[tuple[str, str]]:
         summary.get("peak_memory_gb", last("peak_memory_gb")),
     )
     machine = f"{summary['processes']} on {summary['device']}" if summary.get("device") else None
+    cost = summary.get("cost", last("cost"))
     tflops, share = last("tflops"), last("share_of_peak")
     skipped, clipped, norm = last("skipped_steps"), last("clipped_share"), last("gradient_norm")
     found = {
@@ -206,6 +207,7 @@ def _facts(records: Records) -> list[tuple[str, str]]:
         "throughput": rate and f"{rate:,.0f} images/s",
         "arithmetic per device, last epoch": tflops and share and f"{tflops:.3g} TFLOP/s, {share:.0%} of the peak",
         "peak memory per process": memory and f"{memory:.2f} GB",
+        "cost": cost and f"{cost:,.2f}, at {records.config.get('hourly_cost')} an hour and machine",
         "processes": machine,
         "precision": PRECISIONS.get(str(summary.get("precision")), summary.get("precision")),
         "gradients clipped, last epoch": None if clipped is None or norm is None else f"{100 * clipped:.0f}%",

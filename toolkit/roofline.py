@@ -67,8 +67,12 @@ class Case:
         """
         if self.loader_images_per_s < self.images_per_s:
             return "loader"
-        explained = {"launch": self.fixed_ms, "memory": self.traffic_ms, "arithmetic": self.arithmetic_ms}
-        return max(explained, key=lambda name: explained[name])
+        return max(self.explained, key=lambda name: self.explained[name])
+
+    @property
+    def explained(self) -> dict[str, float]:
+        """Milliseconds of a step by what may bound it."""
+        return {"launch": self.fixed_ms, "memory": self.traffic_ms, "arithmetic": self.arithmetic_ms}
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def verdict(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
         else f"of {case.step_p50_ms:.1f} ms a step {case.fixed_ms:.1f} do not depend on the images, arithmetic takes "
         f"at least {case.arithmetic_ms:.1f}, reads and writes about {case.traffic_ms:.1f}"
     )
-    return f"bound by {case.bound}: {reason}; in training: {_advice(case, others, knobs)}"
+    known = case.bound == "loader" or case.explained[case.bound] >= case.step_p50_ms / 2
+    head = f"bound by {case.bound}" if known else f"bound by none of these for the most part, by {case.bound} at most"
+    return f"{head}: {reason}; in training: {_advice(case, others, knobs)}"
 
 
 def _advice(case: Case, others: Sequence[Case], knobs: Knobs) -> str:

@@ -248,6 +248,8 @@ def _write_names(file: Path, names: Sequence[str]) -> None:
 def _write_csv(file: Path, rows: Iterable[tuple[str, int]]) -> None:
     cells = (("filepath", "label"), *((f"{IMAGES}/{name}", label) for name, label in rows))
     try:
-        storage.write_text(file, "".join(map(csv_line, cells)))
+        text = "".join(map(csv_line, cells))
+        text.encode("utf-8")
     except UnicodeEncodeError:
         raise InputError(f"--write-manifest: {file.name} would be in UTF-8, and the name of an image is not") from None
+    storage.write_text(file, text)

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from toolkit import clouds
+from toolkit import clouds, machine
 from toolkit.agreement import Agreement
 from toolkit.clouds import Cloud
 from toolkit.contract import Phase, Strategy
@@ -75,6 +75,14 @@ class Run:
         for batch in self.pace.waits(self.feed.batches(epoch, self.progress.step, share)):
             self.quarantine.add(batch.bad)
             yield batch
+
+    def cost(self) -> dict[str, float]:
+        """What the run has cost up to its last lap, where a price is known: of all its machines."""
+        hourly, processes = self.settings.hourly_cost, self.accelerator.num_processes
+        if hourly is None:
+            return {}
+        machines = max(1, processes // machine.local_processes())
+        return {"cost": self.progress.wall_seconds / 3600 * machines * hourly}
 
     def figures(self, phase: Phase, rate: float) -> dict[str, float]:
         """How the open epoch goes: means over its steps so far, and its pace. Every process must ask."""

@@ -40,6 +40,7 @@ def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "train_seconds": progress.train_seconds,
         "save_seconds": run.saver.lap() + sum(float(row["save_seconds"]) for row in rows),
         "wall_seconds": progress.wall_seconds,
+        **run.cost(),
         "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
         "peak_memory_gb": max(now, *peaks.values()) if peaks else now,
         "peak_memory_gb_by_sizes": peaks,

@@ -193,6 +193,13 @@ def test_the_cost_is_that_of_the_machine_s_time_when_a_price_is_given(on_wandb: 
     assert row["run/cost"] == pytest.approx(row["throughput/wall_seconds"] / 1000)  # 3.6 an hour, one machine
 
 
+def test_all_that_is_uploaded_later_lies_with_the_run_when_wandb_is_offline(on_wandb: tuple[Path, list[Log]]):
+    output, _ = on_wandb
+    staged = [path.read_bytes() for path in (output / "wandb" / "artifacts").rglob("*") if path.is_file()]
+    assert (output / "best" / "model.safetensors").read_bytes() in staged
+    assert any(content.startswith(b"\xff\xd8") for content in staged)  # JPEG
+
+
 def test_a_run_that_diverges_says_so_on_wandb_when_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     words = [*RUN, "--epochs", "2", "--wandb-mode", "offline", "--output-dir", "run", "--learning-rate", "1e30"]

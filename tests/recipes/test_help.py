@@ -63,6 +63,13 @@ def boxes(text: str) -> dict[str, dict[str, str]]:
     return found
 
 
+def test_nothing_is_said_when_the_reader_of_help_has_seen_enough():
+    command = f"{sys.executable} {ROOT / 'recipes' / 'multiscale.py'} --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+
+
 def test_every_recipe_is_tested():
     assert {*SHOWN} == {path.stem for path in (ROOT / "recipes").glob("*.py")}
 

@@ -45,6 +45,15 @@ def test_bad_files_have_their_reason_in_the_output_when_others_are_good(capsys, 
     assert "2 predicted, 5 cannot be read (column error), 1 other files left out" in told
 
 
+def test_a_folder_without_images_is_told_when_others_are_predicted(finished: Path, odd: Path):
+    Path("empty").mkdir()
+    assert predict(finished, "empty", "odd/a.png", "--output", "rows.csv") == 0
+    assert [(row["path"], row["error"]) for row in rows_of("rows.csv")] == [
+        ("empty", "there are no images in it"),
+        ("odd/a.png", ""),
+    ]
+
+
 def test_one_odd_entry_of_a_folder_is_told_when_the_others_are_predicted(capsys, finished: Path, odd: Path):
     os.mkfifo(odd / "below" / "a.jpg")
     os.mkfifo(odd / "pipe")

@@ -136,6 +136,7 @@ def test_the_summary_tells_how_it_ended_when_a_run_is_done(finished: Path):
     assert set(summary["val"]) == set(summary["test"]) == {"16px", "32px"}
     assert (summary["val"]["32px"]["images"], summary["test"]["32px"]["images"]) == (20, 40)
     assert summary["best_top1"] == summary["val"]["32px"]["top1"] == max(float(r["32px/top1"]) for r in rows(finished))
+    assert "cost" not in summary
     final = rows(finished)[-1]
     assert (summary["final"]["step"], summary["final"]["sizes"]) == (10, 32)
     assert summary["final"]["train_loss"] == float(final["train_loss"])

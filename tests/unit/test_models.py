@@ -266,3 +266,24 @@ def test_pretrained_weights_are_refused_with_the_way_out_when_there_is_no_networ
     with pytest.raises(InputError, match=r"--pretrained: the weights of test_resnet .*HF_HUB_OFFLINE=1") as caught:
         create(settings, plan_model(settings, 10, SCALES), NormPolicy("off", SCALES))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"), [("repvgg_a0", "stem.conv_1x1.conv"), ("fastvit_t8", "stem.0.conv_scale.conv")]
+)
+def test_gradients_are_those_of_twice_the_precision_when_a_stride_skips_pixels_of_few_channels(arch: str, name: str):
+    """oneDNN's own are wrong at this size, or end the process."""
+    model = built(arch, "off", (112,)).eval()
+    exact = timm.create_model(arch, num_classes=10).double().eval()
+    exact.load_state_dict({key: value.double() for key, value in model.model.state_dict().items()})
+    pixels = images(112, count=2)
+    for logits in (model(pixels.contiguous(memory_format=torch.channels_last))[0], exact(pixels.double())):
+        (logits * torch.arange(10)).sum().backward()
+    found, right = model.model.get_parameter(f"{name}.weight").grad, exact.get_parameter(f"{name}.weight").grad
+    assert torch.allclose(found.double(), right, rtol=1e-3, atol=1e-4 * right.abs().max().item())
+
+
+def test_a_model_is_built_when_some_of_its_convolutions_are_of_more_than_images():
+    model = built("lambda_resnet26t", "off", (64,))
+    assert {parameter.ndim for parameter in model.parameters()} >= {4, 5}
+    assert model(images(64, count=2))[0].shape == (2, 10)

@@ -45,6 +45,9 @@ LOADER = replace(CASE, loader_images_per_s=639.0)
 def test_the_verdict_names_what_explains_most_of_a_step_when_the_loader_keeps_up(case: Case, bound: str):
     assert case.bound == bound
     assert verdict(case, [case], KNOBS).startswith(f"bound by {bound}: ")
+    stalled = replace(case, step_p50_ms=1000.0, fixed_share=(case.fixed_share or 0.0) * case.step_p50_ms / 1000)
+    told = f"bound by none of these for the most part, by {bound} at most: "
+    assert verdict(stalled, [stalled], KNOBS).startswith(told if bound != "loader" else "bound by loader: ")
 
 
 @pytest.mark.parametrize(

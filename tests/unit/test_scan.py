@@ -642,3 +642,12 @@ def test_a_manifest_has_no_test_split_when_none_of_it_is_left(tmp_path: Path):
     write_manifest(scanned(root), tmp_path / "manifest")
     assert not (tmp_path / "manifest/test.csv").exists()
     assert open_splits(Settings(data_root=str(tmp_path / "manifest")), 32).test is None
+
+
+def test_a_manifest_is_refused_when_the_name_of_an_image_is_no_text(tmp_path: Path):
+    root = write_set(tmp_path / "data")
+    image = next((root / "train").rglob("*.png"))
+    image.rename(image.with_name("caf\udce9.png"))
+    with pytest.raises(InputError, match=r"train\.csv would be in UTF-8, and the name of an image is not"):
+        write_manifest(scanned(root), tmp_path / "out/manifest")
+    assert list((tmp_path / "out").iterdir()) == []

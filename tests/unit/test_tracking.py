@@ -45,12 +45,9 @@ def test_a_run_is_called_as_its_folder_when_it_is_named_from_within(tmp_path, mo
     assert run.name == "my-run"
 
 
-def test_the_cost_is_by_machine_when_processes_share_one():
-    row = {"sizes": "16+32", "wall_seconds": 1800.0, "peak_memory_gb": 3.0}
-    told = of_epoch(row, machines=2, hourly_cost=10.0)
-    assert told["cost"] == 10.0  # half an hour of two machines at 10
+def test_memory_is_told_by_sizes_when_an_epoch_ends():
+    told = of_epoch({"sizes": "16+32", "peak_memory_gb": 3.0})
     assert (told["largest_size_px"], told["peak_memory_gb/16+32px"]) == (32, 3.0)
-    assert "cost" not in of_epoch(row, 2, None)
 
 
 def test_the_mistakes_shown_are_those_of_the_worst_50_classes_when_there_are_more():
@@ -73,6 +70,13 @@ def test_the_mistakes_shown_are_those_of_the_worst_50_classes_when_there_are_mor
     assert errors.hardest.rows == [[Path("3.jpg"), "3.jpg", "class 1", "class 1 (50%)"]]
     assert errors.numbers["worst_class_accuracy"] == 0.0
     assert errors.numbers["balanced_accuracy"] == pytest.approx((10 * 100 + 49 * 50) / 60)
+
+
+def test_names_are_text_when_a_file_system_holds_bytes():
+    predictions = Predictions(("32px",), np.array([0]), np.array([[1]]), np.full((1, 1), 0.5), np.full((1, 1), 0.5))
+    mistakes = Mistakes(("caf\udce9.jpg",), predictions, {0: Path("0.jpg")})
+    errors = errors_of(mistakes, ("a", "b\udcff"), "32px")
+    assert errors.hardest.rows == [[Path("0.jpg"), r"caf\udce9.jpg", "a", r"b\udcff (50%)"]]
 
 
 def test_a_run_has_its_own_id_again_when_its_notes_are_opened_a_second_time(tmp_path: Path):
@@ -145,7 +149,7 @@ class Page(OnTensorBoard):
 def tracked(folder: Path) -> Tracking:
     """As a start in the folder of a run opens it."""
     tracking = Tracking.__new__(Tracking)
-    tracking._settings, tracking._processes = Settings(), 1
+    tracking._settings = Settings()
     tracking._dashboard = Page.open(folder, {}, step=10**6, first=True)  # hides nothing of an earlier start
     tracking._notes = Notes.open(folder, "page")
     tracking._seen = [*tracking._notes.shown]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
-from toolkit import machine
 from toolkit.contract import Strategy
 from toolkit.errors import InputError
 from toolkit.settings import Settings
@@ -66,9 +65,8 @@ def _open(
 class Tracking:
     """The dashboard of one run, or nothing on processes other than the main one."""
 
-    def __init__(self, settings: Settings, directory: "RunDirectory", selection: str, processes: int) -> None:
+    def __init__(self, settings: Settings, directory: "RunDirectory", selection: str) -> None:
         self._settings, self._directory, self._selection = settings, directory, selection
-        self._processes = processes
         self._dashboard: Dashboard | None = None
         self._notes: Notes
         self._seen = [0, 0]  # rows up to here, step and kind, were logged before the run went back
@@ -84,7 +82,7 @@ class Tracking:
         accelerator: Accelerator,
     ) -> "Tracking":
         """Open the dashboard, continued where the run is, and store the configuration."""
-        tracking = cls(settings, directory, strategy.selection().name, accelerator.num_processes)
+        tracking = cls(settings, directory, strategy.selection().name)
         if not accelerator.is_main_process or settings.log_with == "none":
             return tracking
         try:
@@ -127,12 +125,7 @@ class Tracking:
         return not dashboard.can_rewind and [step, kind] <= self._seen
 
     def _of_epoch(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        machines = max(1, self._processes // machine.local_processes())
-        hourly = self._settings.hourly_cost
-        return {
-            **sections.of_epoch(row, machines, hourly),
-            "preemptions": self._notes.starts - 1,
-        }
+        return {**sections.of_epoch(row), "preemptions": self._notes.starts - 1}
 
     def conclude(
         self, values: Mapping[str, float], progress: Progress, mistakes: Callable[[], "Mistakes | None"]

@@ -30,6 +30,7 @@ WANDB_HOST = "https://api.wandb.ai"
 ANSWER_S = 5.0  # longest wait for wandb's server at the start
 UNREGISTERED = "-offline"  # behind a run's id where the server did not register it: wandb holds the id of such a start
 START_S = 8  # wandb's own, where the server answers but the run's registration hangs
+STAGING = "WANDB_DATA_DIR"
 FINISH_S = 60.0  # longest wait for the best model's upload, and then for all that is left; it stays on the disk
 
 
@@ -107,19 +108,24 @@ class OnWandb(Dashboard):
     """One wandb run, continued under its id."""
 
     tracker: WandBTracker
+    staging: str
 
     @classmethod
     def open(
         cls, settings: Settings, folder: Path, run_id: str, config: Mapping[str, Any], panel: Sequence[str]
     ) -> "OnWandb":
         """`panel` names the figures counted in epochs."""
+        staging = str(folder.resolve() / "wandb")  # of what is uploaded later; else it would lie in the user's home
+        os.environ.setdefault(STAGING, staging)
         tracker = _start(settings, folder, run_id)
         tracker.store_init_configuration(flat(config))
         step, epoch = AXES
         tracker.run.define_metric("*", step_metric=step)
         for name in panel:
             tracker.run.define_metric(f"quality/{name}/*", step_metric=epoch)
-        return cls(tracker)
+        dashboard = cls(tracker)
+        dashboard.staging = staging
+        return dashboard
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         self.tracker.log(dict(row))  # without `step`: wandb drops rows that go back, as after a resume
@@ -173,3 +179,5 @@ class OnWandb(Dashboard):
         except TimeoutError:
             later = shlex.join(["wandb", "sync", "--include-online", run.sync_dir])
             log.warning("wandb     took longer than %g s to upload: `%s` sends the rest later", FINISH_S, later)
+        if os.environ.get(STAGING) == self.staging:  # the next run in this process has its own
+            del os.environ[STAGING]

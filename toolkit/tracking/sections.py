@@ -40,12 +40,10 @@ def _section(name: str) -> str:
     return next((section for section, names in SECTIONS.items() if first in names), "quality")
 
 
-def of_epoch(row: Mapping[str, Any], machines: float, hourly_cost: float | None) -> dict[str, Any]:
-    """A row of metrics.csv with what follows from it; `hourly_cost` is that of one machine."""
+def of_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.csv with what follows from it."""
     size = row["sizes"]
     more = {"largest_size_px": int(size.split("+")[-1])}
     if "peak_memory_gb" in row:
         more[f"peak_memory_gb/{size}px"] = row["peak_memory_gb"]
-    if hourly_cost is not None:
-        more["cost"] = row["wall_seconds"] / 3600 * machines * hourly_cost
     return {**row, **more}

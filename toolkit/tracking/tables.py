@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from toolkit.errors import printable
 from toolkit.quality import Answers, calibration_error, class_accuracy, confusion
 
 if TYPE_CHECKING:  # it lives on a higher floor
@@ -42,6 +43,7 @@ class Errors:
 
 def errors_of(mistakes: "Mistakes", classes: Sequence[str], selection: str) -> Errors:
     """`selection` names the figure that picks the best model."""
+    classes = [printable(name) for name in classes]  # dashboards want text, file systems hold bytes
     predictions, count = mistakes.predictions, len(classes)
     answers, figures = predictions.of(selection), predictions.figures
     shown = _most_confused(answers, count)
@@ -62,7 +64,7 @@ def errors_of(mistakes: "Mistakes", classes: Sequence[str], selection: str) -> E
         hardest=Table(
             ["image", "name", "label", *figures],
             [
-                [file, mistakes.names[i], classes[predictions.labels[i]], *_said(mistakes, i, classes)]
+                [file, printable(mistakes.names[i]), classes[predictions.labels[i]], *_said(mistakes, i, classes)]
                 for i, file in mistakes.hardest.items()
             ],
         ),

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from toolkit.data.sources.folders import NOT_REGULAR, search_folder
 from toolkit.errors import InputError
 
+EMPTY = "there are no images in it"
+
 
 class Listed(NamedTuple):
     """What is to be told of, by the names that the user knows it by.
@@ -21,9 +23,9 @@ class Listed(NamedTuple):
 
 
 def list_paths(paths: Sequence[str]) -> Listed:
-    """Files as they are given, folders with all that is under them; raises InputError on a folder without images.
+    """Files as they are given, folders with all that is under them; raises InputError where there is none.
 
-    What is not there, or cannot be entered, is told beside the images.
+    What is not there, cannot be entered or holds no images is told beside the images.
     """
     names: list[str] = []
     unreadable: dict[str, str] = {}
@@ -32,9 +34,10 @@ def list_paths(paths: Sequence[str]) -> Listed:
         if os.path.isdir(path):
             listing = search_folder(path)
             below = sorted([*listing.images, *listing.unreadable], key=lambda name: name.split("/"))
-            if not below:
-                raise InputError(f"{path}: there are no images in it")
             above = path.rstrip("/")
+            if not below:
+                names.append(path)
+                unreadable[path] = EMPTY
             names += [f"{above}/{name}".rstrip("/") for name in below]
             unreadable |= {f"{above}/{name}".rstrip("/"): reason for name, reason in listing.unreadable.items()}
             left_out += len(listing.others) + len(listing.dangling)
@@ -42,4 +45,6 @@ def list_paths(paths: Sequence[str]) -> Listed:
             names.append(path)
             if os.path.exists(path) and not os.path.isfile(path):
                 unreadable[path] = NOT_REGULAR
+    if all(unreadable.get(name) == EMPTY for name in names):
+        raise InputError(f"{' '.join(names)}: {EMPTY}")
     return Listed(names, unreadable, left_out)
