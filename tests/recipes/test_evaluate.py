@@ -303,6 +303,7 @@ def test_the_runs_own_val_is_found_when_its_data_moved(capsys, held_out: Path):
         (["RUN", "--scales", "a"], "--scales a"),
         (["RUN", "--scales", "32,16"], "--scales 32,16: sizes must be ascending"),
         (["RUN", "--scales", "32", "--average"], "--average would be ignored with one size"),
+        (["RUN", "--scales", "32", "--cascade", "16,32", "--average"], "--average would be ignored with one size"),
         (["RUN", "--recalibrate"], "--recalibrate would be ignored: the statistics are those of 16, 32 px"),
         (["RUN", "--cascade", "32"], "--cascade 32: needs two sizes or more"),
         (["RUN", "--cascade", "32,16"], "--cascade 32,16: sizes must be ascending"),

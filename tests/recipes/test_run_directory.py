@@ -14,7 +14,19 @@ from tests.conftest import TIMES, TINY, contents, recipe, write_folders, write_i
 from toolkit import Settings, loop
 from toolkit.models import plan_model
 
-PROGRESSIVE = (*TINY, "--scales", "16,32", "--progressive", "--epochs", "2", "--num-workers", "1", "--record-samples")
+PROGRESSIVE = (
+    *TINY,
+    "--scales",
+    "16,32",
+    "--progressive",
+    "--epochs",
+    "2",
+    "--num-workers",
+    "1",
+    "--hourly-cost",
+    "36",
+)
+PROGRESSIVE = (*PROGRESSIVE, "--record-samples")
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -136,7 +148,8 @@ def test_the_summary_tells_how_it_ended_when_a_run_is_done(finished: Path):
     assert set(summary["val"]) == set(summary["test"]) == {"16px", "32px"}
     assert (summary["val"]["32px"]["images"], summary["test"]["32px"]["images"]) == (20, 40)
     assert summary["best_top1"] == summary["val"]["32px"]["top1"] == max(float(r["32px/top1"]) for r in rows(finished))
-    assert "cost" not in summary
+    assert summary["cost"] == pytest.approx(summary["wall_seconds"] / 100)
+    assert ", at 36.0 an hour and machine" in (finished / "report.html").read_text()
     final = rows(finished)[-1]
     assert (summary["final"]["step"], summary["final"]["sizes"]) == (10, 32)
     assert summary["final"]["train_loss"] == float(final["train_loss"])
@@ -168,6 +181,7 @@ def test_the_settings_that_were_given_stand_out_and_no_others_when_a_run_is_done
         ("epochs", "2"),
         ("batch_size", "24"),
         ("log_with", "none"),
+        ("hourly_cost", "36.0"),
         ("record_samples", "on"),
     ]
 
