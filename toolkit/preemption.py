@@ -51,11 +51,17 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            self._count_signals()
-            for number in (*SIGNALS, *([ORPHANED] if ORPHANED else [])):
-                self._before[number] = signal.signal(number, self._on_signal)
-            _tell_of_parents_death()
+            try:
+                self._listen()
+            except _StoppedEarly as error:  # a signal came meanwhile
+                self.__exit__(type(error), error, None)
         return self
+
+    def _listen(self) -> None:
+        self._count_signals()
+        for number in (*SIGNALS, *([ORPHANED] if ORPHANED else [])):
+            self._before[number] = signal.signal(number, self._on_signal)
+        _tell_of_parents_death()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._over.set()
@@ -101,7 +107,7 @@ class Preemption:
             return
         if self._saved:
             os._exit(EXIT_CODE)
-        if self._signalled:  # a repetition, else `_leave_at_second` ends the process
+        if self._signalled or self._over.is_set():  # a repetition, else `_leave_at_second` ends the process; or the end
             return
         self._signalled = number != ORPHANED
         name = signal.Signals(number).name if self._signalled else "the end of the launcher"

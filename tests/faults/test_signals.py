@@ -18,7 +18,7 @@ import pytest
 from victim import newest, slow_disk
 
 from tests.conftest import ACCELERATE, ALL, PATIENCE_S, ROOT, SLOW, TORCHRUN
-from toolkit import Settings, SingleScale, loop, train
+from toolkit import Settings, SingleScale, loop, preemption, train
 from toolkit.errors import PreemptedError
 from toolkit.preemption import SIGNALS, Preemption
 
@@ -211,6 +211,14 @@ def test_a_signal_before_training_ends_the_run_when_the_code_there_catches_error
     stopped = pytest.raises(PreemptedError, match="stopped by SIGTERM before training")
     with stopped, Preemption(), contextlib.suppress(Exception):
         signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in SIGNALS] == handled
+
+
+def test_a_signal_ends_the_run_when_it_comes_while_the_run_begins_to_listen(monkeypatch: pytest.MonkeyPatch):
+    handled = [signal.getsignal(number) for number in SIGNALS]
+    monkeypatch.setattr(preemption, "_tell_of_parents_death", lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(PreemptedError, match="stopped by SIGTERM before training"), Preemption():
+        raise AssertionError("it went on")
     assert [signal.getsignal(number) for number in SIGNALS] == handled
 
 
