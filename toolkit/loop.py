@@ -24,7 +24,7 @@ from toolkit.schedule import SHAPES
 from toolkit.selection import select
 from toolkit.settings import Settings
 from toolkit.setup import Run, claim_place, set_up
-from toolkit.summary import final_figures, note_end, summarise
+from toolkit.summary import final_figures, forget_end, note_end, summarise
 from toolkit.tracking import Row
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,7 @@ def train(
 def _recorded(run: Run) -> dict[str, Any]:
     """Train; however that ends, the summary says so and the dashboard is closed."""
     run.preemption.training_begins()
-    if run.accelerator.is_main_process:
-        run.directory.forget_summary()
-        if (run.directory.path / report.PAGE).exists():  # it tells how an earlier start ended
-            report.refresh(run.directory.path, at_once=True)
+    forget_end(run)
     run.wall.start()
     try:
         return _train_or_save(run)

@@ -145,7 +145,7 @@ class RunDirectory:
             storage.write_json(self.path / name, values)
 
     def forget_summary(self) -> None:
-        """Of an earlier start, which ended otherwise than this one will."""
+        """Take summary.json away, where there is one."""
         self._summary.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

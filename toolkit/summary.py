@@ -38,7 +38,7 @@ def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "rollbacks": progress.rollbacks,
         "inexact_resumes": progress.inexact,
         "train_seconds": progress.train_seconds,
-        "save_seconds": run.saver.lap() + sum(float(row["save_seconds"]) for row in rows),
+        "save_seconds": run.saver.lap() + sum(float(row.get("save_seconds") or 0) for row in rows),
         "wall_seconds": progress.wall_seconds,
         **run.cost(),
         "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
@@ -85,6 +85,15 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # a source tree on the path, without an installation
         return "not installed"
+
+
+def forget_end(run: Run) -> None:
+    """Drop what an earlier start said of its end, which is not this one's."""
+    if not run.accelerator.is_main_process:
+        return
+    run.directory.forget_summary()
+    if (run.directory.path / report.PAGE).exists():
+        report.refresh(run.directory.path, at_once=True)
 
 
 def note_end(run: Run, error: Exception, cause: Exception | None) -> None:

@@ -30,7 +30,7 @@ WANDB_HOST = "https://api.wandb.ai"
 ANSWER_S = 5.0  # longest wait for wandb's server at the start
 UNREGISTERED = "-offline"  # behind a run's id where the server did not register it: wandb holds the id of such a start
 START_S = 8  # wandb's own, where the server answers but the run's registration hangs
-STAGING = "WANDB_DATA_DIR"
+STAGING = "WANDB_DATA_DIR"  # where wandb copies what it is to upload
 FINISH_S = 60.0  # longest wait for the best model's upload, and then for all that is left; it stays on the disk
 
 
