@@ -25,7 +25,7 @@ CASES = {
     "simultaneous, norm full": (MULTI,),
     "simultaneous, norm statistics": (MULTI, "--norm-per-scale", "statistics"),
     "simultaneous, norm off": (MULTI, "--norm-per-scale", "off"),
-    "simultaneous, norm full, no consistency": (MULTI, "--consistency-weight", "0"),
+    "simultaneous, norm full, consistency 1": (MULTI, "--consistency-weight", "1"),
     "progressive, staged": (MULTI, "--progressive"),
     "progressive, ramp": (MULTI, "--progressive", "--ramp"),
 }

@@ -42,10 +42,9 @@ def train_from(argv: Sequence[str] | None) -> None:
     command = parse(argv, "multiscale.py", __doc__, SCALE_FLAGS)
     choices = {"scales": default_scales(command.settings.data_root), **command.scales}
     name = strategy_name(command)
-    if choices.get("consistency_weight") == 0 and choices.get("consistency", "kl") != "kl":  # config.yaml names kl too
-        raise InputError(
-            f"--consistency {choices['consistency']} would be ignored with --consistency-weight 0: drop one"
-        )
+    form, weight = choices.get("consistency", "kl"), choices.get("consistency_weight", 0)  # config.yaml names kl too
+    if name == "simultaneous" and form != "kl" and weight == 0:
+        raise InputError(f"--consistency {form} would be ignored with --consistency-weight 0: give a weight")
 
     refuse_if_taken(command.settings.output_dir, command.settings.resume)
 

@@ -272,7 +272,7 @@ class Scales(Section):
         "size for the last fifth",
     )
     consistency_weight: float | None = Field(
-        None, ge=0, description="weight of the cross-scale consistency loss, 0 or more; 0 turns it off (default: 1)"
+        None, ge=0, description="weight of the cross-scale consistency loss, 0 or more (default: 0, off)"
     )
     consistency: Literal["kl", "mse", "js"] | None = Field(
         None, description="its form: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"

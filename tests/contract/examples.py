@@ -14,10 +14,10 @@ EXAMPLES: dict[str, Strategy] = {
     "progressive-ramp": Progressive((16, 32), ramp=True),
     "progressive-full": Progressive((16, 24), scale_epochs=(3,), norm_per_scale="full"),
     "progressive-statistics": Progressive((16, 24), norm_per_scale="statistics"),
-    "simultaneous": Simultaneous((16, 24, 32)),
+    "simultaneous": Simultaneous((16, 24, 32), consistency_weight=1.0),
     "simultaneous-mse-statistics": Simultaneous((16, 24), 0.5, "mse", "statistics", eval_scales=(16, 20, 24)),
-    "simultaneous-js-off": Simultaneous((16, 24, 32), consistency="js", norm_per_scale="off"),
-    "simultaneous-alone": Simultaneous((16, 24), consistency_weight=0),
+    "simultaneous-js-off": Simultaneous((16, 24, 32), consistency_weight=1.0, consistency="js", norm_per_scale="off"),
+    "simultaneous-alone": Simultaneous((16, 24)),
 }
 EPOCHS = 4  # every example can spend these
 

@@ -76,6 +76,7 @@ FLAGS = [
     ("multiscale", (*TWO, "--progressive", "--consistency", "js"), "--consistency would be ignored"),
     ("multiscale", (*TWO, "--progressive", "--strategy", "simultaneous"), "--progressive contradicts"),
     ("multiscale", (*TWO, "--consistency", "js", "--consistency-weight", "0"), "--consistency js would be ignored"),
+    ("multiscale", (*TWO, "--consistency", "js"), "--consistency js would be ignored"),
     ("multiscale", (*VIT, "--norm-per-scale", "statistics"), "test_vit has no BatchNorm"),
     ("multiscale", (*VIT, "--progressive", "--norm-per-scale", "full"), "test_vit has no BatchNorm"),
     ("multiscale", (*TWO, "--min-delta", "0.1"), "--min-delta would be ignored"),

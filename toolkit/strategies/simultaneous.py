@@ -23,7 +23,7 @@ class Simultaneous(Strategy):
     name: ClassVar[str] = "simultaneous"
 
     scales: tuple[int, ...]
-    consistency_weight: float = 1.0
+    consistency_weight: float = 0.0
     consistency: Literal["kl", "mse", "js"] = "kl"
     norm_per_scale: Literal["full", "statistics", "off"] = "full"
     eval_scales: tuple[int, ...] | None = None
@@ -38,7 +38,8 @@ class Simultaneous(Strategy):
             raise InputError(f"--consistency-weight {self.consistency_weight}: 0 or more")
 
     def __str__(self) -> str:
-        return f"simultaneous {join(self.scales)} px, {self.consistency} consistency x {self.consistency_weight:g}"
+        form = f", {self.consistency} consistency x {self.consistency_weight:g}" if self.consistency_weight else ""
+        return f"simultaneous {join(self.scales)} px{form}"
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
         steps = budget.epochs * budget.steps_per_epoch
