@@ -17,7 +17,7 @@ test: .venv/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: .venv/.ready
-	FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile -rA tests/faults $(shell grep -lw SLOW tests/*/test_*.py)
+	FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile -rA tests/faults $(shell grep -rlw SLOW tests --include=test_*.py)
 
 check: .venv/.ready
 	$(BIN)/ruff check .

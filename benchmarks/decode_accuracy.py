@@ -29,10 +29,10 @@ from PIL import Image
 from scipy.stats import t
 from sklearn.datasets import load_sample_images
 
-from toolkit.data.augment import Augmenter
-from toolkit.data.pixels import Pixels
-from toolkit.data.splits import open_splits
-from toolkit.settings import Settings
+from toolkit.config.settings import Settings
+from toolkit.data.images.augment import Augmenter
+from toolkit.data.loading.reader import Pixels
+from toolkit.data.sources.splits import open_splits
 
 ROOT = Path(__file__).parent.parent
 FULL, LIMIT = "in full", 1.0  # points of top-1

@@ -7,9 +7,9 @@ import argparse
 
 import torch
 
-from toolkit.benchmark import benchmark
-from toolkit.settings import Settings
+from toolkit.config.settings import Settings
 from toolkit.strategies import Simultaneous
+from toolkit.tools.benchmark import benchmark
 
 SCALES = (64, 112, 224)
 

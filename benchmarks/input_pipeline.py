@@ -33,16 +33,16 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from toolkit import device
-from toolkit.data.decode import decode
-from toolkit.data.feed import Feed, open_feed
-from toolkit.data.splits import open_splits
-from toolkit.data.survey import survey
-from toolkit.images import views
-from toolkit.plan import make_plan
-from toolkit.scan import scan
-from toolkit.settings import Settings
+from toolkit.config.settings import Settings
+from toolkit.data.images.decode import decode
+from toolkit.data.images.views import views
+from toolkit.data.loading.pipeline import Feed, open_feed
+from toolkit.data.sources.splits import open_splits
+from toolkit.data.sources.survey import survey
 from toolkit.strategies import Simultaneous, SingleScale
+from toolkit.tools.scan import scan
+from toolkit.training import device
+from toolkit.training.step_plan import make_plan
 
 WORKERS = 2
 CROP_SCALE = 0.35
@@ -238,7 +238,7 @@ def large_row(root: Path, rounds: int, least_s: float) -> Row:
 
 
 def scan_row(root: Path, rounds: int) -> Row:
-    """`toolkit.scan` against decoding every file in full on the same cores."""
+    """`toolkit.tools.scan` against decoding every file in full on the same cores."""
     paths = sorted(root.glob("train/*/*.jpg"))
 
     def decode_all() -> int:

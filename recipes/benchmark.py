@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit import console
-from toolkit.command import exit_code, parse_section
-from toolkit.machine import is_main_process
-from toolkit.recipe_settings import Benchmark
-from toolkit.settings import SYNTHETIC, default_scales, make_settings
+from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.settings import SYNTHETIC, default_scales, make_settings
+from toolkit.config.tool_settings import Benchmark
+from toolkit.system import console
+from toolkit.system.host import is_main_process
 
 PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # to the settings of training as they stand
 
@@ -23,23 +23,23 @@ PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # to the sett
 def benchmark_from(argv: Sequence[str] | None) -> None:
     flags = parse_section(argv, "benchmark.py", __doc__, Benchmark)
 
-    from toolkit import storage  # heavy imports come after parsing
+    from toolkit.system import files  # heavy imports come after parsing
 
     path = flags.output or Path(f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}.json")
-    storage.check_output(path)
+    files.check_output(path)
     values = {name: getattr(flags, name) for name in PASSES}
     if flags.data_root == SYNTHETIC:  # so few are drawn that this takes no time
         values["synthetic_count"] = max(200, 2 * max(flags.batch_sizes))
     settings = make_settings({**values, "batch_size": max(flags.batch_sizes), "log_with": "none"})
 
-    from toolkit.benchmark import benchmark
     from toolkit.strategies import Simultaneous, SingleScale
+    from toolkit.tools.benchmark import benchmark
 
     scales = flags.scales or default_scales(flags.data_root)
     strategy = Simultaneous(scales) if len(scales) > 1 else SingleScale(scales[0])
     report = benchmark(settings, strategy, flags.precisions or (), flags.batch_sizes, flags.steps)
     if is_main_process():
-        storage.write_json(path, report.to_json())
+        files.write_json(path, report.to_json())
         console.say(f"wrote     {path}", sys.stdout)
 
 

@@ -12,16 +12,16 @@ Example: python recipes/export.py runs/multiscale-resnet18-20260131-120000 --sca
 import sys
 from collections.abc import Sequence
 
-from toolkit import console
-from toolkit.command import exit_code, parse_section
-from toolkit.machine import is_main_process
-from toolkit.recipe_settings import Export
+from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.tool_settings import Export
+from toolkit.system import console
+from toolkit.system.host import is_main_process
 
 
 def export_from(argv: Sequence[str] | None) -> None:
     flags = parse_section(argv, "export.py", __doc__, Export, "run")
 
-    from toolkit.export import export  # heavy imports come after parsing
+    from toolkit.tools.export import export  # heavy imports come after parsing
 
     console.start(main=True)
     folder = export(flags)

@@ -8,10 +8,10 @@ Example: accelerate launch --quiet recipes/multiscale.py --data-root DIR --scale
 import sys
 from collections.abc import Sequence
 
-from toolkit.command import Command, exit_code, parse
-from toolkit.errors import InputError
-from toolkit.ownership import refuse_if_taken
-from toolkit.settings import default_scales
+from toolkit.config.cli import Command, exit_code, parse
+from toolkit.config.settings import default_scales
+from toolkit.system.errors import InputError
+from toolkit.system.run_lock import refuse_if_taken
 
 SCALE_FLAGS = (
     "strategy",
@@ -48,8 +48,8 @@ def train_from(argv: Sequence[str] | None) -> None:
 
     refuse_if_taken(command.settings.output_dir, command.settings.resume)
 
-    from toolkit.launch import carry_out  # heavy imports come after parsing
     from toolkit.strategies import build
+    from toolkit.tools.launch import carry_out  # heavy imports come after parsing
 
     flags = {key: value for key, value in choices.items() if key not in ("strategy", "progressive")}
     carry_out(command, build(name, flags), "multiscale")

@@ -17,10 +17,10 @@ Example: python recipes/predict.py RUN photos/ --cascade 64,112,224 --confidence
 import sys
 from collections.abc import Sequence
 
-from toolkit.command import exit_code, parse_section
-from toolkit.machine import is_main_process
-from toolkit.recipe_settings import Predict
-from toolkit.rows import refuse_existing
+from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.tool_settings import Predict
+from toolkit.system.host import is_main_process
+from toolkit.tools.prediction_rows import refuse_existing
 
 
 def predict_from(argv: Sequence[str] | None) -> int:
@@ -28,7 +28,7 @@ def predict_from(argv: Sequence[str] | None) -> int:
     if is_main_process():
         refuse_existing(flags.output, flags.overwrite)
 
-    from toolkit.predict import predict  # heavy imports come after parsing
+    from toolkit.tools.predict import predict  # heavy imports come after parsing
 
     return predict(flags)
 

@@ -6,15 +6,15 @@ Example: python recipes/report.py runs/multiscale-resnet18-20260101-120000
 import sys
 from collections.abc import Sequence
 
-from toolkit import console
-from toolkit.command import exit_code, parse_section
-from toolkit.recipe_settings import Report
+from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.tool_settings import Report
+from toolkit.system import console
 
 
 def report_from(argv: Sequence[str] | None) -> None:
     flags = parse_section(argv, "report.py", __doc__, Report, "run")
 
-    from toolkit.report import write_report  # heavy imports come after parsing
+    from toolkit.runs.report import write_report  # heavy imports come after parsing
 
     console.say(f"wrote     {write_report(flags.run)}", sys.stdout)
 

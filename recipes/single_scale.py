@@ -6,9 +6,9 @@ Example: accelerate launch --quiet recipes/single_scale.py --data-root DIR --arc
 import sys
 from collections.abc import Sequence
 
-from toolkit.command import exit_code, parse
-from toolkit.errors import InputError
-from toolkit.ownership import refuse_if_taken
+from toolkit.config.cli import exit_code, parse
+from toolkit.system.errors import InputError
+from toolkit.system.run_lock import refuse_if_taken
 
 SCALE_FLAGS = ("img_size", "eval_scales")
 
@@ -20,9 +20,9 @@ def train_from(argv: Sequence[str] | None) -> None:
 
     refuse_if_taken(command.settings.output_dir, command.settings.resume)
 
-    from toolkit.launch import carry_out  # heavy imports come after parsing
-    from toolkit.models import own_size
+    from toolkit.models.create import own_size
     from toolkit.strategies import SingleScale
+    from toolkit.tools.launch import carry_out  # heavy imports come after parsing
 
     size = command.scales.get("img_size") or own_size(command.settings.arch)
     carry_out(command, SingleScale(size, command.scales.get("eval_scales")), "single_scale")

@@ -18,11 +18,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit import console, verification
-from toolkit.command import exit_code, parse_section
-from toolkit.errors import InputError, ResumeError
-from toolkit.recipe_settings import Verify
-from toolkit.verification import Trial
+from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.tool_settings import Verify
+from toolkit.system import console
+from toolkit.system.errors import InputError, ResumeError
+from toolkit.tools import verify_resume
+from toolkit.tools.verify_resume import Trial
 
 
 def verify_from(argv: Sequence[str]) -> None:
@@ -33,7 +34,7 @@ def verify_from(argv: Sequence[str]) -> None:
     elif not {"-h", "--help"} & {*words}:
         raise InputError("the training command is missing: give it after --, as in --help")
     flags = parse_section(words, "verify_resume.py", __doc__, Verify, "command")
-    plan = verification.plan(flags)
+    plan = verify_resume.plan(flags)
     folder = flags.output_dir or Path(f"verify-resume-{time.strftime('%Y%m%d-%H%M%S')}")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--output-dir {folder}: the folder holds other files; give an empty or a new one")
@@ -41,11 +42,11 @@ def verify_from(argv: Sequence[str]) -> None:
     whole, tried = Trial(plan.command, folder / "undisturbed"), Trial(plan.command, folder / "killed")
 
     started = time.monotonic()
-    last = verification.undisturbed(whole, plan.steps)
+    last = verify_resume.undisturbed(whole, plan.steps)
     shorter = f", its last (--steps {flags.steps})" if last < plan.steps else ""
     console.say(f"undisturbed   step {last}{shorter} after {time.monotonic() - started:.0f} s", sys.stdout)
     started, kills, repeated = time.monotonic(), 0, 0
-    for kill in verification.killed(tried, last, verification.draw(flags.kills, plan.every, last, flags.seed)):
+    for kill in verify_resume.killed(tried, last, verify_resume.draw(flags.kills, plan.every, last, flags.seed)):
         kills, repeated = kills + 1, repeated + kill.at - kill.resumes
         console.say(f"killed        after step {kill.at}; goes on from step {kill.resumes}", sys.stdout)
     took = f"after {time.monotonic() - started:.0f} s, {repeated} steps repeated"
@@ -53,14 +54,14 @@ def verify_from(argv: Sequence[str]) -> None:
     if flags.kills and not kills:
         raise InputError("the run ended before it could be killed, so nothing is shown: raise --steps")
 
-    equal = verification.compare(whole, tried, last)
+    equal = verify_resume.compare(whole, tried, last)
     for name, same in equal.items():
         console.say(f"{name:32} {'equal' if same else 'DIFFERENT'}", sys.stdout)
     different = [name for name, same in equal.items() if not same]
     console.say(f"verdict: {'DIFFERENT' if different else 'equal'}", sys.stdout)
     if different:
         raise ResumeError(
-            f"{', '.join(different)}: {verification.reasons(equal, tried, last)}; both runs are in {folder}"
+            f"{', '.join(different)}: {verify_resume.reasons(equal, tried, last)}; both runs are in {folder}"
         )
     if flags.output_dir is None:
         shutil.rmtree(folder)

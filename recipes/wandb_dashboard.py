@@ -9,10 +9,10 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from toolkit import console
-from toolkit.command import exit_code, parse_section
-from toolkit.errors import InputError, first_line
-from toolkit.recipe_settings import WorkspaceLayout
+from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.tool_settings import WorkspaceLayout
+from toolkit.system import console
+from toolkit.system.errors import InputError, first_line
 
 
 def lay_out(argv: Sequence[str] | None) -> None:
@@ -21,7 +21,7 @@ def lay_out(argv: Sequence[str] | None) -> None:
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise InputError("the package is not installed: pip install wandb-workspaces")
 
-    from toolkit.tracking.on_wandb import why_offline  # heavy imports come after parsing
+    from toolkit.runs.dashboards.on_wandb import why_offline  # heavy imports come after parsing
 
     missing = None if flags.output else why_offline()
     if missing:
@@ -29,12 +29,12 @@ def lay_out(argv: Sequence[str] | None) -> None:
 
     import wandb
 
-    from toolkit import storage
-    from toolkit.tracking.workspace import workspace
+    from toolkit.runs.dashboards.workspace import workspace
+    from toolkit.system import files
 
     if flags.output:
         try:
-            storage.write_json(flags.output, workspace(entity, project)._spec)
+            files.write_json(flags.output, workspace(entity, project)._spec)
         except OSError as error:
             raise InputError(f"--output {flags.output}: {error.strerror}") from None
         console.say(f"wrote     {flags.output}", sys.stdout)

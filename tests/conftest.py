@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.data.index import Index
 from toolkit.data.sources.files import index_files
+from toolkit.data.sources.index import Index
 
 ROOT = Path(__file__).parent.parent
 TINY = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "24", "--log-with", "none")

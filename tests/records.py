@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from toolkit import Settings
-from toolkit.rundir import RunDirectory, config_of
-from toolkit.section import to_yaml
+from toolkit.config.base import to_yaml
+from toolkit.runs.directory import RunDirectory, config_of
 from toolkit.strategies import build
 
 SHAPES = tuple(f"{shape}-{pattern}" for shape in ("disc", "star", "cross") for pattern in ("stripes", "checks"))

@@ -7,24 +7,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolkit.contract import Strategy as Strategy
-    from toolkit.errors import InputError as InputError
-    from toolkit.errors import NonFiniteError as NonFiniteError
-    from toolkit.loop import train as train
-    from toolkit.settings import Settings as Settings
+    from toolkit.config.settings import Settings as Settings
     from toolkit.strategies import Progressive as Progressive
     from toolkit.strategies import Simultaneous as Simultaneous
     from toolkit.strategies import SingleScale as SingleScale
+    from toolkit.strategies.base import Strategy as Strategy
+    from toolkit.system.errors import InputError as InputError
+    from toolkit.system.errors import NonFiniteError as NonFiniteError
+    from toolkit.training.loop import train as train
 
 _HOMES = {
-    "train": "toolkit.loop",
-    "Settings": "toolkit.settings",
-    "Strategy": "toolkit.contract",
+    "train": "toolkit.training.loop",
+    "Settings": "toolkit.config.settings",
+    "Strategy": "toolkit.strategies.base",
     "SingleScale": "toolkit.strategies",
     "Progressive": "toolkit.strategies",
     "Simultaneous": "toolkit.strategies",
-    "InputError": "toolkit.errors",
-    "NonFiniteError": "toolkit.errors",
+    "InputError": "toolkit.system.errors",
+    "NonFiniteError": "toolkit.system.errors",
 }
 
 

@@ -1,4 +1,4 @@
-"""The promises of `toolkit.contract`, for every strategy there is, on one process."""
+"""The promises of `toolkit.strategies.base`, for every strategy there is, on one process."""
 
 import copy
 import dataclasses
@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toolkit import Settings, Strategy, train
-from toolkit.contract import Budget, NormPolicy, Phase, Step
-from toolkit.section import to_yaml
-from toolkit.settings import make_scales
+from toolkit.config.base import to_yaml
+from toolkit.config.settings import make_scales
 from toolkit.strategies import STRATEGIES, SingleScale, build
+from toolkit.strategies.base import Budget, NormPolicy, Phase, Step
 
 CLASSES, BATCH = 10, 6
 BUDGETS = [

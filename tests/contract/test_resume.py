@@ -19,11 +19,13 @@ from resumable import AUGMENTED, STEPS_PER_EPOCH, settings, strategy
 from safetensors.torch import load_file
 
 from tests.conftest import PATIENCE_S, TIMES
-from toolkit import checkpoint, setup, state, train
-from toolkit.checkpoint import Store
-from toolkit.rundir import RunDirectory
-from toolkit.state import Progress
+from toolkit import train
+from toolkit.runs import checkpoint, state
+from toolkit.runs.checkpoint import Store
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.state import Progress
 from toolkit.strategies import STRATEGIES
+from toolkit.training import setup
 
 WORKER = Path(__file__).with_name("resumable.py")
 CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kind) for kind in STRATEGIES}

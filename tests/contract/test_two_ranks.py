@@ -1,4 +1,4 @@
-"""The promises of `toolkit.contract` that need two ranks: one pair of gloo processes goes through all strategies."""
+"""Promises of `toolkit.strategies.base` that need two ranks: a pair of gloo processes goes through all strategies."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from examples import EPOCHS, EXAMPLES
 from safetensors.torch import load_file
 
 from tests.conftest import PATIENCE_S, TORCHRUN
-from toolkit.contract import Budget
+from toolkit.strategies.base import Budget
 
 WORKER = Path(__file__).with_name("worker.py")
 STEPS = EPOCHS * 2

@@ -16,16 +16,18 @@ import torch
 from examples import EPOCHS, EXAMPLES
 from torch import Tensor, nn
 
-from toolkit import Settings, Strategy, device, state, train
-from toolkit.data.jobs import load
-from toolkit.data.sampler import micro_batches
-from toolkit.learner import build_learner
-from toolkit.loop import learn
-from toolkit.preemption import Preemption
-from toolkit.prepare import prepare
-from toolkit.resuming import facts_of
-from toolkit.rundir import config_of
-from toolkit.setup import Run, claim_place, set_up
+from toolkit import Settings, Strategy, train
+from toolkit.data.loading.batches import load
+from toolkit.data.loading.sampler import micro_batches
+from toolkit.runs import state
+from toolkit.runs.directory import config_of
+from toolkit.system.preemption import Preemption
+from toolkit.training import device
+from toolkit.training.loop import learn
+from toolkit.training.resume import facts_of
+from toolkit.training.run_plan import prepare
+from toolkit.training.setup import Run, claim_place, set_up
+from toolkit.training.train_state import build_learner
 
 RATE = 0.01
 

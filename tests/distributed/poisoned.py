@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from toolkit import NonFiniteError, Settings, SingleScale, train
-from toolkit.command import exit_code
-from toolkit.contract import Criterion, Loss, Phase, Step
-from toolkit.data import synthetic
+from toolkit.config.cli import exit_code
+from toolkit.data.sources import synthetic
+from toolkit.strategies.base import Criterion, Loss, Phase, Step
 
 Where = Literal["both", "loss", "gradient", "nowhere"]
 POISON = 10  # the label that only one training image has

@@ -17,9 +17,9 @@ import pytest
 
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, recipe, write_folders
 from toolkit import SingleScale
-from toolkit.data.sampler import Sampler
-from toolkit.data.splits import open_splits
-from toolkit.settings import Settings
+from toolkit.config.settings import Settings
+from toolkit.data.loading.sampler import Sampler
+from toolkit.data.sources.splits import open_splits
 
 RECIPE = str(ROOT / "recipes" / "single_scale.py")
 IMAGES, BATCH = 24, 8

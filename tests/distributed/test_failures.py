@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import PATIENCE_S, SLOW, TINY, TORCHRUN, Runner
 from toolkit import NonFiniteError, train
-from toolkit.data.sampler import Sampler
-from toolkit.monitor import FiniteWatch
+from toolkit.data.loading.sampler import Sampler
+from toolkit.training.monitor import FiniteWatch
 
 WORKER = Path(__file__).with_name("poisoned.py")
 IMAGES, BATCH = 100, 40  # 2 steps an epoch; 20 images are left out of each

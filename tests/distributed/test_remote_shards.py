@@ -12,7 +12,7 @@ import pytest
 from tests import storage as servers
 from tests.conftest import PATIENCE_S, ROOT, SLOW, TORCHRUN, recipe
 from tests.storage import Storage
-from tests.unit.test_shards import samples, write_tar
+from tests.unit.data.test_shards import samples, write_tar
 
 SHARDS, PER_SHARD, BATCH, EPOCHS = 12, 16, 8, 2  # a window of two shards holds all batches in flight
 

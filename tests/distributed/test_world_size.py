@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN
 from toolkit import Settings
-from toolkit.data import synthetic
-from toolkit.models import plan_model
+from toolkit.data.sources import synthetic
+from toolkit.models.create import plan_model
 
 RECIPE = ROOT / "recipes" / "multiscale.py"
 IMAGES, BATCH, STEPS = 130, 24, 20  # 5 steps an epoch; 10 images are left out of each, 21 val and 43 test images

@@ -21,9 +21,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from toolkit import Progressive, Settings, Strategy, loop, report, train
-from toolkit.command import exit_code
-from toolkit.contract import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, at_size
+from toolkit import Progressive, Settings, Strategy, train
+from toolkit.config.cli import exit_code
+from toolkit.runs import report
+from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, at_size
+from toolkit.training import loop
 
 PHASES = 20
 STEPS = 5  # in each

@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from toolkit import NonFiniteError, Settings, SingleScale, device, learner, loop, train
-from toolkit.contract import Criterion, Loss, Phase, Step, Strategy
-from toolkit.monitor import FiniteWatch
-from toolkit.rundir import RunDirectory
-from toolkit.weights import Ema
+from toolkit import NonFiniteError, Settings, SingleScale, train
+from toolkit.models.ema import Ema
+from toolkit.runs.directory import RunDirectory
+from toolkit.strategies.base import Criterion, Loss, Phase, Step, Strategy
+from toolkit.training import device, loop, train_state
+from toolkit.training.monitor import FiniteWatch
 
 STEPS, BATCH = 8, 10
 USUAL, TOO_LARGE = 2.0**16, 2.0**125
@@ -41,7 +42,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch, scale: float, fused: bool, fall: flo
         def create(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimizer:
             return torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
 
-        monkeypatch.setattr(learner, "create_optimizer", create)
+        monkeypatch.setattr(train_state, "create_optimizer", create)
 
 
 def run(output: Path, strategy: Strategy = SingleScale(24)) -> dict[str, Any]:  # noqa: B008

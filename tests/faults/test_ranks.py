@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, slow_disk, start, start_two
 
 from tests.conftest import ALL, PATIENCE_S, ROOT, SLOW, TORCHRUN
-from toolkit.rundir import RunDirectory
+from toolkit.runs.directory import RunDirectory
 
 WORKER = str(Path(__file__).with_name("two_ranks.py"))
 # float32, SGD, no dropout, a model without BatchNorm: only the order of sums differs between numbers of processes.

@@ -19,8 +19,11 @@ from safetensors.torch import load_file
 from victim import ROOT
 
 from tests.conftest import PATIENCE_S, SLOW, TORCHRUN
-from toolkit import NonFiniteError, Settings, best_model, loop, storage, train
-from toolkit.data.sampler import Sampler
+from toolkit import NonFiniteError, Settings, train
+from toolkit.data.loading.sampler import Sampler
+from toolkit.runs import best_model
+from toolkit.system import files
+from toolkit.training import loop
 
 sys.path.insert(0, str(ROOT / "tests" / "distributed"))
 import poisoned
@@ -223,7 +226,7 @@ def test_a_run_goes_back_to_the_checkpoint_that_is_still_being_written(
     step = re.search(r"not finite at step (\d+)", capsys.readouterr().err)[1]
     shutil.rmtree(tmp_path / "run")
 
-    sync, roll_back, asked = storage.sync, loop.roll_back, threading.Event()
+    sync, roll_back, asked = files.sync, loop.roll_back, threading.Event()
 
     def slow(path: Path) -> None:
         if path.match(f".tmp-step-{int(step):09d}/model.safetensors"):
@@ -235,7 +238,7 @@ def test_a_run_goes_back_to_the_checkpoint_that_is_still_being_written(
         asked.set()
         roll_back(run, error)
 
-    monkeypatch.setattr(storage, "sync", slow)
+    monkeypatch.setattr(files, "sync", slow)
     monkeypatch.setattr(loop, "roll_back", noting)
     assert train(chosen, STRATEGY)["rollbacks"] == 1
     start = tmp_path / "run" / "checkpoints" / f"step-{int(step):09d}"

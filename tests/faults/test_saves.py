@@ -12,9 +12,9 @@ import torch
 from victim import ERRORS, FORKS, SAVE_EVERY, Fault, Run, count_operations, newest, start
 
 from tests.conftest import ALL
-from toolkit import best_model, checkpoint
-from toolkit.checkpoint import Store
-from toolkit.errors import SaveError
+from toolkit.runs import best_model, checkpoint
+from toolkit.runs.checkpoint import Store
+from toolkit.system.errors import SaveError
 
 STEPS = (3, 6, 9, 12)  # the last is interrupted; with two kept, one goes in the course of it
 SAME_STEP = (3, 6, 9, 9)  # an epoch that was stopped before its evaluation is saved twice

@@ -18,9 +18,11 @@ import pytest
 from victim import newest, slow_disk
 
 from tests.conftest import ACCELERATE, ALL, PATIENCE_S, ROOT, SLOW, TORCHRUN
-from toolkit import Settings, SingleScale, loop, preemption, train
-from toolkit.errors import PreemptedError
-from toolkit.preemption import SIGNALS, Preemption
+from toolkit import Settings, SingleScale, train
+from toolkit.system import preemption
+from toolkit.system.errors import PreemptedError
+from toolkit.system.preemption import SIGNALS, Preemption
+from toolkit.training import loop
 
 RECIPE = str(ROOT / "recipes" / "multiscale.py")
 FLAGS = [

@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import torch
 
-from toolkit import Settings, SingleScale, loop, train
-from toolkit.command import exit_code
-from toolkit.tracking import Tracking, on_wandb
+from toolkit import Settings, SingleScale, train
+from toolkit.config.cli import exit_code
+from toolkit.runs.dashboards import Tracking, on_wandb
+from toolkit.training import loop
 
 FAULT_AT = 3
 

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     run = Run(run["strategy"], Path(run["output"]), tuple((name, value) for name, value in run["settings"]))
     own = os.environ["RANK"]
     if sys.argv[4:] == ["unsettled"]:
-        from toolkit import device
+        from toolkit.training import device
 
         device.settle_buckets = lambda *words: None
     notes = prepare_notes(run, own)

@@ -26,7 +26,7 @@ STEPS_PER_EPOCH = IMAGES // BATCH
 LAST = STEPS_PER_EPOCH * EPOCHS
 SAVE_EVERY = 5
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "toolkit.launch", "toolkit.strategies"])
+FORKS.set_forkserver_preload(["torch", "toolkit.tools.launch", "toolkit.strategies"])
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EROFS", "EIO")}
 
 
@@ -127,11 +127,13 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
     sys.path.insert(0, str(ROOT / "tests" / "contract"))
     from examples import EXAMPLES
 
-    from toolkit import Settings, machine, setup, train
-    from toolkit.command import exit_code
-    from toolkit.models import copy_state, state_tensors
+    from toolkit import Settings, train
+    from toolkit.config.cli import exit_code
+    from toolkit.models.create import copy_state, state_tensors
+    from toolkit.system import host
+    from toolkit.training import setup
 
-    machine.cpu_quota = lambda *words: 1
+    host.cpu_quota = lambda *words: 1
     _inject(fault, notes, run.output)
     if forget:
         whole = setup.restore
@@ -160,8 +162,8 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
 
 
 def _inject(fault: Fault, notes: Path, output: Path) -> None:
-    from toolkit import loop
-    from toolkit.agreement import Agreement
+    from toolkit.training import loop
+    from toolkit.training.consensus import Agreement
 
     learn, batches = loop.learn, 0
 
@@ -190,7 +192,7 @@ def _inject(fault: Fault, notes: Path, output: Path) -> None:
 
 def count_operations(fault: Fault, notes: Path, folders: tuple[Path, ...]) -> None:
     """Note every file operation of a save under `folders`, and let the fault happen at its own."""
-    from toolkit import best_model, checkpoint
+    from toolkit.runs import best_model, checkpoint
 
     operations = 0
 

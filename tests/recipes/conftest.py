@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import recipe, write_image
-from toolkit.data import synthetic
+from toolkit.data.sources import synthetic
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import recipe, write_folders, write_image, write_manifest
-from toolkit import device
+from toolkit.training import device
 
 TINY_COUNT = ("--synthetic-count", "60", "--synthetic-size", "16")
 QUICK = (*TINY_COUNT, "--batch-size", "12", "--epochs", "3", "--log-with", "none", "--num-workers", "0")

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import recipe
-from toolkit import InputError, Settings, SingleScale, device
-from toolkit.benchmark import benchmark
-from toolkit.data import feed
-from toolkit.data.jobs import Batch, TrainJob
-from toolkit.models import plan_model
-from toolkit.roofline import Case, Knobs, verdict
+from toolkit import InputError, Settings, SingleScale
+from toolkit.data.loading import pipeline
+from toolkit.data.loading.batches import Batch, TrainJob
+from toolkit.models.create import plan_model
+from toolkit.tools.benchmark import benchmark
+from toolkit.training import device
+from toolkit.training.roofline import Case, Knobs, verdict
 
 SMALL = ("--scales", "16,24", "--batch-sizes", "4,8", "--precisions", "float32", "--steps", "1")
 
@@ -82,8 +83,8 @@ def test_every_flag_that_is_advised_is_one_of_the_training_recipe(
     name: str, words: tuple[str, ...], trains: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("toolkit.benchmark.verdict", every_verdict)
-    monkeypatch.setattr("toolkit.benchmark.LOADER_S", 0.0)
+    monkeypatch.setattr("toolkit.tools.benchmark.verdict", every_verdict)
+    monkeypatch.setattr("toolkit.tools.benchmark.LOADER_S", 0.0)
     monkeypatch.setattr(device, "precisions", lambda: ("float32",))
     with pytest.raises(SystemExit, match="0"):
         recipe(trains)(["--help"])
@@ -133,7 +134,7 @@ def test_the_loader_s_rate_is_that_of_several_batches_after_the_start_when_an_ep
 
     monkeypatch.setattr(TrainJob, "close", slow_to_start)
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead_s)
-    monkeypatch.setattr("toolkit.benchmark.time", clock)
+    monkeypatch.setattr("toolkit.tools.benchmark.time", clock)
     settings = Settings(
         synthetic_count=40, synthetic_size=16, batch_size=16, num_workers=0, log_with="none", cache="off"
     )
@@ -147,14 +148,14 @@ def test_workers_start_once_when_an_epoch_has_fewer_batches_than_are_timed(
     monkeypatch: pytest.MonkeyPatch, by: str, magnitude: float
 ):
     """Two batches of 16 images an epoch; their start would be timed as loading."""
-    start, starts = getattr(feed, by), []
+    start, starts = getattr(pipeline, by), []
 
     def counted(*words: Any) -> Iterator[Batch]:
         starts.append(words)
         return start(*words)
 
-    monkeypatch.setattr(feed, by, counted)
-    monkeypatch.setattr("toolkit.benchmark.LOADER_S", 0.0)
+    monkeypatch.setattr(pipeline, by, counted)
+    monkeypatch.setattr("toolkit.tools.benchmark.LOADER_S", 0.0)
     settings = Settings(
         synthetic_count=40,
         synthetic_size=16,

@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT, recipe, write_folders
-from toolkit import Settings, device
+from toolkit import Settings
+from toolkit.training import device
 
 WANDB = Path(sys.executable).with_name("wandb")
 RUN = (

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from tests.conftest import TINY, TORCHRUN, Runner, contents, recipe, write_folders, write_image
-from toolkit import device, mistakes
-from toolkit.evaluation import Evaluator
+from toolkit.models.evaluator import Evaluator
+from toolkit.runs import saved_predictions
+from toolkit.training import device
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -40,7 +41,7 @@ def said(folder: str, split: str) -> tuple[list[str], np.ndarray]:
 def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """All that can be asked for, once."""
     folder = str(tmp_path_factory.mktemp("evaluated"))
-    known = mistakes.read(finished / "predictions", "test")
+    known = saved_predictions.read(finished / "predictions", "test")
     assert known is not None
     half = float(np.median(known.predictions.of("16px").confidence)) + 1e-4  # not at any image's own value
     words = ["--scales", "16,24,32", "--average", "--cascade", "16,32", "--confidence", f"{half:.6f}"]

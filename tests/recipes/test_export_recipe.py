@@ -19,9 +19,9 @@ from timm.models import register_model
 from torch import Tensor
 
 from tests.conftest import TINY, recipe, write_folders
-from toolkit import images
-from toolkit.data import synthetic
-from toolkit.trained import Trained, open_trained
+from toolkit.data.images import views
+from toolkit.data.sources import synthetic
+from toolkit.tools.loaded_run import Trained, open_trained
 
 FEW = (*TINY, "--scales", "16,32", "--epochs", "2", "--num-workers", "0")
 SCALES = {"test_resnet": ("--scale", "16"), "test_vit": ()}
@@ -63,7 +63,7 @@ def size_of(folder: Path) -> int:
 def asked(trained: Trained, size: int, count: int) -> tuple[Tensor, Tensor]:
     """N x 3 x S x S normalised, and what the run's own model says of them."""
     noise = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(count))
-    pixels = images.normalise(noise.to(torch.uint8), trained.mean, trained.std)
+    pixels = views.normalise(noise.to(torch.uint8), trained.mean, trained.std)
     with torch.no_grad():
         return pixels, trained.model(pixels)[0]
 
@@ -105,7 +105,7 @@ def test_the_cards_lines_say_what_the_run_says_when_they_run_without_the_toolkit
         assert np.abs(np.load(folder / "said.npy") - expected).max() <= 1e-4
         photo = torch.from_numpy(np.load(folder / "photo.npy")).permute(2, 0, 1)[None]
         with torch.no_grad():
-            logits = trained.model(images.normalise(photo, trained.mean, trained.std))[0][0]
+            logits = trained.model(views.normalise(photo, trained.mean, trained.std))[0][0]
         assert np.abs(np.array([by_onnx, by_torch]) - logits.numpy()).max() <= 1e-4
         assert np.abs(np.array(probabilities) - logits.softmax(0).numpy()).max() <= 1e-5
 

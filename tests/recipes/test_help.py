@@ -12,9 +12,9 @@ import pytest
 
 from tests.conftest import ROOT
 from toolkit import Settings
-from toolkit.command import OTHER
-from toolkit.recipe_settings import Benchmark, Evaluate, Export, Predict, Report, Scan, Verify, WorkspaceLayout
-from toolkit.settings import SECTIONS, Scales
+from toolkit.config.cli import OTHER
+from toolkit.config.settings import SECTIONS, Scales
+from toolkit.config.tool_settings import Benchmark, Evaluate, Export, Predict, Report, Scan, Verify, WorkspaceLayout
 
 MULTISCALE = {*Scales.model_fields} - {"img_size"}
 SHOWN = {  # recipe: its flags and words

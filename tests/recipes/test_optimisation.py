@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit import Settings, Simultaneous, SingleScale, train
-from toolkit.contract import NormPolicy
-from toolkit.models import create, plan_model, state_tensors
+from toolkit.models.create import create, plan_model, state_tensors
+from toolkit.strategies.base import NormPolicy
 
 TINY = {"synthetic_count": 120, "synthetic_size": 32, "batch_size": 24, "log_with": "none", "num_workers": 1}
 

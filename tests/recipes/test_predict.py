@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, Runner, recipe
-from toolkit import mistakes
-from toolkit.mistakes import Mistakes
+from toolkit.runs import saved_predictions
+from toolkit.runs.saved_predictions import Mistakes
 
 FIELDS = ["path", "label", "probability", "size", *(f"{c}_{i}" for i in range(2, 6) for c in ("label", "probability"))]
 
@@ -34,7 +34,7 @@ def rows_of(path: Path | str) -> list[dict[str, str]]:
 
 def evaluated(run: Path, figure: str, folder: Path | None = None) -> dict[str, tuple[str, float]]:
     """What the run itself, or its evaluation in a folder, said of its validation images: class, probability by name."""
-    found = mistakes.read((folder or run) / "predictions", "val")
+    found = saved_predictions.read((folder or run) / "predictions", "val")
     assert isinstance(found, Mistakes)
     classes = json.loads((run / "class_map.json").read_text())
     answers = found.predictions.of(figure)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.records import SHAPES, answer, end, write_records
-from toolkit.report import write_report
+from toolkit.runs.report import write_report
 
 CHROMIUM = shutil.which("chromium")
 PICTURES = ROOT / "build" / "report"

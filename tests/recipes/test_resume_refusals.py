@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from tests.conftest import PATIENCE_S, ROOT, contents, recipe, write_image, write_manifest
-from toolkit import loop, machine
+from toolkit.system import host
+from toolkit.training import loop
 
 WORDS = ("--data-root", "data", "--img-size", "16", "--batch-size", "6", "--epochs", "2", "--arch", "test_resnet")
 WORDS = (
@@ -168,10 +169,10 @@ def test_a_run_does_not_start_over_when_its_checkpoints_are_gone(here: Path, cap
 def test_a_run_that_goes_on_says_so_when_sums_may_differ_in_their_last_bits(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    threads = machine.cpu_quota()
+    threads = host.cpu_quota()
     other = 1 if threads > 1 else 2
     with monkeypatch.context() as context:
-        context.setattr(machine, "cpu_quota", lambda: other)
+        context.setattr(host, "cpu_quota", lambda: other)
         assert recipe("single_scale")(WORDS) == 0
     torch.set_num_threads(threads)
     kind = torch.backends.cpu.get_cpu_capability()

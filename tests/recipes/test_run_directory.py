@@ -11,8 +11,9 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import TIMES, TINY, contents, recipe, write_folders, write_image
-from toolkit import Settings, loop
-from toolkit.models import plan_model
+from toolkit import Settings
+from toolkit.models.create import plan_model
+from toolkit.training import loop
 
 PROGRESSIVE = (
     *TINY,
@@ -196,7 +197,7 @@ def test_a_page_says_why_when_a_run_fails(tmp_path: Path, capsys):
 
 
 def test_a_run_ends_well_when_its_page_cannot_be_written(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr("toolkit.report_page.render", lambda records: 1 / 0)
+    monkeypatch.setattr("toolkit.runs.report.page.render", lambda records: 1 / 0)
     words = [*TINY, "--img-size", "16", "--epochs", "1", "--num-workers", "0", "--output-dir", "out"]
     assert recipe("single_scale")(words) == 0
     assert "report.html could not be written: ZeroDivisionError" in capsys.readouterr().err

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 from tests.conftest import ROOT, SLOW, TORCHRUN
-from toolkit import Settings, Simultaneous, Strategy, device
-from toolkit.learner import build_learner
-from toolkit.prepare import prepare
+from toolkit import Settings, Simultaneous, Strategy
+from toolkit.training import device
+from toolkit.training.run_plan import prepare
+from toolkit.training.train_state import build_learner
 
 FEW = Settings(synthetic_count=120, synthetic_size=32, batch_size=24, epochs=2, log_with="none")
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY, recipe
-from toolkit import console, loop
+from toolkit.system import console
+from toolkit.training import loop
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 HELP = (sys.executable, str(ROOT / "recipes" / "scan.py"), "--help")

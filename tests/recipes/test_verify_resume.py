@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, SLOW, TORCHRUN, Runner, recipe
-from toolkit import verification
-from toolkit.recipe_settings import Verify
-from toolkit.verification import Trial
+from toolkit.config.tool_settings import Verify
+from toolkit.tools import verify_resume
+from toolkit.tools.verify_resume import Trial
 
 SCRIPT = "recipes/verify_resume.py"
 TRAINING = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "12", "--epochs", "2")
@@ -202,19 +202,19 @@ def test_one_line_tells_what_is_wrong_when_it_cannot_be_tried(
 
 def test_kills_come_after_the_first_checkpoint_when_the_run_is_longer():
     for seed in range(50):
-        steps = verification.draw(3, 10, 60, seed)
+        steps = verify_resume.draw(3, 10, 60, seed)
         assert len({*steps}) == 3
         assert steps == sorted(steps)
         assert steps[0] > 10
         assert steps[-1] < 60
-    assert verification.draw(3, 10, 60, 0) == verification.draw(3, 10, 60, 0) != verification.draw(3, 10, 60, 1)
-    assert verification.draw(9, 10, 4, 0) == [3]  # the run ended before its first checkpoint by steps
+    assert verify_resume.draw(3, 10, 60, 0) == verify_resume.draw(3, 10, 60, 0) != verify_resume.draw(3, 10, 60, 1)
+    assert verify_resume.draw(9, 10, 4, 0) == [3]  # the run ended before its first checkpoint by steps
 
 
 def test_flags_of_the_command_win_in_their_last_place_when_they_are_read():
-    assert verification.value_of("--keep", ["--keep", "1", "--keep=2"]) == "2"
-    assert verification.value_of("--save-every-steps", ["--save_every_steps", "7"]) == "7"
-    assert verification.value_of("--keep", ["--keeper", "7"]) is None
+    assert verify_resume.value_of("--keep", ["--keep", "1", "--keep=2"]) == "2"
+    assert verify_resume.value_of("--save-every-steps", ["--save_every_steps", "7"]) == "7"
+    assert verify_resume.value_of("--keep", ["--keeper", "7"]) is None
 
 
 def left(trial: Trial, step: int, digest: str, ids: list[int], inexact: list[str]) -> Trial:
@@ -243,9 +243,9 @@ def test_what_differs_is_named_with_a_reason_when_runs_are_compared(
 ):
     whole = left(Trial((), tmp_path / "whole"), 4, "a", [1], [])
     tried = left(Trial((), tmp_path / "tried"), 4, digest, ids, inexact)
-    equal = verification.compare(whole, tried, 4)
+    equal = verify_resume.compare(whole, tried, 4)
     assert {name for name, same in equal.items() if not same} == different
-    assert reason in verification.reasons(equal, tried, 4)
+    assert reason in verify_resume.reasons(equal, tried, 4)
     assert tried.delivered() == 5
 
 

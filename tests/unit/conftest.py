@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from accelerate import Accelerator
 
-from toolkit import Settings, device
+from toolkit import Settings
+from toolkit.training import device
 
 
 @pytest.fixture

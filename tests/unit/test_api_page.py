@@ -12,11 +12,12 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 import toolkit
-from toolkit import contract, recipe_settings
-from toolkit.command import ALIASES, OTHER
-from toolkit.contract import Strategy
-from toolkit.section import Section
-from toolkit.settings import SECTIONS, Scales, Settings
+from toolkit.config import tool_settings
+from toolkit.config.base import Section
+from toolkit.config.cli import ALIASES, OTHER
+from toolkit.config.settings import SECTIONS, Scales, Settings
+from toolkit.strategies import base
+from toolkit.strategies.base import Strategy
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONTRACT = ("Budget", "Phase", "Step", "EvalSpec", "at_size", "Loss", "NormPolicy")
@@ -59,9 +60,7 @@ def methods_table() -> str:
 
 
 def contract_table() -> str:
-    rows = [
-        f"| `{signature(name, getattr(contract, name))}` | {first_line(getattr(contract, name))} |" for name in CONTRACT
-    ]
+    rows = [f"| `{signature(name, getattr(base, name))}` | {first_line(getattr(base, name))} |" for name in CONTRACT]
     return "\n".join(["| name | meaning |", "|---|---|", *(row.replace(" | None", " \\| None") for row in rows), ""])
 
 
@@ -94,7 +93,7 @@ def test_every_public_name_stands_on_the_page():
 
 def real_flags() -> set[str]:
     """Of all recipes."""
-    sections = [kind for kind in vars(recipe_settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
+    sections = [kind for kind in vars(tool_settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
     names = {name for section in (Settings, Scales, *sections) for name in section.model_fields} | set(OTHER)
     flags = {f"--{name.replace('_', '-')}" for name in names} | set(ALIASES)
     return flags | {f"--no-{flag[2:]}" for flag in flags} | {"--help", "--config_file"}

@@ -1,14 +1,18 @@
-"""Training strategies by name. A new one is a file here and a line in STRATEGIES; all contract tests then run on it."""
+"""How training treats its scales: the abstract `Strategy` in `base`, one frozen strategy a file, consistency losses.
+
+A new strategy is one file here and one line in STRATEGIES; the contract tests then run on it. A strategy is a pure
+function of its fields: it holds no model, no counter, no random state. Never: Accelerate, timm, data, optimizers.
+"""
 
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from toolkit.contract import Strategy
-from toolkit.errors import InputError
+from toolkit.strategies.base import Strategy
 from toolkit.strategies.progressive import Progressive
 from toolkit.strategies.simultaneous import Simultaneous
 from toolkit.strategies.single import SingleScale
+from toolkit.system.errors import InputError
 
 STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (SingleScale, Progressive, Simultaneous)}
 

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from toolkit.contract import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.errors import InputError
+from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.scales import check_ascending, check_several, panel
+from toolkit.system.errors import InputError
 
 RAMP_START, RAMP_DELAY, RAMP_FINISH = 0.5, 0.5, 0.2  # of the largest size; shares of the epochs (MosaicML Composer)
 RAMP_MOST_SIZES = 8  # compilers and cuDNN specialise per shape

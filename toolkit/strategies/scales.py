@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from toolkit.contract import EvalSpec, at_size
-from toolkit.errors import InputError
+from toolkit.strategies.base import EvalSpec, at_size
+from toolkit.system.errors import InputError
 
 
 def check_ascending(flag: str, sizes: Sequence[int]) -> None:

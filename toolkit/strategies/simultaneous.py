@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from toolkit.contract import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.errors import InputError
-from toolkit.losses import CONSISTENCY, consistency
+from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
+from toolkit.strategies.consistency import CONSISTENCY, consistency
 from toolkit.strategies.scales import check_ascending, check_several, join, panel
+from toolkit.system.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from toolkit.contract import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
+from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.scales import check_ascending, panel
 
 

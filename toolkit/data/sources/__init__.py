@@ -1,1 +1,4 @@
-"""Where images come from: each module reads one kind of source into indices."""
+"""Where images lie: folders, manifests, shards, Hugging Face data sets, the built-in data; all become one `Index`.
+
+A new source is a module that returns `Found` and a line in `splits`. Never: pixels, order, or batches.
+"""

@@ -11,11 +11,11 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from toolkit import machine, storage
-from toolkit.data.header import read_header
-from toolkit.data.index import COLUMNS, Index, Names
-from toolkit.data.remote import BlockCache, Facts
+from toolkit.data.images.header import read_header
 from toolkit.data.sources.files import UNREAD
+from toolkit.data.sources.index import COLUMNS, Index, Names
+from toolkit.data.sources.remote import BlockCache, Facts
+from toolkit.system import files, host
 
 VERSION = 3  # of the table's format and of what reading a container means
 TYPES = dict(zip(COLUMNS, (np.int32, np.int64, np.int64, np.int64, np.int32, np.int32, np.uint8), strict=True))
@@ -65,7 +65,7 @@ def index_containers(
 ) -> Index:
     """All parts of all containers, in order; `read` is called for those that are new or changed, by threads."""
     (cache / "index").mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(min(MOST_THREADS, 4 * machine.cpu_quota())) as pool:
+    with ThreadPoolExecutor(min(MOST_THREADS, 4 * host.cpu_quota())) as pool:
         todo = pool.map(lambda container: _table(container, read, cache / "index"), containers)
         tables = list(tqdm(todo, "reading shards", len(containers), unit="shard", disable=None))
     counts = [len(table["ends"]) for table in tables]
@@ -75,7 +75,7 @@ def index_containers(
         names=Names.joined([Names(table["blob"], table["ends"]) for table in tables]),
         containers=tuple(container.path for container in containers),
         container=np.repeat(np.arange(len(tables), dtype=np.int32), counts),
-        stamp=storage.key(repr([container.facts for container in containers])),
+        stamp=files.key(repr([container.facts for container in containers])),
         blocks=blocks,
         **columns,
     )
@@ -83,9 +83,9 @@ def index_containers(
 
 def _table(container: Container, read: Callable[[Container], Iterable[Part]], folder: Path) -> dict[str, np.ndarray]:
     """The columns of one container, kept in `folder`; of several processes one reads, the others find it done."""
-    file = folder / f"{storage.key(repr(container))}-parts-v{VERSION}.npz"
+    file = folder / f"{files.key(repr(container))}-parts-v{VERSION}.npz"
     with FileLock(f"{file}.lock"):
-        known = storage.read_arrays(file, ("blob", "ends", *READ))
+        known = files.read_arrays(file, ("blob", "ends", *READ))
         if known is not None:
             return known
         parts = list(read(container))
@@ -93,5 +93,5 @@ def _table(container: Container, read: Callable[[Container], Iterable[Part]], fo
         values = zip(*(part[1:] for part in parts), strict=True) if parts else itertools.repeat((), len(READ))
         columns = {name: np.array(column, dtype=TYPES[name]) for name, column in zip(READ, values, strict=False)}
         table = {"blob": names.blob, "ends": names.ends, **columns}
-        storage.write_arrays(file, table)
+        files.write_arrays(file, table)
         return table

@@ -11,9 +11,9 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from toolkit import machine, storage
-from toolkit.data.header import read_header
-from toolkit.data.index import Index
+from toolkit.data.images.header import read_header
+from toolkit.data.sources.index import Index
+from toolkit.system import files, host
 
 VERSION = 2  # of the table's format and of what reading a header means
 FIELDS = ("bytes", "mtime", "width", "height", "orientation")
@@ -31,12 +31,12 @@ def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: 
 
     Headers are read by threads and kept in `cache`; a file whose size and time are as before is not opened again.
     """
-    table = cache / "index" / f"{storage.key(str(root.resolve()), *names)}-v{VERSION}.npz"
+    table = cache / "index" / f"{files.key(str(root.resolve()), *names)}-v{VERSION}.npz"
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{table}.lock"):  # of several processes the first reads, the others find it done
         columns = _read_changed(root, names, _load(table, len(names)))
         if columns is not None:
-            storage.write_arrays(table, dict(zip(FIELDS, columns, strict=True)))
+            files.write_arrays(table, dict(zip(FIELDS, columns, strict=True)))
         else:
             columns = _load(table, len(names))
             assert columns is not None
@@ -47,13 +47,13 @@ def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: 
         width=width.astype(np.int32),
         height=height.astype(np.int32),
         orientation=orientation.astype(np.uint8),
-        stamp=storage.key(mtime.tobytes()),
+        stamp=files.key(mtime.tobytes()),
     )
 
 
 def _load(table: Path, count: int) -> list[np.ndarray] | None:
     """The cached columns; None where there are none that can be used."""
-    arrays = storage.read_arrays(table, FIELDS)
+    arrays = files.read_arrays(table, FIELDS)
     return [*arrays.values()] if arrays and all(len(column) == count for column in arrays.values()) else None
 
 
@@ -81,7 +81,7 @@ def each(work: Callable[[A], B], items: Sequence[A], what: str) -> list[B]:
     pieces = [items[start : start + PIECE] for start in range(0, len(items), PIECE)]  # a future each costs 40 us
     bar = tqdm(total=len(items), desc=what, unit="file", disable=None if len(items) > BAR_FROM else True)
     done: list[B] = []
-    with ThreadPoolExecutor(4 * machine.cpu_quota()) as pool, bar:
+    with ThreadPoolExecutor(4 * host.cpu_quota()) as pool, bar:
         for results in pool.map(lambda piece: [work(item) for item in piece], pieces):
             done += results
             bar.update(len(results))

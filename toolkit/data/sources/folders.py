@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.data.index import Found, Index
 from toolkit.data.sources.files import index_files
-from toolkit.errors import InputError
+from toolkit.data.sources.index import Found, Index
+from toolkit.system.errors import InputError
 
 log = logging.getLogger(__name__)
 

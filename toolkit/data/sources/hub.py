@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from toolkit import storage
-from toolkit.data.index import Found, Index
-from toolkit.data.pixels import read_bytes
 from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, check_single
+from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.labels import MOST_CLASSES, check_complete, check_range, count_classes
-from toolkit.errors import InputError, first_line
+from toolkit.data.sources.read import read_bytes
+from toolkit.system import files
+from toolkit.system.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _uncompressed(path: str, image: str, cache: Path) -> str:
     spans = next((_spans(batch, image, content) for batch in batches), None)
     if spans is None or (spans[0] >= 0 and spans[-1] <= content.size):
         return path
-    copy = cache / "hub" / f"{storage.key(repr((path, file_facts(path))))}-{os.path.basename(path)}"
+    copy = cache / "hub" / f"{files.key(repr((path, file_facts(path))))}-{os.path.basename(path)}"
     with FileLock(f"{copy}.lock"):
         if not copy.exists():
             staging = copy.with_name(f".tmp-{copy.name}")

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from toolkit.data.index import Index
-from toolkit.errors import InputError
+from toolkit.data.sources.index import Index
+from toolkit.system.errors import InputError
 
 MOST_CLASSES = 2**31
 CLASS_NAMES = "class_names.txt"  # beside manifests or shards: one name a line, in the order of the labels

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.data.index import Found, Index
 from toolkit.data.sources.files import each, index_files
 from toolkit.data.sources.folders import TEST, VALIDATION, find_split
+from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_range, count_classes, named, parse_label
-from toolkit.errors import InputError
+from toolkit.system.errors import InputError
 
 
 def read_manifests(root: Path, cache: Path) -> Found:

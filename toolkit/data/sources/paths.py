@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from toolkit.data.sources.folders import NOT_REGULAR, search_folder
-from toolkit.errors import InputError
+from toolkit.system.errors import InputError
 
 EMPTY = "there are no images in it"
 

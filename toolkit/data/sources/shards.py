@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from toolkit.data.index import Found
-from toolkit.data.remote import BlockCache, Facts, RemoteFile, asked, listed
+from toolkit.config.settings import is_url
 from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
 from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, class_folders, is_image
+from toolkit.data.sources.index import Found
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
-from toolkit.errors import InputError
-from toolkit.settings import is_url
+from toolkit.data.sources.remote import BlockCache, Facts, RemoteFile, asked, listed
+from toolkit.system.errors import InputError
 
 SUFFIX = ".tar"
 SPLITS = (TRAIN, VALIDATION, TEST)

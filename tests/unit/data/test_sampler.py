@@ -1,0 +1,129 @@
+"""Which images a step sees: for any seed, epoch, number of processes and micro-batches."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from toolkit import Progressive, Settings, Simultaneous
+from toolkit.data.loading.sampler import Request, Sampler, Shards, Share, micro_batches
+from toolkit.training.step_plan import make_plan
+
+IMAGES, BATCH = 50, 16  # 3 steps an epoch, 2 images left out of each
+SETTINGS = Settings(epochs=4, batch_size=BATCH)
+STRATEGIES = {"simultaneous": Simultaneous((16, 32)), "progressive": Progressive((16, 32))}
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
+
+
+def global_batches(strategy, seed: int = 0, from_step: int = 0) -> list[Request]:
+    sampler = Sampler(IMAGES, seed, strategy)
+    plan = make_plan(SETTINGS, strategy, IMAGES, 1)
+    return [request for epoch in plan.epochs() for request in sampler.requests(epoch, from_step)]
+
+
+def ids(requests: list[Request]) -> list[list[int]]:
+    return [request.ids.tolist() for request in requests]
+
+
+def test_a_permutation_is_the_same_when_seed_and_epoch_are():
+    one, again = Sampler(IMAGES, 3, STRATEGIES["simultaneous"]), Sampler(IMAGES, 3, STRATEGIES["progressive"])
+    assert one.permutation(5).tolist() == again.permutation(5).tolist()
+    assert sorted(one.permutation(5)) == list(range(IMAGES))
+
+
+def test_a_permutation_does_not_depend_on_what_was_drawn_before_when_an_epoch_is_asked_for():
+    fresh, used = (Sampler(IMAGES, 3, STRATEGIES["simultaneous"]) for _ in range(2))
+    used.permutation(0)
+    np.random.random(7)  # a stray draw from the global generator
+    assert fresh.permutation(1).tolist() == used.permutation(1).tolist()
+
+
+def test_a_permutation_is_another_when_seed_or_epoch_differs():
+    orders = [
+        tuple(Sampler(IMAGES, seed, STRATEGIES["simultaneous"]).permutation(epoch))
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len(set(orders)) == 9
+
+
+@every_strategy
+def test_every_image_comes_at_most_once_an_epoch_when_batches_are_full(strategy):
+    batches = global_batches(strategy)
+    assert [len(batch.ids) for batch in batches] == [BATCH] * 12
+    left_out = []
+    for epoch in range(4):
+        seen = np.concatenate([batch.ids for batch in batches if batch.epoch == epoch])
+        assert len(set(seen.tolist())) == 48
+        left_out.append(frozenset(range(IMAGES)) - frozenset(seen.tolist()))
+    assert len(set(left_out)) > 1  # others each time
+
+
+@every_strategy
+def test_steps_are_numbered_through_the_run_when_there_are_several_epochs(strategy):
+    batches = global_batches(strategy)
+    assert [batch.number for batch in batches] == list(range(12))
+    assert [batch.epoch for batch in batches] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_sizes_follow_the_strategy_when_phases_change():
+    progressive, simultaneous = (global_batches(strategy) for strategy in reversed(STRATEGIES.values()))
+    assert [batch.step.sizes for batch in progressive] == [(16,)] * 6 + [(32,)] * 6
+    assert {batch.step.sizes for batch in simultaneous} == {(16, 32)}
+    assert ids(progressive) == ids(simultaneous)  # the order of images has nothing to do with sizes
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_ranks_share_the_global_batch_when_it_is_split(processes: int, accumulation: int):
+    for request in global_batches(STRATEGIES["simultaneous"]):
+        parts = [list(micro_batches(request, Share(rank, processes, accumulation))) for rank in range(processes)]
+        assert {len(own) for own in parts} == {accumulation}
+        assert {len(part.ids) for own in parts for part in own} == {BATCH // processes // accumulation}
+        own_ids = [{i for part in own for i in part.ids.tolist()} for own in parts]
+        assert sum(map(len, own_ids)) == len(set().union(*own_ids)) == BATCH  # disjoint
+        together = [i for own in parts for part in own for i in part.ids.tolist()]
+        assert together == request.ids.tolist()
+        assert {part._replace(ids=None) for own in parts for part in own} == {request._replace(ids=None)}
+
+
+@every_strategy
+@pytest.mark.parametrize("from_step", [0, 1, 3, 5, 6, 11, 12])
+def test_what_is_left_is_the_tail_of_the_run_when_it_resumes(strategy, from_step: int):
+    whole, rest = global_batches(strategy), global_batches(strategy, from_step=from_step)
+    assert ids(rest) == ids(whole)[from_step:]
+    assert [(b.number, b.epoch, b.step) for b in rest] == [(b.number, b.epoch, b.step) for b in whole][from_step:]
+
+
+@every_strategy
+def test_epochs_follow_each_other_and_close_their_phases_when_a_plan_is_made(strategy):
+    epochs = list(make_plan(SETTINGS, strategy, IMAGES, 1).epochs())
+    assert [(epoch.number, epoch.start, epoch.end) for epoch in epochs] == [(0, 0, 3), (1, 3, 6), (2, 6, 9), (3, 9, 12)]
+    closing = [epoch.closes_phase for epoch in epochs]
+    assert closing == ([False, True] * 2 if isinstance(strategy, Progressive) else [False] * 3 + [True])
+    assert all(before.end == after.start for before, after in pairwise(epochs))
+
+
+def test_images_are_mixed_within_windows_of_shards_when_these_are_remote():
+    sizes = (30, 30, 30, 50, 10, 30)
+    ids = tuple(np.arange(5 * shard, 5 * shard + 5) for shard in range(6))
+    sampler = Sampler(30, 3, STRATEGIES["simultaneous"], Shards(ids, sizes, 60))
+    orders = [sampler.permutation(epoch).tolist() for epoch in range(20)]
+    assert orders == [sampler.permutation(epoch).tolist() for epoch in range(20)]
+    assert len(set(map(tuple, orders))) == 20
+    for order in orders:
+        assert sorted(order) == list(range(30))
+        first = {shard: order.index(min(own, key=order.index)) for shard, own in enumerate(ids)}
+        for shard in sorted(first, key=first.__getitem__):  # all that is open when a shard begins fits the window
+            position = first[shard]
+            still = [
+                other for other in range(6) if set(order[position:]) & set(ids[other]) and first[other] <= position
+            ]
+            assert sum(sizes[other] for other in still) <= 60
+    assert any(order[:10] != sorted(order[:10]) and len({i // 5 for i in order[:5]}) > 1 for order in orders)
+
+
+def test_shards_come_one_by_one_when_none_fits_the_window():
+    ids = (np.arange(5), np.arange(5, 10), np.arange(10, 15))
+    order = Sampler(15, 0, STRATEGIES["simultaneous"], Shards(ids, (70, 80, 90), 60)).permutation(0)
+    assert [len({i // 5 for i in part.tolist()}) for part in np.split(order, 3)] == [1, 1, 1]

@@ -1,0 +1,146 @@
+"""What an export is made of: one scale's weights, the check that refuses, the card's advice."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from toolkit.models.create import MultiView
+from toolkit.strategies.base import NormPolicy
+from toolkit.system.errors import ExportError, InputError
+from toolkit.tools.export import choose, one_scale, refuse_if_taken
+from toolkit.tools.export_formats import answer, difference
+from toolkit.tools.model_card import Row, recommended
+from toolkit.tools.timm_model import TimmModel, middle
+
+MODEL = TimmModel(
+    arch="test_vit.r160_in1k",
+    arguments={"num_classes": 2, "img_size": 32, "dynamic_img_size": True},
+    size=16,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.2, 0.1),
+    classes=("cat", "dog"),
+    known={"first_conv": "patch_embed.proj", "classifier": "head", "url": "somewhere"},
+)
+
+
+def two_scales(mode: str) -> MultiView:
+    """A network whose normalisation differs between 16 and 32 px wherever it may."""
+    torch.manual_seed(0)
+    model = MultiView(timm.create_model("test_resnet", num_classes=3), NormPolicy(mode, (16, 32))).eval()
+    for k, scale in enumerate(("16", "32")):
+        for norm in model.scale_norms:
+            norm.norms[scale].running_mean.fill_(0.1 + k)
+            if mode == "full":
+                torch.nn.init.constant_(norm.norms[scale].bias, 0.2 + k)
+    return model
+
+
+@pytest.mark.parametrize("mode", ["full", "statistics", "off"])
+def test_one_scale_has_timms_own_names_and_that_scales_answers(mode: str):
+    model = two_scales(mode)
+    plain = one_scale(model, 16)
+    fresh = timm.create_model("test_resnet", num_classes=3).eval()
+    fresh.load_state_dict(plain.state_dict(), strict=True)
+    pixels = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(fresh(pixels), model(pixels)[0])
+    if mode != "off":
+        means = [module.running_mean for module in plain.modules() if hasattr(module, "running_mean")]
+        assert all((mean == 0.1).all() for mean in means)
+
+
+def test_the_check_refuses_when_the_normalisation_is_that_of_another_scale():
+    model, pixels = two_scales("full"), torch.randn(8, 3, 16, 16)
+    expected = answer(lambda batch: model(batch)[0], pixels)
+    assert difference("safetensors", answer(one_scale(model, 16), pixels), expected) <= 1e-6
+    with pytest.raises(ExportError, match=r"^safetensors: refused, nothing was written: its logits of 8 images differ"):
+        difference("safetensors", answer(one_scale(model, 32), pixels), expected)
+
+
+def test_the_check_refuses_when_one_logit_is_off_or_not_a_number():
+    expected = torch.zeros(3, 2)
+    said = expected.clone()
+    said[2, 1] = 9e-5
+    assert difference("onnx", said, expected) == pytest.approx(9e-5)
+    for wrong in (1.1e-4, float("nan"), float("inf")):
+        said[2, 1] = wrong
+        with pytest.raises(ExportError, match="onnx: refused"):
+            difference("onnx", said, expected)
+
+
+@pytest.mark.parametrize(("count", "batches"), [(1, [1]), (4, [1, 3]), (6, [1, 5]), (32, [1, 5, 26])])
+def test_images_are_said_in_batches_of_several_sizes(count: int, batches: list[int]):
+    met = []
+
+    def say(part: torch.Tensor) -> torch.Tensor:
+        met.append(len(part))
+        return part
+
+    pixels = torch.arange(count)[:, None]
+    assert torch.equal(answer(say, pixels), pixels)
+    assert met == batches
+
+
+def test_the_call_and_the_config_describe_the_same_model_when_timm_reads_them():
+    assert MODEL.call("w.safetensors") == (
+        "timm.create_model('test_vit.r160_in1k', num_classes=2, img_size=32, dynamic_img_size=True, "
+        "checkpoint_path='w.safetensors')"
+    )
+    config = MODEL.config()
+    assert (config["architecture"], config["num_classes"], config["label_names"]) == ("test_vit", 2, ("cat", "dog"))
+    assert config["model_args"] == {"img_size": 32, "dynamic_img_size": True}
+    made = timm.create_model(config["architecture"], num_classes=2, **config["model_args"])
+    assert made.state_dict().keys() == MODEL.create().state_dict().keys()
+    read = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
+    assert read == MODEL.preprocessing()
+
+
+def test_the_middle_square_is_what_the_model_sees_when_an_image_is_wide():
+    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
+    pixels[:, 20:40] = 255  # the square; beside it all is black
+    seen = MODEL.transform()(middle(Image.fromarray(pixels)))
+    white = torch.tensor([(1 - 0.5) / 0.2, (1 - 0.4) / 0.2, (1 - 0.3) / 0.1])[:, None, None]
+    assert torch.allclose(seen, white.expand(3, 16, 16), atol=1e-5)
+
+
+def row(size: int, top1: float | None) -> Row:
+    return Row(f"{size}px", {} if top1 is None else {"val": (top1, 100.0)}, size / 100, None)
+
+
+def test_the_recommended_size_is_the_most_accurate_and_of_equals_the_cheapest():
+    assert recommended([row(16, 80.0), row(32, 91.0), row(64, 90.0)]).name == "32px"
+    assert recommended([row(16, 80.0), row(32, 91.0), row(64, 91.0)]).name == "32px"
+    assert recommended([row(16, None), row(32, 10.0)]).name == "32px"
+    assert recommended([row(16, None)]) is None
+
+
+def test_formats_are_all_that_there_are_when_none_is_asked_for():
+    assert choose(None) == ["safetensors", "onnx", "pt2"]
+    assert choose(("pt2", "pt2", "onnx")) == ["pt2", "onnx"]
+
+
+def test_onnx_is_left_out_with_a_warning_when_a_package_is_missing(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("toolkit"), "propagate", True)  # a recipe in the same process turned it off
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as Python finds it where it is not installed
+    assert choose(None) == ["safetensors", "pt2"]
+    assert "onnx needs onnxscript: pip install -e '.[onnx]'" in caplog.text
+    with pytest.raises(InputError, match="--formats onnx needs onnxscript"):
+        choose(("onnx",))
+
+
+def test_a_folder_is_refused_when_it_is_not_an_export(tmp_path):
+    refuse_if_taken(tmp_path / "new", overwrite=False)
+    refuse_if_taken(tmp_path, overwrite=False)  # empty
+    (tmp_path / "model.safetensors").write_bytes(b"a run's best/ looks like this")
+    with pytest.raises(InputError, match=r"holds other files \(model.safetensors\)"):
+        refuse_if_taken(tmp_path, overwrite=True)
+    for name in ("README.md", "config.json"):
+        (tmp_path / name).write_text("")
+    refuse_if_taken(tmp_path, overwrite=True)
+    with pytest.raises(InputError, match="--overwrite replaces it"):
+        refuse_if_taken(tmp_path, overwrite=False)

@@ -1,0 +1,275 @@
+"""The command line of a recipe: flags from settings, and exit codes. Free of torch, so that `--help` is instant."""
+
+import contextlib
+import io
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
+
+import tyro
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from tyro.constructors import PrimitiveConstructorSpec
+
+from toolkit.config import settings
+from toolkit.config.base import Section, explain, nearest, read_yaml
+from toolkit.config.settings import SECTIONS, Scales, Settings
+from toolkit.system import console, preemption
+from toolkit.system.errors import InputError, PreemptedError, expected, printable
+
+S = TypeVar("S", bound=Section)
+EXIT_CODES = {InputError: 2, PreemptedError: preemption.EXIT_CODE}
+INTERRUPTED = 130  # as shells have it: 128 and SIGINT
+ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
+SHARED = frozenset({"scales", "eval_scales"})  # what all strategies of several scales understand
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user asked for: settings, the given flags of the strategy, and what to do with them."""
+
+    settings: Settings
+    scales: Mapping[str, Any]
+    dry_run: bool
+    benchmark: bool
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a Literal, also of an optional one, or of a list of them."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next(filter(None, map(_choices, get_args(annotation))), ())
+
+
+def metavar(annotation: Any) -> str:
+    """What stands for a flag's value in `--help`: N a whole number, X any number."""
+    choices = _choices(annotation)
+    if choices:
+        return "{" + ",".join(map(str, choices)) + "}"
+    text = str(annotation)
+    return next(
+        (name for key, name in {"tuple": "N,N,...", "float": "X", "int": "N", "Path": "PATH"}.items() if key in text),
+        "TEXT",
+    )
+
+
+def _text(metavar: str) -> Any:
+    """One word, kept as text."""
+    return Annotated[
+        str,
+        PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=metavar,
+            instance_from_str=lambda words: words[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+        ),
+    ]
+
+
+def _words(metavar: str) -> Any:
+    """Any number of words, kept as text."""
+    return Annotated[
+        tuple[str, ...],
+        PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=metavar,
+            instance_from_str=tuple,
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=list,
+        ),
+    ]
+
+
+def _optional(kind: Any, help_text: str) -> Any:
+    """An option that is absent from the result unless it was given."""
+    return NotRequired[Annotated[kind, tyro.conf.arg(help=help_text, help_behavior_hint="")]]
+
+
+def help_of(field: FieldInfo) -> str:
+    """What `--help` says of a setting: its description, and its default unless that tells it."""
+    default, text = field.default, field.description or ""
+    if field.annotation is bool or bool in get_args(field.annotation):
+        default = "on" if default else "off"
+    if "default" not in text and "unset" not in text:
+        text += f" (default: {'none' if default == {} else default})"
+    return text
+
+
+def _flag(field: FieldInfo) -> Any:
+    """The tyro type of one setting. Values stay text: pydantic types flags and YAML alike, with the same messages."""
+    text = help_of(field)
+    if field.annotation is bool or bool in get_args(field.annotation):
+        return _optional(bool, text)
+    if "dict" in str(field.annotation):
+        return _optional(_words("KEY=VALUE"), text)
+    return _optional(_text(metavar(field.annotation)), text)
+
+
+def _group(section: type[Section], names: Sequence[str]) -> Any:
+    return TypedDict(section.__name__, {name: _flag(section.model_fields[name]) for name in names}, total=False)  # type: ignore[operator]
+
+
+OTHER = {
+    "config": (_text("FILE"), "YAML file of settings; flags win (unset: none)"),
+    "dry_run": (bool, "print the plan and stop (default: off)"),
+    "benchmark": (
+        bool,
+        "measure throughput and memory at every scale first, what bounds them, and write benchmark.json (default: off)",
+    ),
+}
+
+
+def _grammar(scale_flags: Sequence[str]) -> Any:
+    groups = {section.__name__.lower(): _group(section, tuple(section.__annotations__)) for section in SECTIONS}
+    groups["scales"] = _group(Scales, scale_flags)
+    other = {name: _optional(kind, text) for name, (kind, text) in OTHER.items()}
+    groups["other"] = TypedDict("Other", other, total=False)  # type: ignore[operator]
+    return TypedDict("Flags", groups)  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def _colours_as_asked() -> Iterator[None]:
+    """Tyro does not know NO_COLOR (no-color.org): it leaves colours out on a dumb terminal only."""
+    terminal = os.environ.get("TERM")
+    try:
+        if os.environ.get("NO_COLOR"):
+            os.environ["TERM"] = "dumb"
+        yield
+    finally:
+        os.environ.pop("TERM", None)
+        os.environ.update({} if terminal is None else {"TERM": terminal})
+
+
+def _read(words: Sequence[str], recipe: str, description: str | None, grammar: Any) -> tuple[Any, list[str]]:
+    """The given flags as the grammar has them, and the words that are none; tyro's boxed errors become one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box), _colours_as_asked():
+            return tyro.cli(
+                grammar,
+                config=(tyro.conf.OmitArgPrefixes,),
+                prog=recipe,
+                description=description,
+                args=words,
+                return_unknown_args=True,
+                compact_help=False,
+            )
+    except BrokenPipeError:  # `--help | head`
+        console.silence(sys.stdout)
+        sys.exit()
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
+        raise InputError(" ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines))) from None
+
+
+def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]) -> Command:
+    """Flags over `--config` over defaults.
+
+    `scale_flags` are the fields of `Scales` that the recipe understands. Raises InputError; leaves with exit code 0
+    after `--help`.
+    """
+    words = [
+        ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :]
+        for word in (sys.argv[1:] if argv is None else argv)
+    ]
+    groups, unknown = _read(words, recipe, description, _grammar(scale_flags))
+    known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml names its strategy
+    if unknown:
+        flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
+        word = unknown[0].split("=")[0]
+        if word.removeprefix("--").replace("-", "_") in Scales.model_fields:
+            raise InputError(f"{word} would be ignored by {recipe}: it belongs to another recipe")
+        raise InputError(f"there is no flag {word}{nearest(word, flags)}")
+    given = {name: value for group in groups.values() for name, value in group.items()}
+    asked = {name: given.pop(name, False) for name in OTHER}
+    values = read_yaml(Path(asked["config"])) if asked["config"] else {}
+    strange = [name for name in values if name not in known]
+    if strange and strange[0] in Scales.model_fields:
+        raise InputError(f"{asked['config']}: {strange[0]!r} belongs to another recipe than {recipe}")
+    if strange:
+        raise InputError(f"{asked['config']}: there is no setting {strange[0]!r}{nearest(str(strange[0]), known)}")
+    strategy = "progressive" if given.get("progressive") else given.get("strategy")
+    if strategy and strategy != values.get("strategy", strategy):  # flags win: the file speaks of another strategy
+        values = {name: value for name, value in values.items() if name in SHARED or name not in Scales.model_fields}
+    values = {**values, **given}
+    chosen = {name: values.pop(name) for name in list(values) if name in Scales.model_fields}
+    return Command(
+        settings=settings.make_settings(values),
+        scales=settings.make_scales(chosen),
+        dry_run=asked["dry_run"],
+        benchmark=asked["benchmark"],
+    )
+
+
+def parse_section(
+    argv: Sequence[str] | None,
+    recipe: str,
+    description: str | None,
+    section: type[S],
+    positional: str | None = None,
+    rest: str | None = None,
+) -> S:
+    """The flags of a recipe that does not train, and its words without a flag: one, and those of `rest`, if any.
+
+    As `parse` otherwise.
+    """
+    kinds = {name: kind(name.upper()) for name, kind in ((positional, _text), (rest, _words)) if name}
+    shown = {name: name.upper() + " ..." * (name == rest) for name in kinds}
+    told = {
+        name: tyro.conf.arg(
+            metavar=shown[name], help=section.model_fields[name].description, help_behavior_hint="(required)"
+        )
+        for name in kinds
+    }
+    words: dict[str, Any] = {
+        name: Required[Annotated[kind, told[name], tyro.conf.Positional]] for name, kind in kinds.items()
+    }
+    flags = {title: _group(section, names) for title, names in section.groups.items()}
+    grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
+    groups, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)
+    if unknown:
+        names = [f"--{name.replace('_', '-')}" for names in section.groups.values() for name in names]
+        raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], names)}")
+    given = {name: groups.pop(name) for name in kinds}
+    for group in groups.values():
+        given.update(group)
+    try:
+        return section(**given)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def tell(cause: Exception) -> None:
+    """Say what ended the run, in one line that names the process, and its notes, lines of another program; once."""
+    if getattr(cause, "told", False):
+        return
+    cause.told = True  # type: ignore[attr-defined]
+    rank = os.environ.get("RANK", "0")
+    text = "\n".join([printable(str(cause)), *getattr(cause, "__notes__", [])])
+    console.say(f"error{'' if rank == '0' else f' on rank {rank}'}: {text}", sys.stderr)
+
+
+def exit_code(work: Callable[[], Any]) -> int:
+    """Run a recipe; 0 done, 2 the user's input, 75 preempted, 130 Ctrl-C, 1 another of the `EXPECTED` errors.
+
+    Anything else keeps its traceback.
+    """
+    try:
+        work()
+    except Exception as error:
+        cause = expected(error)
+        if cause is None:
+            raise
+        tell(cause)
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(cause, kind)), 1)
+    except KeyboardInterrupt:  # Ctrl-C, which training takes for itself, as a request to save
+        console.say("error: interrupted", sys.stderr)
+        return INTERRUPTED
+    return 0

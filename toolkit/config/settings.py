@@ -1,0 +1,305 @@
+"""Every setting of a run: what it means, its unit, its default, its range. Free of torch.
+
+`Settings` is flat, so a flag, a key of a YAML file and a Python keyword are one and the same name; the sections it is
+made of group the flags in `--help`. What the scales are and how they are trained belongs to a strategy object;
+`Scales` only describes the flags from which a recipe builds one.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from toolkit.config.base import KeyValues, Numbers, Section, explain
+from toolkit.system.errors import InputError
+
+SYNTHETIC = "synthetic"
+HUB = "hf:"  # starts the name of a Hugging Face dataset
+WANDB_PROJECT = "toolkit"
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+class Data(Section):
+    """Data"""
+
+    data_root: str = Field(
+        SYNTHETIC,
+        description="folder with train/ val/ test/, or with train.csv; folder or URL (s3:// gs:// az://) of tar "
+        "shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; or 'synthetic'",
+    )
+    synthetic_size: PositiveInt | None = Field(
+        None, description="native size of the built-in images, px (unset: the largest scale)"
+    )
+    synthetic_count: int | None = Field(None, ge=20, description="training images of the built-in data (unset: 6000)")
+    val_split: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the training images, 0 to 1, held out for validation, where the data has no "
+        "validation split of its own (unset: 0.1)",
+    )
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        description="decoding threads per process, or processes with --rand-augment or --color-jitter; 0: none "
+        "(unset: the CPU quota over local processes)",
+    )
+    on_bad_sample: Literal["fail", "quarantine"] = Field(
+        "fail",
+        description="an image that cannot be read: fail: stop and name it; quarantine: train on its neighbour, leave "
+        "it out of evaluation, and list it in quarantine.jsonl",
+    )
+    cache: Literal["auto", "ram", "tier", "off"] = Field(
+        "auto",
+        description="ram: decoded images in memory; tier: smaller JPEGs on disk for phases of low resolution; auto: "
+        "ram where they fit into --cache-gb, else tier where that pays",
+    )
+    cache_dir: Path | None = Field(
+        None, description="folder for indices, tiers and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
+    )
+    cache_gb: float = Field(
+        4.0,
+        gt=0,
+        description="most that decoded images may take in memory per process, GB, and parts of remote shards on disk; "
+        "half of it is shuffled at a time",
+    )
+    loader_timeout_s: float = Field(
+        300.0, gt=0, le=1e6, description="longest wait for a batch, s, before a run gives up"
+    )
+
+
+class Augmentation(Section):
+    """Augmentation"""
+
+    crop_scale: float = Field(
+        default_factory=lambda known: 1.0 if known.get("data_root") == SYNTHETIC else 0.35,
+        gt=0,
+        le=1,
+        description="smallest area of the random resized crop, as a share, 0 to 1; 1: no crop (default: 0.35; 1 on "
+        "the built-in data)",
+    )
+    hflip: bool = Field(True, description="mirror half of the training images")
+    rand_augment: float = Field(0.0, ge=0, le=10, description="magnitude of RandAugment, 0 to 10, typically 5 to 9")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="most change of brightness, contrast, saturation, 0 to 1")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images, 0 to 1, that get a rectangle of noise")
+    mixup: float = Field(0.0, ge=0, description="alpha of MixUp, 0 or more, typically 0.1 to 0.8")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 or more, typically 1; a pair takes it or MixUp")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target, 0 to 1, spread over all classes")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth: share of branches dropped, 0 to 1")
+
+
+class Model(Section):
+    """Model"""
+
+    arch: str = Field(
+        default_factory=lambda known: "test_resnet" if known.get("data_root") == SYNTHETIC else "resnet18",
+        description="timm architecture (default: resnet18; test_resnet on the built-in data)",
+    )
+    model_kwargs: KeyValues = Field({}, description="further arguments of the architecture, e.g. output_stride=8")
+    pretrained: bool = Field(False, description="start from timm's pretrained weights")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features, 0 to 1, dropped before the classifier")
+
+
+class Optimisation(Section):
+    """Optimisation"""
+
+    epochs: PositiveInt = Field(
+        default_factory=lambda known: 12 if known.get("data_root") == SYNTHETIC else 20,
+        description="passes over the training images (default: 20; 12 on the built-in data)",
+    )
+    batch_size: PositiveInt = Field(64, description="images per optimizer step, over all processes")
+    device_batch_size: PositiveInt | None = Field(
+        None, description="most images per process and forward; more are accumulated (unset: no accumulation)"
+    )
+    optimizer: str = Field("adamw", description="any optimizer of timm, e.g. adamw, sgd, lamb")
+    learning_rate: float = Field(
+        default_factory=lambda known: 4e-3 if known.get("data_root") == SYNTHETIC else 1e-3,
+        gt=0,
+        le=1e38,
+        description="peak learning rate, above 0 (default: 1e-3; 4e-3 on the built-in data)",
+    )
+    weight_decay: float = Field(0.05, ge=0, description="weight decay, 0 or more; none of biases and normalisation")
+    scheduler: Literal["cosine", "plateau"] = Field(
+        "cosine", description="cosine: down to 0 at the end; plateau: halved after 2 epochs without improvement"
+    )
+    warmup_epochs: float = Field(
+        default_factory=lambda known: 1.0 if known.get("epochs", 1) > 1 else 0.0,
+        ge=0,
+        description="epochs of linear warm-up (default: 1; 0 in a run of one epoch)",
+    )
+    patience: PositiveInt | None = Field(
+        None, description="stop after so many epochs of the last phase without improvement (unset: never)"
+    )
+    min_delta: float = Field(0.0, ge=0, description="points of top-1 that count as an improvement")
+    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm, above 0 (unset: not clipped)")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay per step, 0 to 1, of a moving average of the weights, e.g. 0.9998, which is then evaluated, "
+        "selected and exported (unset: none)",
+    )
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="a loss or gradient that is not finite: stop; or rollback: go back to the last checkpoint, at most "
+        "3 times, and take the images in another order",
+    )
+    sync_bn: bool = Field(False, description="batch statistics over all processes (GPUs only)")
+
+
+class Machine(Section):
+    """Machine"""
+
+    amp: bool | None = Field(
+        None, description="mixed precision in the best type of the device (unset: the launcher's choice)"
+    )
+    compile: bool = Field(False, description="compile the model with torch.compile, once per size")
+    cloud: Literal["auto", "none", "aws", "gcp", "azure"] = Field(
+        "auto", description="provider to record beside the instance type"
+    )
+    deterministic: bool = Field(False, description="deterministic kernels only; slower on GPUs")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="of initialisation, order and augmentation, 0 or more")
+
+
+class Output(Section):
+    """Output"""
+
+    output_dir: Path | None = Field(
+        None, description="run directory, alias --checkpoint-dir (unset: runs/RECIPE-ARCH-TIME)"
+    )
+    resume: str = Field(
+        "auto",
+        description="auto: go on with an unfinished run of the same settings; never: start anew; "
+        "or the path of a run or checkpoint",
+    )
+    save_every_steps: PositiveInt | None = Field(
+        None, description="save a checkpoint also after every so many steps (unset: not)"
+    )
+    save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
+    keep: int = Field(3, ge=2, description="newest checkpoints that stay, 2 or more; the best one stays too")
+    log_with: Literal["wandb", "tensorboard", "trackio", "none"] = Field(
+        "wandb", description="dashboard; trackio is one on this machine, without an account"
+    )
+    wandb_project: str = Field(WANDB_PROJECT, description="project on the dashboard, of wandb or trackio")
+    wandb_mode: Literal["auto", "online", "offline"] = Field(
+        "auto", description="auto: online where there is a key and a network, else offline"
+    )
+    wandb_artifact: bool = Field(False, description="upload the best model to wandb at the run's end")
+    hourly_cost: float | None = Field(
+        None, gt=0, description="price of one machine for an hour, in any currency; shown with the run (unset: not)"
+    )
+    record_samples: bool = Field(False, description="write every delivered sample to samples.jsonl, as a proof")
+
+
+class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
+    """All settings of one run but the strategy."""
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        builtin = self.data_root == SYNTHETIC
+        if is_url(self.data_root) and re.search(r"//[^/]*:[^/]*@|[?#]", self.data_root):
+            raise InputError(
+                "--data-root: a URL must hold no password, token or query, for it is written down with the run: "
+                "put credentials into the environment, as the storage's own tools want them"
+            )
+        if not builtin and (self.synthetic_size or self.synthetic_count):
+            raise InputError(
+                f"--synthetic-size and --synthetic-count would be ignored with --data-root {self.data_root}: drop them"
+            )
+        if self.num_workers == 0 and (self.rand_augment or self.color_jitter):
+            raise InputError(
+                "--num-workers 0: --rand-augment and --color-jitter draw from global generators and so need a worker "
+                "process: give 1 or more"
+            )
+        if self.min_delta and self.patience is None and self.scheduler != "plateau":
+            raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
+        if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_artifact):
+            raise InputError(f"--wandb-mode and --wandb-artifact would be ignored with --log-with {self.log_with}")
+        if self.log_with not in ("wandb", "trackio") and self.wandb_project != WANDB_PROJECT:
+            raise InputError(f"--wandb-project would be ignored with --log-with {self.log_with}")
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"--warmup-epochs {self.warmup_epochs:g} must be smaller than --epochs {self.epochs}, "
+                "or the learning rate never reaches its peak"
+            )
+        return self
+
+
+SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimisation, Machine, Output)
+
+# What may differ when a run goes on: it changes where and how fast, not what is learned.
+NOT_LEARNED = frozenset(
+    {
+        "data_root",  # where the images are; which they are, a checkpoint knows
+        "num_workers",
+        "on_bad_sample",  # had there been a bad one, the run would have stopped
+        "cache_dir",
+        "loader_timeout_s",
+        "device_batch_size",
+        "compile",
+        "cloud",
+        "on_divergence",
+        *Output.__annotations__,
+    }
+)
+
+
+class Scales(Section):
+    """Scales"""
+
+    strategy: str | None = Field(
+        None,
+        description="simultaneous: all scales in each step; progressive: one after another (default: simultaneous)",
+    )
+    progressive: bool | None = Field(None, description="the same as --strategy progressive")
+    img_size: PositiveInt | None = Field(None, description="training size, px (unset: the architecture's own)")
+    scales: Numbers | None = Field(
+        None, description="ascending sizes, px (default: 64,112,224; 20,32,64 on the built-in data)"
+    )
+    scale_epochs: Numbers | None = Field(
+        None,
+        description="epochs at every scale but the last, which takes the rest; or a list that sums to --epochs "
+        "(unset: equal parts)",
+    )
+    ramp: bool | None = Field(
+        None,
+        description="grow smoothly instead of in stages: half the largest size for half of the epochs, full "
+        "size for the last fifth",
+    )
+    consistency_weight: float | None = Field(
+        None, ge=0, description="weight of the cross-scale consistency loss, 0 or more (default: 0, off)"
+    )
+    consistency: Literal["kl", "mse", "js"] | None = Field(
+        None, description="its form: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"
+    )
+    norm_per_scale: Literal["full", "statistics", "off"] | None = Field(
+        None,
+        description="what each scale owns of normalisation layers: statistics and affine, statistics only, "
+        "nothing (default: full for simultaneous, off for progressive)",
+    )
+    eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")
+
+
+def default_scales(data_root: str) -> tuple[int, ...]:
+    return (20, 32, 64) if data_root == SYNTHETIC else (64, 112, 224)
+
+
+def make_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from names and values; raises InputError with one line."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def make_scales(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The given flags of `Scales`, typed; raises InputError with one line."""
+    try:
+        return Scales(**values).model_dump(exclude_none=True)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None

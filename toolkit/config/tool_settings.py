@@ -1,0 +1,265 @@
+"""The settings of the recipes that do not train. Free of torch."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from toolkit.config.base import Numbers, Section, split_numbers
+from toolkit.config.settings import SYNTHETIC
+from toolkit.system.errors import InputError
+
+Format = Literal["safetensors", "onnx", "pt2"]
+Precisions = Annotated[
+    tuple[Literal["float32", "bf16", "fp16"], ...], BeforeValidator(split_numbers), Field(min_length=1)
+]
+
+
+class Scan(Section):
+    """Scan"""
+
+    groups: ClassVar = {
+        "output": ("output_dir", "write_manifest", "contact_sheets"),
+        "machine": ("num_workers", "cache_dir", "cache_gb"),
+    }
+
+    data: str = Field(description="the data set, as --data-root takes it")
+    output_dir: Path | None = Field(
+        None, description="folder for scan.json, scan.txt and contact-sheets/ (unset: scan-<name>-<time>)"
+    )
+    write_manifest: bool = Field(
+        False,
+        description="also write manifest/ into it, without the images at fault; --data-root on that folder trains",
+    )
+    contact_sheets: bool = Field(True, description="a PNG of up to 24 images of each class")
+    num_workers: PositiveInt | None = Field(None, description="threads (unset: the CPU quota)")
+    cache_dir: Path | None = Field(
+        None, description="folder for indices and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
+    )
+    cache_gb: float = Field(4.0, gt=0, description="most that parts of remote shards may take on disk, GB")
+
+
+class Verify(Section):
+    """Verify"""
+
+    groups: ClassVar = {"trial": ("steps", "kills", "save_every_steps", "seed"), "output": ("output_dir",)}
+
+    command: Annotated[tuple[str, ...], BeforeValidator(shlex.split)] = Field(
+        description="after --, the complete training command: launcher, recipe and all its flags"
+    )
+    kills: int = Field(
+        3, ge=0, description="times that the second run is killed; 0: none, to see whether the command repeats itself"
+    )
+    steps: PositiveInt = Field(
+        60,
+        description="optimizer steps after which the runs are compared, rounded up to a checkpoint; a shorter run is "
+        "compared at its end",
+    )
+    save_every_steps: PositiveInt | None = Field(
+        None, description="steps between checkpoints (unset: as the command says, else a sixth of --steps)"
+    )
+    seed: int = Field(0, ge=0, description="of the steps at which the run is killed, 0 or more")
+    output_dir: Path | None = Field(
+        None, description="folder for both runs, kept (unset: verify-resume-TIME, removed where all is equal)"
+    )
+
+
+def _refuse_unordered(flag: str, sizes: tuple[int, ...] | None) -> None:
+    if sizes is not None and list(sizes) != sorted({*sizes}):
+        raise InputError(f"{flag} {','.join(map(str, sizes))}: sizes must be ascending")
+
+
+def _check_cascade(sizes: tuple[int, ...] | None, confidence: float | None) -> None:
+    _refuse_unordered("--cascade", sizes)
+    if sizes is not None and len(sizes) < 2:
+        raise InputError(f"--cascade {sizes[0]}: needs two sizes or more, such as 64,224; for one size take --scales")
+    if sizes is None and confidence is not None:
+        raise InputError(f"--confidence {confidence:g} would be ignored: it needs --cascade")
+
+
+class Inference(Section):
+    """Inference"""
+
+    flip: bool = Field(False, description="average probabilities with those of the mirrored image; doubles the cost")
+    batch_size: PositiveInt = Field(64, description="images per process and forward")
+    num_workers: int | None = Field(
+        None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
+    )
+    amp: bool | None = Field(
+        None,
+        description="mixed precision in the best type of the device (unset: as the run was trained, float32 where the "
+        "device cannot do that)",
+    )
+
+
+class Evaluate(Inference):
+    """Evaluate"""
+
+    groups: ClassVar = {
+        "sizes": ("scales", "average", "flip", "recalibrate"),
+        "cascade": ("cascade", "confidence", "max_loss"),
+        "data": ("data_root", "split"),
+        "machine": ("batch_size", "num_workers", "amp"),
+        "output": ("output_dir",),
+    }
+
+    run: Path = Field(description="the run directory")
+    scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that the run reports)")
+    average: bool = Field(False, description="a further figure: probabilities averaged over all --scales")
+    recalibrate: bool = Field(
+        False,
+        description="sizes without normalisation of their own get it, its statistics estimated anew on up to 2048 "
+        "training images of the run at that size",
+    )
+    cascade: Numbers | None = Field(
+        None,
+        description="ascending sizes, px: report what is saved by starting with the first and going up only while the "
+        "top probability is below --confidence (unset: none)",
+    )
+    confidence: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="top probability, 0 to 1, that is enough in --cascade (unset: the cheapest that keeps "
+        "--max-loss on val)",
+    )
+    max_loss: float | None = Field(
+        None, ge=0, description="points of top-1 that --cascade may lose on val (unset: 0.5)"
+    )
+    data_root: str | None = Field(
+        None,
+        description="where the run's data is now; or other data with the same classes, as training takes it, or a "
+        "folder of class folders (unset: the run's)",
+    )
+    split: Literal["train", "val", "test"] | None = Field(
+        None, description="the split to evaluate (unset: val and test)"
+    )
+    output_dir: Path | None = Field(
+        None,
+        description="folder for evaluation.txt, .json, .svg and what was said of each image (unset: RUN/evaluation)",
+    )
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        _refuse_unordered("--scales", self.scales)
+        _check_cascade(self.cascade, self.confidence)
+        if self.max_loss is not None and (self.cascade is None or self.confidence is not None):
+            raise InputError(f"--max-loss {self.max_loss:g} would be ignored: it needs --cascade without --confidence")
+        return self
+
+
+class Predict(Inference):
+    """Predict"""
+
+    groups: ClassVar = {
+        "sizes": ("scales", "flip"),
+        "cascade": ("cascade", "confidence"),
+        "machine": ("batch_size", "num_workers", "amp"),
+        "output": ("output", "overwrite"),
+    }
+
+    run: Path = Field(description="the run directory")
+    paths: tuple[str, ...] = Field(description="images, and folders of them")
+    scales: Numbers | None = Field(
+        None, description="ascending sizes, px; of several the probabilities are averaged (unset: the run's largest)"
+    )
+    cascade: Numbers | None = Field(
+        None,
+        description="ascending sizes, px: start with the first, go up only while the top probability is below "
+        "--confidence; evaluate.py reports the accuracy lost on labelled data (unset: none)",
+    )
+    confidence: float | None = Field(
+        None, gt=0, le=1, description="top probability, 0 to 1, that is enough (unset: 0.9)"
+    )
+    output: str = Field(
+        "-", description="file for a row per image, by its ending .csv or .jsonl; -: CSV on standard output"
+    )
+    overwrite: bool = Field(False, description="replace an --output that exists")
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        _refuse_unordered("--scales", self.scales)
+        _check_cascade(self.cascade, self.confidence)
+        if self.cascade is not None and self.scales is not None:
+            raise InputError("--scales would be ignored with --cascade: drop one of them")
+        if not self.paths:
+            raise InputError("PATH is missing: name images, or folders of them, after RUN")
+        if self.output != "-" and not self.output.endswith((".csv", ".jsonl")):
+            raise InputError(f"--output {self.output}: must end in .csv or .jsonl")
+        if self.output == "-" and self.overwrite:
+            raise InputError("--overwrite would be ignored: it needs --output")
+        return self
+
+
+class WorkspaceLayout(Section):
+    """Workspace layout"""
+
+    groups: ClassVar = {"output": ("output",)}
+
+    project: str = Field(description="on wandb: ENTITY/PROJECT, or PROJECT of your default entity")
+    output: Path | None = Field(
+        None,
+        description="write the layout into this JSON file, without key or network (unset: save it on wandb)",
+    )
+
+
+class Export(Section):
+    """Export"""
+
+    groups: ClassVar = {
+        "model": ("scale", "formats"),
+        "data": ("data_root",),
+        "output": ("output_dir", "overwrite"),
+    }
+
+    run: Path = Field(description="the run directory")
+    scale: PositiveInt | None = Field(
+        None, description="size to export for, px, with its own normalisation (unset: the size that chose the model)"
+    )
+    formats: Annotated[tuple[Format, ...], BeforeValidator(split_numbers), Field(min_length=1)] | None = Field(
+        None, description="what to write, comma-separated: safetensors, onnx, pt2 (unset: all that can be made here)"
+    )
+    data_root: str | None = Field(
+        None, description="where the run's images are now, for the check (unset: where they were)"
+    )
+    output_dir: Path | None = Field(None, description="folder of the export (unset: RUN/export)")
+    overwrite: bool = Field(False, description="replace an export that is there already")
+
+
+class Benchmark(Section):
+    """Benchmark"""
+
+    groups: ClassVar = {
+        "cases": ("arch", "scales", "batch_sizes", "precisions", "compile", "steps"),
+        "data": ("data_root", "num_workers", "cache"),
+        "output": ("output",),
+    }
+
+    arch: str = Field(
+        default_factory=lambda known: "test_resnet" if known.get("data_root", SYNTHETIC) == SYNTHETIC else "resnet18",
+        description="timm architecture (default: resnet18; test_resnet on the built-in data)",
+    )
+    scales: Numbers | None = Field(
+        None,
+        description="ascending sizes, px, each measured alone and all in one step (default: 64,112,224; 20,32,64 on "
+        "the built-in data)",
+    )
+    batch_sizes: Numbers = Field((64,), description="images per optimizer step, over all processes (default: 64)")
+    precisions: Precisions | None = Field(
+        None, description="of the arithmetic, comma-separated (unset: all that the device supports)"
+    )
+    data_root: str = Field(SYNTHETIC, description="data whose loading is timed, as --data-root of training takes it")
+    num_workers: int | None = Field(
+        None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
+    )
+    cache: Literal["auto", "ram", "tier", "off"] = Field("auto", description="as in training; tiers are written")
+    compile: bool = Field(False, description="compile the model with torch.compile, once per size")
+    steps: PositiveInt = Field(10, description="timed optimizer steps of each case, after 3 to warm up")
+    output: Path | None = Field(None, description="JSON file (unset: benchmark-TIME.json)")
+
+
+class Report(Section):
+    """Report"""
+
+    run: Path = Field(description="a run directory")

@@ -1,0 +1,145 @@
+"""Augmentation as a pure function of (seed, epoch, sample id), and the fixed crop of evaluation.
+
+What is drawn here is the same for any process, worker, batch and scale. The crop, the mirror and what comes after are
+done once, at the largest size of a step; smaller views are derived from the result.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from toolkit.data.images.counter_rng import uniforms, words
+from toolkit.data.images.decode import Box
+
+CROP_TRIES = 10
+CROP_RATIO = (3 / 4, 4 / 3)
+ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # as in timm
+CROP_STREAM, COLOUR_STREAM, ERASE_STREAM = 1, 2, 3  # keep the uses of one sample's keys apart
+
+
+def center_square(width: int, height: int) -> Box:
+    """The largest square in the middle: what evaluation sees."""
+    side = min(width, height)
+    return Box((width - side) // 2, (height - side) // 2, side, side)
+
+
+def random_resized_crops(widths: np.ndarray, heights: np.ndarray, smallest: float, draws: np.ndarray) -> np.ndarray:
+    """N x 4 boxes of `smallest` to 1 of the area and 3/4 to 4/3 in shape (Inception, arXiv:1409.4842).
+
+    `draws` are N x 40 uniform numbers for ten tries; where none fits, and with `smallest` = 1, it is the largest square
+    in the middle, as in evaluation.
+    """
+    side = np.minimum(widths, heights)
+    middle = np.stack([(widths - side) // 2, (heights - side) // 2, side, side], axis=1)
+    if smallest >= 1:
+        return middle
+    area, shape, left, top = draws.reshape(len(draws), CROP_TRIES, 4).transpose(2, 0, 1)
+    area = (widths * heights)[:, None] * (smallest + (1 - smallest) * area)
+    low, high = np.log(CROP_RATIO)
+    ratio = np.exp(low + (high - low) * shape)
+    w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
+    left, top = left * (widths[:, None] - w + 1), top * (heights[:, None] - h + 1)
+    boxes = np.stack([left.astype(np.int64), top.astype(np.int64), w, h], axis=2)
+    first = boxes[np.arange(len(boxes)), fits.argmax(1)]
+    return np.where(fits.any(1)[:, None], first, middle)
+
+
+def mirrored(pixels: np.ndarray) -> np.ndarray:
+    """H x W x 3 from right to left: a channel at a time, 6 times as fast as NumPy copies pixels of three."""
+    turned = np.empty(pixels.shape, dtype=pixels.dtype)
+    for channel in range(pixels.shape[2]):
+        turned[..., channel] = pixels[:, ::-1, channel]
+    return turned
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Random resized crop, mirror, RandAugment, colour jitter and erasing, scaled by the phase's strength.
+
+    `rand_augment`: timm's magnitude, 0 to 10; `color_jitter`: largest change of brightness, contrast and saturation;
+    `random_erasing`: probability. 0 turns each of the three off.
+    """
+
+    crop_scale: float
+    hflip: bool
+    seed: int
+    rand_augment: float = 0.0
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+
+    @property
+    def holds_interpreter(self) -> bool:
+        """Whether it runs Python and global generators for each image, so that threads neither help nor repeat."""
+        return self.rand_augment > 0 or self.color_jitter > 0
+
+    def draw(
+        self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, strength: float
+    ) -> tuple[list[Box], list[bool]]:
+        """Where to crop each image, and whether to mirror it."""
+        draws = uniforms(self.seed, CROP_STREAM, epoch, ids, 1 + 4 * CROP_TRIES)
+        smallest = 1 - strength * (1 - self.crop_scale)
+        boxes = random_resized_crops(widths.astype(np.int64), heights.astype(np.int64), smallest, draws[:, 1:])
+        return [Box(*box) for box in boxes.tolist()], (self.hflip & (draws[:, 0] < 0.5)).tolist()
+
+    def change(self, pixels: np.ndarray, epoch: int, sample: int, strength: float) -> np.ndarray:
+        """Colours and erasing of one S x S x 3 uint8 image, cropped and mirrored."""
+        if self.holds_interpreter and strength > 0:
+            pixels = self._recolour(pixels, epoch, sample, strength)
+        if self.random_erasing:
+            pixels = self._erase(pixels, epoch, sample, self.random_erasing * strength)
+        return pixels
+
+    def _recolour(self, pixels: np.ndarray, epoch: int, sample: int, strength: float) -> np.ndarray:
+        """timm's RandAugment, then jitter; both draw from global generators, which are seeded for this sample."""
+        keys = words(self.seed, COLOUR_STREAM, epoch, np.array([sample]), 3)[0].tolist()
+        random.seed(keys[0])
+        np.random.seed(keys[1] & 0xFFFFFFFF)
+        torch.manual_seed(keys[2] & 0x7FFFFFFFFFFFFFFF)
+        image: Any = Image.fromarray(pixels)
+        for transform in _colour_transforms(self.rand_augment * strength, self.color_jitter * strength, len(pixels)):
+            image = transform(image)
+        return np.array(image)
+
+    def _erase(self, pixels: np.ndarray, epoch: int, sample: int, probability: float) -> np.ndarray:
+        """One rectangle becomes noise, each pixel for itself (arXiv:1708.04896)."""
+        chance, area, shape, left, top, key = uniforms(self.seed, ERASE_STREAM, epoch, np.array([sample]), 6)[0]
+        if chance >= probability:
+            return pixels
+        size = len(pixels)
+        share = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area
+        low, high = np.log(ERASED_RATIO)
+        ratio = np.exp(low + (high - low) * shape)
+        height = min(size, max(1, round(size * np.sqrt(share * ratio))))
+        width = min(size, max(1, round(size * np.sqrt(share / ratio))))
+        y, x = int(top * (size - height + 1)), int(left * (size - width + 1))
+        noise = np.random.default_rng(int(key * 2**53)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pixels = pixels.copy()
+        pixels[y : y + height, x : x + width] = noise
+        return pixels
+
+
+@lru_cache(maxsize=64)
+def _colour_transforms(magnitude: float, jitter: float, size: int) -> tuple[Callable[[Any], Any], ...]:
+    """timm's RandAugment of that magnitude for images of `size` px, and torchvision's jitter, of PIL images."""
+    from timm.data.auto_augment import rand_augment_transform
+    from torchvision.transforms import ColorJitter
+
+    transforms: list[Callable[[Any], Any]] = []
+    if magnitude:
+        # Just below 10: at 10 timm keeps 0 bits of a posterised image, which Pillow refuses.
+        facts = {"translate_const": round(0.45 * size), "img_mean": (124, 116, 104), "magnitude_max": 9.999}
+        transform = rand_augment_transform("rand-m10-mstd0.5-inc1", facts)
+        for operation in transform.ops:  # the text above takes whole magnitudes only
+            operation.magnitude = magnitude
+        transforms.append(transform)
+    if jitter:
+        transforms.append(ColorJitter(jitter, jitter, jitter))
+    return tuple(transforms)

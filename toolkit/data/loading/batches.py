@@ -1,0 +1,182 @@
+"""What a request becomes: how a training or an evaluation batch is filled, piece by piece."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from toolkit.data.images.augment import Augmenter, center_square, mirrored
+from toolkit.data.images.decode import crop_and_resize
+from toolkit.data.images.mixing import Mixer
+from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.sampler import Request
+from toolkit.data.sources.index import Index
+from toolkit.strategies.base import Step
+from toolkit.system.errors import BadSampleError, InputError
+
+R = TypeVar("R", contravariant=True)
+T = TypeVar("T", covariant=True)
+MOST_SUBSTITUTES = 100  # unreadable images one after the other before training gives up
+
+
+class Batch(NamedTuple):
+    """A training micro-batch: N x 3 x S x S uint8 in channels-last memory, N labels, and where they come from.
+
+    `mixing` is what Mixer.draw says, N x 5. `bad` are (name, reason) of images that others stand in for.
+    """
+
+    images: Tensor
+    targets: Tensor
+    ids: np.ndarray
+    step: Step
+    number: int  # of the optimizer step in the run
+    mixing: Tensor | None = None
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class EvalBatch(NamedTuple):
+    """An evaluation batch: one N x 3 x S x S uint8 tensor per size; `bad` are (name, reason) of images left out."""
+
+    images: dict[int, Tensor]
+    targets: Tensor
+    ids: np.ndarray
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class Job(Protocol[R, T]):
+    """How a request becomes a batch, piece by piece; the pieces of a batch are filled by any threads in any order."""
+
+    def open(self, request: R) -> tuple[int, Any]:
+        """The number of slots, and the memory that they lie in."""
+
+    def fill(self, request: R, memory: Any, slots: range) -> None: ...
+
+    def close(self, request: R, memory: Any) -> T: ...
+
+
+def empty_batch(count: int, size: int) -> Tensor:
+    """Pinned where there is a GPU to copy to; torch hands the same pages out again once a copy has ended."""
+    pin = torch.cuda.is_available() and get_worker_info() is None  # a forked process must leave the GPU alone
+    return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=pin).permute(0, 3, 1, 2)
+
+
+def _rows(batch: Tensor) -> np.ndarray:
+    """N x S x S x 3 view for NumPy, which unlike torch starts no threads of its own for a copy."""
+    return batch.permute(0, 2, 3, 1).numpy()
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Decode once at the largest size of the step; smaller views are derived from it on the device.
+
+    `substitute`: an image that cannot be read is replaced by the next one of the index that can, with that one's own
+    label, the same for any process; otherwise it raises BadSampleError.
+    """
+
+    pixels: Pixels
+    augmenter: Augmenter
+    mixer: Mixer
+    substitute: bool = False
+
+    def open(self, request: Request) -> tuple[int, Any]:
+        index = self.pixels.index
+        drawn = self.augmenter.draw(
+            request.epoch, request.ids, index.width[request.ids], index.height[request.ids], request.strength
+        )
+        count = len(request.ids)
+        return count, (empty_batch(count, request.step.sizes[-1]), request.ids.copy(), drawn, [])
+
+    def fill(self, request: Request, memory: Any, slots: range) -> None:
+        images, ids, (boxes, mirrors), bad = memory
+        rows, size = _rows(images), request.step.sizes[-1]
+        for slot in slots:
+            box, mirror, sample = boxes[slot], mirrors[slot], int(ids[slot])
+            try:
+                crop = self.pixels.crop(sample, box, size)
+            except BadSampleError as error:
+                if not self.substitute:
+                    raise
+                bad.append((error.name, error.reason))
+                sample, crop, mirror = self._next_readable(request, sample, bad)
+                ids[slot] = sample
+            if mirror:
+                crop = mirrored(crop)
+            rows[slot] = self.augmenter.change(crop, request.epoch, sample, request.strength)
+
+    def _next_readable(self, request: Request, sample: int, bad: list[Any]) -> tuple[int, np.ndarray, bool]:
+        index = self.pixels.index
+        for step in range(1, MOST_SUBSTITUTES):
+            other = np.array([(sample + step) % len(index)])
+            boxes, mirrors = self.augmenter.draw(
+                request.epoch, other, index.width[other], index.height[other], request.strength
+            )
+            try:
+                return int(other[0]), self.pixels.crop(int(other[0]), boxes[0], request.step.sizes[-1]), mirrors[0]
+            except BadSampleError as error:
+                bad.append((error.name, error.reason))
+        raise InputError(
+            f"{index.names[sample]} and the {MOST_SUBSTITUTES - 1} images after it cannot be read: "
+            "is the data still there? recipes/scan.py checks all of it"
+        )
+
+    def close(self, request: Request, memory: Any) -> Batch:
+        images, ids, _, bad = memory
+        targets = torch.from_numpy(self.pixels.index.labels[ids])
+        mixing = self.mixer.draw(request.epoch, request.ids, request.strength)
+        return Batch(images, targets, ids, request.step, request.number, mixing, tuple(bad))
+
+
+class Images(Protocol):
+    """What an index is of, to be evaluated."""
+
+    index: Index
+
+    def whole(self, i: int) -> np.ndarray:
+        """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """Each size straight from the decoded original, so that no figure depends on which other sizes are asked for.
+
+    `leave_out`: images that cannot be read are left out of the batch and named in it; otherwise BadSampleError.
+    """
+
+    pixels: Images
+    sizes: tuple[int, ...]
+    leave_out: bool = False
+
+    def open(self, ids: np.ndarray) -> tuple[int, Any]:
+        return len(ids), ({size: empty_batch(len(ids), size) for size in self.sizes}, {})
+
+    def fill(self, ids: np.ndarray, memory: Any, slots: range) -> None:
+        images, bad = memory
+        for slot in slots:
+            try:
+                pixels = self.pixels.whole(int(ids[slot]))
+            except BadSampleError as error:
+                if not self.leave_out:
+                    raise
+                bad[slot] = (error.name, error.reason)
+                continue
+            box = center_square(pixels.shape[1], pixels.shape[0])
+            for size, batch in images.items():
+                _rows(batch)[slot] = crop_and_resize(pixels, box, size)
+
+    def close(self, ids: np.ndarray, memory: Any) -> EvalBatch:
+        images, bad = memory
+        if bad:
+            kept = np.array([slot for slot in range(len(ids)) if slot not in bad], dtype=np.int64)
+            images, ids = {size: batch[torch.from_numpy(kept)] for size, batch in images.items()}, ids[kept]
+        targets = torch.from_numpy(self.pixels.index.labels[ids])
+        return EvalBatch(images, targets, ids, tuple(bad[slot] for slot in sorted(bad)))
+
+
+def load(job: Job[R, T], request: R) -> T:
+    """One batch, here and now."""
+    count, memory = job.open(request)
+    job.fill(request, memory, range(count))
+    return job.close(request, memory)

@@ -1,0 +1,93 @@
+"""From an image's number to its pixels by the quickest way there is: memory, else its file."""
+
+import io
+import mmap
+
+import numpy as np
+
+from toolkit.config.settings import is_url
+from toolkit.data.images.decode import Box, crop_and_resize, decode, reduce_to
+from toolkit.data.images.header import read_header
+from toolkit.data.sources.index import Index
+from toolkit.data.sources.read import read_bytes
+from toolkit.system.errors import BadSampleError
+
+
+class Memory:
+    """All decoded images of an index, filled as they are first met; worker processes forked later share it.
+
+    Takes `index.decoded_bytes` at most: pages that nobody wrote to cost nothing.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._shapes = np.stack([index.height, index.width], axis=1).tolist()
+        sizes = 3 * index.width.astype(np.int64) * index.height
+        self._starts = (np.cumsum(sizes) - sizes).tolist()
+        self._bytes = mmap.mmap(-1, max(1, index.decoded_bytes))  # anonymous and shared
+        self._there = np.frombuffer(mmap.mmap(-1, max(1, len(index))), dtype=np.uint8)
+        self._pixels = np.frombuffer(self._bytes, dtype=np.uint8)
+
+    def slot(self, i: int) -> np.ndarray:
+        """Where image i goes, H x W x 3."""
+        height, width = self._shapes[i]
+        start = self._starts[i]
+        return self._pixels[start : start + 3 * height * width].reshape(height, width, 3)
+
+    def get(self, i: int) -> np.ndarray | None:
+        return self.slot(i) if self._there[i] else None
+
+    def put(self, i: int, pixels: np.ndarray) -> None:
+        self.slot(i)[:] = pixels
+        self._there[i] = 1
+
+
+class Pixels:
+    """The images of one index.
+
+    `remember` keeps every decoded image in memory; `originals` are the files where the index has smaller sizes than
+    they, to be remembered so.
+    """
+
+    def __init__(self, index: Index, remember: bool = False, originals: Index | None = None) -> None:
+        self.index = index
+        self._files = originals or index
+        self._memory = Memory(index) if remember else None
+
+    @property
+    def remote(self) -> bool:
+        """Whether the files, rather than a copy of them, are read each time, and from a store."""
+        return self._memory is None and self.index.blocks is not None and is_url(self.index.containers[0])
+
+    def whole(self, i: int) -> np.ndarray:
+        """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+        if self._memory is None:
+            return self._decode(i)
+        pixels = self._memory.get(i)
+        if pixels is None:
+            pixels = reduce_to(self._decode(i), int(self.index.height[i]), int(self.index.width[i]))
+            self._memory.put(i, pixels)
+        return pixels
+
+    def crop(self, i: int, box: Box, size: int) -> np.ndarray:
+        """The box of image i as size x size x 3 uint8, for training: decoded at a fraction where that suffices.
+
+        Raises BadSampleError.
+        """
+        if self._memory is None:
+            return self._decode(i, box, size)
+        return crop_and_resize(self.whole(i), box, size)
+
+    def _decode(self, i: int, box: Box | None = None, size: int | None = None) -> np.ndarray:
+        files = self._files
+        content = read_bytes(files, i)
+        try:
+            if not files.width[i]:  # it was unreadable when it was indexed: say why
+                read_header(io.BytesIO(content))
+                raise ValueError("the file changed since it was indexed")
+            pixels = decode(content, box, size, int(files.orientation[i]), scaled=True)
+            expected = int(files.height[i]), int(files.width[i])
+            if box is None and pixels.shape[:2] != expected:
+                raise ValueError(f"is now {pixels.shape[1]} x {pixels.shape[0]} px, not as it was indexed")
+        except ValueError as error:
+            raise BadSampleError(files.names[i], str(error)) from None
+        return pixels

@@ -1,0 +1,115 @@
+"""Which images each optimizer step sees: a pure function of (seed, epoch, rollbacks), for any number of processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from toolkit.strategies.base import Phase, Step, Strategy
+
+ORDER_STREAM = 0  # keeps this generator apart from the one of augmentation
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process takes of each global batch, in `accumulation` equal micro-batches."""
+
+    rank: int
+    processes: int
+    accumulation: int
+
+
+class Epoch(NamedTuple):
+    """One pass over the images: `first` is its first step's number in the phase, `start` the same in the run."""
+
+    number: int
+    phase: Phase
+    first: int
+    start: int
+    steps: int
+    rollbacks: int = 0  # how often the run went back to a checkpoint: each time the images come in another order
+
+    @property
+    def end(self) -> int:
+        """The number in the run of the step after the last."""
+        return self.start + self.steps
+
+    @property
+    def closes_phase(self) -> bool:
+        return self.first + self.steps == self.phase.steps
+
+
+class Request(NamedTuple):
+    """One micro-batch to be loaded: which images, how large, of which epoch and step, how strongly augmented."""
+
+    ids: np.ndarray
+    step: Step
+    number: int  # of the optimizer step in the run, from 0
+    epoch: int
+    strength: float
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Remote files that hold the images: the ids in each, its size in bytes, and how much is drawn from at a time."""
+
+    ids: tuple[np.ndarray, ...]
+    sizes: tuple[int, ...]
+    window: int  # bytes
+
+    def windows(self, rng: np.random.Generator) -> list[list[int]]:
+        """Shards in any order, so many at a time as the window holds, at least one."""
+        windows: list[list[int]] = []
+        room = 0
+        for shard in rng.permutation(len(self.ids)).tolist():
+            if not windows or self.sizes[shard] > room:
+                windows.append([])
+                room = self.window
+            windows[-1].append(shard)
+            room -= self.sizes[shard]
+        return windows
+
+    def permutation(self, rng: np.random.Generator) -> np.ndarray:
+        """One window after the other, all images of each mixed."""
+        mixed = [np.concatenate([self.ids[shard] for shard in window]) for window in self.windows(rng)]
+        return np.concatenate([rng.permutation(ids) for ids in mixed])
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The order of the training images."""
+
+    images: int
+    seed: int
+    strategy: Strategy
+    shards: Shards | None = None
+
+    def _rng(self, epoch: int, rollbacks: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, ORDER_STREAM, epoch, rollbacks))
+
+    def permutation(self, epoch: int, rollbacks: int = 0) -> np.ndarray:
+        rng = self._rng(epoch, rollbacks)
+        return rng.permutation(self.images) if self.shards is None else self.shards.permutation(rng)
+
+    def windows(self, epoch: int, rollbacks: int = 0) -> list[list[int]]:
+        """The shards that are drawn from together, in the order of the epoch; none where images lie in no shards."""
+        return [] if self.shards is None else self.shards.windows(self._rng(epoch, rollbacks))
+
+    def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
+        """The global batches of one epoch, in order; those of steps before `from_step` of the run are left out."""
+        order, taken = self.permutation(epoch.number, epoch.rollbacks), 0
+        for i in range(epoch.steps):
+            step = self.strategy.step(epoch.phase, epoch.first + i)
+            ids = order[taken : taken + step.batch_size]
+            taken += step.batch_size
+            if epoch.start + i >= from_step:
+                yield Request(ids, step, epoch.start + i, epoch.number, epoch.phase.strength)
+
+
+def micro_batches(request: Request, share: Share) -> Iterator[Request]:
+    """One process's part of a global batch: contiguous, so that neighbours in the batch stay together."""
+    per_process = len(request.ids) // share.processes
+    own = request.ids[share.rank * per_process : (share.rank + 1) * per_process]
+    for ids in np.split(own, share.accumulation):
+        yield request._replace(ids=ids)

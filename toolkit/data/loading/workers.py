@@ -1,0 +1,182 @@
+"""From requests to uint8 batches, in order, a few ahead: by threads, or by processes where Python would hold them."""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitedTooLongError
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from toolkit.data.loading.batches import Job, R, T, load
+from toolkit.system.errors import WORKER_DIED, InputError, LoaderError, expected
+
+AHEAD = 2  # batches in flight beyond the one that is taken
+PIECE = 8  # images that one thread takes at a time, at least
+STOP_S = 6  # how long a worker process outlives a SIGTERM: all have agreed on the step by then
+LEAVE = signal.SIGALRM  # has a worker process leave at once, with exit code 0: torch raises for any other
+CLOSE_S = 5.0  # longest wait for the threads when a reader stops
+HINT = "is the storage of --data-root alive? --loader-timeout-s waits longer"
+
+
+class Threads:
+    """Daemon threads, so that one that hangs in a read never keeps the process alive."""
+
+    def __init__(self, count: int) -> None:
+        self._tasks: queue.SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, daemon=True, name="loader") for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, work = task
+            if self._closed:
+                future.cancel()
+                continue
+            try:
+                work()
+                future.set_result(None)
+            except BaseException as error:  # it comes out where the batch is taken
+                future.set_exception(error)
+
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        future: Future[None] = Future()
+        self._tasks.put((future, work))
+        return future
+
+    def close(self) -> None:
+        """Let the threads end what they are at; one that hangs is left behind."""
+        self._closed = True
+        for _ in self._threads:
+            self._tasks.put(None)
+        deadline = time.monotonic() + CLOSE_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class _Pending(NamedTuple):
+    request: Any
+    memory: Any
+    pieces: list[Future[None]]
+
+
+def _pieces(count: int, threads: int) -> Iterator[range]:
+    length = max(PIECE, -(-count // threads))
+    return (range(start, min(start + length, count)) for start in range(0, count, length))
+
+
+def by_threads(requests: Iterable[R], job: Job[R, T], threads: int, timeout_s: float) -> Iterator[T]:
+    """One batch per request, in order; 0 threads: loaded when taken. An error comes out where its batch would have."""
+    if threads == 0:
+        yield from (load(job, request) for request in requests)
+        return
+    pool, pending = Threads(threads), deque[_Pending]()
+
+    def taken() -> T:
+        request, memory, pieces = pending.popleft()
+        for piece in pieces:
+            piece.result(timeout_s)
+        return job.close(request, memory)
+
+    try:
+        for request in requests:
+            count, memory = job.open(request)
+            work = [
+                pool.submit(lambda slots=slots, r=request, m=memory: job.fill(r, m, slots))  # type: ignore[misc]
+                for slots in _pieces(count, threads)
+            ]
+            pending.append(_Pending(request, memory, work))
+            if len(pending) > AHEAD:
+                yield taken()
+        while pending:
+            yield taken()
+    except WaitedTooLongError:
+        raise LoaderError(f"a loader thread gave nothing for {timeout_s:g} s: {HINT}") from None
+    finally:
+        pool.close()
+
+
+class _Loading(Dataset[Any]):
+    def __init__(self, job: Job[Any, Any]) -> None:
+        self._job = job
+
+    def __getitem__(self, request: Any) -> Any:
+        """An error travels as a value: torch would wrap it in a worker's traceback."""
+        try:
+            return load(self._job, request)
+        except (InputError, LoaderError) as error:
+            return error
+
+
+def _outlive_a_stop(_: int) -> None:
+    """A worker's answer to SIGTERM, which some schedulers send to every process of a job: to live on for a while.
+
+    The run stops at a step and saves, for which it still needs batches. A worker that is not needed ends by itself.
+    """
+    signal.signal(LEAVE, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_S))
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _without_traces(batches: Iterator[T]) -> Iterator[T]:
+    """The same, where an error's traceback does not keep the iterator alive.
+
+    Else the collector of cycles would end it, closing its queues first: the workers would not hear that they are to
+    end, and whatever thread the collector runs in would wait 10 s for each.
+    """
+    try:
+        yield from batches
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        del batches
+
+
+def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s: float) -> Iterator[T]:
+    """The same by forked worker processes: for work that needs the interpreter for each image."""
+    loader = DataLoader(
+        _Loading(job),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        timeout=timeout_s,
+        worker_init_fn=_outlive_a_stop,
+        generator=torch.Generator(),  # torch draws a seed for the workers: not from the generator that training uses
+        multiprocessing_context="fork",  # the others run a user's unguarded script again
+    )
+    others = multiprocessing.active_children()
+    batches = iter(loader)
+    own = [process for process in multiprocessing.active_children() if process not in others]
+    try:
+        for batch in _without_traces(batches):
+            if isinstance(batch, InputError | LoaderError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if str(error).startswith("DataLoader timed out"):
+            for process in own:  # those that hang would be waited for
+                os.kill(process.pid, LEAVE)  # type: ignore[arg-type]
+            raise LoaderError(f"a loader process gave nothing for {timeout_s:g} s: {HINT}") from None
+        raise (expected(error) or error) from None
+    except (ConnectionError, EOFError) as error:
+        if str(error).startswith("Caught"):  # torch's words for an error of the job itself
+            raise
+        raise LoaderError(f"{WORKER_DIED}: it left half a batch behind") from None
+    finally:
+        del batches  # its last reference: now the workers are told to end, and waited for

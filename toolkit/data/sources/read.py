@@ -1,0 +1,59 @@
+"""The bytes of an image, whatever it lies in."""
+
+import errno
+import os
+from functools import lru_cache
+
+from toolkit.config.settings import is_url
+from toolkit.data.sources.index import Index
+from toolkit.system.errors import BadSampleError, LoaderError
+
+# None: a remote object that is gone
+FAULTS_OF_FILES = frozenset(
+    {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+)
+
+
+class _File:
+    """An open file, closed when nobody reads from it any more."""
+
+    handle = -1
+
+    def __init__(self, path: str) -> None:
+        self.handle = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.handle >= 0:  # else it could not be opened
+            os.close(self.handle)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: str, stamp: str) -> _File:
+    """A file that holds many images, kept open: three calls less for each, in which threads would wait for another."""
+    return _File(path)
+
+
+def read_bytes(index: Index, i: int) -> bytes:
+    """The content of an image's file, or of its part of one.
+
+    Raises BadSampleError where the file is at fault, LoaderError where it is the storage, whose images are as good as
+    ever.
+    """
+    path, offset, length = index.place(i)
+    try:
+        if is_url(path):
+            assert index.blocks is not None
+            assert length is not None
+            return index.blocks.read(path, offset, length)
+        if length is not None:
+            file = _opened(path, index.stamp)  # held while it is read
+            return os.pread(file.handle, length, offset)
+        handle = os.open(path, os.O_RDONLY)  # a Path's read_bytes takes 4 times as long
+        try:
+            return os.pread(handle, os.fstat(handle).st_size, 0)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in FAULTS_OF_FILES:
+            raise BadSampleError(index.names[i], error.strerror or str(error)) from None
+        raise LoaderError(f"{path}: {error.strerror}: the storage failed, not the image") from None

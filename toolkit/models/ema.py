@@ -1,0 +1,72 @@
+"""The weights that are evaluated, selected and exported: the training model's own, or their moving average."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.models.create import copy_tensors, state_tensors
+
+
+class Weights:
+    """The training model's own weights as they stand."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model  # unwrapped
+        self.updates = 0  # optimizer steps that moved the weights
+
+    def follow(self) -> None:
+        """To be called after each of those steps."""
+        self.updates += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """What is evaluated."""
+        return state_tensors(self.model)
+
+    def average(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the model; empty: nothing."""
+        return {}
+
+    def restore(self, average: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from a checkpoint, whose model is restored already."""
+        self.updates = updates
+
+    def raw(self) -> dict[str, dict[str, Tensor]]:
+        """States worth a look at the end beside the one that is evaluated, by name."""
+        return {}
+
+
+class Ema(Weights):
+    """An exponential moving average of parameters and buffers: average += (1 - decay) (weights - average).
+
+    As timm's ModelEmaV3 without warm-up, starting from the weights after the first update; but a parameter that
+    several normalisation layers share moves once, not once for each of its names.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self._decay = decay
+        self._average = {name: tensor.detach().clone() for name, tensor in state_tensors(model).items()}
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        super().follow()
+        current = state_tensors(self.model)
+        moving = [name for name, tensor in current.items() if tensor.is_floating_point()]
+        rate = 1.0 if self.updates == 1 else 1 - self._decay
+        torch._foreach_lerp_([self._average[name] for name in moving], [current[name] for name in moving], rate)
+        for name in current.keys() - {*moving}:
+            self._average[name].copy_(current[name])
+
+    def state(self) -> dict[str, Tensor]:
+        return self._average
+
+    def average(self) -> dict[str, Tensor]:
+        return self._average
+
+    def restore(self, average: Mapping[str, Tensor], updates: int) -> None:
+        super().restore(average, updates)
+        copy_tensors(average, self._average)
+
+    def raw(self) -> dict[str, dict[str, Tensor]]:
+        return {"raw": state_tensors(self.model)}

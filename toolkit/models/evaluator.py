@@ -1,0 +1,213 @@
+"""Exact evaluation: each sample counted once on any number of processes; counts summed, then divided once."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from toolkit.data.images.views import views
+from toolkit.data.loading.batches import EvalBatch, EvalJob, empty_batch
+from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.workers import by_threads
+from toolkit.models.create import MultiView, copy_state
+from toolkit.models.metrics import Predictions
+from toolkit.strategies.base import EvalSpec
+from toolkit.system.errors import InputError
+
+if TYPE_CHECKING:  # it lives on a higher floor
+    from toolkit.runs.sample_log import Quarantine
+
+WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # of each timing
+LATENCY_S = 0.3  # spent on timing one figure at a run's end
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure: top-1 and top-5 in percent, loss in nats; `borrowed` names the scale whose normalisation served."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    borrowed: int | None = None
+    unreadable: int = 0  # images that are left out of all of the above
+
+    def brief(self) -> str:
+        return f"{self.top1:.2f}%" + (f" ({self.unreadable} unreadable left out)" if self.unreadable else "")
+
+    def figures(self) -> dict[str, float]:
+        """What is recorded at each evaluation."""
+        masked = {"unreadable": self.unreadable} if self.unreadable else {}
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss, **masked}
+
+    def __str__(self) -> str:
+        mark = f" (normalisation of {self.borrowed} px)" if self.borrowed else ""
+        mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""
+        return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
+
+
+def columns(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Figures under the names of metrics.csv, such as 64px/top1."""
+    return {f"{name}/{figure}": value for name, score in scores.items() for figure, value in score.figures().items()}
+
+
+def brief(scores: Mapping[str, Score]) -> str:
+    return "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures by name, and what was said of each image."""
+
+    scores: dict[str, Score]
+    predictions: Predictions
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a copy of the model, so that evaluating changes nothing of the training's state.
+
+    `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads. `quarantine`:
+    images that cannot be read are left out, counted and listed in it; without one they raise BadSampleError.
+    `between` is called between batches, on every process equally often; it may raise to leave. `flip`: probabilities
+    are averaged with those of the mirrored image.
+    """
+
+    accelerator: Accelerator
+    model: MultiView
+    mean: Tensor
+    std: Tensor
+    batch_size: int
+    threads: int
+    timeout_s: float = 300.0
+    quarantine: "Quarantine | None" = None
+    between: Callable[[], None] = lambda: None
+    flip: bool = False
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over parameters and buffers; rank 0's buffers, since BatchNorm statistics differ between ranks."""
+        copy_state(state, self.model)
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                buffer.copy_(broadcast(buffer, from_process=0))
+
+    def batches(self, images: Pixels, sizes: Sequence[int]) -> Iterator[EvalBatch]:
+        """This process's share of the images, each decoded once for all sizes; what cannot be read is listed."""
+        own = np.arange(self.accelerator.process_index, len(images.index), self.accelerator.num_processes)
+        requests = [own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size)]
+        in_common = -(-(len(images.index) // self.accelerator.num_processes) // self.batch_size)
+        job = EvalJob(images, tuple(sizes), leave_out=self.quarantine is not None)
+        for i, batch in enumerate(by_threads(requests, job, self.threads, self.timeout_s)):
+            if i < in_common:
+                self.between()
+            if self.quarantine is not None:
+                self.quarantine.add(batch.bad)
+            yield batch
+
+    def views(self, images: Mapping[int, Tensor]) -> list[Tensor]:
+        """What the model is given for uint8 N x 3 x S x S of each size."""
+        return [
+            views(batch.to(self.accelerator.device), (size,), self.mean, self.std)[0] for size, batch in images.items()
+        ]
+
+    @torch.no_grad()
+    def logits(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """N x C float32 for each size, of uint8 N x 3 x S x S."""
+        pixels = self.views(images)
+        if self.flip:
+            pixels += [view.flip(-1) for view in pixels]
+        with self.accelerator.autocast():
+            logits = [said.float() for said in self.model.eval()(*pixels)]
+        if self.flip:
+            logits = [
+                mean_log_probabilities(pair) for pair in zip(logits[: len(images)], logits[len(images) :], strict=True)
+            ]
+        return dict(zip(images, logits, strict=True))
+
+    def score(self, images: Pixels, specs: Sequence[EvalSpec]) -> dict[str, Score]:
+        """Every figure of `specs` on all of the images; raises as `evaluate`."""
+        return self.evaluate(images, specs).scores
+
+    def evaluate(self, images: Pixels, specs: Sequence[EvalSpec]) -> Evaluation:
+        """Every figure of `specs` and what was said of each image; raises InputError where none can be read."""
+        device, count = self.accelerator.device, len(images.index)
+        # Counts are exact in float64, and to 2^24 in float32.
+        exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+        sums = torch.zeros(len(specs), 3, dtype=exact, device=device)  # right, right within 5, loss
+        answers = torch.zeros(len(specs), 3, count, dtype=exact, device=device)  # class + 1, confidence, truth
+        for batch in self.batches(images, sorted({size for spec in specs for size in spec.sizes})):
+            if not len(batch.ids):
+                continue
+            targets, logits = batch.targets.to(device), self.logits(batch.images)
+            places = torch.from_numpy(batch.ids).to(device)
+            for row, spec in enumerate(specs):
+                log_probabilities = mean_log_probabilities([logits[size] for size in spec.sizes])
+                sums[row] += _count(log_probabilities, targets, exact)
+                answers[row][:, places] = _answers(log_probabilities, targets).to(exact)
+        totals, answers = self.accelerator.reduce(sums, "sum").tolist(), self.accelerator.reduce(answers, "sum").cpu()
+        read = int((answers[0, 0] > 0).sum())
+        if not read:
+            raise InputError(f"{images.index.root}: none of the {count} images to evaluate can be read")
+        scores = {
+            spec.name: Score(
+                100 * right / read, 100 * near / read, loss / read, read, self._borrowed(spec), count - read
+            )
+            for spec, (right, near, loss) in zip(specs, totals, strict=True)
+        }
+        said, confidence, truth = answers.unbind(1)
+        names = tuple(spec.name for spec in specs)
+        labels, classes = images.index.labels, (said - 1).long().numpy()
+        return Evaluation(scores, Predictions(names, labels, classes, confidence.numpy(), truth.numpy()))
+
+    def latency_ms(self, specs: Sequence[EvalSpec]) -> dict[str, float]:
+        """Median milliseconds until the answer to one uint8 image is on the host, on this process; quick to take.
+
+        Empty on devices that compile anew for each shape.
+        """
+        if self.accelerator.device.type not in ("cpu", "cuda", "mps"):
+            return {}
+        return {spec.name: 1000 * statistics.median(self.seconds(spec, 1, LATENCY_S)) for spec in specs}
+
+    def seconds(self, spec: EvalSpec, count: int, longest_s: float) -> list[float]:
+        """Of each of some forwards of `count` uint8 images on this process, until the answer is on the host.
+
+        As many as fit into `longest_s`, within bounds.
+        """
+        noise = torch.Generator().manual_seed(0)
+        images = {size: empty_batch(count, size).random_(0, 256, generator=noise) for size in spec.sizes}
+        times: list[float] = []
+        while len(times) < WARM_UPS + LEAST_RUNS or (len(times) < MOST_RUNS and sum(times) < longest_s):
+            started = time.perf_counter()
+            mean_log_probabilities([*self.logits(images).values()]).cpu()
+            times.append(time.perf_counter() - started)
+        return times[WARM_UPS:]
+
+    def _borrowed(self, spec: EvalSpec) -> int | None:
+        return next((scale for size in spec.sizes if (scale := self.model.borrowed_norm(size))), None)
+
+
+def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    """N x C logarithms of the probabilities averaged over several N x C logits."""
+    return torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
+
+
+def _count(log_probabilities: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
+    """(right, right within 5, summed loss) of N x C."""
+    right = log_probabilities.topk(min(5, log_probabilities.shape[1]), 1).indices == targets[:, None]
+    loss = F.nll_loss(log_probabilities.to(exact), targets, reduction="sum")
+    return torch.stack([right[:, 0].sum().to(exact), right.sum().to(exact), loss])
+
+
+def _answers(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    """3 x N: the class said, counted from 1, its probability, and that of the label."""
+    best, said = log_probabilities.topk(1, 1)
+    truth = log_probabilities.gather(1, targets[:, None])
+    return torch.cat([said.to(best.dtype) + 1, best.exp(), truth.exp()], 1).T

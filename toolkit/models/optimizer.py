@@ -1,0 +1,39 @@
+"""The optimizer, by timm's name."""
+
+import timm.optim
+import torch
+from torch import nn
+
+from toolkit.config.base import nearest
+from toolkit.config.settings import Settings
+from toolkit.models.optimizer_state import split_optimizer
+from toolkit.system.errors import InputError
+
+
+def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimizer; biases and normalisation are not decayed. Raises InputError on an unknown name."""
+    known = timm.optim.list_optimizers()
+    if settings.optimizer not in known:
+        raise InputError(f"--optimizer {settings.optimizer}: timm has none such{nearest(settings.optimizer, known)}")
+    try:
+        return timm.optim.create_optimizer_v2(
+            model, opt=settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+    except (AssertionError, ImportError, TypeError) as error:  # needs a package, or arguments that have no flag
+        raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
+
+
+def try_out(settings: Settings, device: torch.device) -> None:
+    """One step of the optimizer with a tiny layer; raises InputError where it fails or its state cannot be saved."""
+    layer = nn.Linear(2, 2, device=device)
+    optimizer = create_optimizer(settings, layer)
+    layer(torch.ones(1, 2, device=device)).sum().backward()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            optimizer.step()
+    except RuntimeError as error:  # wants gradients of gradients
+        raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
+    try:
+        split_optimizer(optimizer.state_dict())
+    except TypeError as error:
+        raise InputError(f"--optimizer {settings.optimizer} keeps a state that cannot be saved: {error}") from None

@@ -1,0 +1,49 @@
+"""Normalisation for sizes that a model was not trained at: BatchNorm statistics, estimated on training images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from toolkit.data.loading.batches import EvalJob
+from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.workers import by_threads
+from toolkit.models.create import BATCH_NORMS
+from toolkit.models.evaluator import Evaluator
+
+IMAGES = 2048
+
+
+def unseen(evaluator: Evaluator, sizes: Sequence[int]) -> list[int]:
+    """Those of `sizes` px that the statistics are not of, in a model that has any."""
+    model = evaluator.model
+    has_statistics = any(isinstance(module, BATCH_NORMS) for module in model.modules())
+    return [size for size in sizes if has_statistics and size not in model.policy.scales]
+
+
+@torch.no_grad()
+def recalibrate(evaluator: Evaluator, images: Pixels, sizes: Sequence[int], seed: int) -> int:
+    """Give `sizes` px statistics of their own: means over whole batches of training images as evaluation sees them.
+
+    Every process takes the same images, so all end alike. Returns how many images were taken, at most 2048.
+    Source: train-test resolution discrepancy (arXiv 1906.06423); precise BatchNorm (arXiv 2105.07576).
+    """
+    model, batch_size = evaluator.model.eval(), evaluator.batch_size
+    for norm in model.own_norms(sizes):
+        assert isinstance(norm, BATCH_NORMS)
+        norm.reset_running_stats()
+        norm.momentum = None  # a mean over all batches instead of a moving average
+        norm.train()
+    chosen = np.random.default_rng((seed, 1)).permutation(len(images.index))[:IMAGES]  # classes lie in order
+    batch_size = min(max(2, batch_size), len(chosen))
+    requests = [chosen[i : i + batch_size] for i in range(0, len(chosen) - batch_size + 1, batch_size)]
+    taken = 0
+    job = EvalJob(images, tuple(sizes), leave_out=True)
+    for batch in by_threads(requests, job, evaluator.threads, evaluator.timeout_s):
+        if len(batch.ids) < 2:  # a single one has no variance
+            continue
+        with evaluator.accelerator.autocast():
+            model(*evaluator.views(batch.images))
+        taken += len(batch.ids)
+    model.eval()
+    return taken

@@ -1,0 +1,57 @@
+"""The best model of a run: one safetensors file with its facts in it, replaced by one rename and verified when read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toolkit.runs.checkpoint import STAGED, Tensors, bytes_of, on_host
+from toolkit.system import files
+from toolkit.system.errors import InputError, SaveError
+
+BEST = "model.safetensors"
+
+
+def save(folder: Path, model: Tensors, facts: Mapping[str, Any]) -> None:
+    """Replace the exported best model, one file with its facts in it; a reader finds the old one or the new one."""
+    staging, final = folder / f"{STAGED}{BEST}", folder / BEST
+    try:
+        folder.mkdir(exist_ok=True)
+        tensors = on_host(model)
+        # One key: safetensors writes several in any order.
+        save_file(tensors, staging, metadata={"facts": json.dumps({**facts, "sha256": _hash_of(tensors)})})
+        files.sync(staging)
+        os.replace(staging, final)
+        files.sync(folder)
+    except (OSError, SafetensorError) as error:
+        raise SaveError(f"the best model could not be written: {final}, {bytes_of(model)} bytes: {error}") from None
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The best model's tensors and facts; raises InputError where they cannot be read or are not what was written."""
+    try:
+        with safe_open(folder / BEST, "pt") as file:  # once: it may be replaced now
+            facts = json.loads(file.metadata()["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _hash_of(tensors) != facts.pop("sha256"):
+            raise ValueError("it was changed since it was written")
+        return tensors, facts
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{folder / BEST}: the best model cannot be read: {error}") from None
+
+
+def _hash_of(tensors: Tensors) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()

@@ -1,0 +1,272 @@
+"""Checkpoints on disk: committed by one rename, verified when read, safetensors and JSON. Nothing is pickled.
+
+A checkpoint is a folder `step-000012000` of files and of two that vouch for them: MANIFEST.json with every size and
+SHA-256, and COMMITTED with the manifest's own. It is written as `.tmp-step-...`, forced to the disk, and renamed.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from toolkit.system import files
+from toolkit.system.errors import InputError, SaveError
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 2
+MANIFEST, COMMITTED = "MANIFEST.json", "COMMITTED"
+STAGED, FORMER, CORRUPT, REPLACED = ".tmp-", ".former-", ".corrupt-", ".replaced-"
+Tensors = Mapping[str, Tensor]
+Contents = Mapping[str, Tensors | Mapping[str, Any]]  # by file name: *.safetensors, *.json
+
+
+class _DamagedError(Exception):
+    """A file of a checkpoint is not what was committed."""
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def rank_file(rank: int) -> str:
+    """Where a process keeps what is its own."""
+    return f"rng/rank-{rank:05d}.safetensors"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a committed checkpoint."""
+    return json.loads((path / MANIFEST).read_text())
+
+
+@dataclass(frozen=True)
+class Store:
+    """The checkpoints of one run; `keep` of them stay, and those that they name as the best."""
+
+    root: Path
+    keep: int = 3
+
+    def path(self, step: int) -> Path:
+        return self.root / f"step-{step:09d}"
+
+    def staging(self, step: int) -> Path:
+        """Beside the final folder, on the same file system."""
+        return self.root / f"{STAGED}{self.path(step).name}"
+
+    def stage(self, step: int, name: str, content: Tensors | Mapping[str, Any]) -> None:
+        """Write one file of a checkpoint to the disk; raises SaveError with its path and size."""
+        path = self.staging(step) / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".json":
+                path.write_text(json.dumps(content) + "\n")
+            else:
+                save_file(on_host(content), path)
+            files.sync(path)
+        except (OSError, SafetensorError) as error:
+            raise self._failed(step, error, path, bytes_of(content)) from None
+
+    def commit(self, step: int, contents: Contents, facts: Mapping[str, Any]) -> Path:
+        """Add `contents` to what is staged and make it a checkpoint; only then older ones go. Raises SaveError.
+
+        `facts` stand in the manifest; its `best_step` names the checkpoint of the best model.
+        """
+        for name, content in contents.items():
+            self.stage(step, name, content)
+        staging, final = self.staging(step), self.path(step)
+        try:
+            _vouch(staging, {"schema": SCHEMA, "step": step, **facts})
+            if final.exists():  # the same step in an earlier state: of an epoch that was not closed yet
+                os.replace(final, self._former(final))
+            os.replace(staging, final)
+            files.sync(self.root)
+        except OSError as error:
+            self._put_back_former()
+            raise self._failed(step, error, staging, 0) from None
+        try:
+            shutil.rmtree(self._former(final), ignore_errors=True)
+            self._drop_old()
+        except OSError as error:
+            log.warning("an old checkpoint could not be removed: %s: %s", error.filename, error.strerror)
+        return final
+
+    def _failed(self, step: int, error: Exception, path: Path, needed: int) -> SaveError:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        where = getattr(error, "filename", None) or path
+        size = f", {needed} bytes" if needed else ""
+        newest = self.newest()
+        still = f"{newest} still stands" if newest else "there is none before it"
+        return SaveError(
+            f"the checkpoint of step {step} could not be written: {where}{size}: {reason}{_room(self.root)}; {still}; "
+            "make room and run the same command again"
+        )
+
+    def abandon(self, step: int) -> None:
+        """Drop what was staged; what cannot be removed now goes at the next start."""
+        shutil.rmtree(self.staging(step), ignore_errors=True)
+
+    def _former(self, final: Path) -> Path:
+        """Where a checkpoint waits that is about to be replaced by the same step."""
+        return final.with_name(f"{FORMER}{final.name}")
+
+    def _put_back_former(self) -> None:
+        """Whatever waits there and was not replaced is a checkpoint again."""
+        for former in self.root.glob(f"{FORMER}step-*"):
+            final = former.with_name(former.name.removeprefix(FORMER))
+            if final.exists():
+                shutil.rmtree(former, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):  # the next start tries again
+                    os.replace(former, final)
+
+    def _remove(self, path: Path) -> None:
+        """By a rename first: half a folder under its own name would look damaged."""
+        doomed = path.with_name(f"{STAGED}old-{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+
+    def _drop_old(self) -> None:
+        found = self.committed()
+        kept = found[-max(2, self.keep) :]
+        best = {self.path(step) for path in kept if (step := read_manifest(path).get("best_step")) is not None}
+        for path in found:
+            if path not in kept and path not in best:
+                self._remove(path)
+
+    def committed(self) -> list[Path]:
+        """Checkpoints that were committed whole, as far as sizes tell; oldest step first."""
+        return [path for path in self._folders() if not _fault(path, hashes=False)]
+
+    def newest(self) -> Path | None:
+        found = self.committed()
+        return found[-1] if found else None
+
+    def _folders(self) -> list[Path]:
+        found = (path for path in self.root.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+        return sorted(found, key=step_of)
+
+    def recover(self) -> Path | None:
+        """The newest checkpoint whose every byte is what was committed; damaged ones on the way are set aside.
+
+        For the run's owner alone, before anything is written. Half-written ones are removed. Raises InputError where
+        there were checkpoints but none is left to go on from.
+        """
+        self._put_back_former()
+        for leftover in self.root.glob(f"{STAGED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for path in reversed(self._folders()):
+            fault = _fault(path, hashes=True)
+            if not fault:
+                return path
+            log.warning("%s: %s; set aside as %s", path, fault, set_aside(path, CORRUPT).name)
+        damaged = sorted(self.root.glob(f"{CORRUPT}*"))
+        if damaged:
+            raise InputError(
+                f"{self.root}: every checkpoint is damaged ({len(damaged)} set aside as {CORRUPT}*), and starting over "
+                "in silence would lose a run: take another --output-dir, or restore them from a copy"
+            )
+        return None
+
+    def go_back_to(self, start: Path) -> None:
+        """Set aside the checkpoints after `start`, which the run is about to replace."""
+        for path in self._folders():
+            if step_of(path) > step_of(start):
+                log.warning("%s: set aside as %s", path, set_aside(path, REPLACED).name)
+
+
+def set_aside(path: Path, mark: str) -> Path:
+    """Rename a checkpoint so that it is no longer one, and keep it."""
+    names = (path.with_name(f"{mark}{path.name}" + (f"-{i}" if i else "")) for i in range(1000))
+    free = next(name for name in names if not name.exists())
+    os.replace(path, free)
+    return free
+
+
+def _vouch(staging: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of all that is in a folder, and the mark that vouches for the manifest; all to the disk."""
+    found = sorted(path for path in staging.rglob("*") if path.is_file())
+    described = {
+        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+        for path in found
+    }
+    (staging / MANIFEST).write_text(json.dumps({**facts, "files": described}, indent=2) + "\n")
+    files.sync(staging / MANIFEST)
+    (staging / COMMITTED).write_text(files.sha256(staging / MANIFEST) + "\n")
+    files.sync(staging / COMMITTED)
+    for folder in {path.parent for path in found} | {staging}:
+        files.sync(folder)
+
+
+def on_host(tensors: Tensors) -> dict[str, Tensor]:
+    """As safetensors takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def bytes_of(content: Tensors | Mapping[str, Any]) -> int:
+    return sum(value.nbytes if isinstance(value, Tensor) else len(str(value)) for value in content.values())
+
+
+def _room(folder: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(folder).free} bytes free)"
+    except OSError:
+        return ""
+
+
+def _fault(path: Path, hashes: bool) -> str:
+    """What is wrong with a checkpoint, naming the file; empty if nothing is. `hashes`: every byte is read."""
+    try:
+        mark, manifest = (path / COMMITTED).read_bytes(), (path / MANIFEST).read_bytes()
+        if mark != f"{hashlib.sha256(manifest).hexdigest()}\n".encode():
+            return f"{COMMITTED} does not fit {MANIFEST}"
+        for name, entry in json.loads(manifest)["files"].items():
+            if (path / name).stat().st_size != entry["bytes"]:
+                return f"{name} has {(path / name).stat().st_size} bytes instead of {entry['bytes']}"
+            if hashes and files.sha256(path / name) != entry["sha256"]:
+                return f"{name} was changed since it was saved"
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            raise  # the storage is at fault, not the checkpoint
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return ""
+
+
+def is_committed(path: Path) -> bool:
+    """Whether the folder was committed whole: its mark fits its manifest, and all files have their sizes."""
+    return not _fault(path, hashes=False)
+
+
+def check(path: Path) -> None:
+    """Raises InputError unless every byte of a checkpoint is what was committed."""
+    fault = _fault(path, hashes=True)
+    if fault:
+        raise InputError(f"{path}: {fault}")
+
+
+def load(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """The files of a checkpoint that was verified, by name; those of `names` that it holds, else all.
+
+    Raises InputError where one cannot be read, though its hash is right.
+    """
+    held = read_manifest(path)["files"]
+    contents: dict[str, Any] = {}
+    for name in held if names is None else [name for name in names if name in held]:
+        try:
+            contents[name] = json.loads((path / name).read_text()) if name.endswith(".json") else load_file(path / name)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{path / name}: cannot be read: {error}") from None
+    return contents

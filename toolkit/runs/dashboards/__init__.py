@@ -1,0 +1,170 @@
+"""Metrics to a dashboard. A dashboard never stops or changes a run."""
+
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+
+from toolkit.config.settings import Settings
+from toolkit.runs.dashboards import names, on_trackio
+from toolkit.runs.dashboards.base import Dashboard
+from toolkit.runs.dashboards.notes import Notes
+from toolkit.runs.dashboards.tables import errors_of
+from toolkit.runs.state import Progress
+from toolkit.strategies.base import Strategy
+from toolkit.system.errors import InputError
+
+if TYPE_CHECKING:  # they live on higher floors
+    from toolkit.runs.directory import RunDirectory
+    from toolkit.runs.saved_predictions import Mistakes
+
+log = logging.getLogger(__name__)
+
+LONGEST_ALERT = 1000  # characters
+
+
+class Row(IntEnum):
+    """Kinds of rows, in the order in which they come at one step."""
+
+    STEPS, EPOCH, END = range(3)
+
+
+def check(settings: Settings) -> None:
+    """Raises InputError where the dashboard's package is missing, which Accelerate would drop in silence, or is told
+    to send a run away from a machine that it is to stay on."""
+    name = settings.log_with
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise InputError(f"--log-with {name}: the package is not installed: pip install {name}")
+    if name == "trackio" and (variable := on_trackio.sent_away()):
+        raise InputError(f"--log-with trackio keeps a run on this machine, but ${variable} sends it away: unset it")
+
+
+def _open(
+    settings: Settings, config: Mapping[str, Any], directory: "RunDirectory", strategy: Strategy, step: int
+) -> tuple[Dashboard, Notes]:
+    """The dashboard, with the configuration stored and the axes named; only the chosen one's package is imported."""
+    folder = directory.path
+    notes = Notes.open(folder, settings.log_with)
+    if settings.log_with == "tensorboard":
+        from toolkit.runs.dashboards.on_tensorboard import OnTensorBoard
+
+        return OnTensorBoard.open(folder, config, step, first=notes.starts == 1), notes
+    if settings.log_with == "trackio":
+        name = f"{folder.resolve().name}-{notes.id}"
+        return on_trackio.OnTrackio.open(settings.wandb_project, name, config), notes
+    from toolkit.runs.dashboards.on_wandb import OnWandb
+
+    panel = [spec.name for spec in strategy.panel()]
+    return OnWandb.open(settings, folder, notes.id, config, panel), notes
+
+
+class Tracking:
+    """The dashboard of one run, or nothing on processes other than the main one."""
+
+    def __init__(self, settings: Settings, directory: "RunDirectory", selection: str) -> None:
+        self._settings, self._directory, self._selection = settings, directory, selection
+        self._dashboard: Dashboard | None = None
+        self._notes: Notes
+        self._seen = [0, 0]  # rows up to here, step and kind, were logged before the run went back
+
+    @classmethod
+    def start(
+        cls,
+        settings: Settings,
+        config: Mapping[str, Any],
+        directory: "RunDirectory",
+        strategy: Strategy,
+        progress: Progress,
+        accelerator: Accelerator,
+    ) -> "Tracking":
+        """Open the dashboard, continued where the run is, and store the configuration."""
+        tracking = cls(settings, directory, strategy.selection().name)
+        if not accelerator.is_main_process or settings.log_with == "none":
+            return tracking
+        try:
+            tracking._dashboard, tracking._notes = _open(settings, config, directory, strategy, progress.step)
+            tracking._seen = [*tracking._notes.shown]
+        except Exception as error:  # whatever a dashboard raises, training goes on
+            log.warning("%s could not be started, going on without it: %s", settings.log_with, error)
+        return tracking
+
+    def _tell(self, work: Callable[[Dashboard], None]) -> None:
+        """Whatever a dashboard raises, training goes on."""
+        if self._dashboard is None:
+            return
+        try:
+            work(self._dashboard)
+        except Exception as error:
+            log.warning("the dashboard failed and is left alone from here: %s", error)
+            self._dashboard = None
+
+    def log(self, values: Mapping[str, Any], step: int, epoch: float, kind: Row = Row.STEPS) -> None:
+        """Log what is a number at optimizer step `step`, which is `epoch` epochs into the run.
+
+        `kind` EPOCH: the values are a row of metrics.csv.
+        """
+
+        def work(dashboard: Dashboard) -> None:
+            if self._repeated(dashboard, step, kind):
+                return
+            row = self._of_epoch(values) if kind is Row.EPOCH else values
+            finite = {name: value for name, value in names.named(row).items() if math.isfinite(value)}
+            dashboard.log({**finite, "global_step": step, "epoch": epoch}, step)
+            self._notes.show(step, int(kind))
+            if kind is not Row.STEPS:
+                self._notes.write()
+
+        self._tell(work)
+
+    def _repeated(self, dashboard: Dashboard, step: int, kind: Row) -> bool:
+        """Whether a row was logged before the run went back: an axis that goes back cannot be read."""
+        return not dashboard.can_rewind and [step, kind] <= self._seen
+
+    def _of_epoch(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {**names.of_epoch(row), "preemptions": self._notes.starts - 1}
+
+    def conclude(
+        self, values: Mapping[str, float], progress: Progress, mistakes: Callable[[], "Mistakes | None"]
+    ) -> None:
+        """At the run's end: the last figures, the mistakes of the best model, and by flag that model itself."""
+
+        def work(dashboard: Dashboard) -> None:
+            found, step = mistakes(), progress.best_step
+            if found is not None and not self._repeated(dashboard, progress.step, Row.END):
+                errors = errors_of(found, self._directory.classes(), self._selection)
+                self.log({**values, **errors.numbers}, progress.step, progress.epoch, Row.END)
+                dashboard.show(errors, progress.step)
+            wanted = self._settings.wandb_artifact and self._notes.model != step
+            if wanted and dashboard.keep_model(self._directory.path, {**progress.best, **values}):
+                self._notes.model = step
+                self._notes.write()
+
+        self._tell(work)
+
+    def alert(self, title: str, text: str, step: int) -> None:
+        """Tell those who watch from afar."""
+        self._tell(lambda dashboard: dashboard.alert(title, text[:LONGEST_ALERT], step))
+
+    def rewind(self, step: int) -> None:
+        """The run went back to optimizer step `step`."""
+        self._tell(lambda dashboard: dashboard.rewind(step))
+        if self._dashboard is not None:
+            self._seen = [*self._notes.shown]
+
+    def preempting(self, reason: str, step: int) -> None:
+        """Tell the dashboard that the run stops here and is to go on elsewhere."""
+        self.alert("Preempted", reason, step)
+        self._tell(lambda dashboard: dashboard.preempting())
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the dashboard, once."""
+        dashboard, self._dashboard = self._dashboard, None
+        try:
+            if dashboard is not None:
+                dashboard.finish(exit_code)
+        except Exception as error:
+            log.warning("the dashboard could not be closed: %s", error)

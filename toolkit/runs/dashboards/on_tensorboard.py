@@ -1,0 +1,58 @@
+"""TensorBoard: event files in the run's folder, read by `tensorboard --logdir`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.tracking import TensorBoardTracker
+from PIL import Image
+
+from toolkit.runs.dashboards.base import Dashboard, flat
+from toolkit.runs.dashboards.tables import Errors, Table
+
+THUMBNAIL_PX = 128
+
+
+class OnTensorBoard(Dashboard):
+    """Event files of all starts of a run lie in one folder; what a later one repeats, readers hide of the earlier."""
+
+    can_rewind = True
+
+    @classmethod
+    def open(cls, folder: Path, config: Mapping[str, Any], step: int, first: bool) -> "OnTensorBoard":
+        """`step`: optimizer steps done."""
+        tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder), purge_step=step + 1)
+        tracker.start()
+        if first:
+            tracker.store_init_configuration(flat(config))
+        return cls(tracker)
+
+    def rewind(self, step: int) -> None:
+        self.tracker.writer.close()
+        self.tracker.writer.purge_step = step + 1  # told to readers by the next file, which the next row opens
+
+    def alert(self, title: str, text: str, step: int) -> None:
+        self.tracker.writer.add_text("run/alerts", f"**{title}** {text}", step)
+
+    def show(self, errors: Errors, step: int) -> None:
+        writer = self.tracker.writer
+        for name, table in errors.tables().items():
+            writer.add_text(f"errors/{name}", _markdown(table), step)
+        files = [row[0] for row in errors.hardest.rows]
+        if files:
+            writer.add_images("errors/hardest", np.stack([*map(_thumbnail, files)]), step, dataformats="NHWC")
+
+
+def _markdown(table: Table) -> str:
+    rows = [[cell.stem if isinstance(cell, Path) else cell for cell in row] for row in table.rows]
+    lines = [table.columns, ["---"] * len(table.columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _thumbnail(file: Path) -> np.ndarray:
+    """One image in the middle of a square, for TensorBoard wants them all alike."""
+    square = Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
+    with Image.open(file) as image:
+        square.paste(image, ((THUMBNAIL_PX - image.width) // 2, (THUMBNAIL_PX - image.height) // 2))
+    return np.asarray(square)

@@ -1,0 +1,72 @@
+"""trackio: a database on this machine, shown by `trackio show`; no account, no network."""
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import TrackioTracker
+
+from toolkit.runs.dashboards.base import Dashboard, flat
+from toolkit.runs.dashboards.tables import Errors
+
+log = logging.getLogger(__name__)
+
+LEAVES_THE_MACHINE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
+
+
+def sent_away() -> str | None:
+    """The environment variable, if any, by which trackio would send a run to another machine."""
+    return next((name for name in LEAVES_THE_MACHINE if os.environ.get(name)), None)
+
+
+@contextlib.contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """trackio prints what it does, and asks Hugging Face for the user's name where it finds a token."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+class OnTrackio(Dashboard):
+    """Continued under its name, which is that of no other run."""
+
+    tracker: TrackioTracker
+
+    @classmethod
+    def open(cls, project: str, name: str, config: Mapping[str, Any]) -> "OnTrackio":
+        tracker = TrackioTracker(project, name=name, config=flat(config), resume="allow", embed=False)
+        with _quiet_and_offline():
+            tracker.start()
+        log.info("trackio   `trackio show --project %s` shows it as %s", project, name)
+        return cls(tracker)
+
+    def alert(self, title: str, text: str, step: int) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.tracker.run.alert(title, text, step=step)
+
+    def show(self, errors: Errors, step: int) -> None:
+        import trackio
+
+        def cell(value: Any) -> Any:
+            return trackio.Image(value) if isinstance(value, Path) else value
+
+        tables = {
+            f"errors/{name}": trackio.Table(table.columns, [[*map(cell, row)] for row in table.rows])
+            for name, table in errors.tables().items()
+        }
+        self.tracker.log(tables, step=step)
+
+    def finish(self, exit_code: int) -> None:
+        import trackio
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            trackio.finish()  # the tracker's would leave it to be finished, and said, once more at the process's end

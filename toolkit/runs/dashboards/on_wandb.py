@@ -1,0 +1,183 @@
+"""Weights & Biases: online where there is a key and a network, else a folder that `wandb sync` uploads later."""
+
+import logging
+import netrc
+import os
+import queue
+import shlex
+import threading
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from ssl import SSLError
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import wandb
+from accelerate.tracking import WandBTracker
+
+from toolkit.config.settings import Settings
+from toolkit.runs.dashboards.base import Dashboard, flat
+from toolkit.runs.dashboards.names import AXES
+from toolkit.runs.dashboards.tables import Errors
+from toolkit.system.errors import first_line
+
+log = logging.getLogger(__name__)
+
+WANDB_HOST = "https://api.wandb.ai"
+ANSWER_S = 5.0  # longest wait for wandb's server at the start
+UNREGISTERED = "-offline"  # behind a run's id where the server did not register it: wandb holds the id of such a start
+START_S = 8  # wandb's own, where the server answers but the run's registration hangs
+STAGING = "WANDB_DATA_DIR"  # where wandb copies what it is to upload
+FINISH_S = 60.0  # longest wait for the best model's upload, and then for all that is left; it stays on the disk
+
+
+def why_offline() -> str | None:
+    """What is missing for going online; None: nothing."""
+    if not _key():
+        return "no API key was found"
+    server = os.environ.get("WANDB_BASE_URL", WANDB_HOST)
+    return None if _answers(server) else f"{urlsplit(server).hostname} does not answer"
+
+
+def _key() -> bool:
+    """Whether wandb would find a key: in the environment or in the netrc file that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _answers(url: str) -> bool:
+    """Whether anything answers there, however; a thread asks, as no timeout bounds the look-up of a name."""
+    reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            urlopen(url, timeout=ANSWER_S).close()
+            reply.put(True)
+        except (OSError, ValueError, HTTPException) as error:
+            refused = isinstance(getattr(error, "reason", error), SSLError)  # by us: wandb knows other certificates
+            reply.put(isinstance(error, HTTPError) or refused)
+
+    threading.Thread(target=ask, daemon=True, name="wandb probe").start()
+    try:
+        return reply.get(timeout=ANSWER_S)
+    except queue.Empty:
+        return False
+
+
+def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
+    def start(mode: str, run_id: str = run_id) -> WandBTracker:
+        options = wandb.Settings(
+            init_timeout=START_S, finish_timeout=FINISH_S, finish_timeout_raises=True, silent=True, console="off"
+        )
+        tracker = WandBTracker(
+            settings.wandb_project,
+            dir=str(folder.resolve()),  # its service may have another working directory
+            name=folder.resolve().name,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            settings=options,
+        )
+        tracker.start()
+        return tracker
+
+    later = f"`wandb sync --id {run_id} {shlex.quote(str(folder))}/wandb/offline-run-*` uploads it later"
+    mode = (os.environ.get("WANDB_MODE") or "auto") if settings.wandb_mode == "auto" else settings.wandb_mode
+    missing = why_offline() if mode == "auto" else None
+    if missing:
+        log.info("wandb     offline: %s; %s", missing, later)
+        return start("offline")
+    try:
+        tracker = start("online" if mode == "auto" else mode)
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        log.info("wandb     offline: %s; %s", first_line(error), later)
+        return start("offline", run_id + UNREGISTERED)
+    log.info("wandb     %s", {"offline": f"offline: {later}", "disabled": mode}.get(mode) or tracker.run.url)
+    return tracker
+
+
+class OnWandb(Dashboard):
+    """One wandb run, continued under its id."""
+
+    tracker: WandBTracker
+    staging: str
+
+    @classmethod
+    def open(
+        cls, settings: Settings, folder: Path, run_id: str, config: Mapping[str, Any], panel: Sequence[str]
+    ) -> "OnWandb":
+        """`panel` names the figures counted in epochs."""
+        staging = str(folder.resolve() / "wandb")  # of what is uploaded later; else it would lie in the user's home
+        os.environ.setdefault(STAGING, staging)
+        tracker = _start(settings, folder, run_id)
+        tracker.store_init_configuration(flat(config))
+        step, epoch = AXES
+        tracker.run.define_metric("*", step_metric=step)
+        for name in panel:
+            tracker.run.define_metric(f"quality/{name}/*", step_metric=epoch)
+        dashboard = cls(tracker)
+        dashboard.staging = staging
+        return dashboard
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        self.tracker.log(dict(row))  # without `step`: wandb drops rows that go back, as after a resume
+
+    def alert(self, title: str, text: str, step: int) -> None:
+        self.tracker.run.alert(title, text, level="WARN")
+
+    def show(self, errors: Errors, step: int) -> None:
+        counts = [
+            [label, said, int(errors.confusion[row, column])]
+            for row, label in enumerate(errors.classes)
+            for column, said in enumerate(errors.classes)
+        ]
+        chart = wandb.plot_table(
+            vega_spec_name="wandb/confusion_matrix/v1",
+            data_table=wandb.Table(["Actual", "Predicted", "nPredictions"], counts),
+            fields={"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
+        )
+        accuracy = wandb.Table(*errors.class_accuracy)
+        hardest = wandb.Table(
+            errors.hardest.columns, [[wandb.Image(str(file)), *cells] for file, *cells in errors.hardest.rows]
+        )
+        row = {"errors/confusion": chart, "errors/class_accuracy": accuracy, "errors/hardest": hardest}
+        self.tracker.log({**row, AXES[0]: step})
+
+    def preempting(self) -> None:
+        self.tracker.run.mark_preempting()
+
+    def keep_model(self, folder: Path, metadata: Mapping[str, Any]) -> bool:
+        run = self.tracker.run
+        artifact = wandb.Artifact(f"model-{run.id.removesuffix(UNREGISTERED)}", "model", metadata=dict(metadata))
+        for file in (*sorted((folder / "best").iterdir()), folder / "config.yaml", folder / "class_map.json"):
+            artifact.add_file(str(file))
+        aliases = ["best", f"step-{metadata['step']}"]
+        try:
+            run.log_artifact(artifact, aliases=aliases)
+            if not run.offline and not run.disabled:
+                artifact.wait(timeout=FINISH_S)
+        except Exception as error:  # the time, the network, or what the server has against it
+            name = f"{run.entity}/{run.project}/{artifact.name.partition(':')[0]}"
+            words = ["--type", "model", *(word for alias in aliases for word in ("--alias", alias)), "--name", name]
+            later = shlex.join(["wandb", "artifact", "put", *words, str(folder / "best")])
+            log.warning("wandb     the best model is not uploaded: %s; `%s` does that later", first_line(error), later)
+            return False
+        return True
+
+    def finish(self, exit_code: int) -> None:
+        run = self.tracker.run
+        try:
+            run.finish(exit_code)
+        except TimeoutError:
+            later = shlex.join(["wandb", "sync", "--include-online", run.sync_dir])
+            log.warning("wandb     took longer than %g s to upload: `%s` sends the rest later", FINISH_S, later)
+        if os.environ.get(STAGING) == self.staging:  # the next run in this process has its own
+            del os.environ[STAGING]

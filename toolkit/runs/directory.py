@@ -1,0 +1,285 @@
+"""The run directory: where a run lives, what it may be continued with, and its records."""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.base import read_yaml, to_yaml
+from toolkit.config.settings import NOT_LEARNED, Settings
+from toolkit.runs import checkpoint, sample_log
+from toolkit.runs.checkpoint import SCHEMA, STAGED, Store
+from toolkit.runs.state import Progress
+from toolkit.strategies.base import Strategy
+from toolkit.system import files
+from toolkit.system.errors import InputError
+from toolkit.system.run_lock import LOCK, NOTE, Ownership, run_of
+
+log = logging.getLogger(__name__)
+
+RUNS = Path("runs")
+FINISHED = ("done", "early stop")
+WENT_BACK = ".went-back-to"
+
+
+def learned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides what is learned."""
+    return {name: value for name, value in config.items() if name not in NOT_LEARNED}
+
+
+def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
+    """Everything resolved but the directory itself, as it stands in config.yaml."""
+    return {**settings.model_dump(mode="json", exclude={"output_dir", "resume"}), **strategy.to_dict()}
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Learning settings that are not the same, as `name: old -> new`; a cache left open is the one that there was."""
+    names = [name for name in learned({**old, **new}) if (name, new.get(name)) != ("cache", "auto")]
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+
+
+class RunDirectory:
+    """Paths and records of one run; every process may read, only rank 0 writes (but samples.jsonl)."""
+
+    def __init__(self, path: Path, keep: int = 3) -> None:
+        self.path = path
+        self.store = Store(path / "checkpoints", keep)
+        self.best = path / "best"
+        self.samples = path / "samples.jsonl"
+        self.quarantine = path / "quarantine.jsonl"
+        self.predictions = path / "predictions"
+        self._metrics = path / "metrics.csv"
+        self._summary = path / "summary.json"
+        self._config = path / "config.yaml"
+        self.ownership = Ownership(path)
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there but what a start leaves that was killed before its first file was written."""
+        entries = [*self.path.iterdir()] if self.path.is_dir() else []
+        return all(entry.name in (LOCK, NOTE) or entry.name.startswith(STAGED) for entry in entries)
+
+    def exit_reason(self) -> str | None:
+        return self.summary().get("exit_reason")
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json, empty where the run has not ended; raises InputError where it cannot be read."""
+        try:
+            return dict(json.loads(self._summary.read_text()))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{self._summary}: cannot be read: {error}") from None
+
+    def went_back_to(self) -> str | None:
+        """The name of the checkpoint that the run was last sent back to: what is newer comes after that."""
+        note = self.path / WENT_BACK
+        return note.read_text().strip() if note.exists() else None
+
+    def had_saved(self) -> bool:
+        """Whether a checkpoint was committed: it is before a best model is exported, and before a third epoch ends."""
+        return self.best.exists() or self.went_back_to() is not None or len(self.metrics()) > 2
+
+    def go_back_to(self, start: Path) -> None:
+        """Set aside the checkpoints after `start`; the same command again must not do that again."""
+        self.store.go_back_to(start)
+        files.write_text(self.path / WENT_BACK, f"{start.name}\n")
+
+    def create(self, config: Mapping[str, Any], classes: Sequence[str]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(f"{STAGED}*"):
+            leftover.unlink()
+        files.write_text(self._config, to_yaml(config))  # first: it makes the folder a run's
+        self.store.root.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.path / "class_map.json", dict(enumerate(classes)))
+
+    def classes(self) -> tuple[str, ...]:
+        """Names by label; raises InputError where class_map.json is not one."""
+        path = self.path / "class_map.json"
+        try:
+            return tuple(json.loads(path.read_text()).values())
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from None
+
+    def config(self) -> dict[str, Any]:
+        return read_yaml(self._config) if self._config.exists() else {}
+
+    def cut_to(self, progress: Progress) -> None:
+        """Drop the records of what will be repeated: epochs that are not closed, steps that are not done."""
+        rows = [row for row in self.metrics() if int(row["epoch"]) < progress.epoch]
+        if self._metrics.exists():
+            self._write_metrics(rows)
+        sample_log.cut_samples(self.samples, progress.step)
+
+    def metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv; raises InputError where one is of no epoch."""
+        if not self._metrics.exists():
+            return []
+        try:
+            with self._metrics.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            for row in rows:
+                int(row["epoch"])
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise InputError(f"{self._metrics}: not what a run writes: {error}") from None
+        return rows
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one epoch; columns that were not there before are added."""
+        self._write_metrics([*self.metrics(), {name: str(value) for name, value in row.items()}])
+
+    def _write_metrics(self, rows: Sequence[Mapping[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        files.write_text(self._metrics, text.getvalue())
+
+    def add_notes(self, notes: Mapping[str, Any], main: bool) -> None:
+        """Write further JSON files, by name; what stood there is replaced."""
+        for name, values in notes.items() if main else ():
+            files.write_json(self.path / name, values)
+
+    def forget_summary(self) -> None:
+        """Take summary.json away, where there is one."""
+        self._summary.unlink(missing_ok=True)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        files.write_json(self._summary, dict(summary))
+
+
+def claim(settings: Settings, recipe: str, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+    """The run directory, locked, the checkpoint to go on from, and a line for the user; for rank 0 alone.
+
+    `facts`: what the run would be of, as in a manifest. Nothing but the directory and its lock is made. Raises
+    InputError rather than meet another run's files.
+    """
+    try:
+        if settings.resume not in ("auto", "never"):
+            return _named(settings, Path(settings.resume), facts)
+        if settings.output_dir is not None:
+            return _given(settings, RunDirectory(settings.output_dir, settings.keep), facts)
+        found = _unfinished(recipe, facts, settings.keep) if settings.resume == "auto" else None
+        if found is not None:
+            line = f"going on with the unfinished {found.path} (--resume never starts anew)"
+            return found, found.store.recover(), line
+        return _new(recipe, settings), None, ""
+    except OSError as error:
+        raise InputError(f"--output-dir: {error.filename or settings.output_dir}: {error.strerror}") from None
+
+
+def _new(recipe: str, settings: Settings) -> RunDirectory:
+    """A directory of our own, also where several runs start within a second."""
+    base = RUNS / f"{recipe}-{settings.arch.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
+    RUNS.mkdir(exist_ok=True)
+    path = base
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+        path = base.with_name(f"{base.name}-{number}")
+    run = RunDirectory(path, settings.keep)
+    run.ownership.take()
+    return run
+
+
+def _unfinished(recipe: str, facts: Mapping[str, Any], keep: int) -> RunDirectory | None:
+    """The newest run under `runs/` of this recipe, of these settings and images, that has more to do, and no owner."""
+    folders = [path for path in RUNS.glob(f"{recipe}-*") if path.is_dir()]
+    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        run = RunDirectory(path, keep)
+        try:
+            newest = run.store.newest()
+            if newest and run.exit_reason() not in FINISHED and not _changes(run, newest, facts):
+                run.ownership.take()
+                return run
+        except InputError as error:  # somebody is at it, or a file of it is damaged
+            log.info("resume    not %s: %s", path, error)
+    return None
+
+
+def _given(settings: Settings, run: RunDirectory, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+    """`--output-dir`, new or holding a run."""
+    if not run.config():
+        if not run.is_empty():
+            raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
+        run.ownership.take()
+        return run, None, ""
+    if settings.resume == "never":
+        raise InputError(f"--output-dir {run.path} holds a run and --resume never forbids going on: choose another")
+    _check_same(run, run.store.newest(), facts)
+    run.ownership.take()
+    newest = run.store.recover()
+    if newest is None and run.had_saved():
+        run.ownership.release()
+        raise InputError(
+            f"{run.store.root}: its checkpoints are gone, though the run had saved: put them back, or take another "
+            "--output-dir"
+        )
+    line = f"going on with {newest}" if newest else "no checkpoint was committed yet: starting over"
+    return run, newest, line
+
+
+def _named(settings: Settings, path: Path, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+    """`--resume PATH`, of a run or of one of its checkpoints."""
+    run = RunDirectory(run_of(path), settings.keep)
+    is_checkpoint = run.path != path
+    if not (checkpoint.is_committed(path) if is_checkpoint else run.store.newest()):
+        raise InputError(f"--resume {path}: neither auto, never, nor a run or checkpoint that was committed")
+    if settings.output_dir is not None and settings.output_dir.resolve() != run.path.resolve():
+        raise InputError(f"--resume {path} goes on in {run.path}: drop --output-dir {settings.output_dir}")
+    if is_checkpoint and run.exit_reason() in FINISHED:
+        raise InputError(
+            f"--resume {path}: that run is finished; going back would lose its end: go back in a copy "
+            "of it without summary.json and .dashboard-*.json"
+        )
+    _check_same(run, path if is_checkpoint else run.store.newest(), facts)
+    if is_checkpoint:
+        checkpoint.check(path)
+    run.ownership.take()
+    if is_checkpoint and run.went_back_to() != path.name:
+        run.go_back_to(path)
+        return run, path, f"going on with {path}"
+    start = run.store.recover()
+    return run, start, f"going on with {start}" + (f", which comes after {path}" if is_checkpoint else "")
+
+
+def _check_same(run: RunDirectory, start: Path | None, facts: Mapping[str, Any]) -> None:
+    changes = _changes(run, start, facts)
+    if changes:
+        raise InputError(
+            f"{run.path}: the run was started otherwise ({'; '.join(changes)}): restore that, or take another "
+            "--output-dir"
+        )
+
+
+def _changes(run: RunDirectory, start: Path | None, facts: Mapping[str, Any]) -> list[str]:
+    """What is not as the run was started: settings; images and classes, as far as it has a checkpoint, `start`."""
+    changes = difference(run.config(), facts["config"])
+    saved = checkpoint.read_manifest(start) if start else {"schema": SCHEMA, **facts}
+    if saved["schema"] != SCHEMA:
+        return [*changes, f"format of checkpoints: {saved['schema']} -> {SCHEMA}"]
+    changes += changed_images(saved["data"], facts["data"])
+    if saved["classes"] != facts["classes"]:
+        changes.append(f"classes: {_brief(saved['classes'])} -> {_brief(facts['classes'])}")
+    return changes
+
+
+def changed_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two `Splits.digests`, a line each."""
+    changes = []
+    for split in before:
+        if before[split]["images"] != now[split]["images"]:
+            changes.append(f"{split} images: {before[split]['images']} -> {now[split]['images']}")
+        elif before[split] != now[split]:
+            changes.append(f"{split} images: as many, but other names, labels, sizes or order")
+    return changes
+
+
+def _brief(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

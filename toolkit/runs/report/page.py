@@ -1,0 +1,301 @@
+"""The contents of report.html, section by section; what there is nothing to say about is left out."""
+
+import base64
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from toolkit.models.metrics import Answers, class_accuracy, confused, confusion, reliability
+from toolkit.runs.report.plots import Line, over_epochs, over_sizes, reliability_diagram
+from toolkit.runs.report.records import FILLED_IN, Records, Row, commands, rows, settings_of, status, time_parts
+from toolkit.runs.report.svg import INK, MUTED, milliseconds, scale_colour, scale_colours
+from toolkit.runs.saved_predictions import Mistakes
+
+MOST_CLASSES = 20  # of a confusion matrix; above it the most confused pairs stand in a table
+MOST_PAIRS, MOST_WEAK = 15, 10
+PEAK = "Of what one large matrix product reaches on this device."
+SPLIT_NAMES = {"val": "validation", "test": "test"}
+PRECISIONS = {"no": "float32", "bf16": "bfloat16 mixed", "fp16": "float16 mixed"}
+
+
+class Plot(NamedTuple):
+    title: str
+    svg: Markup
+    note: str = ""
+
+
+def render(records: Records) -> str:
+    """The whole page as HTML."""
+    table = rows(records)
+    target = next((row for row in table if row.name == records.target), None)
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            records=records,
+            scales=[_spoken(name) for name in records.scales],
+            palettes={scheme: scale_colours(len(records.scales), scheme) for scheme in ("light", "dark")},
+            status=status(records),
+            target=target,
+            rows=table,
+            splits=[split for split in SPLIT_NAMES if any(split in row.splits for row in table)],
+            split_names=SPLIT_NAMES,
+            left_out=_left_out(table),
+            as_of=datetime.fromtimestamp(records.as_of).strftime("%Y-%m-%d %H:%M"),
+            against_size=_against_size(table, records.summary.get("device", "")),
+            learning=_learning(records),
+            parts=time_parts(records.history),
+            facts=_facts(records),
+            cost=_cost(records),
+            mistakes=_mistakes(records),
+            settings=settings_of(records.config),
+            filled_in=[name for name in FILLED_IN if records.config.get(name) is not None],
+            commands=commands(records),
+        )
+    )
+
+
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("toolkit.runs.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        duration=duration, milliseconds=milliseconds, spoken=_spoken, percent=lambda value: f"{value:.2f}%"
+    )
+    return environment
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _spoken(name: str) -> str:
+    """`32px` as people write it."""
+    return f"{name[:-2]} px" if name.endswith("px") and name[:-2].isdigit() else name
+
+
+def _left_out(table: Sequence[Row]) -> str:
+    """How many images of each split no figure counts, such as `2 of validation, 1 of test`."""
+    counts = {
+        name: max((row.splits.get(split, {}).get("unreadable", 0) for row in table), default=0)
+        for split, name in SPLIT_NAMES.items()
+    }
+    return ", ".join(f"{count:.0f} of {name}" for name, count in counts.items() if count)
+
+
+def _against_size(table: Sequence[Row], device: str) -> Plot | None:
+    """Accuracy, and the latency where it was measured, at several sizes."""
+    at = [row for row in table if row.name.endswith("px") and row.name[:-2].isdigit()]
+    if len(at) < 2:
+        return None
+    accuracy = {
+        SPLIT_NAMES[split]: [row.splits.get(split, {}).get("top1") for row in at]
+        for split in SPLIT_NAMES
+        if any("top1" in row.splits.get(split, {}) for row in at)
+    }
+    latency = [row.latency_ms for row in at]
+    sizes, colours = [int(row.name[:-2]) for row in at], [scale_colour(row.place) for row in at]
+    note = f"Below: median time for one image alone, on {device}." if None not in latency else ""
+    return Plot("Top-1 against image size", Markup(over_sizes(sizes, colours, accuracy, latency)), note)
+
+
+def _learning(records: Records) -> list[Plot]:
+    """What happened over the epochs; nothing where there are not two of them."""
+    history, places = records.history, {name: place for place, name in enumerate(records.scales)}
+    if len(history) < 2:
+        return []
+
+    def line(name: str, column: str, dotted: bool = False, label: bool = True) -> list[Line]:
+        values = history.get(column)
+        if values is None:
+            return []
+        ring = records.best_row if column == f"{records.target}/top1" else None
+        return [Line(_spoken(name) if label else "", values, scale_colour(places[name]), dotted, ring)]
+
+    evaluated, trained = history.evaluated(), history.trained()
+    lines = [new for name in evaluated for new in line(name, f"{name}/loss")]
+    lines += [new for name in trained for new in line(name, f"train_loss/{name}", True, name not in evaluated)]
+    if not trained and (total := history.get("train_loss")) is not None:
+        lines.append(Line("training", total, MUTED, True))
+    accuracy = [new for name in evaluated for new in line(name, f"{name}/top1")]
+    plots = [
+        ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
+        ("Top-1 accuracy on validation", accuracy, "%", False, "Ring: the best epoch."),
+        ("Learning rate", _single(history.get("lr")), "", True, ""),
+        ("Strength of the augmentation", _single(_varying(history.get("strength"))), "", True, ""),
+        ("Gradient norm before the clip", _single(history.get("gradient_norm")), "", True, ""),
+    ]
+    return _drawn(records, plots)
+
+
+def _cost(records: Records) -> list[Plot]:
+    """Throughput, step time and memory over the epochs."""
+    history = records.history
+    if len(history) < 2:
+        return []
+    median, slow = history.get("step_p50_ms"), history.get("step_p95_ms")
+    steps = [*_single(median, "median"), *_single(slow, "p95", MUTED)]
+    plots = [
+        ("Images per second", _single(history.get("images_per_s")), "", True, ""),
+        ("Arithmetic, share of the peak", _percent(history.get("share_of_peak")), "%", True, PEAK),
+        ("Time of an optimizer step, ms", steps, "", True, ""),
+        ("Training time spent waiting for data", _percent(history.get("data_wait_share")), "%", True, ""),
+        ("Peak memory, GB", _single(_varying(history.get("peak_memory_gb"))), "", True, ""),
+    ]
+    return _drawn(records, plots)
+
+
+def _drawn(records: Records, plots: Sequence[tuple[str, list[Line], str, bool, str]]) -> list[Plot]:
+    epochs, bands = records.history.epochs, records.history.bands()
+    return [
+        Plot(title, Markup(over_epochs(title, epochs, lines, bands, unit, floor)), note)
+        for title, lines, unit, floor, note in plots
+        if lines
+    ]
+
+
+def _single(values: np.ndarray | None, label: str = "", colour: str = INK) -> list[Line]:
+    return [] if values is None else [Line(label, values, colour)]
+
+
+def _percent(shares: np.ndarray | None) -> list[Line]:
+    return _single(None if shares is None else 100 * shares)
+
+
+def _varying(values: np.ndarray | None) -> np.ndarray | None:
+    """Nothing where every epoch has about the same: a number says that better than a plot."""
+    flat = values is None or np.nanmax(values) - np.nanmin(values) <= 0.02 * abs(np.nanmax(values))
+    return None if flat else values
+
+
+def _facts(records: Records) -> list[tuple[str, str]]:
+    """Short figures of the run as (name, value with its unit)."""
+    summary, history = records.summary, records.history
+
+    def last(column: str) -> float | None:
+        values = history.get(column)
+        return None if values is None else float(values[np.isfinite(values)][-1])
+
+    steps, images = summary.get("steps", last("step")), summary.get("images_seen", last("images_seen"))
+    rate, memory = (
+        summary.get("images_per_s", last("images_per_s")),
+        summary.get("peak_memory_gb", last("peak_memory_gb")),
+    )
+    machine = f"{summary['processes']} on {summary['device']}" if summary.get("device") else None
+    cost = summary.get("cost", last("cost"))
+    tflops, share = last("tflops"), last("share_of_peak")
+    skipped, clipped, norm = last("skipped_steps"), last("clipped_share"), last("gradient_norm")
+    found = {
+        "optimizer steps": steps and f"{int(steps):,}",
+        "images seen": images and f"{int(images):,}",
+        "throughput": rate and f"{rate:,.0f} images/s",
+        "arithmetic per device, last epoch": tflops and share and f"{tflops:.3g} TFLOP/s, {share:.0%} of the peak",
+        "peak memory per process": memory and f"{memory:.2f} GB",
+        "cost": cost and f"{cost:,.2f}, at {records.config.get('hourly_cost')} an hour and machine",
+        "processes": machine,
+        "precision": PRECISIONS.get(str(summary.get("precision")), summary.get("precision")),
+        "gradients clipped, last epoch": None if clipped is None or norm is None else f"{100 * clipped:.0f}%",
+        "skipped steps (overflow)": skipped and f"{skipped:.0f}",
+        "rollbacks": summary.get("rollbacks") and str(summary["rollbacks"]),
+        "cloud": None if summary.get("cloud") in (None, "none") else str(summary["cloud"]),
+    }
+    return [(name, str(text)) for name, text in found.items() if text]
+
+
+def _mistakes(records: Records) -> dict[str, Any] | None:
+    """Confusion, calibration and the worst images of the validation set, once the run has ended."""
+    found = records.answers.get("val")
+    figures = found.predictions.figures if found else ()
+    if found is None or not figures or not found.predictions.readable.any():
+        return None
+    figure = records.target if records.target in figures else figures[-1]
+    answers, names = found.predictions.of(figure), _Names(records.classes)
+    few = len(records.classes) <= MOST_CLASSES
+    place = records.scales.index(figure) if figure in records.scales else 0
+    return {
+        "figure": figure,
+        "images": len(answers.labels),
+        "matrix": _matrix(answers, names) if few else [],
+        "pairs": [] if few else _pairs(answers, names),
+        "weak": [] if few else _weak(answers, names),
+        "reliability": Markup(reliability_diagram(reliability(answers), scale_colour(place))),
+        "worst": _worst(records, found, names),
+    }
+
+
+class _Names:
+    """The name of a class; its number where there is none."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+
+    def __getitem__(self, label: int) -> str:
+        return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
+
+
+def _matrix(answers: Answers, names: _Names) -> list[dict[str, Any]]:
+    """A row for each class that was met: its name, and (images, share of its images in percent, is right)."""
+    counts = confusion(answers, len(names.classes))
+    return [
+        {
+            "name": names[label],
+            "cells": [
+                (int(count), 100 * int(count) / max(1, int(row.sum())), said == label) for said, count in enumerate(row)
+            ],
+        }
+        for label, row in enumerate(counts)
+    ]
+
+
+def _pairs(answers: Answers, names: _Names) -> list[dict[str, Any]]:
+    of_class = np.bincount(answers.labels)
+    return [
+        {"label": names[pair.label], "said": names[pair.said], "images": pair.images, "of": int(of_class[pair.label])}
+        for pair in confused(answers, MOST_PAIRS)
+    ]
+
+
+def _weak(answers: Answers, names: _Names) -> list[dict[str, Any]]:
+    """The classes that are recognised least."""
+    accuracy, of_class = class_accuracy(answers, len(names.classes)), np.bincount(answers.labels)
+    order = [label for label in np.argsort(accuracy, kind="stable").tolist() if np.isfinite(accuracy[label])]
+    return [{"name": names[i], "top1": accuracy[i], "images": int(of_class[i])} for i in order[:MOST_WEAK]]
+
+
+def _worst(records: Records, found: Mistakes, names: _Names) -> list[dict[str, Any]]:
+    """The hardest images, embedded, with what was said of each at every scale."""
+    predictions, places = found.predictions, {name: place for place, name in enumerate(records.scales)}
+    return [
+        {
+            "source": f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}",
+            "file": found.names[i],
+            "label": names[int(predictions.labels[i])],
+            "answers": [
+                {
+                    "scale": figure,
+                    "place": places.get(figure, 0),
+                    "said": names[int(predictions.said[row, i])],
+                    "sure": 100 * float(predictions.confidence[row, i]),
+                    "right": predictions.said[row, i] == predictions.labels[i],
+                }
+                for row, figure in enumerate(predictions.figures)
+            ],
+        }
+        for i, path in found.hardest.items()
+    ]

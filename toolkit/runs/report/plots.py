@@ -1,0 +1,227 @@
+"""The plots of a report, each as SVG for its page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
+
+from toolkit.models.metrics import Bin
+from toolkit.runs.report.history import Band
+from toolkit.runs.report.svg import FAINT, HEIGHT, INK, LEFT, MUTED, RIGHT, TEXT, TOP, WIDTH, drawing, milliseconds
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series over epochs; `label` stands at its end, empty: nothing does; `ring` is the place of a marked point."""
+
+    label: str
+    values: np.ndarray
+    colour: str = INK
+    dotted: bool = False
+    ring: int | None = None
+
+
+def over_epochs(
+    name: str, epochs: np.ndarray, lines: Sequence[Line], bands: Sequence[Band], unit: str = "", floor: bool = False
+) -> str:
+    """Lines over epochs, labelled at their ends, with the phases behind them; `floor`: the axis starts at 0."""
+    with drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (figure, svg):
+        axes = figure.add_subplot()
+        for line in lines:
+            there = np.isfinite(line.values)
+            sparse = there.sum() < 0.6 * len(epochs) or there.sum() == 1
+            axes.plot(
+                epochs[there],
+                line.values[there],
+                color=line.colour,
+                linestyle=(0, (1, 2)) if line.dotted else "-",
+                linewidth=1.6 if line.dotted else 1.2 if sparse else 2,
+                marker="o" if sparse and not line.dotted else "",
+                markersize=5,
+                dash_capstyle="round",
+                clip_on=False,
+            )
+            if line.ring is not None:
+                _point(axes, epochs[line.ring], line.values[line.ring], line.colour, filled=False)
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.set_xlabel("epoch", loc="right", labelpad=3)
+        _scale_values(axes, unit, floor)
+        _draw_bands(axes, bands)
+        known = [(line, np.isfinite(line.values)) for line in lines if line.label]
+        _label_ends(
+            axes,
+            [
+                End(line.label, epochs[there][-1], line.values[there][-1], line.colour)
+                for line, there in known
+                if there.any()
+            ],
+        )
+    return svg[0]
+
+
+def _scale_values(axes: Axes, unit: str, floor: bool = False) -> None:
+    """The vertical axis, once all is drawn; of percents, 2 points at least, numbered beyond 100 only where one lies."""
+    if unit == "%":
+        middle = float(np.clip(np.mean(axes.dataLim.intervaly), 1, 99))
+        axes.update_datalim([(0, middle - 1), (0, middle + 1)], updatex=False)
+        axes.autoscale_view(scalex=False)
+    if floor:
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    if unit == "%" and axes.dataLim.y1 <= 100:  # points at 0 and 100 have some room beyond them, which needs no number
+        low, high = np.clip(axes.get_ylim(), 0, 100)
+        ticks = np.round(MaxNLocator(4).tick_values(low, high), 6) + 0.0  # 0, where -1e-17 or -0 came out
+        axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks.tolist() if 0 <= tick <= 100]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+
+
+def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
+    """Every second phase is shaded; its sizes stand above it where they fit."""
+    per_epoch = (WIDTH - LEFT - RIGHT) / max(1e-9, np.ptp(axes.get_xlim()))
+    for i, band in enumerate(bands):
+        first, last = band.first - 0.5, band.last + 0.5
+        if i % 2 == 0:
+            axes.axvspan(first, last, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
+        words = next(
+            (words for words in (f"{band.sizes} px", band.sizes) if 7 * len(words) < (last - first) * per_epoch), ""
+        )
+        axes.text(
+            (first + last) / 2, 1.02, words, transform=axes.get_xaxis_transform(), ha="center", va="bottom", size=11
+        )
+
+
+class End(NamedTuple):
+    """The last point of a line, and what stands beside it."""
+
+    label: str
+    x: float
+    y: float
+    colour: str
+
+
+def _label_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Names at the last points of lines, pushed apart where they would meet; to be called once the axes are final."""
+    places = [axes.transData.transform((end.x, end.y)) for end in ends]
+    for i, y in _apart([place[1] for place in places], TEXT + 2):
+        axes.annotate(
+            ends[i].label,
+            (ends[i].x, ends[i].y),
+            (places[i][0] + 11, y),
+            textcoords="figure pixels",
+            color=ends[i].colour,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _apart(heights: Sequence[float], least: float) -> list[tuple[int, float]]:
+    """Places in `heights` with heights that are at least so far apart, the groups staying where they were."""
+    groups: list[tuple[list[int], float]] = []  # members, ascending, and the middle of the group
+    for i in np.argsort(heights, kind="stable").tolist():
+        members, middle = [i], float(heights[i])
+        while groups and middle - groups[-1][1] < least * (len(members) + len(groups[-1][0])) / 2:
+            members = groups.pop()[0] + members
+            middle = float(np.mean([heights[j] for j in members]))
+        groups.append((members, middle))
+    return [
+        (i, middle + least * (k - (len(members) - 1) / 2)) for members, middle in groups for k, i in enumerate(members)
+    ]
+
+
+def over_sizes(
+    sizes: Sequence[int],
+    colours: Sequence[str],
+    accuracy: Mapping[str, Sequence[float | None]],
+    latency_ms: Sequence[float | None],
+) -> str:
+    """Top-1 of each split (the first one filled, others hollow) against size, and below it the latency, if any."""
+    timed = all(value is not None for value in latency_ms)
+    with drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (figure, svg):
+        upper, *lower = figure.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
+            :, 0
+        ]
+        upper.set_xscale("log")
+        upper.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25)
+        ends = []
+        for i, (split, values) in enumerate(accuracy.items()):
+            known = [(size, value) for size, value in zip(sizes, values, strict=True) if value is not None]
+            upper.plot(*zip(*known, strict=True), color=MUTED, linewidth=1, linestyle="-" if i == 0 else (0, (2, 3)))
+            for size, value, colour in zip(sizes, values, colours, strict=True):
+                if value is not None:
+                    _point(upper, size, value, colour, filled=i == 0)
+            ends.append(End(split, *known[-1], INK))
+        _scale_values(upper, "%")
+        for axes in lower:
+            heights = [value or 0.0 for value in latency_ms]
+            axes.vlines(sizes, 0, heights, color=list(colours), linewidth=3)
+            times = [milliseconds(value) for value in heights]
+            for i in _fitting(axes, sizes, times):
+                axes.annotate(
+                    times[i],
+                    (sizes[i], heights[i]),
+                    (0, 5),
+                    textcoords="offset points",
+                    ha="center",
+                    color=INK,
+                    size=11,
+                )
+            axes.set_ylim(0, 1.45 * max(heights))
+            axes.yaxis.set_major_locator(NullLocator())
+        last = lower[0] if lower else upper
+        named = [sizes[i] for i in _fitting(last, sizes, [str(size) for size in sizes])]
+        last.set_xticks(named, [str(size) for size in named])
+        last.xaxis.set_minor_locator(NullLocator())
+        last.set_xlabel("image size, px", loc="right", labelpad=3)
+        _label_ends(upper, ends)
+    return svg[0]
+
+
+def _fitting(axes: Axes, sizes: Sequence[int], labels: Sequence[str]) -> list[int]:
+    """Which labels can stand at their sizes, ascending, without meeting: the last one, then all that fit, downwards."""
+    least, kept = 6 + 6 * max(map(len, labels)), [len(sizes) - 1]  # px: 24 of 3 digits
+    places = [axes.transData.transform((size, 0))[0] for size in sizes]
+    for i in reversed(range(len(sizes) - 1)):
+        if places[kept[-1]] - places[i] >= least:
+            kept.append(i)
+    return kept[::-1]
+
+
+_RATIO = {True: (1.8, 1), False: (1,)}
+
+
+def _point(axes: Axes, x: float, y: float, colour: str, filled: bool) -> None:
+    axes.plot(
+        [x],
+        [y],
+        marker="o",
+        markersize=9 if filled else 8,
+        color=colour,
+        markerfacecolor=colour if filled else "none",
+        markeredgewidth=0 if filled else 2,
+        clip_on=False,
+        zorder=3,
+    )
+
+
+def reliability_diagram(bins: Sequence[Bin], colour: str) -> str:
+    """The share that is right against confidence: bars on the diagonal are calibrated; below, where the answers lie."""
+    with drawing("Reliability", "reliability diagram", 330) as (figure, svg):
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        left, width = [b.low for b in bins], [b.high - b.low for b in bins]
+        upper.bar(left, [b.accuracy for b in bins], width, align="edge", color=colour, alpha=0.85, linewidth=0)
+        upper.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
+        upper.annotate("perfectly calibrated", (1, 1), (-6, 4), textcoords="offset points", ha="right", va="bottom")
+        upper.set(xlim=(0, 1), ylim=(0, 1.08))
+        lower.bar(left, [b.images for b in bins], width, align="edge", color=MUTED, alpha=0.6, linewidth=0)
+        lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        for axis in (upper.xaxis, upper.yaxis):
+            axis.set_major_locator(MultipleLocator(0.25))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+        upper.set_title("share that is right", loc="left", size=11, color=MUTED, pad=6, x=0)
+        lower.set_title("images", loc="left", size=11, color=MUTED, pad=4, x=0)
+        lower.set_xlabel("confidence", loc="right", labelpad=3)
+    return svg[0]

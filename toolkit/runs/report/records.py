@@ -1,0 +1,247 @@
+"""What the records in a run directory say: how the run stands, its figures, time, settings and commands."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from toolkit.config.settings import SECTIONS, SYNTHETIC, Settings, default_scales, make_settings
+from toolkit.models.metrics import calibration_error
+from toolkit.runs import saved_predictions
+from toolkit.runs.directory import FINISHED, RunDirectory
+from toolkit.runs.report.history import History, read_history, size_of
+from toolkit.runs.saved_predictions import Mistakes
+from toolkit.strategies import STRATEGIES, Simultaneous, SingleScale
+from toolkit.system.errors import InputError
+
+SPLITS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run has written so far; `summary` is empty while it goes on, `answers` until it has ended."""
+
+    directory: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    history: History
+    classes: tuple[str, ...]
+    answers: dict[str, Mistakes]  # by split
+    as_of: float  # when the newest of them was written
+
+    @property
+    def target(self) -> str:
+        """The figure that selects the best model, such as `64px`; empty where nothing tells it yet.
+
+        Of the figures it alone is there for every epoch. While each epoch ends a phase, that of the last scale is it.
+        """
+        sizes = self.config.get("scales") or [self.config.get("img_size")]
+        usual = f"{sizes[-1]}px" if sizes[-1] else ""
+        always = [name for name in self.history.evaluated() if np.isfinite(self.history.columns[f"{name}/top1"]).all()]
+        return self.summary.get("selection") or (usual if usual in always or not always else always[-1])
+
+    @property
+    def scales(self) -> list[str]:
+        """Everything that is trained or evaluated, by size; a place in it decides the colour."""
+        found = {*self.history.evaluated(), *self.history.trained(), *self.summary.get("val", {}), self.target}
+        return sorted(found - {""}, key=size_of)
+
+    @property
+    def best_row(self) -> int | None:
+        """The row of the best epoch."""
+        top1 = self.history.get(f"{self.target}/top1")
+        if top1 is None:
+            return None
+        found = np.flatnonzero(self.history.epochs == self.summary.get("best_epoch"))
+        return int(found[0]) if len(found) else int(np.nanargmax(top1))
+
+
+def read_records(directory: Path) -> Records:
+    """Everything that a page needs; raises InputError where there is no run, or a record is damaged."""
+    run = RunDirectory(directory)
+    config = run.config()
+    if not config:
+        raise InputError(f"{directory}: not a run directory: there is no config.yaml in it")
+    summary, classes = run.summary(), directory / "class_map.json"
+    found = {split: saved_predictions.read(run.predictions, split) for split in SPLITS}
+    written = [path for name in ("config.yaml", "metrics.csv", "summary.json") if (path := directory / name).exists()]
+    return Records(
+        directory=directory if directory.name not in ("", "..") else directory.resolve(),  # its name is the page's
+        config=config,
+        summary=summary,
+        history=read_history(run.metrics()),
+        classes=run.classes() if classes.exists() else (),
+        answers={split: answers for split, answers in found.items() if answers is not None and summary},
+        as_of=max(path.stat().st_mtime for path in written),
+    )
+
+
+class Status(NamedTuple):
+    """`kind` is running, good, stopped or bad."""
+
+    kind: str
+    title: str
+    text: str
+
+
+def status(records: Records) -> Status:
+    """How the run stands."""
+    reason, done = records.summary.get("exit_reason"), len(records.history)
+    progress = f"{done} of {records.config.get('epochs')} epochs done"
+    if reason is None:
+        return Status("running", "Running", f"{progress} when this page was written")
+    if reason == "early stop":
+        return Status("good", "Stopped early", f"{progress}: no improvement for --patience epochs")
+    if reason in FINISHED:
+        return Status("good", "Done", progress)
+    if str(reason).startswith("preempted"):
+        return Status(
+            "stopped",
+            "Preempted",
+            f"{str(reason).removeprefix('preempted ')}; {progress}. The same command goes on from there.",
+        )
+    return Status("bad", "Failed", f"{reason} ({progress})")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the best model reaches at one size; `splits` holds top1, top5, loss, ece (percent, percent, nats, percent).
+
+    And `unreadable`, how many images were left out, if any. `place` decides its colour.
+    """
+
+    name: str
+    place: int
+    splits: dict[str, dict[str, float]]
+    latency_ms: float | None
+    borrowed: int | None
+
+
+def rows(records: Records) -> list[Row]:
+    """A row for each size at which the best model was evaluated."""
+    best, history, found = records.best_row, records.history, []
+    for place, name in enumerate(records.scales):
+        splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
+        if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
+            columns = {figure: history.get(f"{name}/{figure}") for figure in ("top1", "top5", "loss", "unreadable")}
+            now = {figure: float(values[best]) for figure, values in columns.items() if values is not None}
+            splits["val"] = {figure: value for figure, value in now.items() if np.isfinite(value)}
+        for split, answers in records.answers.items():
+            if splits[split] and name in answers.predictions.figures:
+                splits[split]["ece"] = 100 * calibration_error(answers.predictions.of(name))
+        splits = {split: figures for split, figures in splits.items() if figures}
+        if splits:
+            latency = records.summary.get("latency_ms", {}).get(name)
+            found.append(
+                Row(name, place, splits, latency, splits["val"].get("borrowed") and int(splits["val"]["borrowed"]))
+            )
+    return found
+
+
+class Part(NamedTuple):
+    """A share of the run's time."""
+
+    name: str
+    seconds: float
+    share: float
+
+
+def time_parts(history: History) -> list[Part]:
+    """Where the wall time went: as finely as it was recorded."""
+    wall, train = history.get("wall_seconds"), history.per_epoch("train_seconds")
+    if wall is None or train is None or not wall[-1] > 0:
+        return []
+    waiting = history.get("data_wait_share")
+    waited = float(np.nansum(waiting * train)) if waiting is not None else None
+    parts = [("waiting for data", waited)] if waited is not None else []
+    parts.append(
+        ("forward and backward" if waited is not None else "training", float(np.nansum(train)) - (waited or 0))
+    )
+    for name, column in (("evaluation", "eval_seconds"), ("checkpoints", "save_seconds")):
+        spent = history.get(column)
+        if spent is not None:
+            parts.append((name, float(np.nansum(spent))))
+    total = max(float(wall[-1]), sum(seconds for _, seconds in parts))
+    rest = total - sum(seconds for _, seconds in parts)
+    parts.append(("the rest" if len(parts) > 1 else "evaluation, checkpoints and the rest", rest))
+    return [Part(name, seconds, seconds / total) for name, seconds in parts if seconds > 0.001 * total]
+
+
+class Value(NamedTuple):
+    """One setting; `changed`: somebody chose another than the default."""
+
+    name: str
+    text: str
+    changed: bool
+
+
+def settings_of(config: dict[str, Any]) -> list[tuple[str, list[Value]]]:
+    """Every setting under its section, those of the strategy first."""
+    defaults = _defaults(config)
+    sections = [(section.__name__, tuple(section.__annotations__)) for section in SECTIONS]
+    known = {name for _, names in sections for name in names}
+    strategy = tuple(name for name in config if name not in known)
+    return [
+        (title, values)
+        for title, names in (("Scales", strategy), *sections)
+        if (
+            values := [
+                Value(name, _plain(config[name]), name in defaults and config[name] != defaults[name])
+                for name in names
+                if name in config
+            ]
+        )
+    ]
+
+
+# What a run fills in where it is left open: config.yaml does not tell whether somebody chose it.
+FILLED_IN = ("amp", "cache", "img_size", "synthetic_count", "synthetic_size")
+
+
+def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What each setting is where nobody chooses it, in view of the others; nothing of those that this cannot tell."""
+    chosen = make_settings({name: value for name, value in config.items() if name in Settings.model_fields})
+    of_settings = {
+        name: field.get_default(call_default_factory=True, validated_data=dict(chosen))
+        for name, field in Settings.model_fields.items()
+        if name not in FILLED_IN
+    }
+    kind = STRATEGIES.get(str(config.get("strategy")))
+    if kind is None:  # one of the user's own, whose defaults only its class knows
+        return of_settings
+    of_strategy = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
+    usual = SingleScale if kind is SingleScale else Simultaneous  # of the recipe
+    scales = list(default_scales(config.get("data_root", SYNTHETIC)))
+    return {**of_settings, **of_strategy, "strategy": usual.name, "scales": scales}
+
+
+def _plain(value: Any) -> str:
+    if value is None or value in ({}, []):
+        return "unset"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, dict):
+        return " ".join(f"{key}={part}" for key, part in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def commands(records: Records) -> list[tuple[str, str]]:
+    """What each one does, and the command: to repeat the run, to use it, to write this page again."""
+    run, summary = str(records.directory), records.summary
+    processes, device = summary.get("processes", 1), summary.get("device")
+    kind = {"cpu": "cpu", "cuda": "gpu"}.get(str(device))
+    launch = ["accelerate", "launch", "--quiet"]
+    if kind and processes > 1:
+        launch += ["--config_file", f"accelerate_configs/multi_{kind}.yaml", "--num_processes", str(processes)]
+    elif kind:
+        launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
+    recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
+    again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
+    known = records.config.get("strategy") in STRATEGIES  # recipes cannot train one of the user's own
+    return [
+        *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
+        ("Write this page again", shlex.join(["python", "recipes/report.py", run])),
+    ]

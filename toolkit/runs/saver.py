@@ -1,0 +1,107 @@
+"""Checkpoints of a run with any number of processes, committed in the background while training goes on."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from toolkit.runs import best_model, checkpoint, state
+from toolkit.runs.checkpoint import Contents, Store, Tensors
+from toolkit.runs.state import Progress
+from toolkit.system.errors import SaveError
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Every process calls alike. What goes wrong anywhere comes out everywhere, as a SaveError; then nothing commits.
+
+    Each process writes its own generators and running means. Rank 0 copies the rest to host memory, for which training
+    waits, and writes it in a thread, one checkpoint at a time.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, store: Store, best: Path, newest: tuple[int, int] | None = None
+    ) -> None:
+        self._accelerator, self._store, self._best = accelerator, store, best
+        self.newest = newest  # steps and epochs done at the last save
+        self.seconds = 0.0  # that training waited
+        self._told = 0.0
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(
+        self,
+        progress: Progress,
+        own: Tensors,
+        capture: Callable[[], Contents],
+        facts: Mapping[str, Any],
+        best: bool = False,
+    ) -> None:
+        """Save each process's `own`, and what `capture` returns copies of, on rank 0 only.
+
+        `best`: this is the best model so far, to be exported.
+        """
+        started, step = time.perf_counter(), progress.step
+
+        def stage() -> None:
+            self._wait()
+            rank = self._accelerator.process_index
+            self._store.stage(step, checkpoint.rank_file(rank), {**state.generator_state(), **own})
+
+        self._everywhere(stage, step)
+        if self._accelerator.is_main_process:
+            exported = dict(progress.best) if best else {}
+            self._writing = self._writer.submit(self._write, step, capture(), facts, exported)
+        self.newest = progress.at()
+        self.seconds += time.perf_counter() - started
+
+    def lap(self) -> float:
+        """Seconds that training waited since the last call."""
+        seconds, self._told = self.seconds - self._told, self.seconds
+        return seconds
+
+    def join(self, step: int) -> None:
+        """Wait until everything is on the disk."""
+        self._everywhere(self._wait, step)
+
+    def close(self) -> None:
+        """Let what is being written end, without asking the other processes: the run is over."""
+        self._writer.shutdown()
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, contents: Contents, facts: Mapping[str, Any], best: Mapping[str, Any]) -> None:
+        for rank in range(self._accelerator.num_processes):
+            part = self._store.staging(step) / checkpoint.rank_file(rank)
+            if not part.exists():
+                raise SaveError(f"{part}: rank {rank} wrote it and rank 0 does not see it: is the storage shared?")
+        self._store.commit(step, contents, facts)
+        if best:
+            best_model.save(self._best, state.exported(contents), best)
+
+    def _everywhere(self, work: Callable[[], None], step: int) -> None:
+        """Do something on each process; raises SaveError on all of them where it failed on one."""
+        failure = ""
+        try:
+            work()
+        except SaveError as error:
+            failure = str(error)
+        except Exception as error:  # a bug, which the other processes must hear of too
+            log.exception("the checkpoint of step %d could not be written", step)
+            failure = f"the checkpoint of step {step} could not be written: {type(error).__name__}: {error}"
+        failures = gather_object([failure])
+        if not any(failures):
+            return
+        if self._accelerator.is_main_process:
+            self._store.abandon(step)
+        rank = next(rank for rank, text in enumerate(failures) if text)
+        raise SaveError(failures[rank] + (f" (met by rank {rank})" if len(failures) > 1 else ""))

@@ -1,0 +1,111 @@
+"""Files that are either whole or not there, and where the cache lies. Free of torch."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.system.errors import InputError
+
+
+def cache_dir() -> Path:
+    """Where made data is kept: $TOOLKIT_CACHE, else $XDG_CACHE_HOME/toolkit, else ~/.cache/toolkit."""
+    if "TOOLKIT_CACHE" in os.environ:
+        return Path(os.environ["TOOLKIT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toolkit"
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the disk name the file, which it does not where an open one is written to."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """The folder for all that is written; raises InputError where it cannot be: better before the work than after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--output-dir {folder}: nothing can be written there: {error.strerror}") from None
+
+
+def check_output(path: Path) -> None:
+    """Raises InputError where the file of --output cannot be written: better before the work than after."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder: give the name of a file in it")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--output {path}: {error.strerror}") from None
+
+
+def sync(path: Path) -> None:
+    """Force a file or directory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, never half of it."""
+    staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # several processes may write the same file
+    with naming(staging):
+        staging.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be text
+    sync(staging)
+    try:
+        os.replace(staging, path)
+    except OSError:
+        staging.unlink()
+        raise
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key(*parts: str | bytes) -> str:
+    """A short text, fit for a file's name, that is another one where any part is."""
+    encoded = (part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape") for part in parts)
+    return hashlib.sha256(b"\0".join(encoded)).hexdigest()[:24]
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays as one .npz file, whole or not at all; another process's staging file is not met."""
+    staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with naming(staging), staging.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    sync(staging)
+    os.replace(staging, path)
+    sync(path.parent)
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
+    """Some arrays of an .npz file that can be made again; None where there is none, or it is damaged (CRC-32)."""
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:  # NumPy itself would leave a broken one open
+            return {name: arrays[name] for name in names}
+    except Exception:  # of damage, zipfile and NumPy raise whatever they run into
+        return None

@@ -1,0 +1,4 @@
+"""What else one does with data or a finished run: evaluate, predict, export, scan, benchmark, verify a resume.
+
+A new command is a module here and a recipe of a few lines. Tools read runs and data; they never change a run.
+"""

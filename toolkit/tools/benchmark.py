@@ -1,0 +1,253 @@
+"""Throughput, step time and memory of training at each scale and precision, the loader's speed, and what bounds a run.
+
+Steps are timed on batches in memory, each waited for; the loader is timed alone, on the run's own images.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolkit.config.settings import Settings
+from toolkit.data.loading.batches import Batch
+from toolkit.data.loading.pipeline import Feed, open_feed
+from toolkit.data.loading.sampler import Epoch, Request, Sampler, Share
+from toolkit.strategies import SingleScale
+from toolkit.strategies.base import Phase, Step, Strategy
+from toolkit.system import console, host
+from toolkit.system.errors import InputError
+from toolkit.training import device
+from toolkit.training.loop import learn
+from toolkit.training.monitor import peak_memory_gb, reset_peak_memory
+from toolkit.training.roofline import TRAINING, Case, Ceiling, Knobs, Traffic, ceiling, training_gflop, verdict
+from toolkit.training.run_plan import Prepared, prepare, undefined_gradient
+from toolkit.training.train_state import Learner, build_learner
+
+log = logging.getLogger(__name__)
+
+WARM_UP_STEPS, TIMED_STEPS = 3, 10
+LOADER_S, LOADER_BATCHES = 2.0, 100  # what the loader is timed for: whichever ends first, once
+LEAST_BATCHES = 5  # have come
+
+
+@dataclass(frozen=True)
+class Report:
+    """`facts` of the machine and the run, all that was measured, and a line for each case on what bounds it."""
+
+    facts: dict[str, Any]
+    cases: list[Case]
+    verdicts: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.facts,
+            "cases": [
+                {**asdict(case), "share_of_peak": case.share_of_peak, "bound": case.bound, "verdict": line}
+                for case, line in zip(self.cases, self.verdicts, strict=True)
+            ],
+        }
+
+
+def benchmark(
+    settings: Settings,
+    strategy: Strategy,
+    precisions: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
+    steps: int = TIMED_STEPS,
+) -> Report:
+    """Measure each scale alone, then the strategy's own steps; prints tables, trains nothing that is kept.
+
+    `precisions`: some of `device.precisions`, unset all; `batch_sizes`: unset that of the settings. Raises InputError
+    as a run would.
+    """
+    strange = {*precisions} - {*device.precisions()}
+    if strange:
+        raise InputError(f"--precisions {min(strange)}: this device computes in {', '.join(device.precisions())}")
+    cases: list[Case] = []
+    ceilings: dict[str, Ceiling] = {}
+    loader: dict[tuple[int, ...], float] = {}
+    for precision in precisions or device.precisions():
+        accelerator = device.start(settings, precision)
+        console.start(accelerator.is_main_process)
+        try:
+            where = {"device": device.name(accelerator), "processes": accelerator.num_processes}
+            ceilings[precision] = ceiling(accelerator.device, precision)
+            for batch_size in batch_sizes or (settings.batch_size,):
+                sized = settings.model_copy(update={"batch_size": batch_size})
+                prepared = prepare(accelerator, sized, strategy, only_timed=True)
+                learner, _ = build_learner(accelerator, strategy, prepared, only_some_scales=True)
+                loader = loader or _loader_rates(learner, prepared)
+                for sizes in _all_sizes(prepared):
+                    if reason := undefined_gradient(accelerator, prepared.model_plan, sizes):
+                        log.info("left out  %s, whose gradient torch leaves undefined", reason)
+                        continue
+                    measured = _measure(learner, prepared, sizes, steps, ceilings[precision])
+                    cases.append(replace(measured, precision=precision, loader_images_per_s=loader[sizes]))
+                del learner
+        finally:
+            device.stop()
+    if not cases:
+        raise InputError("nothing is left to measure: take larger sizes or another of --precisions")
+    cases.sort(key=lambda case: (len(case.sizes), case.sizes, case.batch_size))
+    size_flag = "--img-size" if isinstance(strategy, SingleScale) else "--scales"
+    knobs = Knobs(prepared.threads, host.loader_threads(), prepared.settings.cache, settings.compile, size_flag)
+    facts = {
+        "arch": settings.arch,
+        **where,
+        "torch": torch.__version__,
+        "data": prepared.splits.source,
+        "steps": steps,
+        **asdict(knobs),
+        "ceilings": {precision: asdict(reached) for precision, reached in ceilings.items()},
+    }
+    report = Report(facts, cases, [verdict(case, cases, knobs) for case in cases])
+    for line in table(report):
+        log.info(line)
+    return report
+
+
+def table(report: Report) -> list[str]:
+    """A benchmark as lines for a person."""
+    facts, cases = report.facts, report.cases
+    resident = " of the whole process" if facts["device"].startswith("cpu") else ""
+    limits = ", ".join(f"{name} {c['tflops']:.3g}" for name, c in facts["ceilings"].items())
+    lines = [
+        f"benchmark {facts['arch']} on {facts['processes']} x {facts['device']}, {facts['steps']} steps a case; "
+        f"memory is the peak{resident}",
+        f"peak      10^12 operations/s of a large matrix product here: {limits}",
+        f"loader    {facts['data']}, {facts['workers']} worker(s), cache {facts['cache']}, timed alone",
+        f"{'px':>14} {'precision':>9} {'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'peak memory GB':>14} "
+        f"{'GFLOP/step':>10} {'of peak':>7} {'loader images/s':>15}",
+    ]
+    names = ["+".join(map(str, case.sizes)) for case in cases]
+    for name, case in zip(names, cases, strict=True):
+        lines.append(
+            f"{name:>14} {case.precision:>9} {case.batch_size:6} {case.images_per_s:9.1f} {case.step_p50_ms:8.1f} "
+            f"{case.step_p95_ms:8.1f} {case.peak_memory_gb:14.2f} {case.gflop:10.1f} {case.share_of_peak:7.0%} "
+            f"{case.loader_images_per_s:15.0f}"
+        )
+    for name, case, line in zip(names, cases, report.verdicts, strict=True):
+        lines.append(f"verdict   {name} px, {case.precision}, {case.batch_size} images per step: {line}")
+    return lines
+
+
+def _all_sizes(prepared: Prepared) -> list[tuple[int, ...]]:
+    """Those of each phase, and each of them alone."""
+    own = {tuple(phase.sizes) for phase in prepared.plan.phases}
+    return sorted({*own, *((size,) for sizes in own for size in sizes)}, key=lambda sizes: (len(sizes), sizes))
+
+
+def _measure(learner: Learner, prepared: Prepared, sizes: tuple[int, ...], steps: int, reached: Ceiling) -> Case:
+    """Everything about a case but its precision and its loader."""
+    accelerator, plan = learner.accelerator, prepared.plan
+    if len(sizes) == 1:
+        learner = replace(learner, strategy=SingleScale(sizes[0]))
+    batch_size, micro_batch = plan.budget.batch_size, plan.micro_batch
+    device.give_back_memory()
+    reset_peak_memory(accelerator.device)
+    p50, p95 = np.percentile(_step_seconds(learner, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
+    memory = peak_memory_gb(accelerator.device)
+    fewer = max(2, micro_batch // 2)  # BatchNorm needs two
+    short = -(-steps // 2)  # a median needs fewer than a percentile
+    halved = np.median(_step_seconds(learner, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
+    fixed = None if halved is None else p50 - micro_batch * (p50 - halved) / (micro_batch - fewer)
+    gflop = batch_size * training_gflop(prepared.model_plan.gmacs, sizes)
+    moved = TRAINING * plan.accumulation * _forward_bytes(learner, sizes, micro_batch)
+    return Case(
+        sizes=sizes,
+        precision="",
+        batch_size=batch_size,
+        images_per_s=batch_size / p50,
+        step_p50_ms=1000 * p50,
+        step_p95_ms=1000 * p95,
+        peak_memory_gb=memory,
+        gflop=gflop,
+        arithmetic_ms=gflop / plan.processes / reached.tflops,
+        traffic_ms=moved / reached.gb_per_s / 1e6,
+        fixed_share=None if fixed is None else float(np.clip(fixed / p50, 0, 1)),
+        loader_images_per_s=0.0,
+    )
+
+
+def _batch(sizes: tuple[int, ...], images: int, batch_size: int) -> Batch:
+    shape, generator = (images, sizes[-1], sizes[-1], 3), torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    return Batch(pixels, torch.zeros(images, dtype=torch.int64), np.arange(images), Step(sizes, batch_size), 0)
+
+
+def _step_seconds(
+    learner: Learner, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
+) -> list[float]:
+    """Of each timed optimizer step, on the process's own clock."""
+    phase, batch = Phase(0, 1, 1, sizes, batch_size), _batch(sizes, micro_batch, batch_size)
+    learner.model.train()
+    times = []
+    for _ in range(WARM_UP_STEPS + steps):
+        started = time.perf_counter()
+        for _ in range(learner.accelerator.gradient_accumulation_steps):
+            learn(learner, batch, phase, learning_rate=0.0)
+        int(learner.watch.first_bad)  # waits for the device
+        times.append(time.perf_counter() - started)
+    return times[WARM_UP_STEPS:]
+
+
+@torch.no_grad()
+def _forward_bytes(learner: Learner, sizes: tuple[int, ...], micro_batch: int) -> int:
+    """What the operations of one forward pass read and write, in the precision at hand."""
+    images, _ = learner.receive(_batch(sizes, micro_batch, micro_batch))
+    views = learner.views(images, sizes)
+    with torch.compiler.set_stance("force_eager"), learner.accelerator.autocast(), Traffic() as traffic:
+        learner.weights.model.eval()(*views)
+    return traffic.bytes
+
+
+def _loader_rates(learner: Learner, prepared: Prepared) -> dict[tuple[int, ...], float]:
+    """Images per second that the loader delivers at each of the sizes over all processes, with nothing beside it.
+
+    Each from an epoch of its own, so that the images are other ones where there are many; those kept in memory are
+    read once before, as by all epochs but the first.
+    """
+    accelerator, plan = learner.accelerator, prepared.plan
+    feed = open_feed(prepared.settings, learner.strategy, prepared.splits, plan.phases, prepared.threads)
+    rates = {}
+    for number, sizes in enumerate(_all_sizes(prepared)):
+        epoch = next(epoch for epoch in plan.epochs() if {*sizes} <= {*epoch.phase.sizes})
+        alone = feed
+        if len(sizes) == 1:
+            alone = replace(feed, sampler=replace(feed.sampler, strategy=SingleScale(sizes[0])))
+        share, batches = plan.share(accelerator.process_index), LOADER_BATCHES
+        for _ in range(2 if prepared.settings.cache == "ram" else 1):
+            rate, batches = _delivered(alone, epoch._replace(number=number), share, batches)
+        slowest = accelerator.gather(torch.tensor([rate], device=accelerator.device)).min().item()
+        rates[sizes] = slowest * plan.processes
+    return rates
+
+
+def _delivered(feed: Feed, epoch: Epoch, share: Share, most: int) -> tuple[float, int]:
+    """Images per second of at most so many batches of an epoch to one process, and the number of batches taken.
+
+    What is delivered while workers start is not counted: one batch; of worker processes, which load whole ones, each
+    one's first.
+    """
+    order = feed.sampler
+    endless = replace(feed, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
+    stream = endless.batches(epoch, epoch.start, share)
+    for _ in range(max(1, feed.workers) if feed.augmenter.holds_interpreter else 1):
+        next(stream)
+    images, count, seconds, started = 0, 0, 0.0, time.perf_counter()
+    while count < most and (count < LEAST_BATCHES or seconds < LOADER_S):
+        images, count = images + len(next(stream).ids), count + 1
+        seconds = time.perf_counter() - started
+    return images / seconds, count
+
+
+class _Endless(Sampler):
+    """An epoch over and over, for workers that start once: few images make few batches."""
+
+    def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
+        while True:
+            yield from super().requests(epoch, from_step)

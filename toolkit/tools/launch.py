@@ -1,0 +1,38 @@
+"""What a recipe does once it has its strategy: show the plan, measure, train."""
+
+import logging
+
+from toolkit.config.cli import Command
+from toolkit.config.settings import Settings
+from toolkit.strategies.base import Strategy
+from toolkit.system import console
+from toolkit.tools.benchmark import benchmark
+from toolkit.training import device
+from toolkit.training.loop import train
+from toolkit.training.run_plan import describe, prepare
+
+log = logging.getLogger(__name__)
+
+
+def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
+    """What a run would do and cost, as lines for a person; raises InputError as the run itself would."""
+    accelerator = device.start(settings)
+    console.start(accelerator.is_main_process)
+    try:
+        prepared = prepare(accelerator, settings, strategy)
+        return [*device.describe(settings, accelerator), *describe(prepared, strategy)]
+    finally:
+        device.stop()
+
+
+def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
+    """Do what the command line asks for."""
+    if command.dry_run:
+        for line in plan_of(command.settings, strategy):
+            log.info(line)
+        return
+    notes = {}
+    if command.benchmark:
+        plan_of(command.settings, strategy)  # nothing is measured for a run that is refused
+        notes["benchmark.json"] = benchmark(command.settings, strategy).to_json()
+    train(command.settings, strategy, recipe, notes)

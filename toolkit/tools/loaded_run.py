@@ -1,0 +1,113 @@
+"""A run's best model, opened again to be used: for evaluation, prediction and export."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from toolkit.config.settings import Scales, Settings, make_scales, make_settings
+from toolkit.models.create import MultiView, copy_state, create, plan_model
+from toolkit.runs import best_model, checkpoint
+from toolkit.runs.directory import RunDirectory
+from toolkit.strategies import STRATEGIES, build
+from toolkit.strategies.base import Strategy
+from toolkit.system.errors import InputError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best model of a run, on a device and in evaluation mode, and what it was trained on.
+
+    `facts`: epoch, step and figures of the model; `mean` and `std`: 3 values for pixels in [0, 1]; `gmacs`: 10^9
+    multiply-adds of one image at each size; `arguments`: those of the architecture, as timm was given them.
+    """
+
+    directory: RunDirectory
+    settings: Settings
+    strategy: Strategy
+    classes: tuple[str, ...]
+    model: MultiView
+    mean: Tensor
+    std: Tensor
+    facts: dict[str, Any]
+    gmacs: dict[int, float]
+    arguments: dict[str, Any]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes on its panel, px, ascending."""
+        return panel_sizes(self.strategy)
+
+    def manifest(self) -> dict[str, Any]:
+        """That of its newest checkpoint, empty where none is left."""
+        newest = self.directory.store.newest()
+        return checkpoint.read_manifest(newest) if newest else {}
+
+    def precision(self) -> str | None:
+        """What it was trained in, whoever chose that: "no", "bf16" or "fp16"; None where no record is left."""
+        return self.manifest().get("precision") or self.directory.summary().get("precision")
+
+
+def panel_sizes(strategy: Strategy) -> tuple[int, ...]:
+    """Every size that a strategy reports, px, ascending."""
+    return tuple(sorted({size for spec in strategy.panel() for size in spec.sizes}))
+
+
+def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | None = None) -> Trained:
+    """The best model of the run in a folder; `sizes` px are those that it will meet beside its own.
+
+    Raises InputError where the folder holds no run, no model yet, or the architecture cannot take a size.
+    """
+    directory = RunDirectory(path)
+    config = directory.config()
+    if not config:
+        raise InputError(f"{path}: not a run directory: there is no config.yaml in it")
+    if config["strategy"] not in STRATEGIES:
+        raise InputError(
+            f"{path}: it was trained by a strategy of your own, {config['strategy']!r}: add that to STRATEGIES in "
+            "toolkit/strategies/__init__.py"
+        )
+    settings, strategy = _read(config)
+    classes = directory.classes()
+    if not directory.best.exists():
+        raise InputError(f"{path}: there is no best model yet: its first epoch is not evaluated")
+    state, facts = best_model.load(directory.best)
+    own = panel_sizes(strategy)
+    plan = plan_model(settings, len(classes), own)
+    if not {*sizes} <= {*own}:  # with tables as large as the run's, whatever the further sizes
+        made = {name: value for name, value in plan.arguments.items() if name == "img_size"}
+        further = settings.model_copy(update={"model_kwargs": {**settings.model_kwargs, **made}})
+        plan = plan_model(further, len(classes), sorted({*own, *sizes}))
+    fresh = settings.model_copy(update={"pretrained": False, "sync_bn": False})  # all weights come from the run
+    model = create(fresh, plan, strategy.norm())
+    try:
+        copy_state(state, model)
+    except RuntimeError as error:
+        raise InputError(f"{directory.best}: {error}") from None
+    where = device or torch.device("cpu")
+    known = resolve_model_data_config(model.model)
+    mean, std = (torch.tensor(known[name], device=where) for name in ("mean", "std"))
+    return Trained(
+        directory,
+        settings,
+        strategy,
+        classes,
+        model.to(where).eval(),
+        mean,
+        std,
+        facts,
+        dict(plan.gmacs),
+        dict(plan.arguments),
+    )
+
+
+def _read(config: dict[str, Any]) -> tuple[Settings, Strategy]:
+    """What a run's config.yaml describes."""
+    flags = {name: value for name, value in config.items() if name in Scales.model_fields and value is not None}
+    settings = {name: value for name, value in config.items() if name not in Scales.model_fields}
+    choices = make_scales(flags)
+    return make_settings(settings), build(choices.pop("strategy"), choices)

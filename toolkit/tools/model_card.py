@@ -1,0 +1,269 @@
+"""README.md of an exported model: what it is, how good at each size, how to load it. In Hugging Face's format."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from toolkit.config.base import to_yaml
+from toolkit.config.settings import SYNTHETIC
+from toolkit.config.tool_settings import Format
+from toolkit.data.sources.index import Splits
+from toolkit.runs.directory import learned
+from toolkit.strategies.base import at_size
+from toolkit.system.errors import printable
+from toolkit.tools.export_formats import FILES, INPUT, TOLERANCE
+from toolkit.tools.loaded_run import Trained
+from toolkit.tools.timm_model import MIDDLE, TimmModel
+
+MOST_CLASSES = 20  # that are named; class_map.json has all
+TIMM = "https://github.com/huggingface/pytorch-image-models"
+LIMITATIONS = (
+    "It knows these classes only: anything else gets one of them, too. Accuracy was measured on images of the same "
+    "source as those of the training; on others expect less. Logits were compared in float32 on a CPU; in half "
+    "precision they differ more. What the images show, and who may use them and this model, is for its author to add, "
+    "with a licence."
+)
+SPLITS = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Another preprocessing against evaluation's, in gray levels of 255; `same`: how many images get the same class."""
+
+    images: int
+    mean_levels: float
+    most_levels: float
+    same: int
+    probability: float  # the largest change
+
+    def __str__(self) -> str:
+        return (
+            f"{self.mean_levels:.2g} of 255 gray levels off on average and {self.most_levels:.2g} at most; {self.same} "
+            f"of {self.images} images get the same class, no probability changes by more than {self.probability:.2g}"
+        )
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card tells; `differences` are the largest of a logit by format, over `checked` images of `splits`.
+
+    `by_card`: the lines that it shows; `by_timm`: timm's transform alone.
+    """
+
+    trained: Trained
+    splits: Splits
+    model: TimmModel
+    differences: Mapping[Format, float]
+    checked: int
+    by_card: Gap
+    by_timm: Gap
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of the panel: top-1 and top-5, percent, by split; 10^9 multiply-adds; whose normalisation it took."""
+
+    name: str
+    scores: Mapping[str, tuple[float, float]]
+    gmacs: float
+    borrowed: int | None
+
+
+def read_rows(trained: Trained) -> list[Row]:
+    """The panel as summary.json has it; of a run that has not ended, what its best model was chosen for."""
+    summary = trained.directory.summary()
+    found = {split: summary[split] for split in SPLITS if split in summary}
+    rows = []
+    for spec in trained.strategy.panel():
+        scores = {split: (of[spec.name]["top1"], of[spec.name]["top5"]) for split, of in found.items()}
+        if not scores and f"{spec.name}/top1" in trained.facts:
+            scores = {"val": (trained.facts[f"{spec.name}/top1"], trained.facts[f"{spec.name}/top5"])}
+        borrowed = next((scale for size in spec.sizes if (scale := trained.model.borrowed_norm(size))), None)
+        rows.append(Row(spec.name, scores, sum(trained.gmacs[size] for size in spec.sizes), borrowed))
+    return rows
+
+
+def unreadable(trained: Trained) -> dict[str, int]:
+    """How many images of each split could not be read and are in no figure."""
+    target = trained.strategy.selection().name
+    tested = trained.directory.summary().get("test", {}).get(target, {})
+    return {"val": int(trained.facts.get(f"{target}/unreadable", 0)), "test": tested.get("unreadable", 0)}
+
+
+def recommended(rows: list[Row]) -> Row | None:
+    """The figure with the best top-1 on validation images, of equals the cheapest; None where none was measured."""
+    measured = [row for row in rows if "val" in row.scores]
+    return max(measured, key=lambda row: (row.scores["val"][0], -row.gmacs), default=None)
+
+
+def write_card(card: Card) -> str:
+    """The whole text; raises InputError where the run's summary cannot be read."""
+    rows = read_rows(card.trained)
+    title = f"# {verbatim(_name(card.trained))} at {card.model.size} px"
+    sections = {
+        "How to load it": _usage(card),
+        "Preprocessing": _preprocessing(card),
+        "Accuracy": _accuracy(card, rows),
+        "Training data": _counts(card),
+        "Settings": f"```yaml\n{to_yaml(_settings(card.trained))}```",
+        "Limitations": LIMITATIONS,
+        "Versions": _versions(card.trained),
+    }
+    parts = [f"---\n{to_yaml(_front(card, rows))}---\n{title}", _introduction(card)]
+    return "\n\n".join([*parts, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n"
+
+
+def verbatim(text: str) -> str:
+    """A line of text in Markdown, where nothing of it is markup: fenced by more backticks than it has in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    around = " " if text[:1] in ("`", " ") or text[-1:] in ("`", " ") else ""
+    return f"{fence}{around}{text}{around}{fence}"
+
+
+def _name(trained: Trained) -> str:
+    return printable(trained.directory.path.resolve().name)
+
+
+def _front(card: Card, rows: list[Row]) -> dict[str, Any]:
+    """The metadata that the Hugging Face hub reads."""
+    front: dict[str, Any] = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["timm", "image-classification"],
+    }
+    exported = next((row for row in rows if row.name == at_size(card.model.size).name), None)
+    if exported is not None and exported.scores:
+        results = [
+            {
+                "task": {"type": "image-classification"},
+                "dataset": {"name": f"{SPLITS[split]} images", "type": "image-folder", "split": SPLITS[split]},
+                "metrics": [{"type": "accuracy", "name": f"top-1 at {exported.name}, %", "value": round(top1, 2)}],
+            }
+            for split, (top1, _) in exported.scores.items()
+        ]
+        front["model-index"] = [{"name": _name(card.trained), "results": results}]
+    return front
+
+
+def _introduction(card: Card) -> str:
+    trained, model, settings = card.trained, card.model, card.trained.settings
+    data = "the built-in data" if settings.data_root == SYNTHETIC else "own images"
+    start = "timm's pretrained weights" if settings.pretrained else "random weights"
+    average = f" (a moving average of the weights, decay {settings.ema_decay})" if settings.ema_decay else ""
+    named = ", ".join(verbatim(printable(name)) for name in model.classes[:MOST_CLASSES])
+    more = f" and {len(model.classes) - MOST_CLASSES} more, in class_map.json" if model.classes[MOST_CLASSES:] else ""
+    return (
+        f"`{model.arch}` of [timm]({TIMM}) for {len(model.classes)} classes of images, trained on {data} from {start}: "
+        f"{trained.strategy}. These are the weights after epoch {trained.facts['epoch']}, counted from 0, the best at "
+        f"{trained.strategy.selection().name}{average}.\n\nClasses, in the order of the logits: {named}{more}."
+    )
+
+
+def _usage(card: Card) -> str:
+    """Python that needs what it imports and nothing else, and a table of the files."""
+    model, by_timm = card.model, "safetensors" in card.differences
+    lines = [
+        "import timm",
+        "from PIL import Image, ImageOps",
+        "",
+        *([f"model = {model.call(FILES['safetensors'])}.eval()"] if by_timm else []),
+        f"transform = {model.transform_call()}",
+        "image = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')",
+        f"pixels = transform({MIDDLE})[None]",
+        *(["probabilities = model(pixels).softmax(1)[0]  # in the order of class_map.json"] if by_timm else []),
+    ]
+    blocks = ["\n".join(lines)]
+    if "onnx" in card.differences:
+        run = f"by_onnx = session.run(None, {{'{INPUT}': pixels.numpy()}})[0]"
+        blocks += [f"import onnxruntime\n\nsession = onnxruntime.InferenceSession('{FILES['onnx']}')\n{run}"]
+    if "pt2" in card.differences:
+        blocks += [f"import torch\n\nby_torch = torch.export.load('{FILES['pt2']}').module()(pixels)"]
+    local = ["`timm.create_model('local-dir:FOLDER', pretrained=True)` loads this folder, too, by its config.json."]
+    files = (
+        f"All files take float32 batches of any number of images, N x 3 x {model.size} x {model.size}, normalised as "
+        f"above, and give N x {len(model.classes)} logits. Each was opened again and compared with the run's own model "
+        f"on {card.checked} images, in batches of 1, 5 and the rest; a difference above {TOLERANCE:g} is refused."
+    )
+    table = ["| file | largest difference of a logit |", "|---|---|"]
+    table += [f"| {FILES[name]} | {largest:.2g} |" for name, largest in card.differences.items()]
+    return "\n\n".join(
+        [*(f"```python\n{block}\n```" for block in blocks), *(local if by_timm else []), files, "\n".join(table)]
+    )
+
+
+def _preprocessing(card: Card) -> str:
+    model = card.model
+    return (
+        f"RGB, EXIF rotation applied, mean {model.mean} and standard deviation {model.std} of pixels in [0, 1]. The "
+        f"run was evaluated on the largest square in the middle, resized to {model.size} px (bilinear, antialiased)."
+        "\n\n"
+        f"The lines above do that with PIL: {card.by_card}. timm's transform alone, as config.json describes it, "
+        f"resizes before it cuts out the square: {card.by_timm}."
+    )
+
+
+def _accuracy(card: Card, rows: list[Row]) -> str:
+    """The table, the recommended size, and what of it this export can do."""
+    splits = [split for split in SPLITS if any(split in row.scores for row in rows)]
+    heads = [f"{SPLITS[split]} {figure}" for split in splits for figure in ("top-1", "top-5")]
+    table = [f"| size | {' | '.join([*heads, '10^9 multiply-adds'])} |", "|---" * (len(heads) + 2) + "|"]
+    for row in rows:
+        cells = [f"{x:.2f}%" for split in splits for x in row.scores.get(split, ())] or ["" for _ in heads]
+        name = row.name + (f" (normalisation of {row.borrowed} px)" if row.borrowed else "")
+        table += [f"| {' | '.join([name, *cells, f'{row.gmacs:.3g}'])} |"]
+    best, dearest = recommended(rows), max(rows, key=lambda row: row.gmacs)
+    if best is None or len([row for row in rows if row.scores]) < len(rows):
+        advice = "The run has not ended: nothing can be said yet of the sizes without figures."
+    else:
+        share = (
+            "the dearest" if best is dearest else f"at {best.gmacs / dearest.gmacs:.0%} of the cost of {dearest.name}"
+        )
+        advice = f"Recommended test size: **{best.name}**, the best on validation images, {share}."
+    if card.trained.model.scale_norms:
+        own = card.trained.model.policy.scale_for(card.model.size)
+        advice += (
+            f" This export has the normalisation of {own} px; the other rows are those of the run's own model, which "
+            "has one for each scale: `recipes/export.py RUN --scale` exports another."
+        )
+    left_out = ", ".join(f"{count} of {SPLITS[split]}" for split, count in unreadable(card.trained).items() if count)
+    note = f"Images that could not be read are left out: {left_out}.\n\n" if left_out else ""
+    return "\n".join(table) + f"\n\n{note}{advice}"
+
+
+def _counts(card: Card) -> str:
+    """Of the images that the run had, as its checkpoint and summary tell; of each class where those were opened."""
+    now, then = card.splits.digests(), card.trained.manifest().get("data")
+    if then is None:
+        return "No checkpoint of the run is left, which would tell how many images it had."
+    totals, missing = {"val": then["val"]["images"]}, unreadable(card.trained)
+    for score in [*card.trained.directory.summary().get("test", {}).values()][:1]:
+        totals["test"] = score["images"] + score["unreadable"]
+    sizes = [
+        f"{total} {SPLITS[split]}" + (f" ({total - missing[split]} readable)" if missing[split] else "")
+        for split, total in totals.items()
+    ]
+    told = f"{then['train']['images']} training, {', '.join(sizes)} images"
+    if then["train"] != now["train"]:
+        return f"{told}."
+    counts = np.bincount(card.splits.train.labels, minlength=len(card.splits.classes))
+    each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    return f"{told}; {each} training images of each class."
+
+
+def _settings(trained: Trained) -> dict[str, Any]:
+    """What was learned, and how, but not from which folder."""
+    settings = learned(trained.directory.config())
+    return {name: value for name, value in settings.items() if name != "data_root" and value is not None}
+
+
+def _versions(trained: Trained) -> str:
+    told = ", ".join(
+        f"{package} {number}" for package, number in trained.directory.summary().get("versions", {}).items()
+    )
+    now = f"torch {torch.__version__}, timm {timm.__version__}"
+    return (f"Trained with {told}. " if told else "") + f"Exported with {now}."

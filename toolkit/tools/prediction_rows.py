@@ -1,0 +1,124 @@
+"""Predictions as rows of CSV or JSON lines, each whole or not there. Free of torch."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.system.errors import DiskError, InputError
+
+STDOUT = "-"
+
+
+class Row(NamedTuple):
+    """What was said of one image: `best` are (class, probability), most probable first.
+
+    `size`: px that decided, such as 64, or 32+64 where probabilities are averaged. Of an image that could not be read
+    there is an error and nothing else.
+    """
+
+    path: str
+    best: tuple[tuple[str, float], ...] = ()
+    size: str = ""
+    error: str = ""
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    """One row, which ends in a line feed; the writer quotes what holds a character of the ending that it is given."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+class CsvFormat:
+    """path, label, probability, size, label_2, probability_2 ... error."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+
+    def header(self) -> str:
+        further = [f"{column}_{place}" for place in range(2, self._top + 1) for column in ("label", "probability")]
+        return csv_line(("path", "label", "probability", "size", *further, "error"))
+
+    def lines(self, rows: Iterable[Row]) -> str:
+        return "".join(csv_line(self._cells(row)) for row in rows)
+
+    def _cells(self, row: Row) -> tuple[Any, ...]:
+        cells = [cell for label, probability in row.best for cell in (label, f"{probability:.6g}")]
+        cells += [""] * (2 * self._top - len(cells))
+        return (row.path, *cells[:2], row.size, *cells[2:], row.error)
+
+
+class JsonLines:
+    """path, label, probability, size, top: [{label, probability}], error: null where there is none."""
+
+    def header(self) -> str:
+        return ""
+
+    def lines(self, rows: Iterable[Row]) -> str:
+        return "".join(json.dumps(self._object(row)) + "\n" for row in rows)
+
+    def _object(self, row: Row) -> dict[str, Any]:
+        label, probability = row.best[0] if row.best else (None, None)
+        return {
+            "path": row.path,
+            "label": label,
+            "probability": probability,
+            "size": row.size or None,
+            "top": [{"label": label, "probability": probability} for label, probability in row.best],
+            "error": row.error or None,
+        }
+
+
+def refuse_existing(output: str, overwrite: bool) -> None:
+    """Raises InputError where a file is there that nobody said to replace; a device or pipe may be written to."""
+    if Path(output).is_file() and not overwrite:
+        raise InputError(f"--output {output}: is there already: give another name, or --overwrite")
+    if Path(output).is_dir():
+        raise InputError(f"--output {output}: is a folder: give the name of a file in it")
+
+
+class RowFile:
+    """The output, written in whole rows that stand there at once; `closed` when nobody reads standard output any more.
+
+    Raises InputError where it cannot be opened, DiskError where it cannot be written.
+    """
+
+    def __init__(self, output: str, top: int) -> None:
+        self.output, self.closed = output, False
+        self._format = JsonLines() if output.endswith(".jsonl") else CsvFormat(top)
+        self._whole = 0  # bytes
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            self._handle = sys.stdout.fileno() if output == STDOUT else os.open(output, flags, 0o644)
+        except OSError as error:
+            raise InputError(f"--output {output}: {error.strerror}") from None
+        self._write(self._format.header())
+
+    def add(self, rows: Iterable[Row]) -> None:
+        self._write(self._format.lines(rows))
+
+    def close(self) -> None:
+        if self.output != STDOUT:
+            os.close(self._handle)
+
+    def _write(self, text: str) -> None:
+        rest = memoryview(text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
+        length = len(rest)
+        try:
+            while len(rest):
+                rest = rest[os.write(self._handle, rest) :]
+        except BrokenPipeError:  # such as `head`, which has seen enough
+            self.closed = True
+        except OSError as error:
+            if self.output != STDOUT:  # which may be a file that held something before
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._handle, self._whole)
+            name = "standard output" if self.output == STDOUT else self.output
+            raise DiskError(f"{name}: {error.strerror}; the rows before stand there whole") from None
+        self._whole += length

@@ -1,0 +1,201 @@
+"""Running means, step times, memory and the watch over non-finite values; no host sync in a step on a device."""
+
+import time
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from toolkit.system import host
+from toolkit.training.roofline import training_gflop
+
+SAVED = "mean "  # before the names of sums in a checkpoint
+NEVER = torch.iinfo(torch.int64).max
+# Of float16 gradients; it starts at 2^16 and halves with each step that overflows. A scale below 1 makes them smaller
+# than they are: they overflow as they stand, 17 steps running at the least.
+LEAST_SCALE = 1.0
+T = TypeVar("T")
+
+
+class Meter:
+    """Means over a stretch of steps, of loss parts and gradient norms; sums stay on the device until asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        for name, value in parts.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and processes; every process must ask."""
+        if not self.sums:
+            return {}
+        means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
+        return dict(zip(self.sums, accelerator.reduce(means, "mean").tolist(), strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """Sum and count of this process, by name, for a checkpoint."""
+        pairs = {name: (float(total), self.counts[name]) for name, total in self.sums.items()}
+        return {f"{SAVED}{name}": torch.tensor(pair, dtype=torch.float64) for name, pair in pairs.items()}
+
+    def restart(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from a saved state, among other tensors, or from nothing."""
+        pairs = {name.removeprefix(SAVED): pair.tolist() for name, pair in state.items() if name.startswith(SAVED)}
+        self.sums = {name: torch.tensor(total, device=device) for name, (total, _) in pairs.items()}
+        self.counts = {name: round(count) for name, (_, count) in pairs.items()}
+
+
+def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What a `Meter` of all processes would have saved, of the states that each of them did."""
+    names = [name for name in states[0] if name.startswith(SAVED)]
+    return {name: torch.stack([state[name] for state in states]).mean(0) for name in names}
+
+
+class FiniteWatch:
+    """Remembers on the device the first optimizer step whose loss or gradient norm was not finite.
+
+    `gradients` False where a gradient scaler provokes infinite ones on purpose (float16): then its scale tells.
+    """
+
+    def __init__(self, device: torch.device, gradients: bool) -> None:
+        self.first_bad = torch.tensor(NEVER, dtype=torch.int64, device=device)  # a step; NEVER: none yet
+        self._gradients = gradients
+        self.reads_are_free = device.type == "cpu"
+
+    def see_loss(self, step: int, loss: Tensor) -> None:
+        here = torch.where(torch.isfinite(loss.detach()), NEVER, step)
+        self.first_bad = torch.minimum(self.first_bad, here)
+
+    def see_gradient(self, step: int, norm: Tensor) -> None:
+        """The norm is the same on every process, so all of them notice in the same step."""
+        if self._gradients:
+            self.see_loss(step, norm)
+
+    def see_scale(self, step: int, scale: float) -> None:
+        """The gradient scale after the step; it is the same on every process."""
+        if scale < LEAST_SCALE:
+            self.first_bad = self.first_bad.clamp(max=step)
+
+    def forget(self) -> None:
+        """Begin anew, after the run went back to a step before."""
+        self.first_bad = torch.full_like(self.first_bad, NEVER)
+
+
+class Stopwatch:
+    """Seconds while it runs, taken in laps."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the start or the last lap; 0 while it stands."""
+        if self._since is None:
+            return 0.0
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+    def stop(self) -> float:
+        seconds = self.lap()
+        self._since = None
+        return seconds
+
+
+class Pace:
+    """Where the time of an epoch goes, as this process sees it: waiting for batches, optimizer steps, arithmetic.
+
+    `gmacs`: 10^9 multiply-adds of a forward pass of one image, by size; `peak_tflops`: what this device reaches.
+    """
+
+    def __init__(self, device: torch.device, gmacs: Mapping[int, float], peak_tflops: float) -> None:
+        self._device, self._gmacs, self._peak_tflops = device, gmacs, peak_tflops
+        self.begin()
+
+    def begin(self) -> None:
+        """Count anew, from here on."""
+        reset_peak_memory(self._device)
+        self._began, self._waited, self._images, self._gflop = time.perf_counter(), 0.0, 0, 0.0
+        self._steps: list[tuple[Any, Any]] = []  # begin and end of those that were not looked at yet
+        self._step_ms = array("d")
+        self._step_began: Any = None
+
+    def waits(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; a step begins as its first one is asked for."""
+        while True:
+            asked = time.perf_counter()
+            self._step_began = self._step_began or _mark(self._device)
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, images: int, sizes: Sequence[int]) -> None:
+        """An optimizer step was taken, on so many images over all processes, each at `sizes` px."""
+        self._steps.append((self._step_began, _mark(self._device)))
+        self._step_began = None
+        self._images += images
+        self._gflop += images * training_gflop(self._gmacs, sizes)
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """Since `begin`; every process must ask, after it waited for the device.
+
+        What differs between processes is of the one where it is largest; before the first step only memory is known.
+        """
+        seconds = time.perf_counter() - self._began
+        self._step_ms.extend(_milliseconds(*marks) for marks in self._steps)
+        self._steps.clear()
+        own = {"peak_memory_gb": peak_memory_gb(self._device)}
+        if self._step_ms:
+            own["data_wait_share"] = self._waited / seconds
+            own["step_p50_ms"], own["step_p95_ms"] = np.percentile(self._step_ms, (50, 95)).tolist()
+        largest = accelerator.gather(torch.tensor([[*own.values()]], device=self._device)).amax(0).tolist()
+        if not self._step_ms:  # the rest of an epoch that was trained, but not evaluated, before a resume
+            return dict(zip(own, largest, strict=True))
+        rate, tflops = self._images / seconds, self._gflop / 1000 / seconds / accelerator.num_processes
+        return {
+            "images_per_s": rate,
+            "images_per_s_per_device": rate / accelerator.num_processes,
+            "tflops": tflops,
+            "share_of_peak": tflops / self._peak_tflops,
+            **dict(zip(own, largest, strict=True)),
+        }
+
+
+def _mark(device: torch.device) -> Any:
+    """This moment: of the device's own clock, which it notes when it gets there, or of the host's."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _milliseconds(start: Any, end: Any) -> float:
+    return 1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, where the device or, for the host, Linux allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        host.reset_peak_memory()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory held since it was reset: on the accelerator where it keeps count, else resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return host.peak_memory_gb()

@@ -1,0 +1,150 @@
+"""Everything about a run that can be checked in advance: settings, data, processes and model; nothing is written."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from toolkit.config.settings import SYNTHETIC, Settings
+from toolkit.data.loading.pipeline import check_readable, resolve_cache
+from toolkit.data.loading.pipeline import describe as describe_cache
+from toolkit.data.sources import synthetic
+from toolkit.data.sources.index import Splits
+from toolkit.data.sources.splits import absolute, open_splits
+from toolkit.models.create import ModelPlan, plan_model
+from toolkit.runs import dashboards
+from toolkit.strategies.base import Strategy
+from toolkit.system import host
+from toolkit.system.errors import InputError
+from toolkit.training import step_plan
+from toolkit.training.step_plan import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked against data, processes and model, before anything is built or written.
+
+    `settings` have all choices made that were left to the toolkit; `open_cache`: that of the cache among them.
+    """
+
+    settings: Settings
+    open_cache: bool
+    splits: Splits
+    plan: Plan
+    model_plan: ModelPlan
+    threads: int
+
+
+def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy, only_timed: bool = False) -> Prepared:
+    """Check everything that can be known in advance; raises InputError. `only_timed`: its gradients are not used."""
+    dashboards.check(settings)
+    if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
+        raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
+    settings = _resolve(settings, strategy, accelerator)
+    splits = open_splits(settings, strategy.selection().sizes[-1])
+    run_plan = make_plan(settings, strategy, len(splits.train), accelerator.num_processes)
+    if settings.on_bad_sample == "fail":
+        check_readable(splits)
+    open_cache = settings.cache == "auto"
+    settings = settings.model_copy(update={"cache": resolve_cache(settings, splits, run_plan.phases, _free_gb())})
+    evaluated = {size for spec in strategy.panel() for size in spec.sizes}
+    sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
+    threads = host.loader_threads() if settings.num_workers is None else settings.num_workers
+    model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
+    _check_norm(settings, strategy, model_plan)
+    if not only_timed:
+        trained = {size for phase in run_plan.phases for size in phase.sizes}
+        if reason := undefined_gradient(accelerator, model_plan, trained):
+            raise InputError(
+                f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp"
+            )
+    _check_alike(splits)
+    return Prepared(settings, open_cache, splits, run_plan, model_plan, threads)
+
+
+def go_on(prepared: Prepared, cache: str | None) -> Prepared:
+    """The same with the cache that a run began with, where that was left open; None: there is no such run.
+
+    Raises InputError, on all processes, where it does not fit into memory any more.
+    """
+    if cache is None or not prepared.open_cache:
+        return prepared
+    settings = prepared.settings.model_copy(update={"cache": cache})
+    resolve_cache(settings, prepared.splits, prepared.plan.phases, _free_gb())
+    return replace(prepared, settings=settings)
+
+
+def _free_gb() -> float:
+    """Memory that any process could still take, GB: the least of all, so that all decide alike."""
+    return min(gather_object([host.free_memory_gb() / host.local_processes()]))
+
+
+def _check_alike(splits: Splits) -> None:
+    """Raises InputError on all processes unless all of them found the same images: ids would mean different ones."""
+    found = gather_object([splits.digests()])
+    strange = next((rank for rank, other in enumerate(found) if other != found[0]), None)
+    if strange is not None:
+        raise InputError(
+            f"--data-root: process 0 found {found[0]['train']['images']} training images, process {strange} found "
+            f"{found[strange]['train']['images']}, or others of the same number: every machine needs the same files"
+        )
+
+
+def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:
+    """Raises InputError where a choice about normalisation, other than the strategy's default, would be ignored."""
+    chosen = strategy.to_dict().get("norm_per_scale")
+    usual = {field.name: field.default for field in fields(strategy)}.get("norm_per_scale")  # type: ignore[arg-type]
+    if chosen != usual and not model_plan.batch_norms:
+        raise InputError(f"--norm-per-scale {chosen} would be ignored: {settings.arch} has no BatchNorm; drop the flag")
+
+
+def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: Iterable[int]) -> str:
+    """At the first of these sizes, px, whose training torch would spoil: why; empty where there is none.
+
+    oneDNN's backward kernels for bfloat16 write only the taps of a kernel that meet the input where a stride is longer
+    than that: the others keep what was in memory, infinite values too (torch 2.14, AVX512 and AMX; docs/log.md).
+    """
+    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "bf16":
+        return ""
+    first = min({*sizes} & {*model_plan.overstrided}, default=None)
+    return "" if first is None else f"{first} px in bfloat16 on a CPU: {model_plan.overstrided[first]}"
+
+
+def describe(prepared: Prepared, strategy: Strategy) -> list[str]:
+    """The plan of a run as lines for a person; the machine's lines are `device.describe`."""
+    settings, splits, model_plan = prepared.settings, prepared.splits, prepared.model_plan
+    counts = [
+        f"{name} {len(split)}"
+        for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
+        if split is not None
+    ]
+    costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
+    patience, norms = settings.patience, model_plan.batch_norms
+    norm = f"{norms} BatchNorm layers, per scale: {strategy.norm().mode}" if norms else "no BatchNorm"
+    clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
+    return [
+        f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
+        f"{prepared.threads} decoding worker(s) per process; {describe_cache(settings, splits, prepared.plan.phases)}",
+        f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
+        f"RandAugment {settings.rand_augment:g}, colour jitter {settings.color_jitter:g}, erasing "
+        f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}",
+        f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
+        f"10^9 multiply-adds per image: {', '.join(costs)}",
+        f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({settings.scheduler}, "
+        f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
+        f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
+        f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
+        f"{settings.seed}",
+        *step_plan.describe(prepared.plan, strategy, len(splits.train)),
+    ]
+
+
+def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:
+    """Settings with the launcher's precision and the data's whereabouts filled in, so that they repeat elsewhere."""
+    amp = accelerator.mixed_precision != "no" if settings.amp is None else settings.amp
+    if settings.data_root != SYNTHETIC:
+        return settings.model_copy(update={"amp": amp, "data_root": absolute(settings.data_root)})
+    size = settings.synthetic_size or strategy.selection().sizes[-1]
+    count = settings.synthetic_count or synthetic.COUNT
+    return settings.model_copy(update={"amp": amp, "synthetic_size": size, "synthetic_count": count})
