@@ -4,7 +4,7 @@ python benchmarks/decode_accuracy.py [--out FILE.json] [--arms tier ...] [--quic
 
 Each case is a training by recipes/single_scale.py on images much larger than the training size: decoded in full, which
 has no flag and is done by taking the fractions away; at a fraction where the crop allows it (--cache off); from a tier
-(--cache tier); from smaller images in memory (--cache ram). The built-in data is drawn at 256 px. The photographs are
+(--cache disk); from smaller images in memory (--cache ram). The built-in data is drawn at 256 px. The photographs are
 scikit-learn's two: a class is a quarter of one of them, training crops come from the white and test crops from the
 black fields of a chessboard on it, enlarged.
 
@@ -31,12 +31,12 @@ from sklearn.datasets import load_sample_images
 
 from toolkit.config.settings import Settings
 from toolkit.data.images.augment import Augmenter
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.splits import open_splits
 
 ROOT = Path(__file__).parent.parent
 FULL, LIMIT = "in full", 1.0  # points of top-1
-ARMS = {FULL: "off", "scaled": "off", "tier": "tier", "memory": "ram"}  # to --cache
+ARMS = {FULL: "off", "scaled": "off", "tier": "disk", "memory": "ram"}  # to --cache
 IN_FULL = """
 import runpy, sys
 from toolkit.data import decode
@@ -69,11 +69,11 @@ def write_photographs(root: Path, train: int, test: int) -> None:
             part = pixels[top : top + height, left : left + width]
             rows, columns = np.array_split(np.arange(height), FIELDS[0]), np.array_split(np.arange(width), FIELDS[1])
             fields = [part[np.ix_(y, x)] for y in rows for x in columns]
-            colours = [(i + j) % 2 for i in range(FIELDS[0]) for j in range(FIELDS[1])]
+            colors = [(i + j) % 2 for i in range(FIELDS[0]) for j in range(FIELDS[1])]
             for key, (split, count) in enumerate((("train", train), ("test", test))):
                 rng, folder = np.random.default_rng((photo, quarter, key)), root / split / f"{photo}-{quarter}"
                 folder.mkdir(parents=True)
-                own = [field for field, colour in zip(fields, colours, strict=True) if colour == key]
+                own = [field for field, color in zip(fields, colors, strict=True) if color == key]
                 for i in range(count):
                     crop = Image.fromarray(random_square(own[i % len(own)], rng))
                     crop = crop.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)
@@ -117,7 +117,7 @@ def closeness(case: Case) -> str:
     index = open_splits(Settings(**case.settings), case.size).train
     index = index.take(np.linspace(0, len(index) - 1, COMPARED).astype(np.int64))
     boxes, _ = Augmenter(case.crop_scale, True, 0).draw(0, np.arange(len(index)), index.width, index.height, 1.0)
-    scaled, full, errors = Pixels(index), Pixels(index, remember=True), []
+    scaled, full, errors = ImageReader(index), ImageReader(index, remember=True), []
     for i, box in enumerate(boxes):
         ours, exact = (pixels.crop(i, box, case.size).astype(float) for pixels in (scaled, full))
         errors.append(np.mean((ours - exact) ** 2))

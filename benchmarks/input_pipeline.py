@@ -3,11 +3,11 @@
 python benchmarks/input_pipeline.py [--rounds 5] [--out FILE.json] [--quick]        about 12 minutes on two cores
 
 All loaders read the same JPEGs, made here, by two threads or workers: random resized crop (area .35-1) and mirror, to
-normalised float32 batches on the CPU. An epoch is the files four times over, by hard links, so that its start and end
+normalized float32 batches on the CPU. An epoch is the files four times over, by hard links, so that its start and end
 weigh little; workers persist where a loader offers it, and an epoch before the first round is not timed. In each round
 every contender runs once, in rotated order; a figure is the median over rounds of the ratio within a round. timm runs
-with its prefetcher (bytes from the workers, normalised in the main process: its default) and without, and the faster
-of the two counts. The main process normalises with one thread and keeps freed memory, for all alike.
+with its prefetcher (bytes from the workers, normalized in the main process: its default) and without, and the faster
+of the two counts. The main process normalizes with one thread and keeps freed memory, for all alike.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from torchvision.transforms import v2
 from toolkit.config.settings import Settings
 from toolkit.data.images.decode import decode
 from toolkit.data.images.views import views
-from toolkit.data.loading.pipeline import Feed, open_feed
+from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
 from toolkit.data.sources.splits import open_splits
 from toolkit.data.sources.survey import survey
 from toolkit.strategies import Simultaneous, SingleScale
 from toolkit.tools.scan import scan
 from toolkit.training import device
-from toolkit.training.step_plan import make_plan
+from toolkit.training.step_plan import make_step_plan
 
 WORKERS = 2
 CROP_SCALE = 0.35
@@ -113,7 +113,7 @@ def write_files(folder: Path, files: Files) -> Path:
     return root
 
 
-def open_ours(root: Path, sizes: tuple[int, ...], batch_size: int, cache: str) -> tuple[Feed, Contender]:
+def open_ours(root: Path, sizes: tuple[int, ...], batch_size: int, cache: str) -> tuple[DataPipeline, Contender]:
     """Our feed as a training run opens it, and its epochs one after the other, views included."""
     settings = Settings(
         data_root=str(root),
@@ -126,16 +126,16 @@ def open_ours(root: Path, sizes: tuple[int, ...], batch_size: int, cache: str) -
     )
     strategy = SingleScale(sizes[0]) if len(sizes) == 1 else Simultaneous(sizes)
     splits = open_splits(settings, sizes[-1])
-    plan = make_plan(settings, strategy, len(splits.train), 1)
-    feed, epochs = open_feed(settings, strategy, splits, plan.phases, WORKERS), plan.epochs()
+    plan = make_step_plan(settings, strategy, len(splits.train), 1)
+    pipeline, epochs = open_pipeline(settings, strategy, splits, plan.phases, WORKERS), plan.epochs()
 
     def epoch() -> int:
         count = 0
-        for batch in feed.batches(next(epochs), 0, plan.share(0)):
+        for batch in pipeline.batches(next(epochs), 0, plan.share(0)):
             count += len(views(batch.images, batch.step.sizes, MEAN, STD)[0])
         return count
 
-    return feed, epoch
+    return pipeline, epoch
 
 
 def ours(root: Path, sizes: tuple[int, ...], batch_size: int, cache: str = "off") -> Contender:
@@ -211,7 +211,7 @@ def small_rows(root: Path, size: int, rounds: int, least_s: float) -> Iterator[R
         "ImageFolder": image_folder(root, size, batch),
     }
     if size == 64:
-        contenders["ours, tier"] = ours(root, (size,), batch, "tier")
+        contenders["ours, tier"] = ours(root, (size,), batch, "disk")
     if size == 224:
         contenders["ours, three sizes"] = ours(root, (64, 112, 224), batch)
     times = race(contenders, rounds, least_s)
@@ -263,7 +263,7 @@ def memory_rows(root: Path) -> Iterator[dict[str, Any]]:
     """Growth over epochs, and what the RAM cache takes."""
     for title, sizes, cache in (("files, 64+112+224 px", (64, 112, 224), "off"), ("RAM-cached, 64 px", (64,), "ram")):
         before = resident_mb()["RssShmem"]
-        feed, epoch = open_ours(root, sizes, 64, cache)
+        pipeline, epoch = open_ours(root, sizes, 64, cache)
         resident = []
         for _ in range(MEMORY_EPOCHS):
             epoch()
@@ -271,7 +271,7 @@ def memory_rows(root: Path) -> Iterator[dict[str, Any]]:
         slope = np.polyfit(np.arange(MEMORY_EPOCHS - SETTLED), resident[SETTLED:], 1)[0]
         found = {"case": title, "resident_mb": resident, "slope_mb_per_epoch": float(slope)}
         if cache == "ram":
-            index = feed.sources[0].index
+            index = pipeline.sources[0].index
             bound = index.decoded_bytes + len(index) + 2 * PAGE  # a byte each says which are there
             found |= {"cache_mb": resident_mb()["RssShmem"] - before, "bound_mb": bound / 1e6}
         yield found

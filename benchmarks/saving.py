@@ -22,9 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 WITHOUT = """
 import runpy, sys
-from toolkit import best_model
-from toolkit.saving import Saver
-from toolkit.state import exported
+from toolkit.runs import best_model
+from toolkit.runs.saver import Saver
+from toolkit.runs.state import exported
 
 def only_the_best(saver, step, contents, facts, best):
     if best:

@@ -1,7 +1,7 @@
 """What a finished run's best model is worth and costs at any size: accuracy, calibration error, latency, throughput,
 multiply-adds and peak memory, on the run's own data or on other data with the same classes.
 
-A size that the model was not trained at borrows the normalisation of the nearest one, unless --recalibrate is given.
+A size that the model was not trained at borrows the normalization of the nearest one, unless --recalibrate is given.
 --cascade tells what is saved by starting small and going up only while unsure; recipes/predict.py does the same.
 
 Exit code: 0 done; 2 a flag, the run or the data is wrong.
@@ -22,11 +22,11 @@ def evaluate_from(argv: Sequence[str] | None) -> None:
     flags = parse_section(argv, "evaluate.py", __doc__, Evaluate, "run")
 
     from toolkit.system import files  # heavy imports come after parsing
-    from toolkit.tools.evaluate import assess
+    from toolkit.tools.evaluate import evaluate
     from toolkit.tools.evaluate_outputs import table, to_json, write_plot
 
     folder = flags.output_dir or flags.run / "evaluation"
-    found = assess(flags, folder)
+    found = evaluate(flags, folder)
     if is_main_process():
         text = table(found)
         console.say(text, sys.stdout)

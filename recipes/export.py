@@ -1,7 +1,7 @@
 """Write a run's best model for use without the toolkit: weights that plain timm loads, ONNX (any batch size), a
 torch.export program, and a model card with the accuracy at every size and the lines that load it.
 
-One size is exported, with its own normalisation. Each file is opened again and must give the logits of the run's own
+One size is exported, with its own normalization. Each file is opened again and must give the logits of the run's own
 model, to 1e-4, on images of the run; otherwise nothing is written.
 
 Exit code: 0 written; 1 a format cannot be made or is off; 2 a flag or the run is wrong.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from toolkit.config.cli import Command, exit_code, parse
 from toolkit.config.settings import default_scales
 from toolkit.system.errors import InputError
-from toolkit.system.run_lock import refuse_if_taken
+from toolkit.system.run_lock import refuse_if_locked
 
 SCALE_FLAGS = (
     "strategy",
@@ -46,7 +46,7 @@ def train_from(argv: Sequence[str] | None) -> None:
     if name == "simultaneous" and form != "kl" and weight == 0:
         raise InputError(f"--consistency {form} would be ignored with --consistency-weight 0: give a weight")
 
-    refuse_if_taken(command.settings.output_dir, command.settings.resume)
+    refuse_if_locked(command.settings.output_dir, command.settings.resume)
 
     from toolkit.strategies import build
     from toolkit.tools.launch import carry_out  # heavy imports come after parsing

@@ -6,7 +6,7 @@ compute those that begin with =, +, - or @, so import them there as text, or wri
 
 Without flags the run's largest size is used; of several --scales the probabilities are averaged; --cascade starts small
 and goes up only while the top probability is below --confidence, and the column size tells where it ended. The compute
-that this saves is told at the end; recipes/evaluate.py RUN --cascade tells it with the accuracy lost on labelled data.
+that this saves is told at the end; recipes/evaluate.py RUN --cascade tells it with the accuracy lost on labeled data.
 
 Exit code: 0 done, also if some images cannot be read; 2 none can be, or a flag is wrong; 130 stopped by Ctrl-C, the
 rows written so far are whole.

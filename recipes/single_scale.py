@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from toolkit.config.cli import exit_code, parse
 from toolkit.system.errors import InputError
-from toolkit.system.run_lock import refuse_if_taken
+from toolkit.system.run_lock import refuse_if_locked
 
 SCALE_FLAGS = ("img_size", "eval_scales")
 
@@ -18,7 +18,7 @@ def train_from(argv: Sequence[str] | None) -> None:
     if command.scales.get("strategy", "single") != "single":
         raise InputError(f"--config: a {command.scales['strategy']} run is repeated by recipes/multiscale.py")
 
-    refuse_if_taken(command.settings.output_dir, command.settings.resume)
+    refuse_if_locked(command.settings.output_dir, command.settings.resume)
 
     from toolkit.models.create import own_size
     from toolkit.strategies import SingleScale

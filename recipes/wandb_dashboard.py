@@ -1,4 +1,4 @@
-"""Lay out a project's workspace on wandb: Quality, Optimisation, Throughput, Errors and Run, as docs/dashboards.md.
+"""Lay out a project's workspace on wandb: Quality, Optimization, Throughput, Errors and Run, as docs/dashboards.md.
 
 Makes a new view each time and changes no other. Needs the package wandb-workspaces.
 

@@ -49,7 +49,7 @@ def _row(epoch: int, epochs: int, scales: Sequence[int], strategy: str) -> dict[
     row: dict[str, object] = {"epoch": epoch, "step": 40 * (epoch + 1), "images_seen": 2560 * (epoch + 1)}
     row |= {"phase": phase, "sizes": "+".join(map(str, trained)), "train_loss": 1.9 - 1.4 * done}
     row |= {f"train_loss/{size}px": 2.0 - 1.5 * done - size / 400 for size in trained}
-    row |= {"lr": 0.004 * (1 - done) + 1e-5, "strength": 0.3 + 0.7 * done}
+    row |= {"lr": 0.004 * (1 - done) + 1e-5, "regularization": 0.3 + 0.7 * done}
     for size in scales if closes else scales[-1:]:
         top1 = 88 * done**0.4 + size / 10 + 1.5 * wobble
         row |= {f"{size}px/top1": top1, f"{size}px/top5": 99.0, f"{size}px/loss": 2.0 - 1.3 * done - size / 300}
@@ -85,7 +85,7 @@ def end(folder: Path, reason: str = "done", splits: Sequence[str] = ("val", "tes
                     "top5": 99.0 - points,
                     "loss": 0.6,
                     "images": 60,
-                    "borrowed": None,
+                    "norm_from": None,
                     "unreadable": 0,
                 }
                 for name in names
@@ -106,7 +106,7 @@ def answer(folder: Path, images: int = 240, split: str = "val", hardest: int = 2
     (folder / f"{split}-hardest").mkdir(parents=True, exist_ok=True)
     with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        parts = ("said", "confidence", "truth")
+        parts = ("predicted", "confidence", "p_label")
         writer.writerow(["name", "label", *(f"{figure}/{part}" for figure in figures for part in parts)])
         for i, label in enumerate(labels.tolist()):
             row: list[object] = [name.format(i), label]

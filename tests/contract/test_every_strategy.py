@@ -59,7 +59,7 @@ def test_phases_add_up_to_the_budget(strategy: Strategy):
         assert sum(phase.epochs for phase in phases) == budget.epochs
         assert sum(phase.steps for phase in phases) == budget.epochs * (budget.images // budget.batch_size)
         assert all(phase.epochs >= 1 and phase.steps % phase.epochs == 0 for phase in phases)
-        assert all(phase.lr_scale > 0 and phase.strength >= 0 for phase in phases)
+        assert all(phase.lr_scale > 0 and phase.regularization >= 0 for phase in phases)
 
 
 @every_strategy
@@ -91,14 +91,14 @@ def test_the_same_step_is_the_same_whoever_asks_and_in_whatever_order(strategy: 
 @every_strategy
 def test_selection_is_on_the_panel_and_at_the_largest_trained_size(strategy: Strategy):
     sizes = {size for _, step in every_step(strategy, BUDGETS[0]) for size in step.sizes}
-    panel = strategy.panel()
-    assert strategy.selection() in panel
+    eval_specs = strategy.eval_specs()
+    assert strategy.selection() in eval_specs
     assert strategy.selection().sizes == (max(sizes),)
-    assert len({spec.name for spec in panel}) == len(panel)
+    assert len({spec.name for spec in eval_specs}) == len(eval_specs)
 
 
 @every_strategy
-def test_every_trained_size_has_its_own_normalisation_when_scales_own_any(strategy: Strategy):
+def test_every_trained_size_has_its_own_normalization_when_scales_own_any(strategy: Strategy):
     policy = strategy.norm()
     sizes = {size for _, step in every_step(strategy, BUDGETS[0]) for size in step.sizes}
     assert policy.mode == "off" or sizes <= set(policy.scales)
@@ -230,7 +230,7 @@ def test_a_strategy_trains(strategy: Strategy, tmp_path: Path):
     assert summary["steps"] == EPOCHS * 3
     assert summary["images_seen"] == EPOCHS * 96
     assert 0 < float(summary["final"]["train_loss"]) < 10
-    assert set(summary["val"]) == set(summary["test"]) == {spec.name for spec in strategy.panel()}
+    assert set(summary["val"]) == set(summary["test"]) == {spec.name for spec in strategy.eval_specs()}
     assert summary["best_top1"] == summary["val"][strategy.selection().name]["top1"]
     tensors = load_file(tmp_path / "run" / "best" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
@@ -250,9 +250,9 @@ def test_a_strategy_trains(strategy: Strategy, tmp_path: Path):
         (224, 64),
     ],
 )
-def test_normalisation_is_that_of_the_nearest_scale_in_log_size(size: int, scale: int):
+def test_normalization_is_that_of_the_nearest_scale_in_log_size(size: int, scale: int):
     assert NormPolicy("full", (20, 32, 64)).scale_for(size) == scale
 
 
-def test_normalisation_is_that_of_the_larger_scale_when_two_are_equally_near():
+def test_normalization_is_that_of_the_larger_scale_when_two_are_equally_near():
     assert NormPolicy("full", (16, 64)).scale_for(32) == 64

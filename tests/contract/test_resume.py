@@ -130,7 +130,9 @@ def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
 ):
     """The control: the comparison above can fail."""
 
-    def progress_only(start: Path, learner: object, meter: object, facts: object, progress: Progress) -> None:
+    def progress_only(
+        start: Path, train_state: object, running_means: object, facts: object, progress: Progress
+    ) -> None:
         progress.become(Progress(**checkpoint.load(start)["trainer.json"]["progress"]))
 
     monkeypatch.setattr(setup, "restore", progress_only)

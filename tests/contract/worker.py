@@ -23,11 +23,11 @@ from toolkit.runs import state
 from toolkit.runs.directory import config_of
 from toolkit.system.preemption import Preemption
 from toolkit.training import device
-from toolkit.training.loop import learn
-from toolkit.training.resume import facts_of
-from toolkit.training.run_plan import prepare
-from toolkit.training.setup import Run, claim_place, set_up
-from toolkit.training.train_state import build_learner
+from toolkit.training.loop import train_step
+from toolkit.training.resume import fingerprint_of
+from toolkit.training.run_plan import make_run_plan
+from toolkit.training.setup import Run, open_run_directory, set_up
+from toolkit.training.train_state import build_train_state
 
 RATE = 0.01
 
@@ -44,12 +44,12 @@ def views_of_all_ranks(run: Run) -> dict[str, list[int]]:
     """What this process would load and derive for the share of each rank, at the first step of every epoch."""
     seen = {}
     for epoch in run.plan.epochs():
-        request = next(run.feed.sampler.requests(epoch))
+        spec = next(run.pipeline.sampler.batch_specs(epoch))
         for rank in range(run.plan.processes):
-            for part in micro_batches(request, run.plan.share(rank)):
-                batch = load(run.feed.job(epoch.phase), part)
-                views = run.learner.views(batch.images, batch.step.sizes)
-                seen[f"step {request.number}, share of rank {rank}"] = [digest(view) for view in views]
+            for part in micro_batches(spec, run.plan.share(rank)):
+                batch = load(run.pipeline.builder(epoch.phase), part)
+                views = run.train_state.views(batch.images, batch.step.sizes)
+                seen[f"step {spec.number}, share of rank {rank}"] = [digest(view) for view in views]
     return seen
 
 
@@ -57,23 +57,25 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     """Train all steps of the run, looking at the parameters after each of them."""
     accelerator = device.start(settings)
     try:
-        prepared = prepare(accelerator, settings, strategy)
-        built = build_learner(accelerator, strategy, prepared)
-        facts = facts_of(accelerator, config_of(prepared.settings, strategy), prepared.splits, prepared.plan)
-        place = claim_place(accelerator, settings, "contract", facts)
-        run = set_up(accelerator, strategy, prepared, place, built, Preemption())
-        model = run.learner.model.train()
+        run_plan = make_run_plan(accelerator, settings, strategy)
+        built = build_train_state(accelerator, strategy, run_plan)
+        fingerprint = fingerprint_of(
+            accelerator, config_of(run_plan.settings, strategy), run_plan.splits, run_plan.plan
+        )
+        place = open_run_directory(accelerator, settings, "contract", fingerprint)
+        run = set_up(accelerator, strategy, run_plan, place, built, Preemption())
+        model = run.train_state.model.train()
         found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}
         found |= {"initial": parameters(model), "sizes": [], "ids": [], "parameters": [], "finite": True}
         for epoch in run.plan.epochs():
             for batch in run.batches(epoch):
-                loss = learn(run.learner, batch, epoch.phase, RATE)
+                loss = train_step(run.train_state, batch, epoch.phase, RATE)
                 found["finite"] &= bool(torch.isfinite(loss.total))
                 found["sizes"].append(batch.step.sizes)
                 found["ids"].append(batch.ids.tolist())
                 found["parameters"].append(parameters(model))
         with model.no_sync():  # the control: gradients are not averaged over the ranks
-            learn(run.learner, batch, epoch.phase, RATE)
+            train_step(run.train_state, batch, epoch.phase, RATE)
         found["apart"] = parameters(model)
         return found
     finally:

@@ -25,7 +25,7 @@ RECIPE = str(ROOT / "recipes" / "single_scale.py")
 IMAGES, BATCH = 24, 8
 TRAIN = ("--arch", "test_vit", "--img-size", "32", "--batch-size", str(BATCH), "--no-amp", "--log-with", "none")
 EXACT = ("--optimizer", "sgd", "--learning-rate", "0.01", "--epochs", "3", "--record-samples")
-COLOURFUL = (
+COLORFUL = (
     "--rand-augment",
     "5",
     "--color-jitter",
@@ -58,7 +58,7 @@ def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
     bad = {"train/cat/3.png", "train/dog/5.png", "val/dog/1.png", "test/cat/0.png"}
     for name in bad:
         cut(data / name)
-    words = ("--data-root", str(data), *TRAIN, *EXACT, *COLOURFUL, "--on-bad-sample", "quarantine", "--output-dir")
+    words = ("--data-root", str(data), *TRAIN, *EXACT, *COLORFUL, "--on-bad-sample", "quarantine", "--output-dir")
     assert recipe("single_scale")([*words, str(tmp_path / "one")]) == 0
     launch = [*TORCHRUN, RECIPE, *words, str(tmp_path / "two")]
     done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

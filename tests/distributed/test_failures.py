@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.conftest import PATIENCE_S, SLOW, TINY, TORCHRUN, Runner
 from toolkit import NonFiniteError, train
 from toolkit.data.loading.sampler import Sampler
-from toolkit.training.monitor import FiniteWatch
+from toolkit.training.monitor import NonFiniteMonitor
 
 WORKER = Path(__file__).with_name("poisoned.py")
 IMAGES, BATCH = 100, 40  # 2 steps an epoch; 20 images are left out of each
@@ -116,7 +116,7 @@ def test_the_same_run_ends_well_without_the_nan(data: Path, tmp_path: Path, pois
 
 def test_nan_is_committed_when_nobody_watches(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The control: the watch is what keeps the checkpoints clean."""
-    monkeypatch.setattr(FiniteWatch, "see_loss", lambda watch, step, loss: None)
+    monkeypatch.setattr(NonFiniteMonitor, "see_loss", lambda watch, step, loss: None)
     output = tmp_path / "run"
     train(settings(data, output), Poisoned(32))
     assert any("checkpoints" in name for name in not_finite(output))

@@ -51,7 +51,7 @@ class UpAndDown(Strategy):
     def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
         return Loss(criterion(logits[0], targets), {})
 
-    def panel(self) -> tuple[EvalSpec, ...]:
+    def eval_specs(self) -> tuple[EvalSpec, ...]:
         return tuple(map(at_size, self.scales))
 
     def selection(self) -> EvalSpec:
@@ -82,11 +82,11 @@ def leak() -> None:
 def measure(notes: Path, leaking: bool) -> None:
     """In the last step of each epoch, while its loader works; and at its end, once its checkpoint is written."""
     within: dict[str, int] = {}
-    learn, close = loop.learn, loop._close_epoch
+    train_step, close = loop.train_step, loop._close_epoch
 
     def looking(*words: Any) -> Any:
         within.update(counts())
-        return learn(*words)
+        return train_step(*words)
 
     def closing(run: Any, epoch: Any, *words: Any) -> None:
         close(run, epoch, *words)
@@ -106,7 +106,7 @@ def measure(notes: Path, leaking: bool) -> None:
         with notes.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    loop.learn, loop._close_epoch = looking, closing
+    loop.train_step, loop._close_epoch = looking, closing
 
 
 def main(output: Path, notes: Path, kind: str, leaking: bool) -> None:

@@ -19,7 +19,7 @@ from toolkit.models.ema import Ema
 from toolkit.runs.directory import RunDirectory
 from toolkit.strategies.base import Criterion, Loss, Phase, Step, Strategy
 from toolkit.training import device, loop, train_state
-from toolkit.training.monitor import FiniteWatch
+from toolkit.training.monitor import NonFiniteMonitor
 
 STEPS, BATCH = 8, 10
 USUAL, TOO_LARGE = 2.0**16, 2.0**125
@@ -76,16 +76,16 @@ def test_data_rate_and_step_advance_but_weights_and_average_do_not_when_a_step_o
     scaled(monkeypatch, scale, fused)
     followed: list[int] = []
     moved: list[bool] = []
-    learn, follow = loop.learn, Ema.follow
+    train_step, follow = loop.train_step, Ema.follow
 
     def watching(learning: Any, *words: Any) -> Any:
         parameter = next(learning.model.parameters())
         before = parameter.detach().clone()
-        loss = learn(learning, *words)
+        loss = train_step(learning, *words)
         moved.append(not torch.equal(before, parameter))
         return loss
 
-    monkeypatch.setattr(loop, "learn", watching)
+    monkeypatch.setattr(loop, "train_step", watching)
     monkeypatch.setattr(Ema, "follow", lambda ema: (followed.append(ema.updates), follow(ema)))
     summary = run(tmp_path / "run")
     assert len(moved) == STEPS
@@ -116,7 +116,7 @@ def test_a_run_stops_in_the_step_that_brings_the_scale_below_one_when_every_step
 ):
     scaled(monkeypatch, 16.0, fused, fall=0.5)
     if control:
-        monkeypatch.setattr(FiniteWatch, "see_scale", lambda *words: None)
+        monkeypatch.setattr(NonFiniteMonitor, "see_scale", lambda *words: None)
         assert run(tmp_path / "run", Steep(24))["optimizer_updates"] == 0
         assert "none of the 8 steps moved the weights: all overflowed in float16; " in capsys.readouterr().err
         return

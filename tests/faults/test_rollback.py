@@ -168,8 +168,8 @@ def test_the_best_model_is_one_that_counts_when_a_run_went_back_past_a_better_on
     assert damaging(monkeypatch) == []
     summary = train(settings(tmp_path), STRATEGY)
     assert (summary["rollbacks"], summary["best_epoch"], summary["best_top1"]) == (1, 0, 30.0)
-    tensors, facts = best_model.load(tmp_path / "run" / "best")
-    assert (facts["epoch"], facts["step"]) == (0, 2)
+    tensors, metadata = best_model.load(tmp_path / "run" / "best")
+    assert (metadata["epoch"], metadata["step"]) == (0, 2)
     saved = load_file(tmp_path / "run" / "checkpoints" / "step-000000002" / "model.safetensors")
     assert all(torch.equal(tensors[name], saved[name]) for name in tensors)
 

@@ -40,12 +40,12 @@ def last_save(root: Path, steps: tuple[int, ...], fault: Fault, notes: Path) -> 
 
 
 def operations_of(root: Path, steps: tuple[int, ...]) -> list[str]:
-    folder = prepared(root / "counted", steps)
+    folder = run_plan(root / "counted", steps)
     interrupted(folder, steps, Fault())
     return folder.with_name("counted.notes").read_text().splitlines()
 
 
-def prepared(folder: Path, steps: tuple[int, ...]) -> Path:
+def run_plan(folder: Path, steps: tuple[int, ...]) -> Path:
     for value, step in enumerate(steps[:-1], 1):
         save(folder, step, value)
     return folder
@@ -86,7 +86,7 @@ def test_the_newest_or_the_one_before_loads_when_a_save_dies_at_any_operation(
     assert len(operations) > 25, operations
     found = []
     for at in range(1, len(operations) + 1):
-        folder = prepared(tmp_path / f"died-{at}", steps)
+        folder = run_plan(tmp_path / f"died-{at}", steps)
         assert interrupted(folder, steps, Fault("operation", at, what)) == -9
         found.append(check_what_is_left(folder, steps))
     if steps == STEPS:  # before the rename the one before, after it the newest
@@ -98,7 +98,7 @@ def test_the_newest_or_the_one_before_loads_when_a_save_dies_at_any_operation(
 def test_the_newest_or_the_one_before_loads_when_the_disk_fails_at_any_operation(tmp_path: Path, what: str):
     operations = operations_of(tmp_path, STEPS)
     for at, operation in enumerate(operations, 1):
-        folder = prepared(tmp_path / f"failed-{at}", STEPS)
+        folder = run_plan(tmp_path / f"failed-{at}", STEPS)
         error = folder.with_name("error")
         error.unlink(missing_ok=True)
         assert interrupted(folder, STEPS, Fault("operation", at, what)) == 0

@@ -93,7 +93,7 @@ def check_stopped(output: Path, reason: str) -> int:
     return step
 
 
-def test_a_run_is_saved_and_goes_on_when_it_is_signalled(tmp_path: Path):
+def test_a_run_is_saved_and_goes_on_when_it_is_signaled(tmp_path: Path):
     output, step = tmp_path / "run", 0
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         with running(output, sys.executable) as process:
@@ -108,7 +108,7 @@ def test_a_run_is_saved_and_goes_on_when_it_is_signalled(tmp_path: Path):
     assert [line["step"] for line in delivered(output)] == list(range(step))
 
 
-def test_a_run_is_saved_when_all_its_processes_are_signalled(tmp_path: Path):
+def test_a_run_is_saved_when_all_its_processes_are_signaled(tmp_path: Path):
     """As schedulers do it that know a job as a group of processes: its loader processes must outlive the save."""
     output = tmp_path / "run"
     with running(output, sys.executable, "--rand-augment", "5", "--num-workers", "2") as process:
@@ -130,7 +130,7 @@ def test_a_run_is_saved_when_nobody_reads_its_output_any_more(tmp_path: Path):
     check_stopped(output, "SIGTERM")
 
 
-def test_a_run_leaves_at_once_when_it_is_signalled_twice(tmp_path: Path):
+def test_a_run_leaves_at_once_when_it_is_signaled_twice(tmp_path: Path):
     """Its save is held up: the disk takes forever for a file of a checkpoint."""
     output = tmp_path / "run"
     (tmp_path / "sitecustomize.py").write_text(slow_disk("/checkpoints/", 2 * PATIENCE_S))
@@ -143,7 +143,7 @@ def test_a_run_leaves_at_once_when_it_is_signalled_twice(tmp_path: Path):
     assert newest(output) is None
 
 
-def test_a_run_ends_when_it_is_signalled_before_training_begins(tmp_path: Path):
+def test_a_run_ends_when_it_is_signaled_before_training_begins(tmp_path: Path):
     output = tmp_path / "run"
     with running(output, sys.executable, steps=0) as process:
         deadline = time.monotonic() + PATIENCE_S
@@ -163,10 +163,10 @@ def handles(pid: int, number: int) -> bool:
 
 LISTENER = f"""
 import ctypes, os, signal, time
-from toolkit.errors import PreemptedError
-from toolkit.preemption import Preemption
+from toolkit.system.errors import PreemptedError
+from toolkit.system.preemption import Preemption
 
-def signalled(number=signal.SIGTERM):
+def signaled(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
     time.sleep({DISTINCT_S})
 
@@ -184,19 +184,19 @@ def listen(*lines: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("before", ["preemption.ask('a notice')", "signalled(signal.SIGUSR2)"])
+@pytest.mark.parametrize("before", ["preemption.ask('a notice')", "signaled(signal.SIGUSR2)"])
 @pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 128 + signal.SIGTERM)])
 def test_only_signals_to_this_process_count_when_it_was_to_stop_already(before: str, signals: int, code: int):
-    assert listen(before, f"time.sleep({DISTINCT_S})", *["signalled()"] * signals).returncode == code
+    assert listen(before, f"time.sleep({DISTINCT_S})", *["signaled()"] * signals).returncode == code
 
 
 def test_signals_of_one_event_count_once_when_a_launcher_passes_them_on():
-    assert listen("os.kill(os.getpid(), signal.SIGINT)", "signalled()").returncode == 0
+    assert listen("os.kill(os.getpid(), signal.SIGINT)", "signaled()").returncode == 0
 
 
 def test_signals_to_a_forked_process_do_not_count_when_it_ends_by_them():
-    fork = "pid = os.fork() or (time.sleep(0.2), signalled(), signalled(), os._exit(3))"
-    ended = listen(fork, "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3", "signalled()")
+    fork = "pid = os.fork() or (time.sleep(0.2), signaled(), signaled(), os._exit(3))"
+    ended = listen(fork, "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3", "signaled()")
     assert ended.returncode == 0, ended.stderr
 
 
@@ -264,7 +264,7 @@ def test_a_run_goes_on_when_the_shell_ends_that_started_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("victim", ["one rank", *(["launcher", "launcher by SIGUSR1"] if ALL else [])])
-def test_two_ranks_save_the_same_step_when_one_process_is_signalled(tmp_path: Path, victim: str):
+def test_two_ranks_save_the_same_step_when_one_process_is_signaled(tmp_path: Path, victim: str):
     """The summary takes longer than the launcher, which ends all once one has left."""
     output = tmp_path / "run"
     (tmp_path / "sitecustomize.py").write_text(slow_disk("summary.json", 2))
@@ -315,16 +315,16 @@ def test_the_summary_says_why_when_another_process_dies_while_a_stopped_run_save
     assert newest(output) is None
 
 
-@pytest.mark.parametrize("signalled", [False, True])
-def test_the_summary_says_what_failed_when_nobody_foresaw_it(tmp_path: Path, monkeypatch, signalled: bool):
+@pytest.mark.parametrize("signaled", [False, True])
+def test_the_summary_says_what_failed_when_nobody_foresaw_it(tmp_path: Path, monkeypatch, signaled: bool):
     """In a step, or in the save of a run that was asked to stop."""
 
     def fail(*words: object) -> None:
         raise ZeroDivisionError("one line\nand another")
 
-    monkeypatch.setattr(loop, "capture" if signalled else "learn", fail)
+    monkeypatch.setattr(loop, "capture" if signaled else "train_step", fail)
     begins = Preemption.training_begins
-    if signalled:
+    if signaled:
         monkeypatch.setattr(
             Preemption, "training_begins", lambda own: begins(own) or signal.raise_signal(signal.SIGTERM)
         )
@@ -332,7 +332,7 @@ def test_the_summary_says_what_failed_when_nobody_foresaw_it(tmp_path: Path, mon
     with pytest.raises(ZeroDivisionError):
         train(Settings(**usual, output_dir=tmp_path / "run"), SingleScale(16))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["exit_reason"], summary["steps"]) == ("failed: ZeroDivisionError: one line", int(signalled))
+    assert (summary["exit_reason"], summary["steps"]) == ("failed: ZeroDivisionError: one line", int(signaled))
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")

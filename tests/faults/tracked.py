@@ -57,16 +57,16 @@ def timed(name: str) -> None:
 def main(output: Path, log_with: str, fault: str) -> dict[str, Any]:
     timed("start")
     timed("finish")
-    learn, steps = loop.learn, 0
+    train_step, steps = loop.train_step, 0
 
     def counting(*words: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == FAULT_AT:
             happen(fault, output / log_with)
-        return learn(*words)
+        return train_step(*words)
 
-    loop.learn = counting
+    loop.train_step = counting
     loop.LOG_EVERY_STEPS = 2
     on_wandb.FINISH_S = 6.0
     settings = Settings(

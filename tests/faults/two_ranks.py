@@ -17,6 +17,6 @@ if __name__ == "__main__":
     if sys.argv[4:] == ["unsettled"]:
         from toolkit.training import device
 
-        device.settle_buckets = lambda *words: None
+        device.warm_up_ddp_buckets = lambda *words: None
     notes = prepare_notes(run, own)
     sys.exit(train_here(run, Fault(**fault) if int(own) == rank else Fault(), False, notes))

@@ -138,10 +138,10 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
     if forget:
         whole = setup.restore
 
-        def forgetful(start: Path, learner: Any, *words: Any) -> None:
-            model = learner.weights.model
+        def forgetful(start: Path, train_state: Any, *words: Any) -> None:
+            model = train_state.weights.model
             weights = {name: tensor.clone() for name, tensor in state_tensors(model).items()}
-            whole(start, learner, *words)
+            whole(start, train_state, *words)
             copy_state(weights, model)
 
         setup.restore = forgetful
@@ -163,30 +163,30 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
 
 def _inject(fault: Fault, notes: Path, output: Path) -> None:
     from toolkit.training import loop
-    from toolkit.training.consensus import Agreement
+    from toolkit.training.consensus import Consensus
 
-    learn, batches = loop.learn, 0
+    train_step, batches = loop.train_step, 0
 
-    def counting(learner: Any, batch: Any, *words: Any) -> Any:
+    def counting(train_state: Any, batch: Any, *words: Any) -> Any:
         nonlocal batches
         batches += 1
         if fault.where == "batch" and batches == fault.at:
             _die(fault)
-        loss = learn(learner, batch, *words)
-        if learner.accelerator.sync_gradients:
+        loss = train_step(train_state, batch, *words)
+        if train_state.accelerator.sync_gradients:
             _note(notes / "steps", str(batch.number))
         return loss
 
-    between, evaluated = Agreement.leave_if_asked, 0
+    between, evaluated = Consensus.raise_if_stopping, 0
 
-    def counting_too(agreement: Agreement) -> None:
+    def counting_too(consensus: Consensus) -> None:
         nonlocal evaluated
         evaluated += 1
         if fault.where == "evaluation" and evaluated == fault.at:
             _die(fault)
-        between(agreement)
+        between(consensus)
 
-    loop.learn, Agreement.leave_if_asked = counting, counting_too
+    loop.train_step, Consensus.raise_if_stopping = counting, counting_too
     count_operations(fault, notes / "operations", (output / "checkpoints", output / "best"))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import recipe, write_folders
 
-# 64 px images, so that a tier of 32 px is worthwhile for training at 16 px; 24 train images, 3 steps an epoch
+# 64 px images, so that copies of 32 px is worthwhile for training at 16 px; 24 train images, 3 steps an epoch
 WORDS = ("--data-root", "data", "--arch", "test_vit", "--img-size", "16", "--batch-size", "8", "--epochs", "3")
 MORE = ("--model-kwargs", "patch_size=4", "dynamic_img_size=true", "--log-with", "none", "--record-samples", "--no-amp")
 SIZE = (64, 64)
@@ -85,9 +85,9 @@ def test_a_run_ends_with_one_line_when_it_meets_a_file_that_is_cut_short(tmp_pat
 WAYS = {
     "ram": ("--cache", "auto"),
     "off": ("--cache", "off"),
-    "tier": ("--cache", "tier"),
+    "disk": ("--cache", "disk"),
     "processes": ("--cache", "auto", "--rand-augment", "5"),
-    "tier-processes": ("--cache", "tier", "--rand-augment", "5"),
+    "disk-processes": ("--cache", "disk", "--rand-augment", "5"),
 }
 
 
@@ -110,7 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], P
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_neighbour_stands_in_and_nothing_else_moves_when_images_are_quarantined(trained, way: str):
+def test_a_neighbor_stands_in_and_nothing_else_moves_when_images_are_quarantined(trained, way: str):
     """The run over good data, where the same images are delivered but for the two, is the control."""
     good, bad = (delivered(trained(way, spoiled)) for spoiled in (False, True))
     assert not (trained(way, False) / "quarantine.jsonl").exists()
@@ -132,7 +132,7 @@ def test_each_bad_file_is_listed_once_with_its_reason_when_images_are_quarantine
 
 
 def test_the_same_images_are_delivered_when_the_cache_is_another(trained):
-    ids = [[[i for i, _ in step] for step in delivered(trained(way, True))] for way in ("ram", "off", "tier")]
+    ids = [[[i for i, _ in step] for step in delivered(trained(way, True))] for way in ("ram", "off", "disk")]
     assert ids[0] == ids[1] == ids[2]
 
 

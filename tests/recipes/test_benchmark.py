@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import recipe
 from toolkit import InputError, Settings, SingleScale
 from toolkit.data.loading import pipeline
-from toolkit.data.loading.batches import Batch, TrainJob
+from toolkit.data.loading.batches import Batch, TrainBatchBuilder
 from toolkit.models.create import plan_model
 from toolkit.tools.benchmark import benchmark
 from toolkit.training import device
@@ -102,13 +102,13 @@ def test_every_flag_that_is_advised_is_one_of_the_training_recipe(
 def test_the_loader_is_told_as_the_bound_when_it_is_slower_than_training(
     monkeypatch: pytest.MonkeyPatch, delay_s: float
 ):
-    close = TrainJob.close
+    close = TrainBatchBuilder.close
 
-    def slow(job: TrainJob, *words: Any) -> Batch:
+    def slow(builder: TrainBatchBuilder, *words: Any) -> Batch:
         time.sleep(delay_s)
-        return close(job, *words)
+        return close(builder, *words)
 
-    monkeypatch.setattr(TrainJob, "close", slow)
+    monkeypatch.setattr(TrainBatchBuilder, "close", slow)
     settings = Settings(synthetic_count=40, synthetic_size=16, batch_size=16, num_workers=0, log_with="none")
     report = benchmark(settings, SingleScale(16), ("float32",), steps=2)
     (case,) = report.cases
@@ -124,15 +124,15 @@ def test_the_loader_s_rate_is_that_of_several_batches_after_the_start_when_an_ep
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Two batches of 16 images an epoch, 1000 s each and the first of all 15 times that, by a clock put forward."""
-    close, seen, ahead_s = TrainJob.close, [], 0.0
+    close, seen, ahead_s = TrainBatchBuilder.close, [], 0.0
 
-    def slow_to_start(job: TrainJob, *words: Any) -> Batch:
+    def slow_to_start(builder: TrainBatchBuilder, *words: Any) -> Batch:
         nonlocal ahead_s
         ahead_s += 1000.0 if seen else 15_000.0
-        seen.append(job)
-        return close(job, *words)
+        seen.append(builder)
+        return close(builder, *words)
 
-    monkeypatch.setattr(TrainJob, "close", slow_to_start)
+    monkeypatch.setattr(TrainBatchBuilder, "close", slow_to_start)
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead_s)
     monkeypatch.setattr("toolkit.tools.benchmark.time", clock)
     settings = Settings(

@@ -80,7 +80,7 @@ def test_progressive_goes_through_its_scales_and_tensorboard_has_the_curves_when
     events = EventAccumulator(str(next(folder.rglob("events.out.tfevents.*")).parent))
     events.Reload()
     quality = {"quality/train_loss", "quality/224px/top1", "quality/64px/top1", "quality/best/224px/top1"}
-    assert quality | {"optimisation/lr", "global_step", "epoch"} <= set(events.Tags()["scalars"])
+    assert quality | {"optimization/lr", "global_step", "epoch"} <= set(events.Tags()["scalars"])
     curve = events.Scalars("quality/train_loss")
     assert [point.step for point in curve] == [5, 10, 15, 20, 25, 30]
     assert [point.value for point in curve] == pytest.approx([float(row["train_loss"]) for row in table], rel=1e-6)

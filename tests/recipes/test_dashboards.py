@@ -139,7 +139,7 @@ def test_the_metrics_of_float16_and_of_quarantine_are_on_wandb_when_a_run_has_th
     log = read(folder)
     assert numbers([log]) == documented("float16", "quarantine")
     last = {name: value for row in log.history for name, value in row.items()}
-    assert last["optimisation/gradient_scale"] > 1
+    assert last["optimization/gradient_scale"] > 1
     assert [last[f"quality/{part}16px/unreadable"] for part in ("", "raw/", "test/")] == [1, 1, 1]
 
 
@@ -321,9 +321,11 @@ def test_the_workspace_has_the_five_sections_when_it_is_written_offline(tmp_path
     layout = json.loads(file.read_text())
     assert (layout["entity"], layout["project"]) == ("me", "toolkit")
     sections = layout["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections] == ["Quality", "Optimisation", "Throughput", "Errors", "Run"]
-    panels = [panel["config"] for section in sections for panel in section["panels"]]
-    titles = {panel["metricRegex"]: panel["chartTitle"] for panel in panels if "metricRegex" in panel}
+    assert [section["name"] for section in sections] == ["Quality", "Optimization", "Throughput", "Errors", "Run"]
+    panels = [eval_specs["config"] for section in sections for eval_specs in section["panels"]]
+    titles = {
+        eval_specs["metricRegex"]: eval_specs["chartTitle"] for eval_specs in panels if "metricRegex" in eval_specs
+    }
     patterns = [*titles]
     text = (ROOT / "docs/dashboards.md").read_text()
     table = dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE))

@@ -37,14 +37,14 @@ def accuracies(run: Path) -> dict[str, float]:
 
 
 @SLOW
-def test_digits_are_recognised_at_16_px_when_trained_at_one_scale(digits: Path, tmp_path: Path, monkeypatch):
+def test_digits_are_recognized_at_16_px_when_trained_at_one_scale(digits: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("--data-root", str(digits), "--img-size", "16", "--epochs", "11", "--log-with", "none")
     assert recipe("single_scale")([*FLAGS, *words, "--output-dir", "out"]) == 0
     assert accuracies(tmp_path / "out")["16px"] > ENOUGH
 
 
-def test_digits_are_recognised_at_16_and_32_px_when_trained_at_both(digits: Path, tmp_path: Path, monkeypatch):
+def test_digits_are_recognized_at_16_and_32_px_when_trained_at_both(digits: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("--data-root", str(digits), "--scales", "16,32", "--epochs", "8", "--log-with", "none")
     assert recipe("multiscale")([*FLAGS, *words, "--output-dir", "out"]) == 0

@@ -59,7 +59,7 @@ def test_the_figures_are_those_of_the_run_when_nothing_else_is_asked_for(finishe
             for figure in ("top1", "top5", "images"):
                 assert figures[name][figure] == expected[figure]
             assert figures[name]["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-        assert figures["24px"]["borrowed"] == 32
+        assert figures["24px"]["norm_from"] == 32
         assert 0 <= figures["32px"]["ece"] <= 1
 
 
@@ -91,7 +91,7 @@ def test_a_cascade_is_worth_what_its_predictions_say_when_they_are_counted_by_ha
 
 def test_what_is_left_can_be_read_by_people_when_a_run_was_evaluated(whole: str):
     text = Path(whole, "evaluation.txt").read_text()
-    for words in ("latency p50 ms", "top-1 %", "ECE", "normalisation of 32 px", "cascade on test, confidence 0."):
+    for words in ("latency p50 ms", "top-1 %", "ECE", "normalization of 32 px", "cascade on test, confidence 0."):
         assert words in text
     plot = ElementTree.parse(Path(whole, "evaluation.svg"))
     assert plot.getroot().tag.endswith("svg")
@@ -116,7 +116,7 @@ def two_ece(score: dict[str, Any]) -> Any:
     return pytest.approx(score["ece"], abs=1e-4)
 
 
-def test_a_size_without_own_normalisation_gets_it_when_asked_for(capsys, finished: Path, whole: str):
+def test_a_size_without_own_normalization_gets_it_when_asked_for(capsys, finished: Path, whole: str):
     words = ["--scales", "24,32", "--recalibrate", "--split", "test", "--output-dir", "out"]
     assert evaluate(finished, *words) == 0
     assert "statistics of 24 px estimated on 256 training images" in capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_a_size_without_own_normalisation_gets_it_when_asked_for(capsys, finishe
     assert found["recalibrated"] == {"sizes": [24], "images": 256}
     assert found["splits"].keys() == {"test"}
     assert found["splits"]["test"]["32px"] == before["32px"]  # a size with its own is as it was
-    assert found["splits"]["test"]["24px"]["borrowed"] is None
+    assert found["splits"]["test"]["24px"]["norm_from"] is None
     assert found["splits"]["test"]["24px"]["loss"] != before["24px"]["loss"]
 
 

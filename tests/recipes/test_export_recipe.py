@@ -21,7 +21,7 @@ from torch import Tensor
 from tests.conftest import TINY, recipe, write_folders
 from toolkit.data.images import views
 from toolkit.data.sources import synthetic
-from toolkit.tools.loaded_run import Trained, open_trained
+from toolkit.tools.loaded_run import LoadedRun, load_run
 
 FEW = (*TINY, "--scales", "16,32", "--epochs", "2", "--num-workers", "0")
 SCALES = {"test_resnet": ("--scale", "16"), "test_vit": ()}
@@ -60,10 +60,10 @@ def size_of(folder: Path) -> int:
     return json.loads((folder / "config.json").read_text())["pretrained_cfg"]["input_size"][-1]
 
 
-def asked(trained: Trained, size: int, count: int) -> tuple[Tensor, Tensor]:
-    """N x 3 x S x S normalised, and what the run's own model says of them."""
+def asked(trained: LoadedRun, size: int, count: int) -> tuple[Tensor, Tensor]:
+    """N x 3 x S x S normalized, and what the run's own model says of them."""
     noise = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(count))
-    pixels = views.normalise(noise.to(torch.uint8), trained.mean, trained.std)
+    pixels = views.normalize(noise.to(torch.uint8), trained.mean, trained.std)
     with torch.no_grad():
         return pixels, trained.model(pixels)[0]
 
@@ -89,7 +89,7 @@ def test_the_cards_lines_say_what_the_run_says_when_they_run_without_the_toolkit
     folders = {arch: Path(shutil.copytree(export, tmp_path / arch)) for arch, export in exports.items()}
     for arch, folder in folders.items():
         size = size_of(folder)
-        np.save(folder / "given.npy", asked(open_trained(exports[arch].parent), size, 7)[0])
+        np.save(folder / "given.npy", asked(load_run(exports[arch].parent), size, 7)[0])
         noise = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "photo.jpg", format="png")  # PIL looks into it, and every bit is kept
         np.save(folder / "photo.npy", noise)
@@ -100,12 +100,12 @@ def test_the_cards_lines_say_what_the_run_says_when_they_run_without_the_toolkit
     for (arch, folder), (by_onnx, by_torch, probabilities) in zip(
         folders.items(), json.loads(done.stdout), strict=True
     ):
-        trained = open_trained(exports[arch].parent)
+        trained = load_run(exports[arch].parent)
         expected = asked(trained, size_of(folder), 7)[1].numpy()
         assert np.abs(np.load(folder / "said.npy") - expected).max() <= 1e-4
         photo = torch.from_numpy(np.load(folder / "photo.npy")).permute(2, 0, 1)[None]
         with torch.no_grad():
-            logits = trained.model(views.normalise(photo, trained.mean, trained.std))[0][0]
+            logits = trained.model(views.normalize(photo, trained.mean, trained.std))[0][0]
         assert np.abs(np.array([by_onnx, by_torch]) - logits.numpy()).max() <= 1e-4
         assert np.abs(np.array(probabilities) - logits.softmax(0).numpy()).max() <= 1e-5
 
@@ -117,7 +117,7 @@ def test_the_lines_that_load_weights_are_few_and_need_timm_and_pil_alone(exporte
 
 
 def test_graphs_say_what_the_run_says_when_batches_are_of_any_size(exported: Path):
-    trained, size = open_trained(exported.parent), size_of(exported)
+    trained, size = load_run(exported.parent), size_of(exported)
     session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
     extra = {"class_map": "", "preprocessing": ""}
     program = torch.export.load(exported / "model.pt2", extra_files=extra).module()
@@ -131,8 +131,8 @@ def test_graphs_say_what_the_run_says_when_batches_are_of_any_size(exported: Pat
     assert b"site-packages" not in (exported / "model.onnx").read_bytes()  # paths of whoever exported
 
 
-def test_only_the_chosen_scales_normalisation_is_exported_when_each_has_its_own(exports: dict):
-    trained = open_trained(exports["test_resnet"].parent)
+def test_only_the_chosen_scales_normalization_is_exported_when_each_has_its_own(exports: dict):
+    trained = load_run(exports["test_resnet"].parent)
     file = str(exports["test_resnet"] / "model.safetensors")
     weights = timm.create_model("test_resnet", num_classes=10, checkpoint_path=file).eval()
     for size, same in ((16, True), (32, False)):
@@ -304,7 +304,7 @@ def test_an_export_ends_with_2_and_one_line_when_there_is_no_run_or_no_model_yet
 def test_figures_are_those_of_the_best_model_when_the_run_has_not_ended(resnet: Path):
     (resnet / "summary.json").unlink()
     assert recipe("export")([str(resnet), "--formats", "safetensors"]) == 0
-    facts, card = open_trained(resnet).facts, (resnet / "export/README.md").read_text()
+    facts, card = load_run(resnet).facts, (resnet / "export/README.md").read_text()
     assert f"| 32px | {facts['32px/top1']:.2f}% | {facts['32px/top5']:.2f}% |" in card
     assert "test top-1" not in card
 

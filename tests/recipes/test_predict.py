@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, Runner, recipe
 from toolkit.runs import saved_predictions
-from toolkit.runs.saved_predictions import Mistakes
+from toolkit.runs.saved_predictions import SavedPredictions
 
 FIELDS = ["path", "label", "probability", "size", *(f"{c}_{i}" for i in range(2, 6) for c in ("label", "probability"))]
 
@@ -35,7 +35,7 @@ def rows_of(path: Path | str) -> list[dict[str, str]]:
 def evaluated(run: Path, figure: str, folder: Path | None = None) -> dict[str, tuple[str, float]]:
     """What the run itself, or its evaluation in a folder, said of its validation images: class, probability by name."""
     found = saved_predictions.read((folder or run) / "predictions", "val")
-    assert isinstance(found, Mistakes)
+    assert isinstance(found, SavedPredictions)
     classes = json.loads((run / "class_map.json").read_text())
     answers = found.predictions.of(figure)
     pairs = zip(answers.said.tolist(), answers.confidence.tolist(), strict=True)
@@ -152,13 +152,13 @@ def test_a_cascade_tells_that_it_costs_more_when_every_image_goes_up(capsys, fin
 
 
 @pytest.mark.parametrize("flags", [["--scales", "16,24,32"], ["--cascade", "16,24"], ["--scales", "24,40"]])
-def test_borrowed_normalisation_is_told_when_a_size_was_not_trained(
+def test_borrowed_normalization_is_told_when_a_size_was_not_trained(
     capsys, finished: Path, data: Path, flags: list[str]
 ):
     assert predict(finished, data / "val", *flags, "--output", "rows.csv") == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "normalisation" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "normalization" in line]
     assert lines == [
-        f"{size} px     normalisation of 32 px: the run was not trained at {size} px"
+        f"{size} px     normalization of 32 px: the run was not trained at {size} px"
         for size in (24, 40)
         if str(size) in flags[1]
     ]

@@ -102,10 +102,10 @@ def test_text_in_plots_is_legible_when_a_phone_shows_them(browser, pages: dict[s
     )
     assert len(sizes) > 50
     assert min(sizes) > 9
-    colours = page.evaluate(
+    colors = page.evaluate(
         "[...new Set([...document.querySelectorAll('svg text')].map(t => getComputedStyle(t).fill))]"
     )
-    assert "rgb(155, 158, 170)" in colours  # the dark page's, not black
+    assert "rgb(155, 158, 170)" in colors  # the dark page's, not black
     page.close()
 
 

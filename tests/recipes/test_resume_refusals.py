@@ -42,13 +42,14 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "recipes")!r})
 import single_scale
-from toolkit import loop, machine
-learn = loop.learn
+from toolkit.system import host
+from toolkit.training import loop
+train_step = loop.train_step
 def waiting(*words):
     while not Path("go").exists():
         time.sleep(0.02)
-    return learn(*words)
-loop.learn = waiting
+    return train_step(*words)
+loop.train_step = waiting
 sys.exit(single_scale.main())
 """
 
@@ -203,17 +204,17 @@ def test_an_earlier_end_is_told_until_training_begins_when_a_start_is_stopped_be
     assert recipe("single_scale")(WORDS) == 0
 
 
-def test_a_run_ends_when_it_is_signalled_after_all_is_trained(
+def test_a_run_ends_when_it_is_signaled_after_all_is_trained(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    summarise = loop.summarise
+    summarize = loop.summarize
 
-    def signalled(*words: Any) -> Any:
+    def signaled(*words: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
-        return summarise(*words)
+        return summarize(*words)
 
     with monkeypatch.context() as context:
-        context.setattr(loop, "summarise", signalled)
+        context.setattr(loop, "summarize", signaled)
         assert recipe("single_scale")(WORDS) == 0
     assert "SIGTERM: all is trained, the run ends; once more: leaving at once\n" in capfd.readouterr().err
     assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "done"

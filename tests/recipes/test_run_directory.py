@@ -123,7 +123,7 @@ def test_metrics_have_a_row_an_epoch_when_a_run_is_done(finished: Path):
         assert 0 < float(row["step_p50_ms"]) <= float(row["step_p95_ms"])
         assert 0 < float(row["peak_memory_gb"]) < 100
         assert float(row["gradient_norm"]) > 0
-        assert (row["clipped_share"], row["skipped_steps"], row["strength"]) == ("0.0", "0", "1.0")
+        assert (row["clipped_share"], row["skipped_steps"], row["regularization"]) == ("0.0", "0", "1.0")
         assert float(row["eval_seconds"]) > 0
         assert "gradient_scale" not in row  # only float16 has one
         assert 0 <= float(row["32px/top1"]) <= float(row["32px/top5"]) <= 100
@@ -301,13 +301,13 @@ def test_a_run_goes_on_when_its_metrics_have_fewer_columns(copied: Path):
 
 def test_the_page_says_that_a_run_goes_on_before_its_next_epoch_when_it_is_resumed(copied: Path, monkeypatch):
     cut_off(copied)
-    learn, seen = loop.learn, []
+    train_step, seen = loop.train_step, []
 
     def looking(*words):
         seen.append((copied / "report.html").read_text())
-        return learn(*words)
+        return train_step(*words)
 
-    monkeypatch.setattr(loop, "learn", looking)
+    monkeypatch.setattr(loop, "train_step", looking)
     assert "1 of 2 epochs done when this page was written" not in (copied / "report.html").read_text()  # control
     assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 0
     assert "1 of 2 epochs done when this page was written" in seen[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.conftest import ROOT, SLOW, TORCHRUN
 from toolkit import Settings, Simultaneous, Strategy
 from toolkit.training import device
-from toolkit.training.run_plan import prepare
-from toolkit.training.train_state import build_learner
+from toolkit.training.run_plan import make_run_plan
+from toolkit.training.train_state import build_train_state
 
 FEW = Settings(synthetic_count=120, synthetic_size=32, batch_size=24, epochs=2, log_with="none")
 
@@ -24,7 +24,7 @@ def told_of_unused_parameters(strategy: Strategy) -> bool:
     """Whether DistributedDataParallel would be told that a step can leave some out."""
     accelerator = device.start(FEW)
     try:
-        build_learner(accelerator, strategy, prepare(accelerator, FEW, strategy))
+        build_train_state(accelerator, strategy, make_run_plan(accelerator, FEW, strategy))
         return accelerator.ddp_handler.find_unused_parameters
     finally:
         device.stop()

@@ -1,4 +1,4 @@
-"""What a person sees: bars and colours on a terminal only, plain lines in a file. A real pseudo-terminal."""
+"""What a person sees: bars and colors on a terminal only, plain lines in a file. A real pseudo-terminal."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.conftest import ROOT, TINY, recipe
 from toolkit.system import console
 from toolkit.training import loop
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
 HELP = (sys.executable, str(ROOT / "recipes" / "scan.py"), "--help")
 
 
@@ -55,17 +55,15 @@ def on_screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
         yield screen
 
 
-@pytest.mark.parametrize(
-    ("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)]
-)
-def test_help_has_colours_on_a_terminal_when_no_color_is_not_set(environment: dict[str, str], coloured: bool):
+@pytest.mark.parametrize(("environment", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
+def test_help_has_colors_on_a_terminal_when_no_color_is_not_set(environment: dict[str, str], colored: bool):
     screen = Screen()
     plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), screen.theirs)
     subprocess.run(HELP, env={**plain, "TERM": "xterm", **environment}, check=True, **streams)
     text = screen.text()
     assert "--output-dir" in text
-    assert bool(COLOUR.search(text)) == coloured
+    assert bool(COLOR.search(text)) == colored
 
 
 def commands(run: Path, data: Path) -> dict[str, list[str]]:
@@ -100,7 +98,7 @@ def test_plain_lines_are_written_when_a_recipe_writes_into_a_file(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_nothing_is_coloured_on_a_terminal_when_no_color_is_set(
+def test_nothing_is_colored_on_a_terminal_when_no_color_is_set(
     name: str, finished: Path, data: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -111,7 +109,7 @@ def test_nothing_is_coloured_on_a_terminal_when_no_color_is_set(
             recipe(name)(["--help"])
     text = screen.text()
     assert "show this help message" in text
-    assert not COLOUR.search(text)
+    assert not COLOR.search(text)
 
 
 def words(folder: Path) -> tuple[str, ...]:
@@ -132,7 +130,7 @@ def test_a_bar_moves_and_lines_stay_apart_from_it_when_a_run_is_on_a_terminal(
         assert recipe("single_scale")(words(tmp_path / "run")) == 0
     text = screen.text()
     assert re.search(r"\repoch 1: +\d+%", text)
-    assert not COLOUR.search(text)
+    assert not COLOR.search(text)
     assert "step 2 of 5" not in text  # the bar shows it
     assert re.search(r"(^|[\r\n])epoch   1  32 px  loss ", text)
 

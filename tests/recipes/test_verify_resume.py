@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "recipes")!r})
 import single_scale
-from toolkit import state
+from toolkit.runs import state
 state.restore_generators = lambda states: None
 sys.exit(single_scale.main())
 """

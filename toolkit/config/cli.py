@@ -133,8 +133,8 @@ def _grammar(scale_flags: Sequence[str]) -> Any:
 
 
 @contextlib.contextmanager
-def _colours_as_asked() -> Iterator[None]:
-    """Tyro does not know NO_COLOR (no-color.org): it leaves colours out on a dumb terminal only."""
+def _colors_as_asked() -> Iterator[None]:
+    """Tyro does not know NO_COLOR (no-color.org): it leaves colors out on a dumb terminal only."""
     terminal = os.environ.get("TERM")
     try:
         if os.environ.get("NO_COLOR"):
@@ -149,7 +149,7 @@ def _read(words: Sequence[str], recipe: str, description: str | None, grammar: A
     """The given flags as the grammar has them, and the words that are none; tyro's boxed errors become one line."""
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box), _colours_as_asked():
+        with contextlib.redirect_stderr(box), _colors_as_asked():
             return tyro.cli(
                 grammar,
                 config=(tyro.conf.OmitArgPrefixes,),

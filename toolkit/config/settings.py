@@ -8,9 +8,9 @@ made of group the flags in `--help`. What the scales are and how they are traine
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
 
 from toolkit.config.base import KeyValues, Numbers, Section, explain
 from toolkit.system.errors import InputError
@@ -18,6 +18,13 @@ from toolkit.system.errors import InputError
 SYNTHETIC = "synthetic"
 HUB = "hf:"  # starts the name of a Hugging Face dataset
 WANDB_PROJECT = "toolkit"
+
+
+def _cache_now(value: Any) -> Any:
+    return "disk" if value == "tier" else value  # the former name
+
+
+Cache = Annotated[Literal["auto", "ram", "disk", "off"], BeforeValidator(_cache_now)]
 
 
 def is_url(path: str) -> bool:
@@ -51,13 +58,13 @@ class Data(Section):
     )
     on_bad_sample: Literal["fail", "quarantine"] = Field(
         "fail",
-        description="an image that cannot be read: fail: stop and name it; quarantine: train on its neighbour, leave "
+        description="an image that cannot be read: fail: stop and name it; quarantine: train on its neighbor, leave "
         "it out of evaluation, and list it in quarantine.jsonl",
     )
-    cache: Literal["auto", "ram", "tier", "off"] = Field(
+    cache: Cache = Field(
         "auto",
-        description="ram: decoded images in memory; tier: smaller JPEGs on disk for phases of low resolution; auto: "
-        "ram where they fit into --cache-gb, else tier where that pays",
+        description="ram: decoded images in memory; disk: downscaled JPEGs on disk for phases of low resolution; auto: "
+        "ram where they fit into --cache-gb, else disk where that pays",
     )
     cache_dir: Path | None = Field(
         None, description="folder for indices, tiers and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
@@ -105,8 +112,8 @@ class Model(Section):
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features, 0 to 1, dropped before the classifier")
 
 
-class Optimisation(Section):
-    """Optimisation"""
+class Optimization(Section):
+    """Optimization"""
 
     epochs: PositiveInt = Field(
         default_factory=lambda known: 12 if known.get("data_root") == SYNTHETIC else 20,
@@ -123,7 +130,7 @@ class Optimisation(Section):
         le=1e38,
         description="peak learning rate, above 0 (default: 1e-3; 4e-3 on the built-in data)",
     )
-    weight_decay: float = Field(0.05, ge=0, description="weight decay, 0 or more; none of biases and normalisation")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay, 0 or more; none of biases and normalization")
     scheduler: Literal["cosine", "plateau"] = Field(
         "cosine", description="cosine: down to 0 at the end; plateau: halved after 2 epochs without improvement"
     )
@@ -163,7 +170,7 @@ class Machine(Section):
         "auto", description="provider to record beside the instance type"
     )
     deterministic: bool = Field(False, description="deterministic kernels only; slower on GPUs")
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="of initialisation, order and augmentation, 0 or more")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="of initialization, order and augmentation, 0 or more")
 
 
 class Output(Section):
@@ -196,7 +203,7 @@ class Output(Section):
     record_samples: bool = Field(False, description="write every delivered sample to samples.jsonl, as a proof")
 
 
-class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
+class Settings(Output, Machine, Optimization, Model, Augmentation, Data):
     """All settings of one run but the strategy."""
 
     @model_validator(mode="after")
@@ -230,7 +237,7 @@ class Settings(Output, Machine, Optimisation, Model, Augmentation, Data):
         return self
 
 
-SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimisation, Machine, Output)
+SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimization, Machine, Output)
 
 # What may differ when a run goes on: it changes where and how fast, not what is learned.
 NOT_LEARNED = frozenset(
@@ -279,7 +286,7 @@ class Scales(Section):
     )
     norm_per_scale: Literal["full", "statistics", "off"] | None = Field(
         None,
-        description="what each scale owns of normalisation layers: statistics and affine, statistics only, "
+        description="what each scale owns of normalization layers: statistics and affine, statistics only, "
         "nothing (default: full for simultaneous, off for progressive)",
     )
     eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from toolkit.config.base import Numbers, Section, split_numbers
-from toolkit.config.settings import SYNTHETIC
+from toolkit.config.settings import SYNTHETIC, Cache
 from toolkit.system.errors import InputError
 
 Format = Literal["safetensors", "onnx", "pt2"]
@@ -109,7 +109,7 @@ class Evaluate(Inference):
     average: bool = Field(False, description="a further figure: probabilities averaged over all --scales")
     recalibrate: bool = Field(
         False,
-        description="sizes without normalisation of their own get it, its statistics estimated anew on up to 2048 "
+        description="sizes without normalization of their own get it, its statistics estimated anew on up to 2048 "
         "training images of the run at that size",
     )
     cascade: Numbers | None = Field(
@@ -167,7 +167,7 @@ class Predict(Inference):
     cascade: Numbers | None = Field(
         None,
         description="ascending sizes, px: start with the first, go up only while the top probability is below "
-        "--confidence; evaluate.py reports the accuracy lost on labelled data (unset: none)",
+        "--confidence; evaluate.py reports the accuracy lost on labeled data (unset: none)",
     )
     confidence: float | None = Field(
         None, gt=0, le=1, description="top probability, 0 to 1, that is enough (unset: 0.9)"
@@ -215,7 +215,7 @@ class Export(Section):
 
     run: Path = Field(description="the run directory")
     scale: PositiveInt | None = Field(
-        None, description="size to export for, px, with its own normalisation (unset: the size that chose the model)"
+        None, description="size to export for, px, with its own normalization (unset: the size that chose the model)"
     )
     formats: Annotated[tuple[Format, ...], BeforeValidator(split_numbers), Field(min_length=1)] | None = Field(
         None, description="what to write, comma-separated: safetensors, onnx, pt2 (unset: all that can be made here)"
@@ -253,7 +253,7 @@ class Benchmark(Section):
     num_workers: int | None = Field(
         None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
     )
-    cache: Literal["auto", "ram", "tier", "off"] = Field("auto", description="as in training; tiers are written")
+    cache: Cache = Field("auto", description="as in training; downscaled images are written")
     compile: bool = Field(False, description="compile the model with torch.compile, once per size")
     steps: PositiveInt = Field(10, description="timed optimizer steps of each case, after 3 to warm up")
     output: Path | None = Field(None, description="JSON file (unset: benchmark-TIME.json)")

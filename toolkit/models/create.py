@@ -1,4 +1,4 @@
-"""timm models that run at several sizes: creation, one forward over all views, normalisation per scale."""
+"""timm models that run at several sizes: creation, one forward over all views, normalization per scale."""
 
 import copy
 import inspect
@@ -52,7 +52,7 @@ class ScaleNorm(nn.Module):
 
 
 class MultiView(nn.Module):
-    """A model and its normalisation policy: one forward over the views of a batch.
+    """A model and its normalization policy: one forward over the views of a batch.
 
     `forward(*views)`, each N x 3 x S x S, returns one N x C tensor of logits per view.
     """
@@ -73,13 +73,13 @@ class MultiView(nn.Module):
             logits.append(self.model(view))
         return logits
 
-    def borrowed_norm(self, size: int) -> int | None:
-        """The scale whose normalisation `size` borrows; None where it has its own or all are shared."""
+    def norm_from(self, size: int) -> int | None:
+        """The scale whose normalization `size` borrows; None where it has its own or all are shared."""
         own = not self.scale_norms or size in self.policy.scales
         return None if own else self.policy.scale_for(size)
 
     def own_norms(self, sizes: Sequence[int]) -> list[nn.Module]:
-        """Give further sizes normalisation of their own, copied from what each used so far; returns those copies."""
+        """Give further sizes normalization of their own, copied from what each used so far; returns those copies."""
         scales = tuple(sorted({*self.policy.scales, *sizes}))
         if self.scale_norms:
             for norm in self.scale_norms:

@@ -40,7 +40,7 @@ class Ema(Weights):
     """An exponential moving average of parameters and buffers: average += (1 - decay) (weights - average).
 
     As timm's ModelEmaV3 without warm-up, starting from the weights after the first update; but a parameter that
-    several normalisation layers share moves once, not once for each of its names.
+    several normalization layers share moves once, not once for each of its names.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

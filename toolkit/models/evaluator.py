@@ -14,16 +14,16 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from toolkit.data.images.views import views
-from toolkit.data.loading.batches import EvalBatch, EvalJob, empty_batch
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batch
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_threads
 from toolkit.models.create import MultiView, copy_state
-from toolkit.models.metrics import Predictions
+from toolkit.models.metrics import PredictionTable
 from toolkit.strategies.base import EvalSpec
 from toolkit.system.errors import InputError
 
 if TYPE_CHECKING:  # it lives on a higher floor
-    from toolkit.runs.sample_log import Quarantine
+    from toolkit.runs.quarantine import Quarantine
 
 WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # of each timing
 LATENCY_S = 0.3  # spent on timing one figure at a run's end
@@ -31,32 +31,32 @@ LATENCY_S = 0.3  # spent on timing one figure at a run's end
 
 @dataclass(frozen=True)
 class Score:
-    """One figure: top-1 and top-5 in percent, loss in nats; `borrowed` names the scale whose normalisation served."""
+    """One figure: top-1 and top-5 in percent, loss in nats; `norm_from` names the scale whose normalization served."""
 
     top1: float
     top5: float
     loss: float
     images: int
-    borrowed: int | None = None
+    norm_from: int | None = None
     unreadable: int = 0  # images that are left out of all of the above
 
     def brief(self) -> str:
         return f"{self.top1:.2f}%" + (f" ({self.unreadable} unreadable left out)" if self.unreadable else "")
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What is recorded at each evaluation."""
         masked = {"unreadable": self.unreadable} if self.unreadable else {}
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss, **masked}
 
     def __str__(self) -> str:
-        mark = f" (normalisation of {self.borrowed} px)" if self.borrowed else ""
+        mark = f" (normalization of {self.norm_from} px)" if self.norm_from else ""
         mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""
         return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
 
 
 def columns(scores: Mapping[str, Score]) -> dict[str, float]:
     """Figures under the names of metrics.csv, such as 64px/top1."""
-    return {f"{name}/{figure}": value for name, score in scores.items() for figure, value in score.figures().items()}
+    return {f"{name}/{metric}": value for name, score in scores.items() for metric, value in score.metrics().items()}
 
 
 def brief(scores: Mapping[str, Score]) -> str:
@@ -68,7 +68,7 @@ class Evaluation:
     """Figures by name, and what was said of each image."""
 
     scores: dict[str, Score]
-    predictions: Predictions
+    predictions: PredictionTable
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ class Evaluator:
             for buffer in self.model.buffers():
                 buffer.copy_(broadcast(buffer, from_process=0))
 
-    def batches(self, images: Pixels, sizes: Sequence[int]) -> Iterator[EvalBatch]:
+    def batches(self, images: ImageReader, sizes: Sequence[int]) -> Iterator[EvalBatch]:
         """This process's share of the images, each decoded once for all sizes; what cannot be read is listed."""
         own = np.arange(self.accelerator.process_index, len(images.index), self.accelerator.num_processes)
-        requests = [own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size)]
+        batch_specs = [own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size)]
         in_common = -(-(len(images.index) // self.accelerator.num_processes) // self.batch_size)
-        job = EvalJob(images, tuple(sizes), leave_out=self.quarantine is not None)
-        for i, batch in enumerate(by_threads(requests, job, self.threads, self.timeout_s)):
+        builder = EvalBatchBuilder(images, tuple(sizes), leave_out=self.quarantine is not None)
+        for i, batch in enumerate(by_threads(batch_specs, builder, self.threads, self.timeout_s)):
             if i < in_common:
                 self.between()
             if self.quarantine is not None:
@@ -125,24 +125,24 @@ class Evaluator:
         if self.flip:
             pixels += [view.flip(-1) for view in pixels]
         with self.accelerator.autocast():
-            logits = [said.float() for said in self.model.eval()(*pixels)]
+            logits = [predicted.float() for predicted in self.model.eval()(*pixels)]
         if self.flip:
             logits = [
                 mean_log_probabilities(pair) for pair in zip(logits[: len(images)], logits[len(images) :], strict=True)
             ]
         return dict(zip(images, logits, strict=True))
 
-    def score(self, images: Pixels, specs: Sequence[EvalSpec]) -> dict[str, Score]:
+    def score(self, images: ImageReader, specs: Sequence[EvalSpec]) -> dict[str, Score]:
         """Every figure of `specs` on all of the images; raises as `evaluate`."""
         return self.evaluate(images, specs).scores
 
-    def evaluate(self, images: Pixels, specs: Sequence[EvalSpec]) -> Evaluation:
+    def evaluate(self, images: ImageReader, specs: Sequence[EvalSpec]) -> Evaluation:
         """Every figure of `specs` and what was said of each image; raises InputError where none can be read."""
         device, count = self.accelerator.device, len(images.index)
         # Counts are exact in float64, and to 2^24 in float32.
         exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
         sums = torch.zeros(len(specs), 3, dtype=exact, device=device)  # right, right within 5, loss
-        answers = torch.zeros(len(specs), 3, count, dtype=exact, device=device)  # class + 1, confidence, truth
+        packed = torch.zeros(len(specs), 3, count, dtype=exact, device=device)  # class + 1, confidence, truth
         for batch in self.batches(images, sorted({size for spec in specs for size in spec.sizes})):
             if not len(batch.ids):
                 continue
@@ -151,21 +151,21 @@ class Evaluator:
             for row, spec in enumerate(specs):
                 log_probabilities = mean_log_probabilities([logits[size] for size in spec.sizes])
                 sums[row] += _count(log_probabilities, targets, exact)
-                answers[row][:, places] = _answers(log_probabilities, targets).to(exact)
-        totals, answers = self.accelerator.reduce(sums, "sum").tolist(), self.accelerator.reduce(answers, "sum").cpu()
-        read = int((answers[0, 0] > 0).sum())
+                packed[row][:, places] = _packed(log_probabilities, targets).to(exact)
+        totals, packed = self.accelerator.reduce(sums, "sum").tolist(), self.accelerator.reduce(packed, "sum").cpu()
+        read = int((packed[0, 0] > 0).sum())
         if not read:
             raise InputError(f"{images.index.root}: none of the {count} images to evaluate can be read")
         scores = {
             spec.name: Score(
-                100 * right / read, 100 * near / read, loss / read, read, self._borrowed(spec), count - read
+                100 * right / read, 100 * near / read, loss / read, read, self._norm_from(spec), count - read
             )
             for spec, (right, near, loss) in zip(specs, totals, strict=True)
         }
-        said, confidence, truth = answers.unbind(1)
+        predicted, confidence, p_label = packed.unbind(1)
         names = tuple(spec.name for spec in specs)
-        labels, classes = images.index.labels, (said - 1).long().numpy()
-        return Evaluation(scores, Predictions(names, labels, classes, confidence.numpy(), truth.numpy()))
+        labels, classes = images.index.labels, (predicted - 1).long().numpy()
+        return Evaluation(scores, PredictionTable(names, labels, classes, confidence.numpy(), p_label.numpy()))
 
     def latency_ms(self, specs: Sequence[EvalSpec]) -> dict[str, float]:
         """Median milliseconds until the answer to one uint8 image is on the host, on this process; quick to take.
@@ -190,8 +190,8 @@ class Evaluator:
             times.append(time.perf_counter() - started)
         return times[WARM_UPS:]
 
-    def _borrowed(self, spec: EvalSpec) -> int | None:
-        return next((scale for size in spec.sizes if (scale := self.model.borrowed_norm(size))), None)
+    def _norm_from(self, spec: EvalSpec) -> int | None:
+        return next((scale for size in spec.sizes if (scale := self.model.norm_from(size))), None)
 
 
 def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
@@ -206,8 +206,8 @@ def _count(log_probabilities: Tensor, targets: Tensor, exact: torch.dtype) -> Te
     return torch.stack([right[:, 0].sum().to(exact), right.sum().to(exact), loss])
 
 
-def _answers(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+def _packed(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     """3 x N: the class said, counted from 1, its probability, and that of the label."""
-    best, said = log_probabilities.topk(1, 1)
-    truth = log_probabilities.gather(1, targets[:, None])
-    return torch.cat([said.to(best.dtype) + 1, best.exp(), truth.exp()], 1).T
+    best, predicted = log_probabilities.topk(1, 1)
+    p_label = log_probabilities.gather(1, targets[:, None])
+    return torch.cat([predicted.to(best.dtype) + 1, best.exp(), p_label.exp()], 1).T

@@ -11,7 +11,7 @@ from toolkit.system.errors import InputError
 
 
 def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimizer; biases and normalisation are not decayed. Raises InputError on an unknown name."""
+    """timm's optimizer; biases and normalization are not decayed. Raises InputError on an unknown name."""
     known = timm.optim.list_optimizers()
     if settings.optimizer not in known:
         raise InputError(f"--optimizer {settings.optimizer}: timm has none such{nearest(settings.optimizer, known)}")
@@ -23,7 +23,7 @@ def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimi
         raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
 
 
-def try_out(settings: Settings, device: torch.device) -> None:
+def check_optimizer(settings: Settings, device: torch.device) -> None:
     """One step of the optimizer with a tiny layer; raises InputError where it fails or its state cannot be saved."""
     layer = nn.Linear(2, 2, device=device)
     optimizer = create_optimizer(settings, layer)

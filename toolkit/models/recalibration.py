@@ -1,12 +1,12 @@
-"""Normalisation for sizes that a model was not trained at: BatchNorm statistics, estimated on training images."""
+"""Normalization for sizes that a model was not trained at: BatchNorm statistics, estimated on training images."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from toolkit.data.loading.batches import EvalJob
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.batches import EvalBatchBuilder
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_threads
 from toolkit.models.create import BATCH_NORMS
 from toolkit.models.evaluator import Evaluator
@@ -22,7 +22,7 @@ def unseen(evaluator: Evaluator, sizes: Sequence[int]) -> list[int]:
 
 
 @torch.no_grad()
-def recalibrate(evaluator: Evaluator, images: Pixels, sizes: Sequence[int], seed: int) -> int:
+def recalibrate(evaluator: Evaluator, images: ImageReader, sizes: Sequence[int], seed: int) -> int:
     """Give `sizes` px statistics of their own: means over whole batches of training images as evaluation sees them.
 
     Every process takes the same images, so all end alike. Returns how many images were taken, at most 2048.
@@ -36,10 +36,10 @@ def recalibrate(evaluator: Evaluator, images: Pixels, sizes: Sequence[int], seed
         norm.train()
     chosen = np.random.default_rng((seed, 1)).permutation(len(images.index))[:IMAGES]  # classes lie in order
     batch_size = min(max(2, batch_size), len(chosen))
-    requests = [chosen[i : i + batch_size] for i in range(0, len(chosen) - batch_size + 1, batch_size)]
+    batch_specs = [chosen[i : i + batch_size] for i in range(0, len(chosen) - batch_size + 1, batch_size)]
     taken = 0
-    job = EvalJob(images, tuple(sizes), leave_out=True)
-    for batch in by_threads(requests, job, evaluator.threads, evaluator.timeout_s):
+    builder = EvalBatchBuilder(images, tuple(sizes), leave_out=True)
+    for batch in by_threads(batch_specs, builder, evaluator.threads, evaluator.timeout_s):
         if len(batch.ids) < 2:  # a single one has no variance
             continue
         with evaluator.accelerator.autocast():

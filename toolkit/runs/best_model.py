@@ -19,14 +19,14 @@ from toolkit.system.errors import InputError, SaveError
 BEST = "model.safetensors"
 
 
-def save(folder: Path, model: Tensors, facts: Mapping[str, Any]) -> None:
+def save(folder: Path, model: Tensors, metadata: Mapping[str, Any]) -> None:
     """Replace the exported best model, one file with its facts in it; a reader finds the old one or the new one."""
     staging, final = folder / f"{STAGED}{BEST}", folder / BEST
     try:
         folder.mkdir(exist_ok=True)
         tensors = on_host(model)
         # One key: safetensors writes several in any order.
-        save_file(tensors, staging, metadata={"facts": json.dumps({**facts, "sha256": _hash_of(tensors)})})
+        save_file(tensors, staging, metadata={"facts": json.dumps({**metadata, "sha256": _hash_of(tensors)})})
         files.sync(staging)
         os.replace(staging, final)
         files.sync(folder)
@@ -38,11 +38,11 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The best model's tensors and facts; raises InputError where they cannot be read or are not what was written."""
     try:
         with safe_open(folder / BEST, "pt") as file:  # once: it may be replaced now
-            facts = json.loads(file.metadata()["facts"])
+            metadata = json.loads(file.metadata()["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _hash_of(tensors) != facts.pop("sha256"):
+        if _hash_of(tensors) != metadata.pop("sha256"):
             raise ValueError("it was changed since it was written")
-        return tensors, facts
+        return tensors, metadata
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder / BEST}: the best model cannot be read: {error}") from None
 

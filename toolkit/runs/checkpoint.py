@@ -77,16 +77,16 @@ class Store:
         except (OSError, SafetensorError) as error:
             raise self._failed(step, error, path, bytes_of(content)) from None
 
-    def commit(self, step: int, contents: Contents, facts: Mapping[str, Any]) -> Path:
+    def commit(self, step: int, contents: Contents, metadata: Mapping[str, Any]) -> Path:
         """Add `contents` to what is staged and make it a checkpoint; only then older ones go. Raises SaveError.
 
-        `facts` stand in the manifest; its `best_step` names the checkpoint of the best model.
+        `metadata` stand in the manifest; its `best_step` names the checkpoint of the best model.
         """
         for name, content in contents.items():
             self.stage(step, name, content)
         staging, final = self.staging(step), self.path(step)
         try:
-            _vouch(staging, {"schema": SCHEMA, "step": step, **facts})
+            _vouch(staging, {"schema": SCHEMA, "step": step, **metadata})
             if final.exists():  # the same step in an earlier state: of an epoch that was not closed yet
                 os.replace(final, self._former(final))
             os.replace(staging, final)
@@ -194,14 +194,14 @@ def set_aside(path: Path, mark: str) -> Path:
     return free
 
 
-def _vouch(staging: Path, facts: Mapping[str, Any]) -> None:
+def _vouch(staging: Path, metadata: Mapping[str, Any]) -> None:
     """Write the manifest of all that is in a folder, and the mark that vouches for the manifest; all to the disk."""
     found = sorted(path for path in staging.rglob("*") if path.is_file())
     described = {
         path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
         for path in found
     }
-    (staging / MANIFEST).write_text(json.dumps({**facts, "files": described}, indent=2) + "\n")
+    (staging / MANIFEST).write_text(json.dumps({**metadata, "files": described}, indent=2) + "\n")
     files.sync(staging / MANIFEST)
     (staging / COMMITTED).write_text(files.sha256(staging / MANIFEST) + "\n")
     files.sync(staging / COMMITTED)

@@ -13,13 +13,13 @@ from typing import Any
 
 from toolkit.config.base import read_yaml, to_yaml
 from toolkit.config.settings import NOT_LEARNED, Settings
-from toolkit.runs import checkpoint, sample_log
+from toolkit.runs import checkpoint, earlier, sample_log
 from toolkit.runs.checkpoint import SCHEMA, STAGED, Store
 from toolkit.runs.state import Progress
 from toolkit.strategies.base import Strategy
 from toolkit.system import files
 from toolkit.system.errors import InputError
-from toolkit.system.run_lock import LOCK, NOTE, Ownership, run_of
+from toolkit.system.run_lock import LOCK, NOTE, RunLock, run_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class RunDirectory:
         self._metrics = path / "metrics.csv"
         self._summary = path / "summary.json"
         self._config = path / "config.yaml"
-        self.ownership = Ownership(path)
+        self.lock = RunLock(path)
 
     def is_empty(self) -> bool:
         """Whether nothing is there but what a start leaves that was killed before its first file was written."""
@@ -70,7 +70,7 @@ class RunDirectory:
     def summary(self) -> dict[str, Any]:
         """summary.json, empty where the run has not ended; raises InputError where it cannot be read."""
         try:
-            return dict(json.loads(self._summary.read_text()))
+            return dict(earlier.keys_now(json.loads(self._summary.read_text())))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError) as error:
@@ -107,14 +107,14 @@ class RunDirectory:
             raise InputError(f"{path}: cannot be read: {error}") from None
 
     def config(self) -> dict[str, Any]:
-        return read_yaml(self._config) if self._config.exists() else {}
+        return earlier.settings_now(read_yaml(self._config)) if self._config.exists() else {}
 
-    def cut_to(self, progress: Progress) -> None:
+    def truncate_to(self, progress: Progress) -> None:
         """Drop the records of what will be repeated: epochs that are not closed, steps that are not done."""
         rows = [row for row in self.metrics() if int(row["epoch"]) < progress.epoch]
         if self._metrics.exists():
             self._write_metrics(rows)
-        sample_log.cut_samples(self.samples, progress.step)
+        sample_log.truncate_samples(self.samples, progress.step)
 
     def metrics(self) -> list[dict[str, str]]:
         """The rows of metrics.csv; raises InputError where one is of no epoch."""
@@ -122,7 +122,7 @@ class RunDirectory:
             return []
         try:
             with self._metrics.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+                rows = [earlier.columns_now(row) for row in csv.DictReader(file)]
             for row in rows:
                 int(row["epoch"])
         except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -145,7 +145,7 @@ class RunDirectory:
         for name, values in notes.items() if main else ():
             files.write_json(self.path / name, values)
 
-    def forget_summary(self) -> None:
+    def remove_summary(self) -> None:
         """Take summary.json away, where there is one."""
         self._summary.unlink(missing_ok=True)
 
@@ -153,18 +153,20 @@ class RunDirectory:
         files.write_json(self._summary, dict(summary))
 
 
-def claim(settings: Settings, recipe: str, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+def acquire_run(
+    settings: Settings, recipe: str, fingerprint: Mapping[str, Any]
+) -> tuple[RunDirectory, Path | None, str]:
     """The run directory, locked, the checkpoint to go on from, and a line for the user; for rank 0 alone.
 
-    `facts`: what the run would be of, as in a manifest. Nothing but the directory and its lock is made. Raises
+    `fingerprint`: what the run would be of, as in a manifest. Nothing but the directory and its lock is made. Raises
     InputError rather than meet another run's files.
     """
     try:
         if settings.resume not in ("auto", "never"):
-            return _named(settings, Path(settings.resume), facts)
+            return _named(settings, Path(settings.resume), fingerprint)
         if settings.output_dir is not None:
-            return _given(settings, RunDirectory(settings.output_dir, settings.keep), facts)
-        found = _unfinished(recipe, facts, settings.keep) if settings.resume == "auto" else None
+            return _given(settings, RunDirectory(settings.output_dir, settings.keep), fingerprint)
+        found = _unfinished(recipe, fingerprint, settings.keep) if settings.resume == "auto" else None
         if found is not None:
             line = f"going on with the unfinished {found.path} (--resume never starts anew)"
             return found, found.store.recover(), line
@@ -184,39 +186,41 @@ def _new(recipe: str, settings: Settings) -> RunDirectory:
             break
         path = base.with_name(f"{base.name}-{number}")
     run = RunDirectory(path, settings.keep)
-    run.ownership.take()
+    run.lock.acquire()
     return run
 
 
-def _unfinished(recipe: str, facts: Mapping[str, Any], keep: int) -> RunDirectory | None:
+def _unfinished(recipe: str, fingerprint: Mapping[str, Any], keep: int) -> RunDirectory | None:
     """The newest run under `runs/` of this recipe, of these settings and images, that has more to do, and no owner."""
     folders = [path for path in RUNS.glob(f"{recipe}-*") if path.is_dir()]
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunDirectory(path, keep)
         try:
             newest = run.store.newest()
-            if newest and run.exit_reason() not in FINISHED and not _changes(run, newest, facts):
-                run.ownership.take()
+            if newest and run.exit_reason() not in FINISHED and not _changes(run, newest, fingerprint):
+                run.lock.acquire()
                 return run
         except InputError as error:  # somebody is at it, or a file of it is damaged
             log.info("resume    not %s: %s", path, error)
     return None
 
 
-def _given(settings: Settings, run: RunDirectory, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+def _given(
+    settings: Settings, run: RunDirectory, fingerprint: Mapping[str, Any]
+) -> tuple[RunDirectory, Path | None, str]:
     """`--output-dir`, new or holding a run."""
     if not run.config():
         if not run.is_empty():
             raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
-        run.ownership.take()
+        run.lock.acquire()
         return run, None, ""
     if settings.resume == "never":
         raise InputError(f"--output-dir {run.path} holds a run and --resume never forbids going on: choose another")
-    _check_same(run, run.store.newest(), facts)
-    run.ownership.take()
+    _check_same(run, run.store.newest(), fingerprint)
+    run.lock.acquire()
     newest = run.store.recover()
     if newest is None and run.had_saved():
-        run.ownership.release()
+        run.lock.release()
         raise InputError(
             f"{run.store.root}: its checkpoints are gone, though the run had saved: put them back, or take another "
             "--output-dir"
@@ -225,7 +229,7 @@ def _given(settings: Settings, run: RunDirectory, facts: Mapping[str, Any]) -> t
     return run, newest, line
 
 
-def _named(settings: Settings, path: Path, facts: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+def _named(settings: Settings, path: Path, fingerprint: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
     """`--resume PATH`, of a run or of one of its checkpoints."""
     run = RunDirectory(run_of(path), settings.keep)
     is_checkpoint = run.path != path
@@ -238,10 +242,10 @@ def _named(settings: Settings, path: Path, facts: Mapping[str, Any]) -> tuple[Ru
             f"--resume {path}: that run is finished; going back would lose its end: go back in a copy "
             "of it without summary.json and .dashboard-*.json"
         )
-    _check_same(run, path if is_checkpoint else run.store.newest(), facts)
+    _check_same(run, path if is_checkpoint else run.store.newest(), fingerprint)
     if is_checkpoint:
         checkpoint.check(path)
-    run.ownership.take()
+    run.lock.acquire()
     if is_checkpoint and run.went_back_to() != path.name:
         run.go_back_to(path)
         return run, path, f"going on with {path}"
@@ -249,8 +253,8 @@ def _named(settings: Settings, path: Path, facts: Mapping[str, Any]) -> tuple[Ru
     return run, start, f"going on with {start}" + (f", which comes after {path}" if is_checkpoint else "")
 
 
-def _check_same(run: RunDirectory, start: Path | None, facts: Mapping[str, Any]) -> None:
-    changes = _changes(run, start, facts)
+def _check_same(run: RunDirectory, start: Path | None, fingerprint: Mapping[str, Any]) -> None:
+    changes = _changes(run, start, fingerprint)
     if changes:
         raise InputError(
             f"{run.path}: the run was started otherwise ({'; '.join(changes)}): restore that, or take another "
@@ -258,15 +262,15 @@ def _check_same(run: RunDirectory, start: Path | None, facts: Mapping[str, Any])
         )
 
 
-def _changes(run: RunDirectory, start: Path | None, facts: Mapping[str, Any]) -> list[str]:
+def _changes(run: RunDirectory, start: Path | None, fingerprint: Mapping[str, Any]) -> list[str]:
     """What is not as the run was started: settings; images and classes, as far as it has a checkpoint, `start`."""
-    changes = difference(run.config(), facts["config"])
-    saved = checkpoint.read_manifest(start) if start else {"schema": SCHEMA, **facts}
+    changes = difference(run.config(), fingerprint["config"])
+    saved = checkpoint.read_manifest(start) if start else {"schema": SCHEMA, **fingerprint}
     if saved["schema"] != SCHEMA:
         return [*changes, f"format of checkpoints: {saved['schema']} -> {SCHEMA}"]
-    changes += changed_images(saved["data"], facts["data"])
-    if saved["classes"] != facts["classes"]:
-        changes.append(f"classes: {_brief(saved['classes'])} -> {_brief(facts['classes'])}")
+    changes += changed_images(saved["data"], fingerprint["data"])
+    if saved["classes"] != fingerprint["classes"]:
+        changes.append(f"classes: {_brief(saved['classes'])} -> {_brief(fingerprint['classes'])}")
     return changes
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toolkit.data.loading.reader import Pixels
-from toolkit.models.metrics import Predictions
+from toolkit.data.loading.reader import ImageReader
+from toolkit.models.metrics import PredictionTable
 from toolkit.system import files
 from toolkit.system.errors import BadSampleError, InputError, LoaderError
 
@@ -18,46 +18,47 @@ log = logging.getLogger(__name__)
 
 HARDEST = 24
 THUMBNAIL_PX = 128
+COLUMNS = ("predicted", "confidence", "p_label")  # per eval spec; read by position: earlier versions had other names
 
 
 @dataclass(frozen=True)
-class Mistakes:
-    """What stands in a run's folder: N names, their predictions, and files of the hardest images, worst first.
+class SavedPredictions:
+    """Predictions read back from a run's folder: N image names, their table, thumbnails of the hardest, worst first.
 
-    `hardest` maps a place in `names` to a JPEG of at most 128 px.
+    `hardest` maps a position in `names` to a JPEG of at most 128 px.
     """
 
     names: tuple[str, ...]
-    predictions: Predictions
+    table: PredictionTable
     hardest: dict[int, Path]
 
 
-def keep(folder: Path, split: str, predictions: Predictions, images: Pixels) -> None:
-    """`write`, for a run, which does not fail for it: its figures are known already."""
+def keep(folder: Path, split: str, table: PredictionTable, images: ImageReader) -> None:
+    """`write` for a run, whose metrics are known already: a failure is a warning."""
     try:
-        write(folder, split, predictions, images)
+        write(folder, split, table, images)
     except (OSError, LoaderError) as error:
-        log.warning("%s: what was said of each %s image could not be written: %s", folder, split, error)
+        log.warning("%s: predictions of %s images could not be written: %s", folder, split, error)
 
 
-def write(folder: Path, split: str, predictions: Predictions, images: Pixels) -> None:
-    """SPLIT.csv, a row per image: name, label, and per figure the class said, its probability and the label's.
+def write(folder: Path, split: str, table: PredictionTable, images: ImageReader) -> None:
+    """Write SPLIT.csv, a row per image: name, label, and COLUMNS of each eval spec; and SPLIT-hardest/ID.jpg.
 
-    And SPLIT-hardest/ID.jpg. Classes are numbers of class_map.json; -1: the image could not be read.
+    Classes are numbers of class_map.json; -1: the image could not be read.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    columns = [f"{figure}/{column}" for figure in predictions.figures for column in ("said", "confidence", "truth")]
+    columns = [f"{spec}/{column}" for spec in table.specs for column in COLUMNS]
     writer.writerow(["name", "label", *columns])
-    parts = np.stack([predictions.said, predictions.confidence, predictions.truth], axis=1)  # F x 3 x N
-    for i, label in enumerate(predictions.labels.tolist()):
-        cells = [(int(said), f"{sure:.6g}", f"{truth:.6g}") for said, sure, truth in parts[:, :, i].tolist()]
+    parts = np.stack([table.predicted, table.confidence, table.p_label], axis=1)  # S x 3 x N
+    for i, label in enumerate(table.labels.tolist()):
+        cells = [(int(predicted), f"{p:.6g}", f"{p_label:.6g}") for predicted, p, p_label in parts[:, :, i].tolist()]
         writer.writerow([images.index.names[i], label, *(cell for row in cells for cell in row)])
     thumbnails = folder / f"{split}-hardest"
     thumbnails.mkdir(parents=True, exist_ok=True)
     for old in thumbnails.glob("*.jpg"):
         old.unlink()
-    for i in predictions.hardest(HARDEST).tolist():
+    for i in table.hardest(HARDEST).tolist():
         try:
             image = Image.fromarray(images.whole(i))
         except BadSampleError:  # since it was evaluated
@@ -75,7 +76,7 @@ def clear(folder: Path) -> None:
         (folder / f"{thumbnails.name.removesuffix('-hardest')}.csv").unlink(missing_ok=True)
 
 
-def read(folder: Path, split: str) -> Mistakes | None:
+def read(folder: Path, split: str) -> SavedPredictions | None:
     """What `write` wrote, or None where nothing was written yet; raises InputError on a file that it did not write."""
     path = folder / f"{split}.csv"
     if not path.exists():
@@ -83,12 +84,12 @@ def read(folder: Path, split: str) -> Mistakes | None:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = csv.reader(file)
-        figures = tuple(column.removesuffix("/said") for column in header[2::3])
-        cells = np.array([row[1:] for row in rows], dtype=np.float64).reshape(len(rows), -1).T  # 1 + 3 F x N
-        said, confidence, truth = cells[1::3].astype(np.int64), cells[2::3], cells[3::3]
-        predictions = Predictions(figures, cells[0].astype(np.int64), said, confidence, truth)
+        specs = tuple(column.rpartition("/")[0] for column in header[2::3])
+        cells = np.array([row[1:] for row in rows], dtype=np.float64).reshape(len(rows), -1).T  # 1 + 3 S x N
+        predicted, confidence, p_label = cells[1::3].astype(np.int64), cells[2::3], cells[3::3]
+        table = PredictionTable(specs, cells[0].astype(np.int64), predicted, confidence, p_label)
     except (ValueError, IndexError) as error:
         raise InputError(f"{path}: not what a run writes: {error}") from None
     found = {int(file.stem): file for file in (folder / f"{split}-hardest").glob("*.jpg")}
-    order = [i for i in predictions.hardest(HARDEST).tolist() if i in found]
-    return Mistakes(tuple(row[0] for row in rows), predictions, {i: found[i] for i in order})
+    order = [i for i in table.hardest(HARDEST).tolist() if i in found]
+    return SavedPredictions(tuple(row[0] for row in rows), table, {i: found[i] for i in order})

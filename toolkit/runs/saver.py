@@ -40,7 +40,7 @@ class Saver:
         progress: Progress,
         own: Tensors,
         capture: Callable[[], Contents],
-        facts: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         best: bool = False,
     ) -> None:
         """Save each process's `own`, and what `capture` returns copies of, on rank 0 only.
@@ -57,7 +57,7 @@ class Saver:
         self._everywhere(stage, step)
         if self._accelerator.is_main_process:
             exported = dict(progress.best) if best else {}
-            self._writing = self._writer.submit(self._write, step, capture(), facts, exported)
+            self._writing = self._writer.submit(self._write, step, capture(), metadata, exported)
         self.newest = progress.at()
         self.seconds += time.perf_counter() - started
 
@@ -79,12 +79,12 @@ class Saver:
         if writing is not None:
             writing.result()
 
-    def _write(self, step: int, contents: Contents, facts: Mapping[str, Any], best: Mapping[str, Any]) -> None:
+    def _write(self, step: int, contents: Contents, metadata: Mapping[str, Any], best: Mapping[str, Any]) -> None:
         for rank in range(self._accelerator.num_processes):
             part = self._store.staging(step) / checkpoint.rank_file(rank)
             if not part.exists():
                 raise SaveError(f"{part}: rank {rank} wrote it and rank 0 does not see it: is the storage shared?")
-        self._store.commit(step, contents, facts)
+        self._store.commit(step, contents, metadata)
         if best:
             best_model.save(self._best, state.exported(contents), best)
 

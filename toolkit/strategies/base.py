@@ -1,7 +1,7 @@
 """All that the loop and a strategy say to each other.
 
 A strategy brackets the model call: which sizes go in, and what to make of the logits that come out. It is frozen,
-printable, serialisable, and a pure function of its fields, phase and step, so it has nothing to checkpoint and every
+printable, serializable, and a pure function of its fields, phase and step, so it has nothing to checkpoint and every
 rank agrees with every other.
 """
 
@@ -33,7 +33,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training; `sizes` are all that may occur in it, px; `strength` scales the augmentation."""
+    """A stretch of training; `sizes` are all that may occur in it, px; `regularization` scales the augmentation."""
 
     index: int
     epochs: int
@@ -41,7 +41,7 @@ class Phase:
     sizes: tuple[int, ...]
     batch_size: int
     lr_scale: float = 1.0
-    strength: float = 1.0
+    regularization: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class EvalSpec:
 
 @dataclass(frozen=True)
 class Loss:
-    """`total` is what is minimised; `parts` are for logs only."""
+    """`total` is what is minimized; `parts` are for logs only."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
@@ -70,7 +70,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class NormPolicy:
-    """Which scales own normalisation: statistics and affine ("full"), statistics only, or nothing ("off").
+    """Which scales own normalization: statistics and affine ("full"), statistics only, or nothing ("off").
 
     With "off" all sizes share one set, and `scales` are those that its statistics are of at the end of training.
     """
@@ -83,7 +83,7 @@ class NormPolicy:
             raise InputError(f"--norm-per-scale {self.mode}: one of {', '.join(NORM_MODES)}")
 
     def scale_for(self, size: int) -> int:
-        """The scale whose normalisation serves `size`: its own, else the nearest in log size, the larger of two."""
+        """The scale whose normalization serves `size`: its own, else the nearest in log size, the larger of two."""
         return min(self.scales, key=lambda scale: (max(scale / size, size / scale), -scale))
 
 
@@ -105,7 +105,7 @@ class Strategy(ABC):
         """The loss of one micro-batch; logits: one N x C per size of the step; targets: N ints or N x C floats."""
 
     @abstractmethod
-    def panel(self) -> tuple[EvalSpec, ...]:
+    def eval_specs(self) -> tuple[EvalSpec, ...]:
         """Every scale worth reporting."""
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def norm(self) -> NormPolicy:
-        """Which scales share normalisation."""
+        """Which scales share normalization."""
 
     def to_dict(self) -> dict[str, Any]:
         """Its name and fields, as they stand in a configuration file."""

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.strategies.scales import check_ascending, check_several, panel
+from toolkit.strategies.scales import check_ascending, check_several, eval_specs
 from toolkit.system.errors import InputError
 
 RAMP_START, RAMP_DELAY, RAMP_FINISH = 0.5, 0.5, 0.2  # of the largest size; shares of the epochs (MosaicML Composer)
-RAMP_MOST_SIZES = 8  # compilers and cuDNN specialise per shape
+RAMP_MOST_SIZES = 8  # compilers and cuDNN specialize per shape
 RAMP_GRID_PX = 4
 
 
@@ -96,8 +96,8 @@ class Progressive(Strategy):
         total = criterion(logits[0], targets)
         return Loss(total, {f"loss/{step.sizes[0]}px": total})
 
-    def panel(self) -> tuple[EvalSpec, ...]:
-        return panel(self.scales, self.eval_scales)
+    def eval_specs(self) -> tuple[EvalSpec, ...]:
+        return eval_specs(self.scales, self.eval_scales)
 
     def selection(self) -> EvalSpec:
         return at_size(self.scales[-1])

@@ -23,7 +23,7 @@ def check_several(flag: str, sizes: Sequence[int]) -> None:
         raise InputError(f"{flag} {sizes[0]}: one size is single-scale training: use recipes/single_scale.py")
 
 
-def panel(sizes: Sequence[int], eval_scales: Sequence[int] | None) -> tuple[EvalSpec, ...]:
+def eval_specs(sizes: Sequence[int], eval_scales: Sequence[int] | None) -> tuple[EvalSpec, ...]:
     """A figure at each size of `eval_scales`, or of the training sizes; the target size is always among them."""
     return tuple(at_size(size) for size in sorted({*(eval_scales or sizes), sizes[-1]}))
 

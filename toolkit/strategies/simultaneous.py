@@ -9,7 +9,7 @@ from torch import Tensor
 
 from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.consistency import CONSISTENCY, consistency
-from toolkit.strategies.scales import check_ascending, check_several, join, panel
+from toolkit.strategies.scales import check_ascending, check_several, eval_specs, join
 from toolkit.system.errors import InputError
 
 
@@ -54,11 +54,11 @@ class Simultaneous(Strategy):
         mean = torch.stack(losses).mean()
         if self.consistency_weight == 0:
             return Loss(mean, parts)
-        agreement = consistency(logits, self.consistency)
-        return Loss(mean + self.consistency_weight * agreement, {**parts, "consistency": agreement})
+        disagreement = consistency(logits, self.consistency)
+        return Loss(mean + self.consistency_weight * disagreement, {**parts, "consistency": disagreement})
 
-    def panel(self) -> tuple[EvalSpec, ...]:
-        return panel(self.scales, self.eval_scales)
+    def eval_specs(self) -> tuple[EvalSpec, ...]:
+        return eval_specs(self.scales, self.eval_scales)
 
     def selection(self) -> EvalSpec:
         return at_size(self.scales[-1])

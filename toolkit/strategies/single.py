@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.strategies.scales import check_ascending, panel
+from toolkit.strategies.scales import check_ascending, eval_specs
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class SingleScale(Strategy):
         total = criterion(logits[0], targets)
         return Loss(total, {f"loss/{step.sizes[0]}px": total})
 
-    def panel(self) -> tuple[EvalSpec, ...]:
-        return panel((self.img_size,), self.eval_scales)
+    def eval_specs(self) -> tuple[EvalSpec, ...]:
+        return eval_specs((self.img_size,), self.eval_scales)
 
     def selection(self) -> EvalSpec:
         return at_size(self.img_size)

@@ -31,7 +31,7 @@ def silence(stream: TextIO) -> None:
 
 
 class _Lines(logging.Handler):
-    """Looks up stdout at each line, so that redirections made after the start are honoured."""
+    """Looks up stdout at each line, so that redirections made after the start are honored."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
@@ -47,14 +47,14 @@ def start(main: bool) -> None:
         logger.propagate = False
 
 
-class LifeSign:
+class Heartbeat:
     """A line now and then where no bar shows that a run lives, as in a log file: a minute after the start at first."""
 
     def __init__(self, main: bool) -> None:
         self._needed = main and not (sys.stdout.isatty() and sys.stderr.isatty())
         self._next = time.monotonic() + LIFE_SIGN_S
 
-    def give(self, logger: logging.Logger, line: str) -> None:
+    def beat(self, logger: logging.Logger, line: str) -> None:
         if self._needed and time.monotonic() >= self._next:
             self._next = time.monotonic() + LIFE_SIGN_S
             logger.info(line)

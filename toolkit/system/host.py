@@ -40,8 +40,8 @@ def free_memory_gb(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"))
         free = math.inf
     try:
         limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        facts = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        return min(free, (int(limit) - int(used) + int(facts.get("inactive_file", 0))) / 1e9)
+        counters = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        return min(free, (int(limit) - int(used) + int(counters.get("inactive_file", 0))) / 1e9)
     except (OSError, ValueError):  # no cgroup v2, or no limit in it
         return free
 

@@ -43,7 +43,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self.reason = ""
-        self._signalled = self._training = self._trained = self._saved = False
+        self._signaled = self._training = self._trained = self._saved = False
         self._pid = os.getpid()
         self._before: dict[int, Any] = {}
         self._over = threading.Event()
@@ -107,10 +107,10 @@ class Preemption:
             return
         if self._saved:
             os._exit(EXIT_CODE)
-        if self._signalled or self._over.is_set():  # a repetition, else `_leave_at_second` ends the process; or the end
+        if self._signaled or self._over.is_set():  # a repetition, else `_leave_at_second` ends the process; or the end
             return
-        self._signalled = number != ORPHANED
-        name = signal.Signals(number).name if self._signalled else "the end of the launcher"
+        self._signaled = number != ORPHANED
+        name = signal.Signals(number).name if self._signaled else "the end of the launcher"
         self.ask(name)
         if not self._training:
             raise _StoppedEarly(f"stopped by {name} before training began; run the same command again")

@@ -15,14 +15,14 @@ from toolkit.system.errors import InputError
 LOCK, NOTE = ".lock", ".owner.json"
 
 
-class Ownership:
+class RunLock:
     """The right to write into a run directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = FileLock(folder / LOCK)
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Make the directory this process's own; raises InputError where another run has it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self.probe()
@@ -30,7 +30,7 @@ class Ownership:
         (self._folder / NOTE).write_text(json.dumps(note) + "\n")
 
     def probe(self) -> None:
-        """As `take`, without leaving a note."""
+        """As `acquire`, without leaving a note."""
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -58,13 +58,13 @@ def run_of(path: Path) -> Path:
     return path.parent.parent if is_checkpoint else path
 
 
-def refuse_if_taken(output_dir: Path | None, resume: str) -> None:
+def refuse_if_locked(output_dir: Path | None, resume: str) -> None:
     """Raises InputError where another run is using the directory: at once, before anything heavy is imported."""
     folder = output_dir or (None if resume in ("auto", "never") else run_of(Path(resume)))
     if folder is not None and host.is_main_process() and (folder / LOCK).exists():
         try:
-            ownership = Ownership(folder)
-            ownership.probe()
-            ownership.release()
+            lock = RunLock(folder)
+            lock.probe()
+            lock.release()
         except OSError:  # not ours to write in: the run itself will say so
             return

@@ -14,18 +14,18 @@ import torch
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.batches import Batch
-from toolkit.data.loading.pipeline import Feed, open_feed
-from toolkit.data.loading.sampler import Epoch, Request, Sampler, Share
+from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
+from toolkit.data.loading.sampler import BatchSpec, Epoch, RankShare, Sampler
 from toolkit.strategies import SingleScale
 from toolkit.strategies.base import Phase, Step, Strategy
 from toolkit.system import console, host
 from toolkit.system.errors import InputError
 from toolkit.training import device
-from toolkit.training.loop import learn
+from toolkit.training.loop import train_step
 from toolkit.training.monitor import peak_memory_gb, reset_peak_memory
 from toolkit.training.roofline import TRAINING, Case, Ceiling, Knobs, Traffic, ceiling, training_gflop, verdict
-from toolkit.training.run_plan import Prepared, prepare, undefined_gradient
-from toolkit.training.train_state import Learner, build_learner
+from toolkit.training.run_plan import RunPlan, make_run_plan, undefined_gradient
+from toolkit.training.train_state import TrainState, build_train_state
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +35,16 @@ LEAST_BATCHES = 5  # have come
 
 
 @dataclass(frozen=True)
-class Report:
-    """`facts` of the machine and the run, all that was measured, and a line for each case on what bounds it."""
+class BenchmarkReport:
+    """`conditions` of the machine and the run, all that was measured, and a line for each case on what bounds it."""
 
-    facts: dict[str, Any]
+    conditions: dict[str, Any]
     cases: list[Case]
     verdicts: list[str]
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **self.facts,
+            **self.conditions,
             "cases": [
                 {**asdict(case), "share_of_peak": case.share_of_peak, "bound": case.bound, "verdict": line}
                 for case, line in zip(self.cases, self.verdicts, strict=True)
@@ -58,7 +58,7 @@ def benchmark(
     precisions: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
     steps: int = TIMED_STEPS,
-) -> Report:
+) -> BenchmarkReport:
     """Measure each scale alone, then the strategy's own steps; prints tables, trains nothing that is kept.
 
     `precisions`: some of `device.precisions`, unset all; `batch_sizes`: unset that of the settings. Raises InputError
@@ -78,48 +78,49 @@ def benchmark(
             ceilings[precision] = ceiling(accelerator.device, precision)
             for batch_size in batch_sizes or (settings.batch_size,):
                 sized = settings.model_copy(update={"batch_size": batch_size})
-                prepared = prepare(accelerator, sized, strategy, only_timed=True)
-                learner, _ = build_learner(accelerator, strategy, prepared, only_some_scales=True)
-                loader = loader or _loader_rates(learner, prepared)
-                for sizes in _all_sizes(prepared):
-                    if reason := undefined_gradient(accelerator, prepared.model_plan, sizes):
+                run_plan = make_run_plan(accelerator, sized, strategy, only_timed=True)
+                train_state, _ = build_train_state(accelerator, strategy, run_plan, only_some_scales=True)
+                loader = loader or _loader_rates(train_state, run_plan)
+                for sizes in _all_sizes(run_plan):
+                    if reason := undefined_gradient(accelerator, run_plan.model_plan, sizes):
                         log.info("left out  %s, whose gradient torch leaves undefined", reason)
                         continue
-                    measured = _measure(learner, prepared, sizes, steps, ceilings[precision])
+                    measured = _measure(train_state, run_plan, sizes, steps, ceilings[precision])
                     cases.append(replace(measured, precision=precision, loader_images_per_s=loader[sizes]))
-                del learner
+                del train_state
         finally:
             device.stop()
     if not cases:
         raise InputError("nothing is left to measure: take larger sizes or another of --precisions")
     cases.sort(key=lambda case: (len(case.sizes), case.sizes, case.batch_size))
     size_flag = "--img-size" if isinstance(strategy, SingleScale) else "--scales"
-    knobs = Knobs(prepared.threads, host.loader_threads(), prepared.settings.cache, settings.compile, size_flag)
-    facts = {
+    knobs = Knobs(run_plan.threads, host.loader_threads(), run_plan.settings.cache, settings.compile, size_flag)
+    conditions = {
         "arch": settings.arch,
         **where,
         "torch": torch.__version__,
-        "data": prepared.splits.source,
+        "data": run_plan.splits.source,
         "steps": steps,
         **asdict(knobs),
         "ceilings": {precision: asdict(reached) for precision, reached in ceilings.items()},
     }
-    report = Report(facts, cases, [verdict(case, cases, knobs) for case in cases])
+    report = BenchmarkReport(conditions, cases, [verdict(case, cases, knobs) for case in cases])
     for line in table(report):
         log.info(line)
     return report
 
 
-def table(report: Report) -> list[str]:
+def table(report: BenchmarkReport) -> list[str]:
     """A benchmark as lines for a person."""
-    facts, cases = report.facts, report.cases
-    resident = " of the whole process" if facts["device"].startswith("cpu") else ""
-    limits = ", ".join(f"{name} {c['tflops']:.3g}" for name, c in facts["ceilings"].items())
+    conditions, cases = report.conditions, report.cases
+    resident = " of the whole process" if conditions["device"].startswith("cpu") else ""
+    limits = ", ".join(f"{name} {c['tflops']:.3g}" for name, c in conditions["ceilings"].items())
     lines = [
-        f"benchmark {facts['arch']} on {facts['processes']} x {facts['device']}, {facts['steps']} steps a case; "
+        f"benchmark {conditions['arch']} on {conditions['processes']} x {conditions['device']}, "
+        f"{conditions['steps']} steps a case; "
         f"memory is the peak{resident}",
         f"peak      10^12 operations/s of a large matrix product here: {limits}",
-        f"loader    {facts['data']}, {facts['workers']} worker(s), cache {facts['cache']}, timed alone",
+        f"loader    {conditions['data']}, {conditions['workers']} worker(s), cache {conditions['cache']}, timed alone",
         f"{'px':>14} {'precision':>9} {'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'peak memory GB':>14} "
         f"{'GFLOP/step':>10} {'of peak':>7} {'loader images/s':>15}",
     ]
@@ -135,28 +136,28 @@ def table(report: Report) -> list[str]:
     return lines
 
 
-def _all_sizes(prepared: Prepared) -> list[tuple[int, ...]]:
+def _all_sizes(run_plan: RunPlan) -> list[tuple[int, ...]]:
     """Those of each phase, and each of them alone."""
-    own = {tuple(phase.sizes) for phase in prepared.plan.phases}
+    own = {tuple(phase.sizes) for phase in run_plan.plan.phases}
     return sorted({*own, *((size,) for sizes in own for size in sizes)}, key=lambda sizes: (len(sizes), sizes))
 
 
-def _measure(learner: Learner, prepared: Prepared, sizes: tuple[int, ...], steps: int, reached: Ceiling) -> Case:
+def _measure(train_state: TrainState, run_plan: RunPlan, sizes: tuple[int, ...], steps: int, reached: Ceiling) -> Case:
     """Everything about a case but its precision and its loader."""
-    accelerator, plan = learner.accelerator, prepared.plan
+    accelerator, plan = train_state.accelerator, run_plan.plan
     if len(sizes) == 1:
-        learner = replace(learner, strategy=SingleScale(sizes[0]))
+        train_state = replace(train_state, strategy=SingleScale(sizes[0]))
     batch_size, micro_batch = plan.budget.batch_size, plan.micro_batch
     device.give_back_memory()
     reset_peak_memory(accelerator.device)
-    p50, p95 = np.percentile(_step_seconds(learner, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
+    p50, p95 = np.percentile(_step_seconds(train_state, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
     memory = peak_memory_gb(accelerator.device)
     fewer = max(2, micro_batch // 2)  # BatchNorm needs two
     short = -(-steps // 2)  # a median needs fewer than a percentile
-    halved = np.median(_step_seconds(learner, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
+    halved = np.median(_step_seconds(train_state, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
     fixed = None if halved is None else p50 - micro_batch * (p50 - halved) / (micro_batch - fewer)
-    gflop = batch_size * training_gflop(prepared.model_plan.gmacs, sizes)
-    moved = TRAINING * plan.accumulation * _forward_bytes(learner, sizes, micro_batch)
+    gflop = batch_size * training_gflop(run_plan.model_plan.gmacs, sizes)
+    moved = TRAINING * plan.accumulation * _forward_bytes(train_state, sizes, micro_batch)
     return Case(
         sizes=sizes,
         precision="",
@@ -180,63 +181,63 @@ def _batch(sizes: tuple[int, ...], images: int, batch_size: int) -> Batch:
 
 
 def _step_seconds(
-    learner: Learner, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
+    train_state: TrainState, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
 ) -> list[float]:
     """Of each timed optimizer step, on the process's own clock."""
     phase, batch = Phase(0, 1, 1, sizes, batch_size), _batch(sizes, micro_batch, batch_size)
-    learner.model.train()
+    train_state.model.train()
     times = []
     for _ in range(WARM_UP_STEPS + steps):
         started = time.perf_counter()
-        for _ in range(learner.accelerator.gradient_accumulation_steps):
-            learn(learner, batch, phase, learning_rate=0.0)
-        int(learner.watch.first_bad)  # waits for the device
+        for _ in range(train_state.accelerator.gradient_accumulation_steps):
+            train_step(train_state, batch, phase, learning_rate=0.0)
+        int(train_state.non_finite.first_bad)  # waits for the device
         times.append(time.perf_counter() - started)
     return times[WARM_UP_STEPS:]
 
 
 @torch.no_grad()
-def _forward_bytes(learner: Learner, sizes: tuple[int, ...], micro_batch: int) -> int:
+def _forward_bytes(train_state: TrainState, sizes: tuple[int, ...], micro_batch: int) -> int:
     """What the operations of one forward pass read and write, in the precision at hand."""
-    images, _ = learner.receive(_batch(sizes, micro_batch, micro_batch))
-    views = learner.views(images, sizes)
-    with torch.compiler.set_stance("force_eager"), learner.accelerator.autocast(), Traffic() as traffic:
-        learner.weights.model.eval()(*views)
+    images, _ = train_state.receive(_batch(sizes, micro_batch, micro_batch))
+    views = train_state.views(images, sizes)
+    with torch.compiler.set_stance("force_eager"), train_state.accelerator.autocast(), Traffic() as traffic:
+        train_state.weights.model.eval()(*views)
     return traffic.bytes
 
 
-def _loader_rates(learner: Learner, prepared: Prepared) -> dict[tuple[int, ...], float]:
+def _loader_rates(train_state: TrainState, run_plan: RunPlan) -> dict[tuple[int, ...], float]:
     """Images per second that the loader delivers at each of the sizes over all processes, with nothing beside it.
 
     Each from an epoch of its own, so that the images are other ones where there are many; those kept in memory are
     read once before, as by all epochs but the first.
     """
-    accelerator, plan = learner.accelerator, prepared.plan
-    feed = open_feed(prepared.settings, learner.strategy, prepared.splits, plan.phases, prepared.threads)
+    accelerator, plan = train_state.accelerator, run_plan.plan
+    pipeline = open_pipeline(run_plan.settings, train_state.strategy, run_plan.splits, plan.phases, run_plan.threads)
     rates = {}
-    for number, sizes in enumerate(_all_sizes(prepared)):
+    for number, sizes in enumerate(_all_sizes(run_plan)):
         epoch = next(epoch for epoch in plan.epochs() if {*sizes} <= {*epoch.phase.sizes})
-        alone = feed
+        alone = pipeline
         if len(sizes) == 1:
-            alone = replace(feed, sampler=replace(feed.sampler, strategy=SingleScale(sizes[0])))
+            alone = replace(pipeline, sampler=replace(pipeline.sampler, strategy=SingleScale(sizes[0])))
         share, batches = plan.share(accelerator.process_index), LOADER_BATCHES
-        for _ in range(2 if prepared.settings.cache == "ram" else 1):
+        for _ in range(2 if run_plan.settings.cache == "ram" else 1):
             rate, batches = _delivered(alone, epoch._replace(number=number), share, batches)
         slowest = accelerator.gather(torch.tensor([rate], device=accelerator.device)).min().item()
         rates[sizes] = slowest * plan.processes
     return rates
 
 
-def _delivered(feed: Feed, epoch: Epoch, share: Share, most: int) -> tuple[float, int]:
+def _delivered(pipeline: DataPipeline, epoch: Epoch, share: RankShare, most: int) -> tuple[float, int]:
     """Images per second of at most so many batches of an epoch to one process, and the number of batches taken.
 
     What is delivered while workers start is not counted: one batch; of worker processes, which load whole ones, each
     one's first.
     """
-    order = feed.sampler
-    endless = replace(feed, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
+    order = pipeline.sampler
+    endless = replace(pipeline, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
     stream = endless.batches(epoch, epoch.start, share)
-    for _ in range(max(1, feed.workers) if feed.augmenter.holds_interpreter else 1):
+    for _ in range(max(1, pipeline.workers) if pipeline.augmenter.holds_interpreter else 1):
         next(stream)
     images, count, seconds, started = 0, 0, 0.0, time.perf_counter()
     while count < most and (count < LEAST_BATCHES or seconds < LOADER_S):
@@ -248,6 +249,6 @@ def _delivered(feed: Feed, epoch: Epoch, share: Share, most: int) -> tuple[float
 class _Endless(Sampler):
     """An epoch over and over, for workers that start once: few images make few batches."""
 
-    def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
+    def batch_specs(self, epoch: Epoch, from_step: int = 0) -> Iterator[BatchSpec]:
         while True:
-            yield from super().requests(epoch, from_step)
+            yield from super().batch_specs(epoch, from_step)

@@ -11,19 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from toolkit.models import metrics
-from toolkit.tools.evaluate import Assessment, Climb
+from toolkit.models.cascade import saving
+from toolkit.tools.evaluate import CascadeReport, EvaluationReport
 
 SCHEMA = 1  # of evaluation.json
 
 
-def table(found: Assessment) -> str:
+def table(found: EvaluationReport) -> str:
     """Everything as text for a person."""
     return "".join(f"{line}\n" for line in _lines(found))
 
 
-def _lines(found: Assessment) -> Iterator[str]:
+def _lines(found: EvaluationReport) -> Iterator[str]:
     wide = max(6, *(len(spec.name) for spec in found.specs))
-    yield f"run       {found.trained.directory.path}, best model (epoch {found.trained.facts['epoch']})"
+    yield f"run       {found.loaded.directory.path}, best model (epoch {found.loaded.metadata['epoch']})"
     yield f"machine   {found.machine}"
     sizes, images = found.recalibrated
     if sizes:
@@ -43,16 +44,16 @@ def _lines(found: Assessment) -> Iterator[str]:
         yield f"{'':{wide}}  top-1 %  top-5 %    loss    ECE"
         for name, score in evaluation.scores.items():
             error = metrics.calibration_error(evaluation.predictions.of(name))
-            lent = f"  normalisation of {score.borrowed} px" if score.borrowed else ""
+            lent = f"  normalization of {score.norm_from} px" if score.norm_from else ""
             yield f"{name:>{wide}}  {score.top1:7.2f}  {score.top5:7.2f}  {score.loss:6.4f}  {error:.4f}{lent}"
-    for split, climb in found.climbs.items():
+    for split, cascade in found.cascades.items():
         yield ""
-        yield from _climb_lines(split, climb, found)
+        yield from _cascade_lines(split, cascade, found)
     if found.flags.cascade and found.confidence is not None:
         yield f"  predict     {_predicting(found, found.flags.cascade, found.confidence)}"
 
 
-def _predicting(found: Assessment, sizes: Sequence[int], confidence: float) -> str:
+def _predicting(found: EvaluationReport, sizes: Sequence[int], confidence: float) -> str:
     """The command that predicts as this cascade was found to."""
     fresh = sorted({*sizes} & {*found.recalibrated[0]})
     if fresh:
@@ -64,22 +65,22 @@ def _predicting(found: Assessment, sizes: Sequence[int], confidence: float) -> s
     return shlex.join(["python", "recipes/predict.py", *words])
 
 
-def _climb_lines(split: str, climb: Climb, found: Assessment) -> Iterator[str]:
-    last = max(climb.shares)
+def _cascade_lines(split: str, cascade: CascadeReport, found: EvaluationReport) -> Iterator[str]:
+    last = max(cascade.shares)
     chosen = f", chosen on {found.tuned_on}" if found.tuned_on else ""
     yield f"cascade on {split}, confidence {found.confidence:g}{chosen}"
-    yield "  decided at  " + "  ".join(f"{size} px {100 * share:.1f}%" for size, share in climb.shares.items())
+    yield "  decided at  " + "  ".join(f"{size} px {100 * share:.1f}%" for size, share in cascade.shares.items())
     yield (
-        f"  compute     {1000 * climb.gmacs:.2f} of {1000 * climb.alone_gmacs:.2f} x 10^6 multiply-adds an image: "
-        f"{metrics.saving(climb.gmacs, climb.alone_gmacs)} than {last} px alone"
+        f"  compute     {1000 * cascade.gmacs:.2f} of {1000 * cascade.alone_gmacs:.2f} x 10^6 multiply-adds an image: "
+        f"{saving(cascade.gmacs, cascade.alone_gmacs)} than {last} px alone"
     )
-    lost = climb.top1 - climb.alone_top1
-    yield f"  top-1       {climb.top1:.2f}% against {climb.alone_top1:.2f}%: {lost:+.2f} points"
+    lost = cascade.top1 - cascade.alone_top1
+    yield f"  top-1       {cascade.top1:.2f}% against {cascade.alone_top1:.2f}%: {lost:+.2f} points"
 
 
-def to_json(found: Assessment) -> dict[str, Any]:
+def to_json(found: EvaluationReport) -> dict[str, Any]:
     """Everything as plain values."""
-    trained, (sizes, images) = found.trained, found.recalibrated
+    loaded, (sizes, images) = found.loaded, found.recalibrated
     splits = {
         split: {
             name: {**asdict(score), "ece": metrics.calibration_error(evaluation.predictions.of(name))}
@@ -91,40 +92,40 @@ def to_json(found: Assessment) -> dict[str, Any]:
         "confidence": found.confidence,
         "tuned_on": found.tuned_on,
         "splits": {
-            split: {**asdict(climb), "times_less_compute": climb.alone_gmacs / climb.gmacs}
-            for split, climb in found.climbs.items()
+            split: {**asdict(cascade), "times_less_compute": cascade.alone_gmacs / cascade.gmacs}
+            for split, cascade in found.cascades.items()
         },
     }
     return {
         "schema": SCHEMA,
-        "run": str(trained.directory.path),
-        "epoch": trained.facts["epoch"],
-        "classes": trained.classes,
+        "run": str(loaded.directory.path),
+        "epoch": loaded.metadata["epoch"],
+        "classes": loaded.classes,
         "machine": found.machine,
         "recalibrated": {"sizes": sizes, "images": images},
         "costs": {name: asdict(cost) for name, cost in found.costs.items()},
         "splits": splits,
-        "cascade": cascade if found.climbs else None,
+        "cascade": cascade if found.cascades else None,
     }
 
 
 @rc_context({"text.parse_math": False})  # names may hold any characters
-def write_plot(found: Assessment, path: Path) -> None:
-    """Accuracy and latency against size, and accuracy against multiply-adds, as SVG; a colour for each split."""
+def write_plot(found: EvaluationReport, path: Path) -> None:
+    """Accuracy and latency against size, and accuracy against multiply-adds, as SVG; a color for each split."""
     single = [spec for spec in found.specs if len(spec.sizes) == 1]
     sizes, names = [spec.sizes[0] for spec in single], [spec.name for spec in single]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, (split, evaluation) in enumerate(found.evaluations.items()):
-        colour, scores = f"C{place}", evaluation.scores
-        left.plot(sizes, [scores[name].top1 for name in names], "o-", color=colour, label=split)
+        color, scores = f"C{place}", evaluation.scores
+        left.plot(sizes, [scores[name].top1 for name in names], "o-", color=color, label=split)
         mega = {name: 1000 * cost.gmacs for name, cost in found.costs.items()}
-        right.plot([mega[name] for name in names], [scores[name].top1 for name in names], "o-", color=colour)
+        right.plot([mega[name] for name in names], [scores[name].top1 for name in names], "o-", color=color)
         for name in mega.keys() - {*names}:
-            right.plot(mega[name], scores[name].top1, "s", color=colour, label=f"{split}, averaged {name}")
-        if split in found.climbs:
-            climb = found.climbs[split]
-            right.plot(1000 * climb.gmacs, climb.top1, "*", markersize=12, color=colour, label=f"{split}, cascade")
+            right.plot(mega[name], scores[name].top1, "s", color=color, label=f"{split}, averaged {name}")
+        if split in found.cascades:
+            cascade = found.cascades[split]
+            right.plot(1000 * cascade.gmacs, cascade.top1, "*", markersize=12, color=color, label=f"{split}, cascade")
     _axes(left, "image size, px", "top-1, %")
     left.set_xticks(sizes)
     time = left.twinx()

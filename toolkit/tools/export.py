@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from toolkit.config.tool_settings import Export, Format
 from toolkit.data.images import views
 from toolkit.data.images.header import UNREADABLE
-from toolkit.data.loading.batches import EvalJob, load
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.batches import EvalBatchBuilder, load
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.read import read_bytes
 from toolkit.models.create import MultiView, ScaleNorm
 from toolkit.system import files
 from toolkit.system.errors import ExportError, InputError, first_line
 from toolkit.tools.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source, answer, difference
-from toolkit.tools.loaded_run import Trained, open_trained
+from toolkit.tools.loaded_run import LoadedRun, load_run
 from toolkit.tools.model_card import Card, Gap, write_card
 from toolkit.tools.run_data import own_splits
 from toolkit.tools.timm_model import TimmModel, middle
@@ -50,7 +50,7 @@ DROPPED = ("drop_rate", "drop_path_rate", "pretrained_cfg", "pretrained_cfg_over
 
 @dataclass(frozen=True)
 class Seen:
-    """The same N images: `ours` uint8, as evaluation decodes them; the others normalised.
+    """The same N images: `ours` uint8, as evaluation decodes them; the others normalized.
 
     `by_card` are made by the model card's lines, `by_timm` by timm's transform alone; NaN where PIL cannot read one.
     """
@@ -66,32 +66,32 @@ def export(flags: Export) -> Path:
     Raises InputError, and ExportError where a format cannot be made or is off, with nothing written.
     """
     folder = flags.output_dir or flags.run / "export"
-    refuse_if_taken(folder, flags.overwrite)
+    refuse_if_locked(folder, flags.overwrite)
     formats = choose(flags.formats)
-    trained = open_trained(flags.run)
-    model = describe(trained, flags.scale)
-    splits = own_splits(trained, flags.data_root)
+    loaded = load_run(flags.run)
+    model = describe(loaded, flags.scale)
+    splits = own_splits(loaded, flags.data_root)
     seen = look(splits, model)
     log.info("%-11s %d px, checked on %d images of the run", "scale", model.size, len(seen.ours))
     with _staged(folder) as staging:
-        differences = _write(trained, model, seen, formats, staging, must=flags.formats is not None)
-        gaps = [measure_gap(trained, seen.ours, theirs) for theirs in (seen.by_card, seen.by_timm)]
-        card = Card(trained, splits, model, differences, len(seen.ours), *gaps)
-        files.write_json(staging / CLASS_MAP, dict(enumerate(trained.classes)))
+        differences = _write(loaded, model, seen, formats, staging, must=flags.formats is not None)
+        gaps = [measure_gap(loaded, seen.ours, theirs) for theirs in (seen.by_card, seen.by_timm)]
+        card = Card(loaded, splits, model, differences, len(seen.ours), *gaps)
+        files.write_json(staging / CLASS_MAP, dict(enumerate(loaded.classes)))
         files.write_json(staging / CONFIG, model.config())
         files.write_text(staging / CARD, write_card(card))
     return folder
 
 
 def _write(
-    trained: Trained, model: TimmModel, seen: Seen, formats: Sequence[Format], folder: Path, *, must: bool
+    loaded: LoadedRun, model: TimmModel, seen: Seen, formats: Sequence[Format], folder: Path, *, must: bool
 ) -> dict[Format, float]:
     """Write and check each format; the largest differences of a logit. One that cannot be made is left out or, if it
     `must` be there, raises ExportError."""
-    pixels = views.normalise(seen.ours, trained.mean, trained.std)
-    expected = answer(lambda batch: trained.model(batch)[0], pixels)
+    pixels = views.normalize(seen.ours, loaded.mean, loaded.std)
+    expected = answer(lambda batch: loaded.model(batch)[0], pixels)
     plain = model.create()
-    plain.load_state_dict(one_scale(trained.model, model.size).state_dict())
+    plain.load_state_dict(one_scale(loaded.model, model.size).state_dict())
     source, differences = Source(model, plain, pixels[:TRACED]), {}
     for name in formats:
         path = folder / FILES[name]
@@ -113,7 +113,7 @@ def _write(
     return differences
 
 
-def refuse_if_taken(folder: Path, overwrite: bool) -> None:
+def refuse_if_locked(folder: Path, overwrite: bool) -> None:
     """Raises InputError unless the folder is new or empty, or holds an export and nothing else, to be replaced."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output-dir {folder}: not a folder")
@@ -140,28 +140,28 @@ def choose(asked: Sequence[Format] | None) -> list[Format]:
     return chosen
 
 
-def describe(trained: Trained, scale: int | None) -> TimmModel:
+def describe(loaded: LoadedRun, scale: int | None) -> TimmModel:
     """The timm model that is exported; raises InputError on a size that the run never measured."""
-    size = scale or trained.strategy.selection().sizes[-1]
-    known = sorted({*trained.sizes, *trained.strategy.norm().scales})
+    size = scale or loaded.strategy.selection().sizes[-1]
+    known = sorted({*loaded.sizes, *loaded.strategy.norm().scales})
     if size not in known:
         raise InputError(f"--scale {size}: this run's sizes are {', '.join(map(str, known))} px: choose one of them")
-    network: Any = trained.model.model
+    network: Any = loaded.model.model
     data = resolve_model_data_config(network)
-    arguments = {name: value for name, value in trained.arguments.items() if name not in DROPPED}
+    arguments = {name: value for name, value in loaded.arguments.items() if name not in DROPPED}
     return TimmModel(
-        arch=trained.settings.arch,
+        arch=loaded.settings.arch,
         arguments=arguments,
         size=size,
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
-        classes=trained.classes,
+        classes=loaded.classes,
         known=dict(network.pretrained_cfg),
     )
 
 
 def one_scale(model: MultiView, size: int) -> nn.Module:
-    """A copy of the network with the normalisation that serves `size` px alone: its names are timm's own."""
+    """A copy of the network with the normalization that serves `size` px alone: its names are timm's own."""
     network, scale = copy.deepcopy(model.model), str(model.policy.scale_for(size))
     for name, module in [*network.named_modules()]:
         if isinstance(module, ScaleNorm):
@@ -182,7 +182,7 @@ def look(splits: Splits, model: TimmModel) -> Seen:
         if index is None or not count:
             continue
         ids = np.linspace(0, len(index) - 1, count).astype(np.int64)
-        batch = load(EvalJob(Pixels(index), (model.size,), leave_out=True), ids)
+        batch = load(EvalBatchBuilder(ImageReader(index), (model.size,), leave_out=True), ids)
         ours.append(batch.images[model.size])
         theirs += [_by_pil(read_bytes(index, i), transform, model.size) for i in batch.ids.tolist()]
     if not theirs:
@@ -204,12 +204,12 @@ def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:
     return transform(middle(image)), transform(image)
 
 
-def measure_gap(trained: Trained, ours: Tensor, theirs: Tensor) -> Gap:
+def measure_gap(loaded: LoadedRun, ours: Tensor, theirs: Tensor) -> Gap:
     """How far another preprocessing is from evaluation's, on images that both can read; `ours` uint8."""
     there = ~theirs.isnan().any(dim=(1, 2, 3))
-    theirs, ours = theirs[there], views.normalise(ours[there], trained.mean, trained.std)
-    levels = 255 * (theirs - ours).abs() * trained.std[:, None, None]
-    by_theirs, by_ours = (answer(lambda batch: trained.model(batch)[0], x).softmax(1) for x in (theirs, ours))
+    theirs, ours = theirs[there], views.normalize(ours[there], loaded.mean, loaded.std)
+    levels = 255 * (theirs - ours).abs() * loaded.std[:, None, None]
+    by_theirs, by_ours = (answer(lambda batch: loaded.model(batch)[0], x).softmax(1) for x in (theirs, ours))
     return Gap(
         images=len(theirs),
         mean_levels=float(levels.mean()),

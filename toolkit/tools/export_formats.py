@@ -1,4 +1,4 @@
-"""How a timm model is written in each format, and opened again. All take normalised float32 N x 3 x S x S."""
+"""How a timm model is written in each format, and opened again. All take normalized float32 N x 3 x S x S."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ from toolkit.system import console
 from toolkit.tools.benchmark import benchmark
 from toolkit.training import device
 from toolkit.training.loop import train
-from toolkit.training.run_plan import describe, prepare
+from toolkit.training.run_plan import describe, make_run_plan
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
-        prepared = prepare(accelerator, settings, strategy)
-        return [*device.describe(settings, accelerator), *describe(prepared, strategy)]
+        run_plan = make_run_plan(accelerator, settings, strategy)
+        return [*device.describe(settings, accelerator), *describe(run_plan, strategy)]
     finally:
         device.stop()
 

@@ -19,10 +19,10 @@ from toolkit.system.errors import InputError
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedRun:
     """The best model of a run, on a device and in evaluation mode, and what it was trained on.
 
-    `facts`: epoch, step and figures of the model; `mean` and `std`: 3 values for pixels in [0, 1]; `gmacs`: 10^9
+    `metadata`: epoch, step and figures of the model; `mean` and `std`: 3 values for pixels in [0, 1]; `gmacs`: 10^9
     multiply-adds of one image at each size; `arguments`: those of the architecture, as timm was given them.
     """
 
@@ -33,14 +33,14 @@ class Trained:
     model: MultiView
     mean: Tensor
     std: Tensor
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     gmacs: dict[int, float]
     arguments: dict[str, Any]
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes on its panel, px, ascending."""
-        return panel_sizes(self.strategy)
+        return eval_sizes(self.strategy)
 
     def manifest(self) -> dict[str, Any]:
         """That of its newest checkpoint, empty where none is left."""
@@ -52,12 +52,12 @@ class Trained:
         return self.manifest().get("precision") or self.directory.summary().get("precision")
 
 
-def panel_sizes(strategy: Strategy) -> tuple[int, ...]:
+def eval_sizes(strategy: Strategy) -> tuple[int, ...]:
     """Every size that a strategy reports, px, ascending."""
-    return tuple(sorted({size for spec in strategy.panel() for size in spec.sizes}))
+    return tuple(sorted({size for spec in strategy.eval_specs() for size in spec.sizes}))
 
 
-def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | None = None) -> Trained:
+def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None = None) -> LoadedRun:
     """The best model of the run in a folder; `sizes` px are those that it will meet beside its own.
 
     Raises InputError where the folder holds no run, no model yet, or the architecture cannot take a size.
@@ -75,8 +75,8 @@ def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | N
     classes = directory.classes()
     if not directory.best.exists():
         raise InputError(f"{path}: there is no best model yet: its first epoch is not evaluated")
-    state, facts = best_model.load(directory.best)
-    own = panel_sizes(strategy)
+    state, metadata = best_model.load(directory.best)
+    own = eval_sizes(strategy)
     plan = plan_model(settings, len(classes), own)
     if not {*sizes} <= {*own}:  # with tables as large as the run's, whatever the further sizes
         made = {name: value for name, value in plan.arguments.items() if name == "img_size"}
@@ -91,7 +91,7 @@ def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | N
     where = device or torch.device("cpu")
     known = resolve_model_data_config(model.model)
     mean, std = (torch.tensor(known[name], device=where) for name in ("mean", "std"))
-    return Trained(
+    return LoadedRun(
         directory,
         settings,
         strategy,
@@ -99,7 +99,7 @@ def open_trained(path: Path, sizes: Sequence[int] = (), device: torch.device | N
         model.to(where).eval(),
         mean,
         std,
-        facts,
+        metadata,
         dict(plan.gmacs),
         dict(plan.arguments),
     )

@@ -17,7 +17,7 @@ from toolkit.runs.directory import learned
 from toolkit.strategies.base import at_size
 from toolkit.system.errors import printable
 from toolkit.tools.export_formats import FILES, INPUT, TOLERANCE
-from toolkit.tools.loaded_run import Trained
+from toolkit.tools.loaded_run import LoadedRun
 from toolkit.tools.timm_model import MIDDLE, TimmModel
 
 MOST_CLASSES = 20  # that are named; class_map.json has all
@@ -26,7 +26,7 @@ LIMITATIONS = (
     "It knows these classes only: anything else gets one of them, too. Accuracy was measured on images of the same "
     "source as those of the training; on others expect less. Logits were compared in float32 on a CPU; in half "
     "precision they differ more. What the images show, and who may use them and this model, is for its author to add, "
-    "with a licence."
+    "with a license."
 )
 SPLITS = {"val": "validation", "test": "test"}
 
@@ -55,7 +55,7 @@ class Card:
     `by_card`: the lines that it shows; `by_timm`: timm's transform alone.
     """
 
-    trained: Trained
+    loaded: LoadedRun
     splits: Splits
     model: TimmModel
     differences: Mapping[Format, float]
@@ -65,37 +65,37 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure of the panel: top-1 and top-5, percent, by split; 10^9 multiply-adds; whose normalisation it took."""
+class SizeRow:
+    """One figure of the panel: top-1 and top-5, percent, by split; 10^9 multiply-adds; whose normalization it took."""
 
     name: str
     scores: Mapping[str, tuple[float, float]]
     gmacs: float
-    borrowed: int | None
+    norm_from: int | None
 
 
-def read_rows(trained: Trained) -> list[Row]:
+def read_rows(loaded: LoadedRun) -> list[SizeRow]:
     """The panel as summary.json has it; of a run that has not ended, what its best model was chosen for."""
-    summary = trained.directory.summary()
+    summary = loaded.directory.summary()
     found = {split: summary[split] for split in SPLITS if split in summary}
     rows = []
-    for spec in trained.strategy.panel():
+    for spec in loaded.strategy.eval_specs():
         scores = {split: (of[spec.name]["top1"], of[spec.name]["top5"]) for split, of in found.items()}
-        if not scores and f"{spec.name}/top1" in trained.facts:
-            scores = {"val": (trained.facts[f"{spec.name}/top1"], trained.facts[f"{spec.name}/top5"])}
-        borrowed = next((scale for size in spec.sizes if (scale := trained.model.borrowed_norm(size))), None)
-        rows.append(Row(spec.name, scores, sum(trained.gmacs[size] for size in spec.sizes), borrowed))
+        if not scores and f"{spec.name}/top1" in loaded.metadata:
+            scores = {"val": (loaded.metadata[f"{spec.name}/top1"], loaded.metadata[f"{spec.name}/top5"])}
+        norm_from = next((scale for size in spec.sizes if (scale := loaded.model.norm_from(size))), None)
+        rows.append(SizeRow(spec.name, scores, sum(loaded.gmacs[size] for size in spec.sizes), norm_from))
     return rows
 
 
-def unreadable(trained: Trained) -> dict[str, int]:
+def unreadable(loaded: LoadedRun) -> dict[str, int]:
     """How many images of each split could not be read and are in no figure."""
-    target = trained.strategy.selection().name
-    tested = trained.directory.summary().get("test", {}).get(target, {})
-    return {"val": int(trained.facts.get(f"{target}/unreadable", 0)), "test": tested.get("unreadable", 0)}
+    target = loaded.strategy.selection().name
+    tested = loaded.directory.summary().get("test", {}).get(target, {})
+    return {"val": int(loaded.metadata.get(f"{target}/unreadable", 0)), "test": tested.get("unreadable", 0)}
 
 
-def recommended(rows: list[Row]) -> Row | None:
+def recommended(rows: list[SizeRow]) -> SizeRow | None:
     """The figure with the best top-1 on validation images, of equals the cheapest; None where none was measured."""
     measured = [row for row in rows if "val" in row.scores]
     return max(measured, key=lambda row: (row.scores["val"][0], -row.gmacs), default=None)
@@ -103,16 +103,16 @@ def recommended(rows: list[Row]) -> Row | None:
 
 def write_card(card: Card) -> str:
     """The whole text; raises InputError where the run's summary cannot be read."""
-    rows = read_rows(card.trained)
-    title = f"# {verbatim(_name(card.trained))} at {card.model.size} px"
+    rows = read_rows(card.loaded)
+    title = f"# {verbatim(_name(card.loaded))} at {card.model.size} px"
     sections = {
         "How to load it": _usage(card),
         "Preprocessing": _preprocessing(card),
         "Accuracy": _accuracy(card, rows),
         "Training data": _counts(card),
-        "Settings": f"```yaml\n{to_yaml(_settings(card.trained))}```",
+        "Settings": f"```yaml\n{to_yaml(_settings(card.loaded))}```",
         "Limitations": LIMITATIONS,
-        "Versions": _versions(card.trained),
+        "Versions": _versions(card.loaded),
     }
     parts = [f"---\n{to_yaml(_front(card, rows))}---\n{title}", _introduction(card)]
     return "\n\n".join([*parts, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n"
@@ -125,11 +125,11 @@ def verbatim(text: str) -> str:
     return f"{fence}{around}{text}{around}{fence}"
 
 
-def _name(trained: Trained) -> str:
-    return printable(trained.directory.path.resolve().name)
+def _name(loaded: LoadedRun) -> str:
+    return printable(loaded.directory.path.resolve().name)
 
 
-def _front(card: Card, rows: list[Row]) -> dict[str, Any]:
+def _front(card: Card, rows: list[SizeRow]) -> dict[str, Any]:
     """The metadata that the Hugging Face hub reads."""
     front: dict[str, Any] = {
         "library_name": "timm",
@@ -146,12 +146,12 @@ def _front(card: Card, rows: list[Row]) -> dict[str, Any]:
             }
             for split, (top1, _) in exported.scores.items()
         ]
-        front["model-index"] = [{"name": _name(card.trained), "results": results}]
+        front["model-index"] = [{"name": _name(card.loaded), "results": results}]
     return front
 
 
 def _introduction(card: Card) -> str:
-    trained, model, settings = card.trained, card.model, card.trained.settings
+    loaded, model, settings = card.loaded, card.model, card.loaded.settings
     data = "the built-in data" if settings.data_root == SYNTHETIC else "own images"
     start = "timm's pretrained weights" if settings.pretrained else "random weights"
     average = f" (a moving average of the weights, decay {settings.ema_decay})" if settings.ema_decay else ""
@@ -159,8 +159,8 @@ def _introduction(card: Card) -> str:
     more = f" and {len(model.classes) - MOST_CLASSES} more, in class_map.json" if model.classes[MOST_CLASSES:] else ""
     return (
         f"`{model.arch}` of [timm]({TIMM}) for {len(model.classes)} classes of images, trained on {data} from {start}: "
-        f"{trained.strategy}. These are the weights after epoch {trained.facts['epoch']}, counted from 0, the best at "
-        f"{trained.strategy.selection().name}{average}.\n\nClasses, in the order of the logits: {named}{more}."
+        f"{loaded.strategy}. These are the weights after epoch {loaded.metadata['epoch']}, counted from 0, the best at "
+        f"{loaded.strategy.selection().name}{average}.\n\nClasses, in the order of the logits: {named}{more}."
     )
 
 
@@ -185,7 +185,7 @@ def _usage(card: Card) -> str:
         blocks += [f"import torch\n\nby_torch = torch.export.load('{FILES['pt2']}').module()(pixels)"]
     local = ["`timm.create_model('local-dir:FOLDER', pretrained=True)` loads this folder, too, by its config.json."]
     files = (
-        f"All files take float32 batches of any number of images, N x 3 x {model.size} x {model.size}, normalised as "
+        f"All files take float32 batches of any number of images, N x 3 x {model.size} x {model.size}, normalized as "
         f"above, and give N x {len(model.classes)} logits. Each was opened again and compared with the run's own model "
         f"on {card.checked} images, in batches of 1, 5 and the rest; a difference above {TOLERANCE:g} is refused."
     )
@@ -207,14 +207,14 @@ def _preprocessing(card: Card) -> str:
     )
 
 
-def _accuracy(card: Card, rows: list[Row]) -> str:
+def _accuracy(card: Card, rows: list[SizeRow]) -> str:
     """The table, the recommended size, and what of it this export can do."""
     splits = [split for split in SPLITS if any(split in row.scores for row in rows)]
     heads = [f"{SPLITS[split]} {figure}" for split in splits for figure in ("top-1", "top-5")]
     table = [f"| size | {' | '.join([*heads, '10^9 multiply-adds'])} |", "|---" * (len(heads) + 2) + "|"]
     for row in rows:
         cells = [f"{x:.2f}%" for split in splits for x in row.scores.get(split, ())] or ["" for _ in heads]
-        name = row.name + (f" (normalisation of {row.borrowed} px)" if row.borrowed else "")
+        name = row.name + (f" (normalization of {row.norm_from} px)" if row.norm_from else "")
         table += [f"| {' | '.join([name, *cells, f'{row.gmacs:.3g}'])} |"]
     best, dearest = recommended(rows), max(rows, key=lambda row: row.gmacs)
     if best is None or len([row for row in rows if row.scores]) < len(rows):
@@ -224,24 +224,24 @@ def _accuracy(card: Card, rows: list[Row]) -> str:
             "the dearest" if best is dearest else f"at {best.gmacs / dearest.gmacs:.0%} of the cost of {dearest.name}"
         )
         advice = f"Recommended test size: **{best.name}**, the best on validation images, {share}."
-    if card.trained.model.scale_norms:
-        own = card.trained.model.policy.scale_for(card.model.size)
+    if card.loaded.model.scale_norms:
+        own = card.loaded.model.policy.scale_for(card.model.size)
         advice += (
-            f" This export has the normalisation of {own} px; the other rows are those of the run's own model, which "
+            f" This export has the normalization of {own} px; the other rows are those of the run's own model, which "
             "has one for each scale: `recipes/export.py RUN --scale` exports another."
         )
-    left_out = ", ".join(f"{count} of {SPLITS[split]}" for split, count in unreadable(card.trained).items() if count)
+    left_out = ", ".join(f"{count} of {SPLITS[split]}" for split, count in unreadable(card.loaded).items() if count)
     note = f"Images that could not be read are left out: {left_out}.\n\n" if left_out else ""
     return "\n".join(table) + f"\n\n{note}{advice}"
 
 
 def _counts(card: Card) -> str:
     """Of the images that the run had, as its checkpoint and summary tell; of each class where those were opened."""
-    now, then = card.splits.digests(), card.trained.manifest().get("data")
+    now, then = card.splits.digests(), card.loaded.manifest().get("data")
     if then is None:
         return "No checkpoint of the run is left, which would tell how many images it had."
-    totals, missing = {"val": then["val"]["images"]}, unreadable(card.trained)
-    for score in [*card.trained.directory.summary().get("test", {}).values()][:1]:
+    totals, missing = {"val": then["val"]["images"]}, unreadable(card.loaded)
+    for score in [*card.loaded.directory.summary().get("test", {}).values()][:1]:
         totals["test"] = score["images"] + score["unreadable"]
     sizes = [
         f"{total} {SPLITS[split]}" + (f" ({total - missing[split]} readable)" if missing[split] else "")
@@ -255,15 +255,15 @@ def _counts(card: Card) -> str:
     return f"{told}; {each} training images of each class."
 
 
-def _settings(trained: Trained) -> dict[str, Any]:
+def _settings(loaded: LoadedRun) -> dict[str, Any]:
     """What was learned, and how, but not from which folder."""
-    settings = learned(trained.directory.config())
+    settings = learned(loaded.directory.config())
     return {name: value for name, value in settings.items() if name != "data_root" and value is not None}
 
 
-def _versions(trained: Trained) -> str:
+def _versions(loaded: LoadedRun) -> str:
     told = ", ".join(
-        f"{package} {number}" for package, number in trained.directory.summary().get("versions", {}).items()
+        f"{package} {number}" for package, number in loaded.directory.summary().get("versions", {}).items()
     )
     now = f"torch {torch.__version__}, timm {timm.__version__}"
     return (f"Trained with {told}. " if told else "") + f"Exported with {now}."

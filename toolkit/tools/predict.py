@@ -6,33 +6,30 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 from tqdm import tqdm
 
 from toolkit.config.tool_settings import Predict
 from toolkit.data.images.decode import decode
 from toolkit.data.images.header import read_header
-from toolkit.data.loading.batches import EvalBatch, EvalJob
+from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder
 from toolkit.data.loading.workers import by_threads
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.paths import Listed, list_paths
 from toolkit.data.sources.read import read_bytes
-from toolkit.models import metrics
+from toolkit.models.cascade import Cascade, saving
 from toolkit.models.create import MultiView
-from toolkit.models.evaluator import Evaluator, mean_log_probabilities
+from toolkit.models.evaluator import Evaluator
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import console
 from toolkit.system.errors import BadSampleError, InputError, printable
 from toolkit.tools.evaluate import start_evaluator
-from toolkit.tools.loaded_run import open_trained
-from toolkit.tools.prediction_rows import STDOUT, Row, RowFile
+from toolkit.tools.loaded_run import load_run
+from toolkit.tools.prediction_rows import STDOUT, PredictionRow, RowFile
 from toolkit.training import device
 
 TOP = 5  # classes told of each image
@@ -57,86 +54,58 @@ class Files:
             raise BadSampleError(self.index.names[i], str(error)) from None
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """The rungs that an image goes up while its top probability is below `confidence`; most often there is one."""
-
-    rungs: tuple[EvalSpec, ...]
-    confidence: float
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(sorted({size for rung in self.rungs for size in rung.sizes}))
-
-    def climb(self, evaluator: Evaluator, images: dict[int, Tensor]) -> tuple[Tensor, list[int]]:
-        """N x C probabilities, on the host, and the rung that each is of."""
-        count = len(next(iter(images.values())))
-        decided, waiting, said = [0] * count, torch.arange(count), None
-        for place, rung in enumerate(self.rungs):
-            logits = evaluator.logits({size: images[size][waiting] for size in rung.sizes})
-            now = mean_log_probabilities([logits[size] for size in rung.sizes]).exp().cpu()
-            said = now if said is None else said.index_copy(0, waiting, now)
-            for i in waiting.tolist():
-                decided[i] = place
-            waiting = waiting[now.max(1).values < self.confidence]
-            if not len(waiting):
-                break
-        assert said is not None
-        return said, decided
-
-
-def make_ladder(flags: Predict, largest: int) -> Ladder:
+def make_cascade(flags: Predict, largest: int) -> Cascade:
     """What the flags ask for; without any the run's largest size."""
     if flags.cascade:
-        return Ladder(tuple(at_size(size) for size in flags.cascade), flags.confidence or CONFIDENCE)
+        return Cascade(tuple(at_size(size) for size in flags.cascade), flags.confidence or CONFIDENCE)
     sizes = flags.scales or (largest,)
-    return Ladder((EvalSpec("+".join(map(str, sizes)), sizes),), CONFIDENCE)
+    return Cascade((EvalSpec("+".join(map(str, sizes)), sizes),), CONFIDENCE)
 
 
 def predict(flags: Predict) -> int:
     """Write a row for each image; returns the exit code. Raises InputError where nothing can be read."""
-    trained = open_trained(flags.run, [*(flags.scales or ()), *(flags.cascade or ())])
-    ladder = make_ladder(flags, trained.strategy.selection().sizes[-1])
+    loaded = load_run(flags.run, [*(flags.scales or ()), *(flags.cascade or ())])
+    cascade = make_cascade(flags, loaded.strategy.selection().sizes[-1])
     listed = list_paths(flags.paths)
-    evaluator = start_evaluator(trained, flags)
+    evaluator = start_evaluator(loaded, flags)
     try:
-        tally = _write(flags, listed, evaluator, ladder, trained.classes)
+        tally = _write(flags, listed, evaluator, cascade, loaded.classes)
     finally:
         device.stop()
     if evaluator.accelerator.is_main_process and not tally.closed:
-        for line in (*tally.lines(flags, listed, trained.gmacs), *_borrowed(trained.model, ladder)):
+        for line in (*tally.lines(flags, listed, loaded.gmacs), *_borrowed(loaded.model, cascade)):
             console.say(printable(line), sys.stderr)
     if tally.bad and not tally.read and not tally.stopped:
         raise InputError(f"none of the {tally.bad} images can be read; the first: {tally.first_error}")
     return STOPPED if tally.stopped else 0
 
 
-def _borrowed(model: MultiView, ladder: Ladder) -> Iterator[str]:
-    for size in ladder.sizes:
-        scale = model.borrowed_norm(size)
+def _borrowed(model: MultiView, cascade: Cascade) -> Iterator[str]:
+    for size in cascade.sizes:
+        scale = model.norm_from(size)
         if scale is not None:
-            yield f"{f'{size} px':9} normalisation of {scale} px: the run was not trained at {size} px"
+            yield f"{f'{size} px':9} normalization of {scale} px: the run was not trained at {size} px"
 
 
 class Tally:
     """What became of the images, for the last lines; on the main process."""
 
     def __init__(self) -> None:
-        self.decided: Counter[str] = Counter()  # by size
+        self.exit_index: Counter[str] = Counter()  # by size
         self.bad, self.first_error = 0, ""
         self.stopped = self.closed = False
 
     @property
     def read(self) -> int:
-        return self.decided.total()
+        return self.exit_index.total()
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[PredictionRow]) -> None:
         for row in rows:
             if row.error:
                 self.bad += 1
                 self.first_error = self.first_error or f"{row.path}: {row.error}"
             else:
-                self.decided[row.size] += 1
+                self.exit_index[row.size] += 1
 
     def lines(self, flags: Predict, listed: Listed, gmacs: dict[int, float]) -> Iterator[str]:
         if self.stopped:
@@ -146,10 +115,10 @@ class Tally:
         left_out = f", {listed.left_out} other files left out" if listed.left_out else ""
         yield f"images    {self.read} predicted{bad}{left_out}{where}"
         if flags.cascade and self.read:
-            shares = [self.decided[str(size)] / self.read for size in flags.cascade]
+            shares = [self.exit_index[str(size)] / self.read for size in flags.cascade]
             costs = np.cumsum([gmacs[size] for size in flags.cascade])
             told = "  ".join(f"{size} px {100 * part:.1f}%" for size, part in zip(flags.cascade, shares, strict=True))
-            saved = metrics.saving(float(costs @ shares), gmacs[flags.cascade[-1]])
+            saved = saving(float(costs @ shares), gmacs[flags.cascade[-1]])
             yield f"cascade   decided at {told}: {saved} compute than {flags.cascade[-1]} px alone"
 
 
@@ -169,14 +138,14 @@ def interruptible() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _write(flags: Predict, listed: Listed, evaluator: Evaluator, ladder: Ladder, classes: Sequence[str]) -> Tally:
+def _write(flags: Predict, listed: Listed, evaluator: Evaluator, cascade: Cascade, classes: Sequence[str]) -> Tally:
     """Batch after batch, in order: each process takes every n-th, the main one writes them all."""
     accelerator, tally = evaluator.accelerator, Tally()
     file = RowFile(flags.output, min(TOP, len(classes))) if accelerator.is_main_process else None
     count = len(listed.names)
     draws = console.bars(accelerator.is_main_process) and not (flags.output == STDOUT and sys.stdout.isatty())
     with interruptible() as asked, tqdm(total=count, unit="image", disable=not draws) as bar:
-        own = _answered(listed, evaluator, ladder, classes)
+        own = _answered(listed, evaluator, cascade, classes)
         for _ in range(-(-count // (evaluator.batch_size * accelerator.num_processes))):  # as often on each process
             gathered = gather_object([(next(own, []), bool(asked), file is not None and file.closed)])
             for rows, _, _ in gathered:
@@ -192,7 +161,9 @@ def _write(flags: Predict, listed: Listed, evaluator: Evaluator, ladder: Ladder,
     return tally
 
 
-def _answered(listed: Listed, evaluator: Evaluator, ladder: Ladder, classes: Sequence[str]) -> Iterator[list[Row]]:
+def _answered(
+    listed: Listed, evaluator: Evaluator, cascade: Cascade, classes: Sequence[str]
+) -> Iterator[list[PredictionRow]]:
     """The rows of this process's batches."""
     here = str(Path.cwd())[1:]
     inside = [name[1:] if name.startswith("/") else f"{here}/{name}" for name in listed.names]
@@ -201,24 +172,30 @@ def _answered(listed: Listed, evaluator: Evaluator, ladder: Ladder, classes: Seq
     step = size * evaluator.accelerator.num_processes
     own = range(evaluator.accelerator.process_index * size, len(inside), step)
     requests = [np.arange(first, min(first + size, len(inside))) for first in own]
-    job = EvalJob(files, ladder.sizes, leave_out=True)
-    for ids, batch in zip(requests, by_threads(requests, job, evaluator.threads, evaluator.timeout_s), strict=True):
-        rows = {int(i): row for i, row in zip(batch.ids, _rows(listed, batch, evaluator, ladder, classes), strict=True)}
+    builder = EvalBatchBuilder(files, cascade.sizes, leave_out=True)
+    for ids, batch in zip(requests, by_threads(requests, builder, evaluator.threads, evaluator.timeout_s), strict=True):
+        rows = {
+            int(i): row for i, row in zip(batch.ids, _rows(listed, batch, evaluator, cascade, classes), strict=True)
+        }
         missing = [i for i in ids.tolist() if i not in rows]
-        rows |= {i: Row(listed.names[i], error=reason) for i, (_, reason) in zip(missing, batch.bad, strict=True)}
+        rows |= {
+            i: PredictionRow(listed.names[i], error=reason) for i, (_, reason) in zip(missing, batch.bad, strict=True)
+        }
         yield [rows[i] for i in ids.tolist()]
 
 
-def _rows(listed: Listed, batch: EvalBatch, evaluator: Evaluator, ladder: Ladder, classes: Sequence[str]) -> list[Row]:
+def _rows(
+    listed: Listed, batch: EvalBatch, evaluator: Evaluator, cascade: Cascade, classes: Sequence[str]
+) -> list[PredictionRow]:
     """One for each image that was read."""
     if not len(batch.ids):
         return []
-    probabilities, decided = ladder.climb(evaluator, batch.images)
+    probabilities, exit_index = cascade.predict(evaluator, batch.images)
     best = probabilities.topk(min(TOP, len(classes)), 1)
-    names = ["+".join(map(str, rung.sizes)) for rung in ladder.rungs]
+    names = ["+".join(map(str, spec.sizes)) for spec in cascade.exits]
     return [
-        Row(listed.names[i], tuple(zip([classes[c] for c in labels], values, strict=True)), names[place])
+        PredictionRow(listed.names[i], tuple(zip([classes[c] for c in labels], values, strict=True)), names[place])
         for i, labels, values, place in zip(
-            batch.ids.tolist(), best.indices.tolist(), best.values.tolist(), decided, strict=True
+            batch.ids.tolist(), best.indices.tolist(), best.values.tolist(), exit_index, strict=True
         )
     ]

@@ -15,7 +15,7 @@ from toolkit.system.errors import DiskError, InputError
 STDOUT = "-"
 
 
-class Row(NamedTuple):
+class PredictionRow(NamedTuple):
     """What was said of one image: `best` are (class, probability), most probable first.
 
     `size`: px that decided, such as 64, or 32+64 where probabilities are averaged. Of an image that could not be read
@@ -45,10 +45,10 @@ class CsvFormat:
         further = [f"{column}_{place}" for place in range(2, self._top + 1) for column in ("label", "probability")]
         return csv_line(("path", "label", "probability", "size", *further, "error"))
 
-    def lines(self, rows: Iterable[Row]) -> str:
+    def lines(self, rows: Iterable[PredictionRow]) -> str:
         return "".join(csv_line(self._cells(row)) for row in rows)
 
-    def _cells(self, row: Row) -> tuple[Any, ...]:
+    def _cells(self, row: PredictionRow) -> tuple[Any, ...]:
         cells = [cell for label, probability in row.best for cell in (label, f"{probability:.6g}")]
         cells += [""] * (2 * self._top - len(cells))
         return (row.path, *cells[:2], row.size, *cells[2:], row.error)
@@ -60,10 +60,10 @@ class JsonLines:
     def header(self) -> str:
         return ""
 
-    def lines(self, rows: Iterable[Row]) -> str:
+    def lines(self, rows: Iterable[PredictionRow]) -> str:
         return "".join(json.dumps(self._object(row)) + "\n" for row in rows)
 
-    def _object(self, row: Row) -> dict[str, Any]:
+    def _object(self, row: PredictionRow) -> dict[str, Any]:
         label, probability = row.best[0] if row.best else (None, None)
         return {
             "path": row.path,
@@ -100,7 +100,7 @@ class RowFile:
             raise InputError(f"--output {output}: {error.strerror}") from None
         self._write(self._format.header())
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[PredictionRow]) -> None:
         self._write(self._format.lines(rows))
 
     def close(self) -> None:

@@ -1,10 +1,10 @@
-"""Labelled images for a finished run: its own data as it was split, or other data with the same classes."""
+"""Labeled images for a finished run: its own data as it was split, or other data with the same classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.config.settings import HUB
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TRAIN, class_folders, find_split, list_images
 from toolkit.data.sources.index import Index, Splits
@@ -13,75 +13,75 @@ from toolkit.data.sources.splits import find_splits, open_splits
 from toolkit.runs.directory import changed_images
 from toolkit.system import files
 from toolkit.system.errors import InputError
-from toolkit.tools.loaded_run import Trained
+from toolkit.tools.loaded_run import LoadedRun
 
 
-def own_splits(trained: Trained, data_root: str | None = None) -> Splits:
+def own_splits(loaded: LoadedRun, data_root: str | None = None) -> Splits:
     """The run's own data, which may lie elsewhere now; raises InputError where it is gone or has other classes."""
-    root = trained.settings.data_root
+    root = loaded.settings.data_root
     folder = Path(root.removeprefix(HUB))
     if data_root is None and folder.is_absolute() and not folder.exists():
-        raise InputError(f"{root}: the data of {trained.directory.path} is not there: --data-root says where it is now")
-    settings = trained.settings.model_copy(update={"data_root": data_root or root})
-    splits = open_splits(settings, trained.strategy.selection().sizes[-1])
-    _check_classes(settings.data_root, splits.classes, trained.classes)
+        raise InputError(f"{root}: the data of {loaded.directory.path} is not there: --data-root says where it is now")
+    settings = loaded.settings.model_copy(update={"data_root": data_root or root})
+    splits = open_splits(settings, loaded.strategy.selection().sizes[-1])
+    _check_classes(settings.data_root, splits.classes, loaded.classes)
     return splits
 
 
-def moved_images(trained: Trained, data_root: str) -> dict[str, Pixels] | None:
+def moved_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader] | None:
     """The run's own images by split, where a folder holds just these; else None."""
     try:
-        splits = own_splits(trained, data_root)
+        splits = own_splits(loaded, data_root)
     except InputError:
         return None
-    return _pixels(splits) if splits.digests() == trained.manifest().get("data") else None
+    return _pixels(splits) if splits.digests() == loaded.manifest().get("data") else None
 
 
-def own_images(trained: Trained) -> dict[str, Pixels]:
+def own_images(loaded: LoadedRun) -> dict[str, ImageReader]:
     """The run's own images by split, train among them.
 
     Raises InputError as `own_splits`, and where they changed: validation images that were held out would be others
     then, some of them trained on.
     """
-    splits = own_splits(trained)
-    if changes := changed_images(trained.manifest().get("data", {}), splits.digests()):
+    splits = own_splits(loaded)
+    if changes := changed_images(loaded.manifest().get("data", {}), splits.digests()):
         raise InputError(
-            f"{trained.directory.path}: the data is not as it was trained on ({'; '.join(changes)}): restore "
+            f"{loaded.directory.path}: the data is not as it was trained on ({'; '.join(changes)}): restore "
             "it, or evaluate what is there now by --data-root and --split"
         )
     return _pixels(splits)
 
 
-def _pixels(splits: Splits) -> dict[str, Pixels]:
-    return {name: Pixels(index) for name, index in splits.all().items()}
+def _pixels(splits: Splits) -> dict[str, ImageReader]:
+    return {name: ImageReader(index) for name, index in splits.all().items()}
 
 
-def other_images(trained: Trained, data_root: str) -> dict[str, Pixels]:
+def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
     """Other data by split, or a folder of class folders by its own name; raises InputError on other classes."""
     root = Path(data_root).expanduser()
     if root.is_dir() and not holds_shards(root) and not find_split(root, TRAIN) and not find_split(root, TRAIN, ".csv"):
-        return {root.resolve().name: Pixels(_class_folders(root, trained))}
+        return {root.resolve().name: ImageReader(_class_folders(root, loaded))}
     fresh = {"data_root": data_root, "val_split": None, "synthetic_size": None, "synthetic_count": None}
-    found, source = find_splits(trained.settings.model_copy(update=fresh), trained.strategy.selection().sizes[-1])
-    _check_classes(source, found.classes, trained.classes)
+    found, source = find_splits(loaded.settings.model_copy(update=fresh), loaded.strategy.selection().sizes[-1])
+    _check_classes(source, found.classes, loaded.classes)
     named = {"train": found.train, "val": found.val, "test": found.test}
-    return {name: Pixels(index) for name, index in named.items() if index is not None}
+    return {name: ImageReader(index) for name, index in named.items() if index is not None}
 
 
-def _class_folders(root: Path, trained: Trained) -> Index:
+def _class_folders(root: Path, loaded: LoadedRun) -> Index:
     """Images of some or all of the classes."""
     names: list[str] = []
     labels: list[int] = []
     folders = class_folders(root)
-    if not folders or not {*folders} <= {*trained.classes}:
-        _check_classes(str(root), folders, trained.classes)
+    if not folders or not {*folders} <= {*loaded.classes}:
+        _check_classes(str(root), folders, loaded.classes)
     for folder in folders:
         images = list_images(root / folder).images
         names += [f"{folder}/{image}" for image in images]
-        labels += [trained.classes.index(folder)] * len(images)
+        labels += [loaded.classes.index(folder)] * len(images)
     if not names:
         raise InputError(f"--data-root {root}: there are no images in its class folders")
-    return index_files(root, names, labels, trained.settings.cache_dir or files.cache_dir())
+    return index_files(root, names, labels, loaded.settings.cache_dir or files.cache_dir())
 
 
 def _check_classes(source: str, classes: Sequence[str], known: Sequence[str]) -> None:

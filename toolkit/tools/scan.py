@@ -43,7 +43,7 @@ FORMATS = {
 }
 
 
-class Facts(NamedTuple):
+class ImageCheck(NamedTuple):
     """What was seen of one image; `kind` and `reason` of a fault, `digest` of the content of a good one."""
 
     size: int = 0  # bytes
@@ -76,13 +76,13 @@ class SplitReport:
     smallest: Extreme | None = None
     largest: Extreme | None = None
 
-    def add(self, name: str, facts: Facts) -> None:
+    def add(self, name: str, check: ImageCheck) -> None:
         self.images += 1
-        self.bytes += facts.size
-        if facts.kind in BAD or facts.header is None:
-            self.bad[facts.kind] += 1
+        self.bytes += check.size
+        if check.kind in BAD or check.header is None:
+            self.bad[check.kind] += 1
             return
-        width, height, _, form, mode, progressive = facts.header
+        width, height, _, form, mode, progressive = check.header
         self.formats[form] += 1
         self.progressive += progressive
         self.modes[mode] += 1
@@ -94,7 +94,7 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class ScanReport:
     """What a scan found; `kept` are the ids of each split's images worth training and evaluating on."""
 
     source: str
@@ -109,7 +109,7 @@ class Report:
         return [finding for finding in self.findings if finding.kind not in HARMLESS]
 
 
-def scan(found: Survey, threads: int | None = None) -> Report:
+def scan(found: Survey, threads: int | None = None) -> ScanReport:
     """Read and decode every image of every split; a progress bar on a terminal."""
     reports: dict[str, SplitReport] = {}
     findings = list(found.findings)
@@ -117,13 +117,13 @@ def scan(found: Survey, threads: int | None = None) -> Report:
     left_out: dict[str, set[int]] = {split: set() for split in found.splits}
     for split, index in found.splits.items():
         report, digests[split] = SplitReport(), []
-        for i, facts in enumerate(_examine_all(index, threads or host.cpu_quota(), split)):
+        for i, check in enumerate(_examine_all(index, threads or host.cpu_quota(), split)):
             name = index.names[i]
-            report.add(name, facts)
-            digests[split].append(facts.digest)
-            if facts.kind:
-                findings.append(Finding(split, name, facts.kind, facts.reason))
-            if facts.kind in BAD:
+            report.add(name, check)
+            digests[split].append(check.digest)
+            if check.kind:
+                findings.append(Finding(split, name, check.kind, check.reason))
+            if check.kind in BAD:
                 left_out[split].add(i)
         counts = np.bincount(index.labels, minlength=len(found.classes)).tolist()
         report.per_class = dict(zip(found.classes, counts, strict=True))
@@ -136,10 +136,10 @@ def scan(found: Survey, threads: int | None = None) -> Report:
         split: np.array([i for i in range(len(index)) if i not in left_out[split]], dtype=np.int64)
         for split, index in found.splits.items()
     }
-    return Report(found.source, found.classes, found.splits, reports, tuple(findings), kept)
+    return ScanReport(found.source, found.classes, found.splits, reports, tuple(findings), kept)
 
 
-def _examine_all(index: Index, threads: int, split: str) -> Iterator[Facts]:
+def _examine_all(index: Index, threads: int, split: str) -> Iterator[ImageCheck]:
     """Every image in order; most of the time is spent where the interpreter is not held."""
     pieces = [range(start, min(start + PIECE, len(index))) for start in range(0, len(index), PIECE)]
     pool = ThreadPoolExecutor(threads)
@@ -154,30 +154,30 @@ def _examine_all(index: Index, threads: int, split: str) -> Iterator[Facts]:
             pool.shutdown(cancel_futures=True)
 
 
-def examine(index: Index, i: int) -> Facts:
+def examine(index: Index, i: int) -> ImageCheck:
     """One image, read once."""
     try:
         content = read_bytes(index, i)
     except BadSampleError as error:
-        return Facts(kind="unreadable", reason=error.reason)
+        return ImageCheck(kind="unreadable", reason=error.reason)
     if not content:
-        return Facts(kind="empty", reason="the file is empty")
+        return ImageCheck(kind="empty", reason="the file is empty")
     size, header = len(content), None
     try:
         header = read_header(io.BytesIO(content))
         damage = _decode(content, header)
     except TooLargeError as error:
-        return Facts(size, kind="too large", reason=str(error))
+        return ImageCheck(size, kind="too large", reason=str(error))
     except ValueError as error:
         kind = "damaged" if DAMAGE.match(str(error)) else "unreadable"
-        return Facts(size, header, kind="truncated" if _is_cut(content, str(error)) else kind, reason=str(error))
+        return ImageCheck(size, header, kind="truncated" if _is_cut(content, str(error)) else kind, reason=str(error))
     if damage:
-        return Facts(size, header, kind="damaged", reason=damage)
+        return ImageCheck(size, header, kind="damaged", reason=damage)
     digest = hashlib.sha256(content).digest()[:DIGEST_BYTES]
     promised = FORMATS.get(PurePath(index.names[i]).suffix.lower(), header.form)
     if promised != header.form:
-        return Facts(size, header, digest, "wrong type", f"the content is {header.form}, the name says {promised}")
-    return Facts(size, header, digest)
+        return ImageCheck(size, header, digest, "wrong type", f"the content is {header.form}, the name says {promised}")
+    return ImageCheck(size, header, digest)
 
 
 def _decode(content: bytes, header: Header) -> str:

@@ -23,7 +23,7 @@ from toolkit.data.sources.survey import Finding, Survey
 from toolkit.system import files, host
 from toolkit.system.errors import InputError
 from toolkit.tools.prediction_rows import csv_line
-from toolkit.tools.scan import HARMLESS, Extreme, Report, SplitReport
+from toolkit.tools.scan import HARMLESS, Extreme, ScanReport, SplitReport
 
 SCHEMA = 1  # of scan.json
 MOST_LINES = 20  # of the table, for each kind of finding
@@ -32,7 +32,7 @@ COLUMNS, ROWS, TILE, GAP = 6, 4, 112, 4  # of a contact sheet; tile and gap in p
 IMAGES = "images"  # the link in a manifest's folder to the data set
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: ScanReport) -> dict[str, Any]:
     """All of a report as plain values."""
     splits = {}
     for split, counts in report.splits.items():
@@ -59,7 +59,7 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-def verdict(report: Report) -> str:
+def verdict(report: ScanReport) -> str:
     """One line: whether the data can be used as it is, and what was found."""
     kinds = Counter(finding.kind for finding in report.findings)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
@@ -68,7 +68,7 @@ def verdict(report: Report) -> str:
     return f"{report.source}: usable as it is; {f'to know: {counts}' if counts else 'nothing was found'}"
 
 
-def table(report: Report) -> str:
+def table(report: ScanReport) -> str:
     """A report for a person: a column per split, then the findings by kind."""
     splits = list(report.splits.values())
     rows = [("", *report.splits), *_counts(splits), *_per_class(report, splits), *_shares(splits)]
@@ -102,7 +102,7 @@ def _extent(extreme: Extreme | None) -> str:
     return f"{extreme.width} x {extreme.height}" if extreme else "-"
 
 
-def _per_class(report: Report, splits: Sequence[SplitReport]) -> Iterator[tuple[str, ...]]:
+def _per_class(report: ScanReport, splits: Sequence[SplitReport]) -> Iterator[tuple[str, ...]]:
     yield f"classes ({len(report.classes)})", *(str(sum(map(bool, split.per_class.values()))) for split in splits)
     if len(report.classes) <= MOST_CLASSES:
         for name in report.classes:
@@ -139,7 +139,7 @@ def _findings(kind: str, findings: Sequence[Finding]) -> Iterator[str]:
         yield f"  ... and {len(findings) - MOST_LINES} more, in scan.json"
 
 
-def write_contact_sheets(report: Report, folder: Path) -> None:
+def write_contact_sheets(report: ScanReport, folder: Path) -> None:
     """`NUMBER-CLASS.png` for each class: up to 24 of its good images, spread over all there are."""
     folder.mkdir(parents=True, exist_ok=True)
     members: list[list[tuple[Index, int]]] = [[] for _ in report.classes]
@@ -185,7 +185,7 @@ def refuse_manifest(found: Survey, folder: Path) -> None:
         raise InputError(f"--write-manifest: the images of {found.source} are not files of one folder")
 
 
-def write_manifest(report: Report, folder: Path) -> None:
+def write_manifest(report: ScanReport, folder: Path) -> None:
     """`train.csv`, ... of the images worth keeping, and the names of their classes; `--data-root` on it trains.
 
     Paths in a manifest must not lead out of its folder: it gets a link to the data set. Raises InputError where what
@@ -222,7 +222,7 @@ def write_manifest(report: Report, folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _fill(folder: Path, kept: dict[str, Index], labels: Sequence[int], report: Report) -> None:
+def _fill(folder: Path, kept: dict[str, Index], labels: Sequence[int], report: ScanReport) -> None:
     """The manifests of what is kept, of the classes `labels` only."""
     try:
         (folder / IMAGES).symlink_to(Path(report.indices["train"].root).resolve(), target_is_directory=True)

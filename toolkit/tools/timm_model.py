@@ -48,7 +48,7 @@ class TimmModel:
         return f"timm.data.create_transform({_written(self.preprocessing())})"
 
     def transform(self) -> Any:
-        """From a PIL image to normalised 3 x S x S."""
+        """From a PIL image to normalized 3 x S x S."""
         return create_transform(**self.preprocessing())
 
     def preprocessing(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def value_of(flag: str, words: Sequence[str]) -> str | None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """`command` without a run directory; both runs are compared at `steps`, a multiple of `every`."""
 
     command: tuple[str, ...]
@@ -51,7 +51,7 @@ class Plan:
     every: int
 
 
-def plan(flags: Verify) -> Plan:
+def plan(flags: Verify) -> TrialPlan:
     """Raises InputError where the command cannot be tried."""
     command = flags.command
     recipe = next((i for i, word in enumerate(command) if word.endswith(".py") and Path(word).is_file()), None)
@@ -70,7 +70,7 @@ def plan(flags: Verify) -> Plan:
     ours = ("--resume", "auto", "--save-every-steps", str(every), "--keep", str(KEPT), "--record-samples")
     # All of them, as the command or its --config may ask for what nothing but wandb has.
     quiet = ("--log-with", "none", "--wandb-mode", "auto", "--wandb-project", WANDB_PROJECT, "--no-wandb-artifact")
-    return Plan((*command, *ours, *quiet), -(-flags.steps // every) * every, every)
+    return TrialPlan((*command, *ours, *quiet), -(-flags.steps // every) * every, every)
 
 
 @dataclass(frozen=True)

@@ -121,13 +121,13 @@ def start(settings: Settings, precision: str | None = None) -> Accelerator:
     return accelerator
 
 
-def fit_to(accelerator: Accelerator, accumulation: int, unused_parameters: bool) -> None:
+def configure(accelerator: Accelerator, accumulation: int, unused_parameters: bool) -> None:
     """What the plan asks of the Accelerator; to be set before the model is prepared."""
     accelerator.gradient_accumulation_steps = accumulation
     accelerator.ddp_handler.find_unused_parameters = unused_parameters
 
 
-def settle_buckets(model: nn.Module, sizes: Sequence[int]) -> None:
+def warm_up_ddp_buckets(model: nn.Module, sizes: Sequence[int]) -> None:
     """Let DistributedDataParallel lay out its gradient buckets for good, with a backward pass that leaves no trace.
 
     It does so after the first one of a process, and the layout decides in which order more than two processes add up

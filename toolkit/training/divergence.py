@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 
 from toolkit.system.errors import InputError, NonFiniteError
-from toolkit.training.resume import keep_best, restore
+from toolkit.training.resume import restore, restore_best
 from toolkit.training.setup import Run
 
 log = logging.getLogger(__name__)
@@ -20,10 +20,10 @@ def check_finite(run: Run, step: int | None) -> None:
     if step is None:
         return
     epoch = next(epoch for epoch in run.epochs() if epoch.start <= step < epoch.end)
-    request = next(run.feed.sampler.requests(epoch, step))
+    spec = next(run.pipeline.sampler.batch_specs(epoch, step))
     raise NonFiniteError(
         f"the loss or its gradient is not finite at step {step} (epoch {epoch.number}), samples "
-        f"{' '.join(map(str, request.ids.tolist()))}; nothing was saved since; look at those images, or lower "
+        f"{' '.join(map(str, spec.ids.tolist()))}; nothing was saved since; look at those images, or lower "
         "--learning-rate, or set --gradient-clip"
     )
 
@@ -39,12 +39,12 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
         raise NonFiniteError(f"{error} (no checkpoint to go back to: --save-every-steps saves within an epoch)")
     if rollbacks > MOST_ROLLBACKS:
         raise NonFiniteError(f"{error} (after {MOST_ROLLBACKS} rollbacks)")
-    restore(start, run.learner, run.meter, run.facts, progress)
+    restore(start, run.train_state, run.running_means, run.fingerprint, progress)
     progress.rollbacks = rollbacks
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        keep_best(run.directory, progress)  # a damaged checkpoint may have been passed, and with it the best model
-        run.directory.cut_to(progress)
+        restore_best(run.directory, progress)  # a damaged checkpoint may have been passed, and with it the best model
+        run.directory.truncate_to(progress)
     run.accelerator.wait_for_everyone()
     run.tracking.rewind(progress.step)
     log.warning("%s", error)

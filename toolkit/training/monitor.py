@@ -21,7 +21,7 @@ LEAST_SCALE = 1.0
 T = TypeVar("T")
 
 
-class Meter:
+class RunningMeans:
     """Means over a stretch of steps, of loss parts and gradient norms; sums stay on the device until asked for."""
 
     def __init__(self) -> None:
@@ -54,12 +54,12 @@ class Meter:
 
 
 def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What a `Meter` of all processes would have saved, of the states that each of them did."""
+    """What a `RunningMeans` of all processes would have saved, of the states that each of them did."""
     names = [name for name in states[0] if name.startswith(SAVED)]
     return {name: torch.stack([state[name] for state in states]).mean(0) for name in names}
 
 
-class FiniteWatch:
+class NonFiniteMonitor:
     """Remembers on the device the first optimizer step whose loss or gradient norm was not finite.
 
     `gradients` False where a gradient scaler provokes infinite ones on purpose (float16): then its scale tells.
@@ -112,7 +112,7 @@ class Stopwatch:
         return seconds
 
 
-class Pace:
+class Throughput:
     """Where the time of an epoch goes, as this process sees it: waiting for batches, optimizer steps, arithmetic.
 
     `gmacs`: 10^9 multiply-adds of a forward pass of one image, by size; `peak_tflops`: what this device reaches.
@@ -148,7 +148,7 @@ class Pace:
         self._images += images
         self._gflop += images * training_gflop(self._gmacs, sizes)
 
-    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+    def metrics(self, accelerator: Accelerator) -> dict[str, float]:
         """Since `begin`; every process must ask, after it waited for the device.
 
         What differs between processes is of the one where it is largest; before the first step only memory is known.

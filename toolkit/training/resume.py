@@ -19,9 +19,9 @@ from toolkit.runs.directory import RunDirectory, learned
 from toolkit.runs.state import EMA, MODEL, OPTIMIZER, OPTIMIZER_REST, TRAINER, Progress
 from toolkit.system.errors import InputError
 from toolkit.training import device
-from toolkit.training.monitor import Meter, averaged
-from toolkit.training.step_plan import Plan
-from toolkit.training.train_state import Learner
+from toolkit.training.monitor import RunningMeans, averaged
+from toolkit.training.step_plan import StepPlan
+from toolkit.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,9 @@ PACKAGES = ("torch", "accelerate", "timm", "numpy")
 PLACE = ("processes", "micro_batch", "device", "hardware", "precision", *PACKAGES)
 
 
-def facts_of(accelerator: Accelerator, config: Mapping[str, Any], splits: Splits, plan: Plan) -> dict[str, Any]:
+def fingerprint_of(
+    accelerator: Accelerator, config: Mapping[str, Any], splits: Splits, plan: StepPlan
+) -> dict[str, Any]:
     """What a state belongs to; it stands in the manifest and is compared on a resume."""
     return {
         "config": learned(config),
@@ -46,13 +48,13 @@ def facts_of(accelerator: Accelerator, config: Mapping[str, Any], splits: Splits
     }
 
 
-def capture(learner: Learner, progress: Progress) -> Contents:
+def capture(train_state: TrainState, progress: Progress) -> Contents:
     """Everything that a checkpoint holds but the generators, as copies in host memory."""
-    scaler = learner.accelerator.scaler
-    tensors, rest = optimizer_state.split_optimizer(learner.optimizer.state_dict())
-    average = learner.weights.average()
+    scaler = train_state.accelerator.scaler
+    tensors, rest = optimizer_state.split_optimizer(train_state.optimizer.state_dict())
+    average = train_state.weights.average()
     return {
-        MODEL: optimizer_state.on_cpu(state_tensors(learner.weights.model)),
+        MODEL: optimizer_state.on_cpu(state_tensors(train_state.weights.model)),
         **({EMA: optimizer_state.on_cpu(average)} if average else {}),
         OPTIMIZER: tensors,
         OPTIMIZER_REST: rest,
@@ -60,33 +62,41 @@ def capture(learner: Learner, progress: Progress) -> Contents:
     }
 
 
-def restore(start: Path, learner: Learner, meter: Meter, facts: Mapping[str, Any], progress: Progress) -> None:
+def restore(
+    start: Path,
+    train_state: TrainState,
+    running_means: RunningMeans,
+    fingerprint: Mapping[str, Any],
+    progress: Progress,
+) -> None:
     """Put the run's own checkpoint, verified, into the learner, `progress`, and this process's generators and means."""
-    accelerator, saved = learner.accelerator, read_manifest(start)
+    accelerator, saved = train_state.accelerator, read_manifest(start)
     own = rank_file(accelerator.process_index)
     held = load(start, (MODEL, EMA, OPTIMIZER, OPTIMIZER_REST, TRAINER, own))
-    copy_state(held[MODEL], learner.weights.model)
-    learner.optimizer.load_state_dict(optimizer_state.join_optimizer(held[OPTIMIZER], held[OPTIMIZER_REST]))
-    _lay_out_alike(learner.optimizer)
+    copy_state(held[MODEL], train_state.weights.model)
+    train_state.optimizer.load_state_dict(optimizer_state.join_optimizer(held[OPTIMIZER], held[OPTIMIZER_REST]))
+    _lay_out_alike(train_state.optimizer)
     if accelerator.scaler is not None and held[TRAINER]["scaler"] is not None:
         accelerator.scaler.load_state_dict(held[TRAINER]["scaler"])
     progress.become(Progress(**held[TRAINER]["progress"]))
-    learner.weights.restore(held.get(EMA, {}), progress.optimizer_updates)
-    learner.watch.forget()
+    train_state.weights.restore(held.get(EMA, {}), progress.optimizer_updates)
+    train_state.non_finite.forget()
     # One that an earlier version did not note is taken to be the same.
     changes = [
-        f"{name} {saved[name]} -> {facts[name]}" for name in PLACE if saved.get(name, facts[name]) != facts[name]
+        f"{name} {saved[name]} -> {fingerprint[name]}"
+        for name in PLACE
+        if saved.get(name, fingerprint[name]) != fingerprint[name]
     ]
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit for bit: %s", ", ".join(changes))
-    if all(saved[name] == facts[name] for name in ("processes", "device")):
+    if all(saved[name] == fingerprint[name] for name in ("processes", "device")):
         state.restore_generators(held[own])
-        meter.restart(held[own], accelerator.device)
+        running_means.restart(held[own], accelerator.device)
     else:
         parts = load(start, [rank_file(rank) for rank in range(saved["processes"])])
-        meter.restart(averaged([*parts.values()]), accelerator.device)
-        state.seed_generators(facts["config"]["seed"], progress.step, accelerator.process_index)
+        running_means.restart(averaged([*parts.values()]), accelerator.device)
+        state.seed_generators(fingerprint["config"]["seed"], progress.step, accelerator.process_index)
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
@@ -97,7 +107,7 @@ def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
                 entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def keep_best(directory: RunDirectory, progress: Progress) -> None:
+def restore_best(directory: RunDirectory, progress: Progress) -> None:
     """See that `best/` holds the model that `progress` calls the best; for rank 0 alone.
 
     A run can be killed between a checkpoint and its export, or go on from a checkpoint before the last export.

@@ -18,11 +18,11 @@ from toolkit.strategies.base import Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
 from toolkit.training import step_plan
-from toolkit.training.step_plan import Plan, make_plan
+from toolkit.training.step_plan import StepPlan, make_step_plan
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunPlan:
     """A run that was checked against data, processes and model, before anything is built or written.
 
     `settings` have all choices made that were left to the toolkit; `open_cache`: that of the cache among them.
@@ -31,24 +31,26 @@ class Prepared:
     settings: Settings
     open_cache: bool
     splits: Splits
-    plan: Plan
+    plan: StepPlan
     model_plan: ModelPlan
     threads: int
 
 
-def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy, only_timed: bool = False) -> Prepared:
+def make_run_plan(
+    accelerator: Accelerator, settings: Settings, strategy: Strategy, only_timed: bool = False
+) -> RunPlan:
     """Check everything that can be known in advance; raises InputError. `only_timed`: its gradients are not used."""
     dashboards.check(settings)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)
     splits = open_splits(settings, strategy.selection().sizes[-1])
-    run_plan = make_plan(settings, strategy, len(splits.train), accelerator.num_processes)
+    run_plan = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
     if settings.on_bad_sample == "fail":
         check_readable(splits)
     open_cache = settings.cache == "auto"
     settings = settings.model_copy(update={"cache": resolve_cache(settings, splits, run_plan.phases, _free_gb())})
-    evaluated = {size for spec in strategy.panel() for size in spec.sizes}
+    evaluated = {size for spec in strategy.eval_specs() for size in spec.sizes}
     sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
     threads = host.loader_threads() if settings.num_workers is None else settings.num_workers
     model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
@@ -60,19 +62,19 @@ def prepare(accelerator: Accelerator, settings: Settings, strategy: Strategy, on
                 f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp"
             )
     _check_alike(splits)
-    return Prepared(settings, open_cache, splits, run_plan, model_plan, threads)
+    return RunPlan(settings, open_cache, splits, run_plan, model_plan, threads)
 
 
-def go_on(prepared: Prepared, cache: str | None) -> Prepared:
+def go_on(run_plan: RunPlan, cache: str | None) -> RunPlan:
     """The same with the cache that a run began with, where that was left open; None: there is no such run.
 
     Raises InputError, on all processes, where it does not fit into memory any more.
     """
-    if cache is None or not prepared.open_cache:
-        return prepared
-    settings = prepared.settings.model_copy(update={"cache": cache})
-    resolve_cache(settings, prepared.splits, prepared.plan.phases, _free_gb())
-    return replace(prepared, settings=settings)
+    if cache is None or not run_plan.open_cache:
+        return run_plan
+    settings = run_plan.settings.model_copy(update={"cache": cache})
+    resolve_cache(settings, run_plan.splits, run_plan.plan.phases, _free_gb())
+    return replace(run_plan, settings=settings)
 
 
 def _free_gb() -> float:
@@ -92,7 +94,7 @@ def _check_alike(splits: Splits) -> None:
 
 
 def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:
-    """Raises InputError where a choice about normalisation, other than the strategy's default, would be ignored."""
+    """Raises InputError where a choice about normalization, other than the strategy's default, would be ignored."""
     chosen = strategy.to_dict().get("norm_per_scale")
     usual = {field.name: field.default for field in fields(strategy)}.get("norm_per_scale")  # type: ignore[arg-type]
     if chosen != usual and not model_plan.batch_norms:
@@ -111,9 +113,9 @@ def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: I
     return "" if first is None else f"{first} px in bfloat16 on a CPU: {model_plan.overstrided[first]}"
 
 
-def describe(prepared: Prepared, strategy: Strategy) -> list[str]:
+def describe(run_plan: RunPlan, strategy: Strategy) -> list[str]:
     """The plan of a run as lines for a person; the machine's lines are `device.describe`."""
-    settings, splits, model_plan = prepared.settings, prepared.splits, prepared.model_plan
+    settings, splits, model_plan = run_plan.settings, run_plan.splits, run_plan.model_plan
     counts = [
         f"{name} {len(split)}"
         for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
@@ -125,9 +127,9 @@ def describe(prepared: Prepared, strategy: Strategy) -> list[str]:
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
         f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
-        f"{prepared.threads} decoding worker(s) per process; {describe_cache(settings, splits, prepared.plan.phases)}",
+        f"{run_plan.threads} decoding worker(s) per process; {describe_cache(settings, splits, run_plan.plan.phases)}",
         f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
-        f"RandAugment {settings.rand_augment:g}, colour jitter {settings.color_jitter:g}, erasing "
+        f"RandAugment {settings.rand_augment:g}, color jitter {settings.color_jitter:g}, erasing "
         f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}",
         f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
         f"10^9 multiply-adds per image: {', '.join(costs)}",
@@ -136,7 +138,7 @@ def describe(prepared: Prepared, strategy: Strategy) -> list[str]:
         f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
         f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
         f"{settings.seed}",
-        *step_plan.describe(prepared.plan, strategy, len(splits.train)),
+        *step_plan.describe(run_plan.plan, strategy, len(splits.train)),
     ]
 
 

@@ -11,13 +11,14 @@ from accelerate.utils import broadcast_object_list
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.batches import Batch
-from toolkit.data.loading.pipeline import Feed, open_feed
+from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
 from toolkit.data.loading.sampler import Epoch
 from toolkit.models.create import MultiView
 from toolkit.models.evaluator import Evaluator
 from toolkit.runs.dashboards import Tracking
-from toolkit.runs.directory import FINISHED, RunDirectory, claim, config_of
-from toolkit.runs.sample_log import Quarantine, SampleLog
+from toolkit.runs.directory import FINISHED, RunDirectory, acquire_run, config_of
+from toolkit.runs.quarantine import Quarantine
+from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.saver import Saver
 from toolkit.runs.state import Progress, seed_generators
 from toolkit.strategies.base import Phase, Strategy
@@ -25,13 +26,13 @@ from toolkit.system import clouds, host
 from toolkit.system.clouds import Cloud
 from toolkit.system.errors import InputError
 from toolkit.system.preemption import Preemption
-from toolkit.training.consensus import Agreement
-from toolkit.training.monitor import Meter, Pace, Stopwatch
-from toolkit.training.resume import facts_of, keep_best, restore
+from toolkit.training.consensus import Consensus
+from toolkit.training.monitor import RunningMeans, Stopwatch, Throughput
+from toolkit.training.resume import fingerprint_of, restore, restore_best
 from toolkit.training.roofline import product_tflops
-from toolkit.training.run_plan import Prepared
-from toolkit.training.step_plan import Plan
-from toolkit.training.train_state import Learner
+from toolkit.training.run_plan import RunPlan
+from toolkit.training.step_plan import StepPlan
+from toolkit.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +44,21 @@ class Run:
     settings: Settings
     strategy: Strategy
     accelerator: Accelerator
-    plan: Plan
-    feed: Feed
-    learner: Learner
+    plan: StepPlan
+    pipeline: DataPipeline
+    train_state: TrainState
     evaluator: Evaluator
     directory: RunDirectory
     samples: SampleLog
     quarantine: Quarantine
     tracking: Tracking
     progress: Progress
-    facts: Mapping[str, Any]  # what the state belongs to, as in a checkpoint's manifest
+    fingerprint: Mapping[str, Any]  # what the state belongs to, as in a checkpoint's manifest
     saver: Saver
-    agreement: Agreement
+    consensus: Consensus
     preemption: Preemption
-    meter: Meter  # of the open epoch
-    pace: Pace
+    running_means: RunningMeans  # of the open epoch
+    throughput: Throughput
     training: Stopwatch
     wall: Stopwatch
     cloud: Cloud
@@ -72,7 +73,7 @@ class Run:
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
         """What this process still has to see of an epoch."""
         share = self.plan.share(self.accelerator.process_index)
-        for batch in self.pace.waits(self.feed.batches(epoch, self.progress.step, share)):
+        for batch in self.throughput.waits(self.pipeline.batches(epoch, self.progress.step, share)):
             self.quarantine.add(batch.bad)
             yield batch
 
@@ -84,16 +85,16 @@ class Run:
         machines = max(1, processes // host.local_processes())
         return {"cost": self.progress.wall_seconds / 3600 * machines * hourly}
 
-    def figures(self, phase: Phase, rate: float) -> dict[str, float]:
+    def metrics(self, phase: Phase, rate: float) -> dict[str, float]:
         """How the open epoch goes: means over its steps so far, and its pace. Every process must ask."""
-        means = self.meter.means(self.accelerator)  # waits for the device, so that the clocks are right
+        means = self.running_means.means(self.accelerator)  # waits for the device, so that the clocks are right
         return {
             **means,
             "lr": rate,
-            "strength": phase.strength,
+            "regularization": phase.regularization,
             "skipped_steps": self.progress.skipped_steps,
-            **self.learner.figures(),
-            **self.pace.figures(self.accelerator),
+            **self.train_state.metrics(),
+            **self.throughput.metrics(self.accelerator),
         }
 
 
@@ -107,16 +108,18 @@ class Place:
     cache: str | None
 
 
-def claim_place(accelerator: Accelerator, settings: Settings, recipe: str, facts: Mapping[str, Any]) -> Place:
+def open_run_directory(
+    accelerator: Accelerator, settings: Settings, recipe: str, fingerprint: Mapping[str, Any]
+) -> Place:
     """Rank 0 decides and locks, the others follow, also in refusing; raises InputError.
 
-    `facts`: what the run would be of, as in a manifest.
+    `fingerprint`: what the run would be of, as in a manifest.
     """
     directory: RunDirectory | None = None
     decision: list[Any] = [None, None, False, None, "", ""]
     if accelerator.is_main_process:
         try:
-            directory, start, line = claim(settings, recipe, facts)
+            directory, start, line = acquire_run(settings, recipe, fingerprint)
             directory.metrics()  # refused here, before anything is changed, where they are damaged
             finished, cache = directory.exit_reason() in FINISHED, directory.config().get("cache")
             decision = [directory.path, start, finished, cache, line, ""]
@@ -137,28 +140,28 @@ def _open_records(
 ) -> None:
     """On rank 0: files of a new run, or those of an earlier start cut to where it goes on."""
     directory.create(config, classes)
-    keep_best(directory, progress)
-    directory.cut_to(progress)
+    restore_best(directory, progress)
+    directory.truncate_to(progress)
 
 
 def set_up(
     accelerator: Accelerator,
     strategy: Strategy,
-    prepared: Prepared,
+    run_plan: RunPlan,
     place: Place,
-    built: tuple[Learner, MultiView],
+    built: tuple[TrainState, MultiView],
     preemption: Preemption,
 ) -> Run:
     """Open a run's records, continued where there is something to continue."""
-    learner, evaluated = built
-    settings, splits = prepared.settings, prepared.splits
-    feed = open_feed(settings, strategy, splits, prepared.plan.phases, prepared.threads)  # may write tiers
+    train_state, evaluated = built
+    settings, splits = run_plan.settings, run_plan.splits
+    pipeline = open_pipeline(settings, strategy, splits, run_plan.plan.phases, run_plan.threads)  # may write tiers
     seed_generators(settings.seed, 0, accelerator.process_index)  # dropout differs between ranks
     directory, config, main = place.directory, config_of(settings, strategy), accelerator.is_main_process
-    facts = facts_of(accelerator, config, splits, prepared.plan)
-    meter, progress = learner.meter, Progress()
+    fingerprint = fingerprint_of(accelerator, config, splits, run_plan.plan)
+    running_means, progress = train_state.running_means, Progress()
     if place.start:
-        restore(place.start, learner, meter, facts, progress)
+        restore(place.start, train_state, running_means, fingerprint, progress)
     if main:
         _open_records(directory, config, splits.classes, progress)
     accelerator.wait_for_everyone()
@@ -166,37 +169,37 @@ def set_up(
     cloud = clouds.cloud(settings.cloud)
     preemption.watch(cloud.provider)
     quarantine = Quarantine(directory.quarantine, accelerator.process_index)
-    agreement = Agreement(accelerator, learner.watch, preemption, settings.save_every_minutes)
+    consensus = Consensus(accelerator, train_state.non_finite, preemption, settings.save_every_minutes)
     shown = {**config, "cloud_provider": cloud.provider, "cloud_instance": cloud.instance}
     return Run(
         settings=settings,
         strategy=strategy,
         accelerator=accelerator,
-        plan=prepared.plan,
-        feed=feed,
-        learner=learner,
+        plan=run_plan.plan,
+        pipeline=pipeline,
+        train_state=train_state,
         evaluator=Evaluator(
             accelerator,
             evaluated,
-            learner.mean,
-            learner.std,
-            prepared.plan.micro_batch,
-            prepared.threads,
+            train_state.mean,
+            train_state.std,
+            run_plan.plan.micro_batch,
+            run_plan.threads,
             settings.loader_timeout_s,
             quarantine=quarantine if settings.on_bad_sample == "quarantine" else None,
-            between=agreement.leave_if_asked,
+            between=consensus.raise_if_stopping,
         ),
         directory=directory,
         samples=SampleLog(directory.samples if settings.record_samples else None, accelerator.process_index),
         quarantine=quarantine,
         tracking=Tracking.start(settings, shown, directory, strategy, progress, accelerator),
         progress=progress,
-        facts=facts,
+        fingerprint=fingerprint,
         saver=Saver(accelerator, directory.store, directory.best, progress.at() if place.start else None),
-        agreement=agreement,
+        consensus=consensus,
         preemption=preemption,
-        meter=meter,
-        pace=Pace(accelerator.device, prepared.model_plan.gmacs, peak_tflops),
+        running_means=running_means,
+        throughput=Throughput(accelerator.device, run_plan.model_plan.gmacs, peak_tflops),
         training=Stopwatch(),
         wall=Stopwatch(),
         cloud=cloud,

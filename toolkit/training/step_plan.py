@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from toolkit.config.settings import Settings
-from toolkit.data.loading.sampler import Epoch, Share
+from toolkit.data.loading.sampler import Epoch, RankShare
 from toolkit.strategies.base import Budget, Phase, Strategy
 from toolkit.system.errors import InputError
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """What a run will do: the budget, its phases, and how a global batch is shared."""
 
     budget: Budget
@@ -23,8 +23,8 @@ class Plan:
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
-    def share(self, rank: int) -> Share:
-        return Share(rank, self.processes, self.accumulation)
+    def share(self, rank: int) -> RankShare:
+        return RankShare(rank, self.processes, self.accumulation)
 
     def epochs(self) -> Iterator[Epoch]:
         """Every epoch of the run, in order."""
@@ -37,7 +37,7 @@ class Plan:
             start += phase.steps
 
 
-def make_plan(settings: Settings, strategy: Strategy, images: int, processes: int) -> Plan:
+def make_step_plan(settings: Settings, strategy: Strategy, images: int, processes: int) -> StepPlan:
     """The plan for so many training images and processes; raises InputError that shows the arithmetic."""
     batch = settings.batch_size
     if batch > images:
@@ -57,14 +57,14 @@ def make_plan(settings: Settings, strategy: Strategy, images: int, processes: in
         )
     if micro % 2 and (settings.mixup or settings.cutmix):
         raise InputError(
-            f"--mixup and --cutmix pair neighbours, and {batch} images per step over {processes} process(es) make "
+            f"--mixup and --cutmix pair neighbors, and {batch} images per step over {processes} process(es) make "
             f"micro-batches of {micro}, an odd number: choose --batch-size and --device-batch-size so that it is even"
         )
     budget = Budget(settings.epochs, images - images % batch, batch)
-    return Plan(budget, strategy.phases(budget), processes, micro, per_process // micro)
+    return StepPlan(budget, strategy.phases(budget), processes, micro, per_process // micro)
 
 
-def describe(plan: Plan, strategy: Strategy, images: int) -> list[str]:
+def describe(plan: StepPlan, strategy: Strategy, images: int) -> list[str]:
     """The plan as lines for a person."""
     budget, dropped = plan.budget, images - plan.budget.images
     lines = [

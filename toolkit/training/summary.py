@@ -21,7 +21,7 @@ PACKAGES = ("toolkit", "torch", "torchvision", "accelerate", "timm")
 KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # ends that all processes have agreed on
 
 
-def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
+def summarize(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
     """What summary.json says of a run that ended as `outcome` tells."""
     progress, accelerator = run.progress, run.accelerator
     rows, now = run.directory.metrics(), peak_memory_gb(accelerator.device)
@@ -53,12 +53,12 @@ def summarise(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def final_figures(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
+def final_metrics(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
     """What a dashboard is told at the end, of scores by split: the best model on val, all figures of other splits."""
     val = {
-        f"best/{spec}/{figure}": value
+        f"best/{spec}/{metric}": value
         for spec, score in scores["val"].items()
-        for figure, value in (("top1", score.top1), ("top5", score.top5))
+        for metric, value in (("top1", score.top1), ("top5", score.top5))
     }
     others = {split: columns(scores[split]) for split in scores if split != "val"}
     return val | {f"{split}/{column}": value for split, found in others.items() for column, value in found.items()}
@@ -88,23 +88,23 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def forget_end(run: Run) -> None:
+def clear_summary(run: Run) -> None:
     """Drop what an earlier start said of its end, which is not this one's."""
     if not run.accelerator.is_main_process:
         return
-    run.directory.forget_summary()
+    run.directory.remove_summary()
     if (run.directory.path / report.PAGE).exists():
         report.refresh(run.directory.path, at_once=True)
 
 
-def note_end(run: Run, error: Exception, cause: Exception | None) -> None:
+def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
     """Have summary.json say, once, why a run ended badly, and part from the other processes. `cause` None: by a bug."""
     known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes
     told = run.directory.exit_reason() if isinstance(cause, PeerError) else None
     if not told and (run.accelerator.is_main_process or not known_to_all):
         reason = str(cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
         try:
-            run.directory.write_summary(summarise(run, {"exit_reason": reason}))
+            run.directory.write_summary(summarize(run, {"exit_reason": reason}))
         except OSError as failure:  # of the full disk that may be the cause
             log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
     if cause is not None and not known_to_all:

@@ -15,15 +15,15 @@ from toolkit.data.images.mixing import mix
 from toolkit.data.loading.batches import Batch
 from toolkit.models.create import MultiView, create
 from toolkit.models.ema import Ema, Weights
-from toolkit.models.optimizer import create_optimizer, try_out
+from toolkit.models.optimizer import check_optimizer, create_optimizer
 from toolkit.strategies.base import Criterion, Strategy
 from toolkit.training import device
-from toolkit.training.monitor import FiniteWatch, Meter
-from toolkit.training.run_plan import Prepared
+from toolkit.training.monitor import NonFiniteMonitor, RunningMeans
+from toolkit.training.run_plan import RunPlan
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainState:
     """What learns: all that one training step needs."""
 
     accelerator: Accelerator
@@ -35,8 +35,8 @@ class Learner:
     classes: int
     mean: Tensor
     std: Tensor
-    watch: FiniteWatch
-    meter: Meter  # of the open epoch
+    non_finite: NonFiniteMonitor
+    running_means: RunningMeans  # of the open epoch
     weights: Weights
 
     def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class Learner:
         return mix(images, targets, batch.mixing.to(device, non_blocking=True), self.classes)
 
     def views(self, pixels: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """uint8 N x 3 x S x S to one normalised view per size."""
+        """uint8 N x 3 x S x S to one normalized view per size."""
         return views.views(pixels, sizes, self.mean, self.std)
 
     def gradient_scale(self) -> float:
@@ -56,47 +56,47 @@ class Learner:
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else scaler.get_scale()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What there is to know of float16; nothing in other precisions."""
         return {} if self.accelerator.scaler is None else {"gradient_scale": self.gradient_scale()}
 
 
-def build_learner(
-    accelerator: Accelerator, strategy: Strategy, prepared: Prepared, only_some_scales: bool = False
-) -> tuple[Learner, MultiView]:
+def build_train_state(
+    accelerator: Accelerator, strategy: Strategy, run_plan: RunPlan, only_some_scales: bool = False
+) -> tuple[TrainState, MultiView]:
     """The learner, and a copy of the model for evaluation.
 
     `only_some_scales`: steps may leave out scales that the strategy itself would not.
     """
-    settings, policy, phases = prepared.settings, strategy.norm(), prepared.plan.phases
+    settings, policy, phases = run_plan.settings, strategy.norm(), run_plan.plan.phases
     # DistributedDataParallel must know if a step can leave private parameters of a scale without a gradient.
     steps = (strategy.step(phase, i) for phase in phases for i in range(phase.steps))
     only_some_scales |= any(set(step.sizes) != set(policy.scales) for step in steps)
-    device.fit_to(accelerator, prepared.plan.accumulation, policy.mode == "full" and only_some_scales)
-    model = create(settings, prepared.model_plan, policy)
+    device.configure(accelerator, run_plan.plan.accumulation, policy.mode == "full" and only_some_scales)
+    model = create(settings, run_plan.model_plan, policy)
     evaluated = copy.deepcopy(model).to(accelerator.device)
     data_config = resolve_model_data_config(model.model)
     optimizer = create_optimizer(settings, model)
-    try_out(settings, accelerator.device)
+    check_optimizer(settings, accelerator.device)
     if settings.compile:
         model.compile()
     with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate know this name only
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, optimizer = accelerator.prepare(model, optimizer)
-    device.settle_buckets(model, phases[0].sizes)
+    device.warm_up_ddp_buckets(model, phases[0].sizes)
     unwrapped = accelerator.unwrap_model(model)
-    learner = Learner(
+    train_state = TrainState(
         accelerator=accelerator,
         strategy=strategy,
         model=model,
         optimizer=optimizer,
         criterion=nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
         gradient_clip=settings.gradient_clip or float("inf"),
-        classes=len(prepared.splits.classes),
+        classes=len(run_plan.splits.classes),
         mean=torch.tensor(data_config["mean"], device=accelerator.device),
         std=torch.tensor(data_config["std"], device=accelerator.device),
-        watch=FiniteWatch(accelerator.device, gradients=accelerator.scaler is None),
-        meter=Meter(),
+        non_finite=NonFiniteMonitor(accelerator.device, gradients=accelerator.scaler is None),
+        running_means=RunningMeans(),
         weights=Ema(unwrapped, settings.ema_decay) if settings.ema_decay else Weights(unwrapped),
     )
-    return learner, evaluated
+    return train_state, evaluated

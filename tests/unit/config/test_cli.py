@@ -163,7 +163,7 @@ UNITS = (
         "weight",
         "norm",
     ),
-    *("brightness", "initialisation"),  # of a seed: what it is of
+    *("brightness", "initialization"),  # of a seed: what it is of
 )
 
 

@@ -11,13 +11,13 @@ from toolkit.data.images.augment import Augmenter, center_square, mirrored
 from toolkit.data.images.decode import Box
 
 AUGMENTER = Augmenter(crop_scale=0.35, hflip=True, seed=5)
-COLOURFUL = replace(AUGMENTER, rand_augment=7, color_jitter=0.4, random_erasing=0.5)
+COLORFUL = replace(AUGMENTER, rand_augment=7, color_jitter=0.4, random_erasing=0.5)
 
 
-def draw(who: Augmenter, epoch: int, ids, width: int, height: int, strength: float = 1.0):
+def draw(who: Augmenter, epoch: int, ids, width: int, height: int, regularization: float = 1.0):
     """(boxes, mirrors) of images that are all of one size."""
     ids = np.atleast_1d(ids)
-    return who.draw(epoch, ids, np.full(len(ids), width), np.full(len(ids), height), strength)
+    return who.draw(epoch, ids, np.full(len(ids), width), np.full(len(ids), height), regularization)
 
 
 def test_a_draw_is_the_same_when_seed_epoch_and_sample_are():
@@ -76,8 +76,8 @@ def test_the_square_in_the_middle_is_seen_when_nothing_is_cropped(width: int, he
 
 
 def test_crops_are_weaker_when_the_strength_of_the_phase_is():
-    def mean_area(strength: float) -> float:
-        boxes = draw(AUGMENTER, 0, np.arange(500), 640, 640, strength)[0]
+    def mean_area(regularization: float) -> float:
+        boxes = draw(AUGMENTER, 0, np.arange(500), 640, 640, regularization)[0]
         return float(np.mean([box.width * box.height for box in boxes])) / 640**2
 
     assert draw(AUGMENTER, 0, 0, 64, 48, 0.0)[0] == [center_square(64, 48)]
@@ -89,14 +89,14 @@ def gradient(size: int = 32) -> np.ndarray:
     return np.stack([x, y, (x + y) // 2], -1).astype(np.uint8)
 
 
-def test_colours_and_erasing_are_the_same_when_global_generators_differ():
-    first = [COLOURFUL.change(gradient(), 1, sample, 1.0) for sample in range(20)]
+def test_colors_and_erasing_are_the_same_when_global_generators_differ():
+    first = [COLORFUL.change(gradient(), 1, sample, 1.0) for sample in range(20)]
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
-    again = [COLOURFUL.change(gradient(), 1, sample, 1.0) for sample in reversed(range(20))]
+    again = [COLORFUL.change(gradient(), 1, sample, 1.0) for sample in reversed(range(20))]
     assert all(np.array_equal(one, other) for one, other in zip(first, reversed(again), strict=True))
-    others = [COLOURFUL.change(gradient(), 2, sample, 1.0) for sample in range(20)]
+    others = [COLORFUL.change(gradient(), 2, sample, 1.0) for sample in range(20)]
     assert sum(np.array_equal(one, other) for one, other in zip(first, others, strict=True)) < 4  # control
 
 
@@ -109,8 +109,8 @@ def test_an_image_stays_as_it_is_when_the_strength_is_zero_and_only_then(name: s
 
 @pytest.mark.parametrize(("name", "weak"), [("rand_augment", 1.0), ("color_jitter", 0.05)])
 def test_an_image_changes_more_when_the_magnitude_is_larger(name: str, weak: float):
-    def change(who: Augmenter, strength: float = 1.0) -> float:
-        changed = [who.change(gradient(), 0, sample, strength) for sample in range(60)]
+    def change(who: Augmenter, regularization: float = 1.0) -> float:
+        changed = [who.change(gradient(), 0, sample, regularization) for sample in range(60)]
         return float(np.mean([np.abs(image.astype(int) - gradient()).mean() for image in changed]))
 
     little, much = replace(AUGMENTER, **{name: weak}), replace(AUGMENTER, **{name: 10 * weak})

@@ -24,7 +24,7 @@ def test_the_first_word_is_that_of_the_published_algorithm_when_keys_are_folded_
     assert words(7, 1, 3, np.array([42]), 3)[0].tolist() == expected
 
 
-def test_a_sample_draws_the_same_when_its_neighbours_differ():
+def test_a_sample_draws_the_same_when_its_neighbors_differ():
     assert np.array_equal(uniforms(0, 1, 2, np.array([5, 9, 3]), 4)[1], uniforms(0, 1, 2, np.array([9]), 4)[0])
 
 

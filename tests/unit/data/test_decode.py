@@ -11,11 +11,11 @@ from PIL.Image import Transpose
 from tests.conftest import index_of
 from toolkit import InputError
 from toolkit.data.images.decode import Box, crop_and_resize, decode
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 
 
 def picture(width: int = 40, height: int = 24) -> np.ndarray:
-    """A smooth coloured picture, H x W x 3, that survives JPEG."""
+    """A smooth colored picture, H x W x 3, that survives JPEG."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
 
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
 
 def decoded(folder: Path, content: bytes, name: str = "image") -> np.ndarray:
     (folder / name).write_bytes(content)
-    return Pixels(index_of(folder, [name], [0])).whole(0)
+    return ImageReader(index_of(folder, [name], [0])).whole(0)
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "GIF"])
@@ -120,7 +120,7 @@ def test_a_file_is_refused_with_its_name_when_it_is_no_image(tmp_path: Path, con
 
 def test_a_file_is_refused_with_its_name_when_it_vanished(tmp_path: Path):
     with pytest.raises(InputError, match=r"gone\.png"):
-        Pixels(index_of(tmp_path, ["gone.png"], [0])).whole(0)
+        ImageReader(index_of(tmp_path, ["gone.png"], [0])).whole(0)
 
 
 def test_a_crop_is_cut_and_shrunk_as_pil_does_when_a_box_is_given():

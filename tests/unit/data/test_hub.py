@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import recipe, write_folders
 from tests.unit.data.test_shards import image
 from toolkit import InputError, Settings
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.read import read_bytes
 from toolkit.data.sources.splits import open_splits
@@ -47,7 +47,7 @@ def test_bytes_are_read_where_they_lie_when_a_data_set_is_parquet(tmp_path: Path
     assert [read_bytes(splits.train, i) for i in range(40)] == [image(i) for i in range(40)]
     assert [read_bytes(splits.val, i) for i in range(2)] == [image(100), image(101)]
     assert all(Path(path).suffix == ".arrow" for path in splits.train.containers)
-    assert np.array_equal(Pixels(splits.train).whole(3), np.asarray(Image.open(io.BytesIO(image(3)))))
+    assert np.array_equal(ImageReader(splits.train).whole(3), np.asarray(Image.open(io.BytesIO(image(3)))))
 
 
 def test_all_files_of_a_split_are_read_in_order_when_there_are_several(tmp_path: Path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.conftest import paths_of, write_folders, write_image, write_manifest
 from toolkit import InputError, Settings
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.splits import open_splits
 
@@ -48,7 +48,7 @@ def test_images_are_found_when_their_ending_is_rare(tmp_path: Path, ending: str)
     Image.new("RGB", (30, 20), (9, 99, 200)).save(tmp_path / f"train/cat/x.{ending}", form)
     train = opened(tmp_path).train
     assert list(train.names) == ["train/cat/0.png", f"train/cat/x.{ending}", "train/dog/0.png"]
-    assert np.abs(Pixels(train).whole(1).astype(int) - (9, 99, 200)).max() <= 3
+    assert np.abs(ImageReader(train).whole(1).astype(int) - (9, 99, 200)).max() <= 3
 
 
 def test_files_that_are_left_out_are_told_by_kind_when_there_are_some(tmp_path: Path, caplog):

@@ -1,4 +1,4 @@
-"""MixUp and CutMix of neighbours."""
+"""MixUp and CutMix of neighbors."""
 
 import numpy as np
 import pytest
@@ -32,9 +32,9 @@ def test_a_pair_draws_otherwise_when_seed_or_epoch_differ(who: Mixer, epoch: int
     assert not torch.isclose(one[:, 0], other[:, 0]).any()
 
 
-@pytest.mark.parametrize(("who", "strength"), [(Mixer(0, 0, 0), 1.0), (Mixer(0.4, 1.0, 0), 0.0)])
-def test_nothing_is_mixed_when_it_is_off_or_the_strength_is_zero(who: Mixer, strength: float):
-    assert who.draw(0, IDS, strength) is None
+@pytest.mark.parametrize(("who", "regularization"), [(Mixer(0, 0, 0), 1.0), (Mixer(0.4, 1.0, 0), 0.0)])
+def test_nothing_is_mixed_when_it_is_off_or_the_strength_is_zero(who: Mixer, regularization: float):
+    assert who.draw(0, IDS, regularization) is None
 
 
 def test_weights_follow_their_beta_distribution_when_many_are_drawn():

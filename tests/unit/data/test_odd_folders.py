@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import paths_of, write_folders, write_image, write_manifest
 from toolkit import InputError, Settings
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.folders import search_folder
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.splits import open_splits
@@ -116,7 +116,7 @@ def test_unicode_and_spaces_are_kept_when_they_stand_in_paths(tmp_path: Path):
     cats = ["train/Kätzchen 🐈/0.png", "train/Kätzchen 🐈/sub folder/日本 1.png"]
     assert names(index) == [*cats, "train/chien bleu/\udcff.png"]
     for i, path in enumerate(paths_of(index)):
-        assert np.array_equal(Pixels(index).whole(i), np.array(Image.open(path)))
+        assert np.array_equal(ImageReader(index).whole(i), np.array(Image.open(path)))
 
 
 def test_a_class_of_a_circular_link_is_refused_as_empty(root: Path):
@@ -137,7 +137,7 @@ def test_a_link_to_nothing_is_an_unreadable_image(root: Path):
     index = opened(root)
     assert index.unreadable().tolist() == [2]
     with pytest.raises(BadSampleError, match=r"train/cat/2\.png: cannot be read as an image: No such file"):
-        Pixels(index).whole(2)
+        ImageReader(index).whole(2)
 
 
 GONE = ["train/emu", "train/cat/part", "val/dog", "val"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.conftest import index_of, write_folders, write_image
 from toolkit import InputError, Settings
-from toolkit.data.loading.pipeline import check_readable, describe, open_feed, resolve_cache
+from toolkit.data.loading.pipeline import check_readable, describe, open_pipeline, resolve_cache
 from toolkit.data.loading.reader import Memory
 from toolkit.data.sources.index import ALONE, Index, Names, Splits
 from toolkit.data.sources.splits import open_splits
@@ -39,13 +39,13 @@ def settings_of(**values) -> Settings:
     ("choice", "bound_gb", "phases", "expected"),
     [
         ("auto", 0.0330726, (SMALL, LARGE), "ram"),  # to the byte
-        ("auto", 0.0330725, (SMALL, LARGE), "tier"),  # 32 px serve 16; the original's 100 are more than twice that
+        ("auto", 0.0330725, (SMALL, LARGE), "disk"),  # 32 px serve 16; the original's 100 are more than twice that
         ("auto", 0.0300006, (LARGE,), "ram"),
         ("auto", 0.0300005, (LARGE,), "off"),  # 128 px would be larger than the original
         ("auto", 0.0030726, (SMALL,), "ram"),
-        ("auto", 0.0030725, (SMALL,), "tier"),
+        ("auto", 0.0030725, (SMALL,), "disk"),
         ("ram", 4.0, (SMALL,), "ram"),
-        ("tier", 4.0, (LARGE,), "tier"),
+        ("disk", 4.0, (LARGE,), "disk"),
         ("off", 4.0, (SMALL,), "off"),
     ],
 )
@@ -62,7 +62,7 @@ def test_a_cache_in_memory_is_refused_with_the_arithmetic_when_it_exceeds_the_bo
 # 0.6 GB are 80% of 0.75 GB.
 @pytest.mark.parametrize(
     ("free_gb", "phases", "expected"),
-    [(0.76, (LARGEST,), "ram"), (0.74, (LARGEST,), "off"), (0.74, (LARGEST, LARGE), "tier")],
+    [(0.76, (LARGEST,), "ram"), (0.74, (LARGEST,), "off"), (0.74, (LARGEST, LARGE), "disk")],
 )
 def test_another_cache_is_taken_when_images_would_fit_their_bound_but_not_the_memory(free_gb, phases, expected):
     assert resolve_cache(settings_of(cache_gb=1), splits_of(1000, 500, 400), phases, free_gb) == expected
@@ -87,41 +87,41 @@ def opened(tmp_path: Path, cache: str, scales: tuple[int, ...]):
     strategy = Progressive(scales)
     splits = open_splits(settings, scales[-1])
     phases = tuple(Phase(i, 1, 2, (size,), 4) for i, size in enumerate(scales))
-    return open_feed(settings, strategy, splits, phases, 0), describe(settings, splits, phases)
+    return open_pipeline(settings, strategy, splits, phases, 0), describe(settings, splits, phases)
 
 
-def sides(feed) -> list[int]:
+def sides(pipeline) -> list[int]:
     """The height of the images that each phase draws from, px."""
-    return [int(source.index.height[0]) for source in feed.sources]
+    return [int(source.index.height[0]) for source in pipeline.sources]
 
 
 def test_each_phase_has_the_tier_that_suits_it_when_tiers_are_cached(tmp_path: Path):
-    feed, words = opened(tmp_path, "tier", (8, 20, 64))
-    assert sides(feed) == [16, 40, 80]  # twice the size; 128 px would be more than there is
-    assert words == "tiers: 16 px for phase 0, 40 px for phase 1"
+    pipeline, words = opened(tmp_path, "disk", (8, 20, 64))
+    assert sides(pipeline) == [16, 40, 80]  # twice the size; 128 px would be more than there is
+    assert words == "downscaled copies on disk: 16 px for phase 0, 40 px for phase 1"
 
 
 def test_all_phases_share_one_source_when_nothing_is_cached(tmp_path: Path):
-    feed, words = opened(tmp_path, "off", (8, 20, 64))
-    assert sides(feed) == [80, 80, 80]
-    assert len({id(source) for source in feed.sources}) == 1
+    pipeline, words = opened(tmp_path, "off", (8, 20, 64))
+    assert sides(pipeline) == [80, 80, 80]
+    assert len({id(source) for source in pipeline.sources}) == 1
     assert words == "nothing cached"
 
 
 def test_memory_holds_the_size_that_suits_each_phase_when_images_are_much_larger(tmp_path: Path):
-    feed, words = opened(tmp_path, "ram", (8, 20, 64))
-    assert sides(feed) == [16, 40, 80]
-    small = feed.sources[1].whole(0)
-    expected = Image.fromarray(feed.sources[2].whole(0)).resize((50, 40), Image.Resampling.LANCZOS)
+    pipeline, words = opened(tmp_path, "ram", (8, 20, 64))
+    assert sides(pipeline) == [16, 40, 80]
+    small = pipeline.sources[1].whole(0)
+    expected = Image.fromarray(pipeline.sources[2].whole(0)).resize((50, 40), Image.Resampling.LANCZOS)
     assert np.array_equal(small, np.array(expected))
     # 8 images of 20 x 16, 50 x 40 and 100 x 80 px, and 2 of 100 x 80: 3 * (8 * (320 + 2000 + 8000) + 16,000) bytes
     assert words == "decoded images kept in memory, 0.0003 GB per process, 16 px for phase 0, 40 px for phase 1"
 
 
-@pytest.mark.parametrize("cache", ["ram", "tier", "off"])
+@pytest.mark.parametrize("cache", ["ram", "disk", "off"])
 def test_only_memory_serves_images_whose_files_are_gone_when_it_met_them(tmp_path: Path, cache: str):
-    feed, _ = opened(tmp_path, cache, (64, 80))
-    val = feed.evaluated["val"]
+    pipeline, _ = opened(tmp_path, cache, (64, 80))
+    val = pipeline.evaluated["val"]
     before = val.whole(0).copy()
     for path in tmp_path.glob("data/*/*/*.png"):
         path.unlink()
@@ -139,7 +139,7 @@ def test_memory_takes_the_decoded_bytes_and_hands_back_what_was_put_when_it_is_f
     assert memory.get(1) is None
     memory.put(1, pixels)
     assert np.array_equal(memory.get(1), pixels)
-    assert memory.get(0) is None  # control: neighbours are untouched
+    assert memory.get(0) is None  # control: neighbors are untouched
     assert not memory.slot(0).any()
     assert not memory.slot(2).any()
 
@@ -166,5 +166,5 @@ def test_the_evaluated_splits_are_those_that_there_are_when_a_feed_is_opened(tmp
     root = write_folders(tmp_path / "data", {"train": 3, "val": 2, "test": 1})
     settings = Settings(data_root=str(root), cache_dir=tmp_path / "cache", cache="off", batch_size=2)
     splits = open_splits(settings, 16)
-    feed = open_feed(settings, SingleScale(16), splits, (SMALL,), 0)
-    assert {name: len(source.index) for name, source in feed.evaluated.items()} == {"val": 4, "test": 2}
+    pipeline = open_pipeline(settings, SingleScale(16), splits, (SMALL,), 0)
+    assert {name: len(source.index) for name, source in pipeline.evaluated.items()} == {"val": 4, "test": 2}

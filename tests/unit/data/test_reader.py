@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import index_of, paths_of, write_image
 from toolkit.data.images.decode import Box
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources import files
 from toolkit.data.sources.index import Index
 from toolkit.system.errors import BadSampleError, LoaderError
@@ -24,10 +24,10 @@ def index(tmp_path: Path) -> Index:
 
 
 def test_an_image_comes_from_memory_when_it_was_met_before(index: Index):
-    remembering, plain = Pixels(index, remember=True), Pixels(index)
+    remembering, plain = ImageReader(index, remember=True), ImageReader(index)
     for source in (remembering, plain):
         first = source.whole(2).copy()
-        assert np.array_equal(first, Pixels(index).whole(2))
+        assert np.array_equal(first, ImageReader(index).whole(2))
     paths_of(index)[2].unlink()
     assert np.array_equal(remembering.whole(2), first)
     assert np.array_equal(remembering.crop(2, Box(3, 4, 15, 10), 8), remembering.crop(2, Box(3, 4, 15, 10), 8))
@@ -42,7 +42,7 @@ def test_memory_takes_what_was_promised_when_it_is_full(index: Index):
 def test_a_file_is_refused_when_it_changed_since_it_was_indexed(index: Index):
     write_image(paths_of(index)[1], (10, 10))
     for remember in (False, True):
-        source = Pixels(index, remember)
+        source = ImageReader(index, remember)
         with pytest.raises(BadSampleError, match=r"1\.png.*is now 10 x 10 px"):
             source.whole(1)
         with pytest.raises(BadSampleError, match=r"1\.png.*is now 10 x 10 px"):
@@ -56,7 +56,7 @@ def test_an_image_is_not_to_blame_when_its_storage_fails(index: Index, monkeypat
     def fails(*words: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    pixels = Pixels(index)
+    pixels = ImageReader(index)
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", fails)
         with pytest.raises(kind, match=os.strerror(number)):

@@ -22,15 +22,15 @@ from tests.conftest import SLOW
 from tests.storage import Storage
 from tests.unit.data.test_shards import image, samples, write_tar
 from toolkit import InputError, Settings, SingleScale
-from toolkit.data.loading.pipeline import Feed, open_feed
-from toolkit.data.loading.sampler import Share
+from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
+from toolkit.data.loading.sampler import RankShare
 from toolkit.data.sources import shards
 from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.read import read_bytes
-from toolkit.data.sources.remote import BlockCache, Facts
+from toolkit.data.sources.remote import BlockCache, FileVersion
 from toolkit.data.sources.splits import open_splits
 from toolkit.system.errors import BadSampleError
-from toolkit.training.step_plan import make_plan
+from toolkit.training.step_plan import make_step_plan
 
 SHARDS, PER_SHARD, BATCH = 12, 8, 4  # a window of two shards holds all batches in flight
 STRATEGY = SingleScale(16)
@@ -68,10 +68,10 @@ def settings_of(root: str, data: Path, shards_in_cache: float, **values) -> Sett
     )
 
 
-def opened(settings: Settings) -> tuple[Splits, Feed]:
+def opened(settings: Settings) -> tuple[Splits, DataPipeline]:
     splits = open_splits(settings, 16)
-    plan = make_plan(settings, STRATEGY, len(splits.train), 1)
-    return splits, open_feed(settings, STRATEGY, splits, plan.phases, 2)
+    plan = make_step_plan(settings, STRATEGY, len(splits.train), 1)
+    return splits, open_pipeline(settings, STRATEGY, splits, plan.phases, 2)
 
 
 def bytes_on_disk(data: Path) -> int:
@@ -97,14 +97,14 @@ def test_remote_images_are_those_of_the_same_local_shards_when_they_are_read(sto
 def test_each_shard_is_fetched_once_an_epoch_when_the_cache_holds_a_third(storage: Storage, data: Path):
     storage.put(data)
     settings = settings_of(storage.url, data, 4)
-    splits, feed = opened(settings)
+    splits, pipeline = opened(settings)
     bound = 4 * size_of_shard(data)
     seen: list[list[int]] = []
-    for epoch in make_plan(settings, STRATEGY, len(splits.train), 1).epochs():
+    for epoch in make_step_plan(settings, STRATEGY, len(splits.train), 1).epochs():
         forget(data)
         storage.fetches.clear()
         seen.append([])
-        for batch in feed.batches(epoch, 0, Share(0, 1, 1)):
+        for batch in pipeline.batches(epoch, 0, RankShare(0, 1, 1)):
             seen[-1] += batch.ids.tolist()
             assert bytes_on_disk(data) <= bound
         fetched = Counter(storage.of_shards())
@@ -135,13 +135,15 @@ def test_the_next_window_is_fetched_while_one_is_drawn_from_when_both_fit(
     with servers.hdfs() as storage:
         storage.put(data)
         settings = settings_of(storage.url, data, shards_in_cache).model_copy(update={"batch_size": 2})
-        _, feed = opened(settings)
+        _, pipeline = opened(settings)
         forget(data)
         storage.fetches.clear()
         storage.delay_s = 0.02
-        windows = feed.sampler.windows(0)[:windows_held]
+        windows = pipeline.sampler.windows(0)[:windows_held]
         shards_held = {f"{shard:02d}.tar" for window in windows for shard in window}
-        batches = feed.batches(next(iter(make_plan(settings, STRATEGY, 96, 1).epochs())), 0, Share(0, 1, 1))
+        batches = pipeline.batches(
+            next(iter(make_step_plan(settings, STRATEGY, 96, 1).epochs())), 0, RankShare(0, 1, 1)
+        )
         seen = [i for _ in range(2) for i in next(batches).ids.tolist()]
         wait_until_quiet(storage)
         assert {fetch.name for fetch in storage.fetches} == shards_held
@@ -153,18 +155,18 @@ def test_the_next_window_is_fetched_while_one_is_drawn_from_when_both_fit(
         with pytest.raises(BadSampleError, match="is not there any more"):
             seen.extend(i for batch in batches for i in batch.ids.tolist())
     # the batch with the first image that was not held is the one that failed
-    assert seen == feed.sampler.permutation(0)[: PER_SHARD * len(shards_held)].tolist()
+    assert seen == pipeline.sampler.permutation(0)[: PER_SHARD * len(shards_held)].tolist()
 
 
 def test_shards_are_fetched_again_and_again_when_all_images_are_mixed(storage: Storage, data: Path):
     """The control: the order of local images, through the same cache."""
     storage.put(data)
     settings = settings_of(storage.url, data, 4)
-    splits, feed = opened(settings)
-    plain = Feed(**{**vars(feed), "sampler": type(feed.sampler)(len(splits.train), 0, STRATEGY)})
+    splits, pipeline = opened(settings)
+    plain = DataPipeline(**{**vars(pipeline), "sampler": type(pipeline.sampler)(len(splits.train), 0, STRATEGY)})
     storage.fetches.clear()
-    epoch = next(iter(make_plan(settings, STRATEGY, len(splits.train), 1).epochs()))
-    list(plain.batches(epoch, 0, Share(0, 1, 1)))
+    epoch = next(iter(make_step_plan(settings, STRATEGY, len(splits.train), 1).epochs()))
+    list(plain.batches(epoch, 0, RankShare(0, 1, 1)))
     assert Counter(storage.of_shards()).most_common(1)[0][1] > 1
     assert bytes_on_disk(data) <= 4 * size_of_shard(data)
 
@@ -172,20 +174,20 @@ def test_shards_are_fetched_again_and_again_when_all_images_are_mixed(storage: S
 def test_nothing_is_fetched_again_when_all_of_it_fits(storage: Storage, data: Path):
     storage.put(data)
     settings = settings_of(storage.url, data, 20)
-    splits, feed = opened(settings)
+    splits, pipeline = opened(settings)
     storage.fetches.clear()  # the index took it all
-    for epoch in make_plan(settings, STRATEGY, len(splits.train), 1).epochs():
-        list(feed.batches(epoch, 0, Share(0, 1, 1)))
+    for epoch in make_step_plan(settings, STRATEGY, len(splits.train), 1).epochs():
+        list(pipeline.batches(epoch, 0, RankShare(0, 1, 1)))
     assert storage.of_shards() == []
 
 
 def test_worker_processes_share_the_cache_when_they_are_forked(storage: Storage, data: Path):
     storage.put(data)
     settings = settings_of(storage.url, data, 4, rand_augment=5.0, num_workers=2)
-    splits, feed = opened(settings)
+    splits, pipeline = opened(settings)
     storage.fetches.clear()
-    epoch = next(iter(make_plan(settings, STRATEGY, len(splits.train), 1).epochs()))
-    ids = [i for batch in feed.batches(epoch, 0, Share(0, 1, 1)) for i in batch.ids.tolist()]
+    epoch = next(iter(make_step_plan(settings, STRATEGY, len(splits.train), 1).epochs()))
+    ids = [i for batch in pipeline.batches(epoch, 0, RankShare(0, 1, 1)) for i in batch.ids.tolist()]
     assert sorted(ids) == list(range(96))
     assert set(Counter(storage.of_shards()).values()) == {1}
 
@@ -299,7 +301,7 @@ def test_a_shard_that_became_shorter_is_named_when_its_end_is_fetched(storage: S
     ],
 )
 def test_a_file_counts_as_replaced_when_the_storage_tells_so(listed: dict, now: dict, same: bool):
-    assert Facts.of({"size": 5, **listed}).fit({"size": 5, **now}) is same
+    assert FileVersion.of({"size": 5, **listed}).fit({"size": 5, **now}) is same
 
 
 def test_a_shard_that_vanished_is_named_when_an_image_of_it_is_read(storage: Storage, data: Path):
@@ -368,13 +370,13 @@ def test_a_cache_smaller_than_a_shard_is_refused_when_shards_are_remote(storage:
 def test_the_bound_holds_when_blocks_of_a_killed_process_are_left(data: Path):
     with servers.hdfs() as storage:
         storage.put(data)
-        facts = Facts((data / "train/00.tar").stat().st_size, "1")
-        cache = BlockCache(data.parent / "cache", 2 * facts.size, {f"{storage.url}/train/00.tar": facts})
+        version = FileVersion((data / "train/00.tar").stat().st_size, "1")
+        cache = BlockCache(data.parent / "cache", 2 * version.size, {f"{storage.url}/train/00.tar": version})
         left = data.parent / "cache/blocks/.tmp-half"
         left.parent.mkdir(parents=True)
-        left.write_bytes(bytes(facts.size + 1))
+        left.write_bytes(bytes(version.size + 1))
         os.utime(left, (1, 1))
-        whole = cache.read(f"{storage.url}/train/00.tar", 0, facts.size)
+        whole = cache.read(f"{storage.url}/train/00.tar", 0, version.size)
     assert whole == (data / "train/00.tar").read_bytes()
     assert not left.exists()
     assert bytes_on_disk(data) <= cache.bound

@@ -12,9 +12,9 @@ from tests.storage import Storage
 from tests.unit.data.test_remote import PER_SHARD, STRATEGY, forget, opened, settings_of, size_of_shard
 from tests.unit.data.test_shards import image, samples, write_tar
 from toolkit import InputError
-from toolkit.data.loading.sampler import Share
+from toolkit.data.loading.sampler import RankShare
 from toolkit.data.sources.read import read_bytes
-from toolkit.training.step_plan import make_plan
+from toolkit.training.step_plan import make_step_plan
 
 SHARDS = 6
 
@@ -42,14 +42,14 @@ def test_shards_of_a_cloud_are_read_once_an_epoch_and_missed_when_they_are_repla
     write_tar(data / "val/0.tar", samples(1000, 4))
     storage.put(data)
     settings = settings_of(storage.url, data, 4)
-    (splits, feed), (local, _) = opened(settings), opened(settings_of(str(data), data, 4))
+    (splits, pipeline), (local, _) = opened(settings), opened(settings_of(str(data), data, 4))
     assert splits.digests() == local.digests()
     assert list(splits.train.names) == list(local.train.names)
 
     forget(data)
     storage.fetches.clear()
-    epoch = next(iter(make_plan(settings, STRATEGY, len(splits.train), 1).epochs()))
-    seen = [i for batch in feed.batches(epoch, 0, Share(0, 1, 1)) for i in batch.ids.tolist()]
+    epoch = next(iter(make_step_plan(settings, STRATEGY, len(splits.train), 1).epochs()))
+    seen = [i for batch in pipeline.batches(epoch, 0, RankShare(0, 1, 1)) for i in batch.ids.tolist()]
     assert sorted(seen) == list(range(SHARDS * PER_SHARD))
     assert set(Counter(storage.of_shards()).values()) == {1}
     assert {fetch.name for fetch in storage.of_shards()} == {f"{shard:02d}.tar" for shard in range(SHARDS)}

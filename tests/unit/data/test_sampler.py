@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from toolkit import Progressive, Settings, Simultaneous
-from toolkit.data.loading.sampler import Request, Sampler, Shards, Share, micro_batches
-from toolkit.training.step_plan import make_plan
+from toolkit.data.loading.sampler import BatchSpec, RankShare, Sampler, Shards, micro_batches
+from toolkit.training.step_plan import make_step_plan
 
 IMAGES, BATCH = 50, 16  # 3 steps an epoch, 2 images left out of each
 SETTINGS = Settings(epochs=4, batch_size=BATCH)
@@ -15,14 +15,14 @@ STRATEGIES = {"simultaneous": Simultaneous((16, 32)), "progressive": Progressive
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
 
 
-def global_batches(strategy, seed: int = 0, from_step: int = 0) -> list[Request]:
+def global_batches(strategy, seed: int = 0, from_step: int = 0) -> list[BatchSpec]:
     sampler = Sampler(IMAGES, seed, strategy)
-    plan = make_plan(SETTINGS, strategy, IMAGES, 1)
-    return [request for epoch in plan.epochs() for request in sampler.requests(epoch, from_step)]
+    plan = make_step_plan(SETTINGS, strategy, IMAGES, 1)
+    return [spec for epoch in plan.epochs() for spec in sampler.batch_specs(epoch, from_step)]
 
 
-def ids(requests: list[Request]) -> list[list[int]]:
-    return [request.ids.tolist() for request in requests]
+def ids(batch_specs: list[BatchSpec]) -> list[list[int]]:
+    return [spec.ids.tolist() for spec in batch_specs]
 
 
 def test_a_permutation_is_the_same_when_seed_and_epoch_are():
@@ -76,15 +76,15 @@ def test_sizes_follow_the_strategy_when_phases_change():
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_ranks_share_the_global_batch_when_it_is_split(processes: int, accumulation: int):
-    for request in global_batches(STRATEGIES["simultaneous"]):
-        parts = [list(micro_batches(request, Share(rank, processes, accumulation))) for rank in range(processes)]
+    for spec in global_batches(STRATEGIES["simultaneous"]):
+        parts = [list(micro_batches(spec, RankShare(rank, processes, accumulation))) for rank in range(processes)]
         assert {len(own) for own in parts} == {accumulation}
         assert {len(part.ids) for own in parts for part in own} == {BATCH // processes // accumulation}
         own_ids = [{i for part in own for i in part.ids.tolist()} for own in parts]
         assert sum(map(len, own_ids)) == len(set().union(*own_ids)) == BATCH  # disjoint
         together = [i for own in parts for part in own for i in part.ids.tolist()]
-        assert together == request.ids.tolist()
-        assert {part._replace(ids=None) for own in parts for part in own} == {request._replace(ids=None)}
+        assert together == spec.ids.tolist()
+        assert {part._replace(ids=None) for own in parts for part in own} == {spec._replace(ids=None)}
 
 
 @every_strategy
@@ -97,7 +97,7 @@ def test_what_is_left_is_the_tail_of_the_run_when_it_resumes(strategy, from_step
 
 @every_strategy
 def test_epochs_follow_each_other_and_close_their_phases_when_a_plan_is_made(strategy):
-    epochs = list(make_plan(SETTINGS, strategy, IMAGES, 1).epochs())
+    epochs = list(make_step_plan(SETTINGS, strategy, IMAGES, 1).epochs())
     assert [(epoch.number, epoch.start, epoch.end) for epoch in epochs] == [(0, 0, 3), (1, 3, 6), (2, 6, 9), (3, 9, 12)]
     closing = [epoch.closes_phase for epoch in epochs]
     assert closing == ([False, True] * 2 if isinstance(strategy, Progressive) else [False] * 3 + [True])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import recipe, write_folders
 from toolkit import InputError, Settings
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.read import read_bytes
 from toolkit.data.sources.splits import open_splits
@@ -69,7 +69,7 @@ def test_every_member_is_found_where_it_lies_when_shards_are_read(tmp_path: Path
     assert [read_bytes(splits.val, i) for i in range(4)] == [image(i) for i in range(1000, 1004)]
     assert set(zip(splits.train.width.tolist(), splits.train.height.tolist(), strict=True)) == {(20, 16)}
     expected = np.asarray(Image.open(io.BytesIO(image(7))))
-    assert np.array_equal(Pixels(splits.train).whole(7), expected)
+    assert np.array_equal(ImageReader(splits.train).whole(7), expected)
 
 
 def test_labels_come_from_json_and_names_from_a_file_when_there_are_such(tmp_path: Path):

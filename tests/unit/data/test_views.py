@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from toolkit.data.images.views import normalise, resize, views
+from toolkit.data.images.views import normalize, resize, views
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
 
@@ -38,10 +38,10 @@ def test_resize_of_floats_agrees_with_that_of_bytes_when_rounded():
     assert (resize(images.float(), 20) - resize(images, 20).float()).abs().max() <= 1
 
 
-def test_normalise_is_the_value_by_hand_when_pixels_are_simple():
+def test_normalize_is_the_value_by_hand_when_pixels_are_simple():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     # (0 - .5) / .2, (.2 - .4) / .25, (1 - .3) / .5
-    assert normalise(pixels, MEAN, STD).flatten().tolist() == pytest.approx([-2.5, -0.8, 1.4], rel=1e-6)
+    assert normalize(pixels, MEAN, STD).flatten().tolist() == pytest.approx([-2.5, -0.8, 1.4], rel=1e-6)
 
 
 def test_views_have_the_sizes_asked_for_when_there_are_several():
@@ -55,17 +55,17 @@ def test_a_view_is_the_same_when_others_are_asked_for_too():
     images = noise(32)
     alone, among = views(images, (8,), MEAN, STD)[0], views(images, (8, 20, 32), MEAN, STD)[0]
     assert torch.equal(alone, among)
-    cascaded = resize(resize(normalise(images, MEAN, STD), 20), 8)
+    cascaded = resize(resize(normalize(images, MEAN, STD), 20), 8)
     assert not torch.allclose(among, cascaded, atol=1e-3)  # control
 
 
-def test_the_largest_view_is_the_normalised_image_when_it_needs_no_resize():
+def test_the_largest_view_is_the_normalized_image_when_it_needs_no_resize():
     images = noise(32)
-    assert torch.equal(views(images, (16, 32), MEAN, STD)[1], normalise(images, MEAN, STD))
+    assert torch.equal(views(images, (16, 32), MEAN, STD)[1], normalize(images, MEAN, STD))
 
 
 def test_a_small_view_is_that_of_floats_to_a_gray_level_when_bytes_are_resized():
     images, level = noise(48), 1 / (255 * STD.view(1, 3, 1, 1))
-    apart = (views(images, (20,), MEAN, STD)[0] - resize(normalise(images, MEAN, STD), 20)).abs() / level
+    apart = (views(images, (20,), MEAN, STD)[0] - resize(normalize(images, MEAN, STD), 20)).abs() / level
     assert apart.max() <= 1  # rounded after rows and after columns, half a level each
     assert apart.mean() < 0.35

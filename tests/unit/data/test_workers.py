@@ -18,9 +18,9 @@ from tests.conftest import index_of, paths_of, write_folders, write_image
 from toolkit import InputError, Settings
 from toolkit.data.images.augment import Augmenter
 from toolkit.data.images.mixing import Mixer
-from toolkit.data.loading.batches import EvalJob, TrainJob, load
-from toolkit.data.loading.reader import Pixels
-from toolkit.data.loading.sampler import Request
+from toolkit.data.loading.batches import EvalBatchBuilder, TrainBatchBuilder, load
+from toolkit.data.loading.reader import ImageReader
+from toolkit.data.loading.sampler import BatchSpec
 from toolkit.data.loading.workers import AHEAD, PIECE, by_processes, by_threads
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.splits import open_splits
@@ -31,12 +31,12 @@ PATIENCE_S = 60
 PLAIN, NO_MIX = Augmenter(0.35, True, 0), Mixer(0, 0, 0)
 
 
-def request_of(ids: list[int], sizes: tuple[int, ...] = (16, 20), epoch: int = 0) -> Request:
-    return Request(np.array(ids), Step(sizes, len(ids)), 7, epoch, 1.0)
+def request_of(ids: list[int], sizes: tuple[int, ...] = (16, 20), epoch: int = 0) -> BatchSpec:
+    return BatchSpec(np.array(ids), Step(sizes, len(ids)), 7, epoch, 1.0)
 
 
-def job_of(index: Index, augmenter: Augmenter = PLAIN, **options: Any) -> TrainJob:
-    return TrainJob(Pixels(index), augmenter, NO_MIX, **options)
+def job_of(index: Index, augmenter: Augmenter = PLAIN, **options: Any) -> TrainBatchBuilder:
+    return TrainBatchBuilder(ImageReader(index), augmenter, NO_MIX, **options)
 
 
 @pytest.fixture
@@ -51,16 +51,16 @@ class Squares:
     fails_at: int = -1
     hangs_at: int = -1
 
-    def open(self, request: int) -> tuple[int, list[int]]:
+    def open(self, spec: int) -> tuple[int, list[int]]:
         return 3 * PIECE, []
 
-    def fill(self, request: int, memory: list[int], slots: range) -> None:
-        if request == self.fails_at:
-            raise InputError(f"photo {request} is broken")
-        time.sleep(1000 if request == self.hangs_at else 0.01 if request % 4 == 0 else 0)
-        memory += [request * request] * len(slots)
+    def fill(self, spec: int, memory: list[int], slots: range) -> None:
+        if spec == self.fails_at:
+            raise InputError(f"photo {spec} is broken")
+        time.sleep(1000 if spec == self.hangs_at else 0.01 if spec % 4 == 0 else 0)
+        memory += [spec * spec] * len(slots)
 
-    def close(self, request: int, memory: list[int]) -> list[int]:
+    def close(self, spec: int, memory: list[int]) -> list[int]:
         return memory
 
 
@@ -93,8 +93,8 @@ def test_a_run_ends_in_time_with_one_line_when_a_worker_hangs(load_by, who: str)
 
 @dataclass
 class Killed(Squares):
-    def fill(self, request: int, memory: list[int], slots: range) -> None:
-        if request == 3:
+    def fill(self, spec: int, memory: list[int], slots: range) -> None:
+        if spec == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -116,8 +116,8 @@ def fail(error: Exception) -> None:
 
 @dataclass
 class Torn(Squares):
-    def close(self, request: int, memory: list[int]) -> Any:
-        return HalfABatch() if request == 3 else memory
+    def close(self, spec: int, memory: list[int]) -> Any:
+        return HalfABatch() if spec == 3 else memory
 
 
 def test_a_run_ends_with_one_line_when_a_worker_is_killed_while_it_hands_over():
@@ -127,7 +127,7 @@ def test_a_run_ends_with_one_line_when_a_worker_is_killed_while_it_hands_over():
 
 @dataclass
 class Offline(Squares):
-    def fill(self, request: int, memory: list[int], slots: range) -> None:
+    def fill(self, spec: int, memory: list[int], slots: range) -> None:
         raise ConnectionResetError("the storage is gone")
 
 
@@ -141,11 +141,11 @@ def test_a_lost_connection_of_the_job_itself_is_not_taken_for_a_killed_worker():
     [Squares(fails_at=5), Squares(hangs_at=3), Killed(), Torn(), Offline()],
     ids=["fails", "hangs", "killed", "torn", "offline"],
 )
-def test_no_process_is_left_while_the_error_is_held_when_a_load_fails(job: Squares):
+def test_no_process_is_left_while_the_error_is_held_when_a_load_fails(builder: Squares):
     """Else the collector of cycles ends them, in whatever thread it runs, which then waits for 10 s for each."""
     before = {*psutil.Process().children()}
     try:
-        list(by_processes(range(20), job, 2, 1.0 if job.hangs_at >= 0 else PATIENCE_S))
+        list(by_processes(range(20), builder, 2, 1.0 if builder.hangs_at >= 0 else PATIENCE_S))
     except (InputError, LoaderError, ConnectionError):
         left = {*psutil.Process().children()} - before
     assert left == set()
@@ -155,9 +155,9 @@ def test_work_stays_a_few_batches_ahead_when_nobody_takes_them():
     started = []
 
     class Watched(Squares):
-        def open(self, request: int) -> tuple[int, list[int]]:
-            started.append(request)
-            return super().open(request)
+        def open(self, spec: int) -> tuple[int, list[int]]:
+            started.append(spec)
+            return super().open(spec)
 
     results = by_threads(range(1000), Watched(), 2, PATIENCE_S)
     next(results)
@@ -180,17 +180,17 @@ def test_nothing_is_delivered_when_nothing_is_requested():
     assert list(by_threads([], Squares(), 2, PATIENCE_S)) == []
 
 
-COLOURFUL = replace(PLAIN, rand_augment=5, color_jitter=0.3, random_erasing=0.5)
+COLORFUL = replace(PLAIN, rand_augment=5, color_jitter=0.3, random_erasing=0.5)
 
 
-@pytest.mark.parametrize("augmenter", [PLAIN, COLOURFUL], ids=["plain", "colourful"])
+@pytest.mark.parametrize("augmenter", [PLAIN, COLORFUL], ids=["plain", "colorful"])
 def test_batches_are_the_same_when_workers_differ(index: Index, augmenter: Augmenter):
-    job = TrainJob(Pixels(index), augmenter, Mixer(0.4, 1.0, 0))
-    requests = [request_of([i, (i + 3) % 16], epoch=i % 3) for i in range(12)]
-    alone = [load(job, request) for request in requests]
-    others = [by_processes(requests, job, workers, PATIENCE_S) for workers in (1, 2)]
+    builder = TrainBatchBuilder(ImageReader(index), augmenter, Mixer(0.4, 1.0, 0))
+    batch_specs = [request_of([i, (i + 3) % 16], epoch=i % 3) for i in range(12)]
+    alone = [load(builder, spec) for spec in batch_specs]
+    others = [by_processes(batch_specs, builder, workers, PATIENCE_S) for workers in (1, 2)]
     if not augmenter.holds_interpreter:
-        others += [by_threads(requests, job, threads, PATIENCE_S) for threads in (0, 3)]
+        others += [by_threads(batch_specs, builder, threads, PATIENCE_S) for threads in (0, 3)]
     for other in others:
         for expected, found in zip(alone, other, strict=True):
             assert torch.equal(expected.images, found.images)
@@ -201,7 +201,7 @@ def test_batches_are_the_same_when_workers_differ(index: Index, augmenter: Augme
 
 def test_the_generators_of_training_are_untouched_when_processes_augment(index: Index):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    list(by_processes([request_of([0, 1])], job_of(index, COLOURFUL), 1, PATIENCE_S))
+    list(by_processes([request_of([0, 1])], job_of(index, COLORFUL), 1, PATIENCE_S))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
 
@@ -216,11 +216,11 @@ def test_a_training_batch_is_bytes_at_the_largest_size_when_a_step_has_several(i
     assert batch.mixing is None
 
 
-def test_an_image_is_augmented_alike_when_its_neighbours_differ(index: Index):
-    job = job_of(index)
-    alone, among = load(job, request_of([5])), load(job, request_of([1, 5, 9]))
+def test_an_image_is_augmented_alike_when_its_neighbors_differ(index: Index):
+    builder = job_of(index)
+    alone, among = load(builder, request_of([5])), load(builder, request_of([1, 5, 9]))
     assert torch.equal(alone.images[0], among.images[1])
-    assert not torch.equal(alone.images[0], load(job, request_of([5], epoch=1)).images[0])  # control
+    assert not torch.equal(alone.images[0], load(builder, request_of([5], epoch=1)).images[0])  # control
 
 
 def test_an_image_is_mirrored_when_the_draw_says_so(index: Index):
@@ -235,7 +235,7 @@ def test_an_image_is_mirrored_when_the_draw_says_so(index: Index):
 
 def test_evaluation_sees_the_middle_of_the_original_when_an_image_is_not_square(tmp_path: Path):
     path = write_image(tmp_path / "wide.png", (60, 40))
-    batch = load(EvalJob(Pixels(index_of(tmp_path, ["wide.png"], [1])), (16, 40)), np.array([0]))
+    batch = load(EvalBatchBuilder(ImageReader(index_of(tmp_path, ["wide.png"], [1])), (16, 40)), np.array([0]))
     middle = Image.open(path).crop((10, 0, 50, 40))
     assert np.array_equal(batch.images[40][0].permute(1, 2, 0).numpy(), np.array(middle))
     small = np.array(middle.resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
@@ -244,7 +244,7 @@ def test_evaluation_sees_the_middle_of_the_original_when_an_image_is_not_square(
 
 def test_an_evaluation_size_is_the_same_when_others_are_asked_for_too(index: Index):
     ids = np.arange(4)
-    alone, among = (load(EvalJob(Pixels(index), sizes), ids) for sizes in ((8,), (8, 16, 24)))
+    alone, among = (load(EvalBatchBuilder(ImageReader(index), sizes), ids) for sizes in ((8,), (8, 16, 24)))
     assert torch.equal(alone.images[8], among.images[8])
     assert among.targets.tolist() == [0, 0, 0, 0]
 
@@ -278,11 +278,11 @@ def test_training_gives_up_when_no_image_can_stand_in(index: Index):
 
 def test_an_unreadable_image_is_left_out_and_named_when_evaluation_may(index: Index):
     paths_of(index)[1].write_bytes(b"")
-    job = EvalJob(Pixels(index), (16,), leave_out=True)
-    batch, whole = load(job, np.arange(4)), load(EvalJob(Pixels(index), (16,)), np.array([0, 2, 3]))
+    builder = EvalBatchBuilder(ImageReader(index), (16,), leave_out=True)
+    batch, whole = load(builder, np.arange(4)), load(EvalBatchBuilder(ImageReader(index), (16,)), np.array([0, 2, 3]))
     assert batch.ids.tolist() == [0, 2, 3]
     assert batch.targets.tolist() == [0, 0, 0]
     assert torch.equal(batch.images[16], whole.images[16])
     assert batch.bad == (("train/cat/1.png", "the file is empty"),)
     with pytest.raises(BadSampleError, match="the file is empty"):
-        load(EvalJob(Pixels(index), (16,)), np.arange(4))
+        load(EvalBatchBuilder(ImageReader(index), (16,)), np.arange(4))

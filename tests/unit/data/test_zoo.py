@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from tests.conftest import PATIENCE_S, ROOT, index_of, write_image
 from toolkit.data.images.augment import Augmenter
 from toolkit.data.images.header import ORIENTATION
-from toolkit.data.loading.downscaled import open_tier
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.downscaled import open_downscaled
+from toolkit.data.loading.reader import ImageReader
 from toolkit.system.errors import BadSampleError
 
 
@@ -35,13 +35,13 @@ def smooth(width: int = 40, height: int = 24) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
     """A PNG file from raw rows, each of which begins with its filter byte."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
@@ -52,7 +52,7 @@ def found(folder: Path, name: str, content: bytes) -> np.ndarray | str:
     outcomes: list[np.ndarray | str] = []
     for remember in (False, True):
         try:
-            outcomes.append(Pixels(index, remember).whole(0).copy())
+            outcomes.append(ImageReader(index, remember).whole(0).copy())
         except BadSampleError as error:
             outcomes.append(error.reason)
     assert np.array_equal(outcomes[0], outcomes[1])
@@ -66,24 +66,24 @@ def gray(*values: int) -> np.ndarray:
     return np.repeat(np.array([values], dtype=np.uint8)[..., None], 3, axis=-1)
 
 
-def row(*colours: tuple[int, int, int]) -> np.ndarray:
-    return np.array([colours], dtype=np.uint8)
+def row(*colors: tuple[int, int, int]) -> np.ndarray:
+    return np.array([colors], dtype=np.uint8)
 
 
 def gray_tiff(dtype: str, *values: float) -> bytes:
     return encoded(Image.fromarray(np.array([values], dtype=dtype)), "TIFF")
 
 
-def solid(mode: str, colour: tuple[int, ...], form: str, **options: Any) -> bytes:
-    return encoded(Image.new(mode, (16, 16), colour), form, **options)
+def solid(mode: str, color: tuple[int, ...], form: str, **options: Any) -> bytes:
+    return encoded(Image.new(mode, (16, 16), color), form, **options)
 
 
 def tiff(bits: int, photometric: int, row: bytes, width: int) -> bytes:
     """A TIFF file of one uncompressed row of gray pixels; photometric 0: 0 is white, 1: 0 is black."""
-    facts = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(row)}
+    version = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(row)}
     padded = row + b"\0" * (len(row) % 2)
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in facts.items())
-    return b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + struct.pack("<H", len(facts)) + entries + bytes(4)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in version.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + struct.pack("<H", len(version)) + entries + bytes(4)
 
 
 def palette_of_two(**options: Any) -> bytes:
@@ -100,7 +100,7 @@ def two_pixels(mode: str, first: tuple[int, ...], second: tuple[int, ...], form:
 
 
 def animation(form: str) -> bytes:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue")]
     return encoded(frames[0], form, save_all=True, append_images=frames[1:], **({} if form == "GIF" else LOSSLESS))
 
 
@@ -220,7 +220,7 @@ def test_a_broken_file_is_refused_with_its_name_and_the_reason(tmp_path: Path, n
     told = found(tmp_path, name, content)
     assert reason in told
     with pytest.raises(BadSampleError) as caught:
-        Pixels(index_of(tmp_path, [name], [0])).whole(0)
+        ImageReader(index_of(tmp_path, [name], [0])).whole(0)
     assert str(caught.value) == f"{name}: cannot be read as an image: {told}"
     assert len(str(caught.value).splitlines()) == 1
 
@@ -289,8 +289,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from tests.conftest import index_of, write_image
-from toolkit.data.pixels import Pixels
-from toolkit.errors import BadSampleError
+from toolkit.data.loading.reader import Pixels
+from toolkit.system.errors import BadSampleError
 
 def peak_mb():
     # not getrusage: a process that was just started has its parent's peak there
@@ -335,10 +335,10 @@ def test_an_unreadable_image_keeps_its_reason_when_the_others_come_from_a_tier(t
         write_image(tmp_path / f"{i}.png", (64, 48), seed=i)
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:1000])
     index = index_of(tmp_path, ["0.png", "1.png", "2.png"], [0, 1, 0])
-    tier = open_tier(index, 12, tmp_path.parent / "tiers")
+    tier = open_downscaled(index, 12, tmp_path.parent / "tiers")
     assert tier.width.tolist() == [16, 64, 16]
     box = Augmenter(1.0, False, 0).draw(0, np.array([1]), tier.width[1:2], tier.height[1:2], 1.0)[0][0]
     with pytest.raises(BadSampleError, match=r"1\.png: cannot be read as an image: image file is truncated"):
-        Pixels(tier).crop(1, box, 8)
+        ImageReader(tier).crop(1, box, 8)
     write_image(tmp_path / "1.png", (64, 48), seed=1)  # it was the storage, and it is there again
-    assert np.array_equal(Pixels(tier).crop(1, box, 8), Pixels(index).crop(1, box, 8))
+    assert np.array_equal(ImageReader(tier).crop(1, box, 8), ImageReader(index).crop(1, box, 8))

@@ -1,4 +1,4 @@
-"""timm models at several sizes: what is refused, and which normalisation belongs to which scale."""
+"""timm models at several sizes: what is refused, and which normalization belongs to which scale."""
 
 from collections.abc import Sequence
 
@@ -156,7 +156,7 @@ KINDS = {
 
 @pytest.mark.parametrize("arch", KINDS)
 @pytest.mark.parametrize("mode", ["full", "statistics"])
-def test_every_batch_norm_is_private_when_scales_own_normalisation(arch: str, mode: str):
+def test_every_batch_norm_is_private_when_scales_own_normalization(arch: str, mode: str):
     model = built(arch, mode)
     private = {id(norm) for scale_norm in scale_norms(model) for norm in scale_norm.norms.values()}
     assert {id(norm) for norm in batch_norms(model)} == private
@@ -166,7 +166,7 @@ def test_every_batch_norm_is_private_when_scales_own_normalisation(arch: str, mo
 
 
 @pytest.mark.parametrize("arch", KINDS)
-def test_a_state_has_the_same_names_when_statistics_are_synchronised(arch: str):
+def test_a_state_has_the_same_names_when_statistics_are_synchronized(arch: str):
     """A run with --sync-bn is opened without."""
     assert state_tensors(built(arch, "full", sync_bn=True)).keys() == state_tensors(built(arch, "full")).keys()
 
@@ -206,7 +206,7 @@ def test_only_the_scale_that_was_seen_gets_gradients_for_its_affine_when_it_owns
     assert all(tensor.grad is not None for name, tensor in model.named_parameters() if ".norms.16." in name)
 
 
-def test_an_unseen_size_borrows_the_nearest_normalisation_when_scales_own_theirs():
+def test_an_unseen_size_borrows_the_nearest_normalization_when_scales_own_theirs():
     model = built("test_resnet", "full", (16, 64)).train()
     for _ in range(3):
         model(images(16), images(64))
@@ -220,8 +220,8 @@ def test_an_unseen_size_borrows_the_nearest_normalisation_when_scales_own_theirs
     for norm in as_64:
         norm.active = "16"
     assert not torch.allclose(found, model.model(view))  # control
-    assert (model.borrowed_norm(48), model.borrowed_norm(20), model.borrowed_norm(16)) == (64, 16, None)
-    assert built("test_resnet", "off").borrowed_norm(48) is None
+    assert (model.norm_from(48), model.norm_from(20), model.norm_from(16)) == (64, 16, None)
+    assert built("test_resnet", "off").norm_from(48) is None
 
 
 @pytest.mark.parametrize("mode", ["full", "statistics", "off"])

@@ -6,7 +6,7 @@ import torch
 from timm.optim._optim_factory import OptimInfo, default_registry
 
 from toolkit import InputError, Settings
-from toolkit.models.optimizer import create_optimizer, try_out
+from toolkit.models.optimizer import check_optimizer, create_optimizer
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,7 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest_when_it_is_mistyped():
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
-def test_biases_and_normalisation_are_not_decayed_when_weights_are(name: str):
+def test_biases_and_normalization_are_not_decayed_when_weights_are(name: str):
     model = timm.create_model("test_resnet")
     optimizer = create_optimizer(Settings(optimizer=name, weight_decay=0.125, learning_rate=0.5), model)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -29,12 +29,12 @@ def test_biases_and_normalisation_are_not_decayed_when_weights_are(name: str):
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "adafactorbv"])
 def test_an_optimizer_is_taken_when_it_moves_and_its_state_can_be_saved(name: str):
-    try_out(Settings(optimizer=name), CPU)
+    check_optimizer(Settings(optimizer=name), CPU)
 
 
 def test_an_optimizer_is_refused_when_it_fails_with_gradients_alone():
     with pytest.raises(InputError, match=r"^--optimizer adahessian cannot be used here: .*grad"):
-        try_out(Settings(optimizer="adahessian"), CPU)
+        check_optimizer(Settings(optimizer="adahessian"), CPU)
 
 
 def test_an_optimizer_is_refused_when_its_state_cannot_be_saved(monkeypatch: pytest.MonkeyPatch):
@@ -47,4 +47,4 @@ def test_an_optimizer_is_refused_when_its_state_cannot_be_saved(monkeypatch: pyt
     with pytest.raises(
         InputError, match=r"^--optimizer odd keeps a state that cannot be saved: state\.0\.seen is a set$"
     ):
-        try_out(Settings(optimizer="odd"), CPU)
+        check_optimizer(Settings(optimizer="odd"), CPU)

@@ -209,8 +209,8 @@ def test_path_and_bytes_are_named_when_a_file_is_too_large(tmp_path: Path):
 def test_the_best_model_is_the_same_when_read_back_and_replaced(tmp_path: Path):
     for epoch in range(2):
         best_model.save(tmp_path / "best", {"x": torch.full((2,), float(epoch))}, {"epoch": epoch})
-        found, facts = best_model.load(tmp_path / "best")
-        assert facts == {"epoch": epoch}
+        found, metadata = best_model.load(tmp_path / "best")
+        assert metadata == {"epoch": epoch}
         assert found["x"].tolist() == [epoch, epoch]
     assert names(tmp_path / "best") == ["model.safetensors"]
 

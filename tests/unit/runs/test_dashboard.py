@@ -10,19 +10,19 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from toolkit import Settings
-from toolkit.models.metrics import Predictions
-from toolkit.runs.dashboards import Row, Tracking, on_wandb
+from toolkit.models.metrics import PredictionTable
+from toolkit.runs.dashboards import RowKind, Tracking, on_wandb
 from toolkit.runs.dashboards.names import named, of_epoch
 from toolkit.runs.dashboards.notes import Notes
 from toolkit.runs.dashboards.on_tensorboard import OnTensorBoard
 from toolkit.runs.dashboards.tables import errors_of
-from toolkit.runs.saved_predictions import Mistakes
+from toolkit.runs.saved_predictions import SavedPredictions
 
 
 def test_a_metric_is_in_its_section_when_it_is_named():
     row = {"lr": 0.1, "32px/top1": 50.0, "peak_memory_gb/32px": 2.0, "phase": 1, "sizes": "32", "step": 5, "gap": ""}
     assert named(row) == {
-        "optimisation/lr": 0.1,
+        "optimization/lr": 0.1,
         "quality/32px/top1": 50.0,
         "throughput/peak_memory_gb/32px": 2.0,
         "run/phase": 1,
@@ -57,10 +57,10 @@ def test_the_mistakes_shown_are_those_of_the_worst_50_classes_when_there_are_mor
     said[20::2] = 0
     said[-1] = 0
     sure = np.full((1, 120), 0.5)
-    predictions = Predictions(("32px",), labels, said[None], sure, sure)
+    predictions = PredictionTable(("32px",), labels, said[None], sure, sure)
     names = tuple(f"{i}.jpg" for i in range(120))
     classes = [f"class {i}" for i in range(60)]
-    errors = errors_of(Mistakes(names, predictions, {3: Path("3.jpg")}), classes, "32px")
+    errors = errors_of(SavedPredictions(names, predictions, {3: Path("3.jpg")}), classes, "32px")
     assert len(errors.classes) == 50
     assert errors.classes[:2] == ["class 0", "class 10"]
     assert errors.classes[-1] == "class 59"
@@ -73,9 +73,9 @@ def test_the_mistakes_shown_are_those_of_the_worst_50_classes_when_there_are_mor
 
 
 def test_names_are_text_when_a_file_system_holds_bytes():
-    predictions = Predictions(("32px",), np.array([0]), np.array([[1]]), np.full((1, 1), 0.5), np.full((1, 1), 0.5))
-    mistakes = Mistakes(("caf\udce9.jpg",), predictions, {0: Path("0.jpg")})
-    errors = errors_of(mistakes, ("a", "b\udcff"), "32px")
+    predictions = PredictionTable(("32px",), np.array([0]), np.array([[1]]), np.full((1, 1), 0.5), np.full((1, 1), 0.5))
+    saved = SavedPredictions(("caf\udce9.jpg",), predictions, {0: Path("0.jpg")})
+    errors = errors_of(saved, ("a", "b\udcff"), "32px")
     assert errors.hardest.rows == [[Path("0.jpg"), r"caf\udce9.jpg", "a", r"b\udcff (50%)"]]
 
 
@@ -105,25 +105,25 @@ def test_rows_of_steps_are_known_after_a_kill_and_hold_nothing_up_when_they_are_
     for step in (50, 100, 150):
         tracking.log({"train_loss": 1.0}, step, 0.5)
     assert forced == []
-    assert Notes.open(tmp_path, "page").shown == [150, Row.STEPS]
+    assert Notes.open(tmp_path, "page").shown == [150, RowKind.STEPS]
     forced.clear()
     row = {"sizes": "16", "images_per_s": 1.0, "wall_seconds": 1.0}
-    tracking.log(row, 150, 1.0, Row.EPOCH)
+    tracking.log(row, 150, 1.0, RowKind.EPOCH)
     assert len(forced) > 0
     tracking.log({"train_loss": 1.0}, 200, 1.5)
     again = Notes.open(tmp_path, "page")
-    assert (again.shown, again.id, again.starts) == ([200, Row.STEPS], tracking._notes.id, 2)
+    assert (again.shown, again.id, again.starts) == ([200, RowKind.STEPS], tracking._notes.id, 2)
     tracking.finish()
 
 
 @pytest.mark.parametrize("tail", ["25", "25 ", "\0\0\0\0\n", "250"])
 def test_the_last_whole_row_counts_when_a_dying_machine_wrote_half_a_line(tmp_path: Path, tail: str):
     notes = Notes.open(tmp_path, "wandb")
-    notes.show(150, Row.STEPS)
+    notes.show(150, RowKind.STEPS)
     with notes.path.open("a") as file:
         file.write(tail)
     again = Notes.open(tmp_path, "wandb")
-    assert (again.shown, again.id) == ([150, Row.STEPS], notes.id)
+    assert (again.shown, again.id) == ([150, RowKind.STEPS], notes.id)
 
 
 def test_tensorboard_shows_the_second_attempt_when_a_run_went_back(tmp_path: Path):

@@ -12,11 +12,12 @@ import torch
 
 from toolkit import InputError, Progressive, Settings, Strategy
 from toolkit.data.loading.batches import Batch
-from toolkit.runs.directory import RunDirectory, claim, config_of
-from toolkit.runs.sample_log import Quarantine, SampleLog
+from toolkit.runs.directory import RunDirectory, acquire_run, config_of
+from toolkit.runs.quarantine import Quarantine
+from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.state import Progress
 from toolkit.strategies.base import Step
-from toolkit.system.run_lock import Ownership, refuse_if_taken
+from toolkit.system.run_lock import RunLock, refuse_if_locked
 
 STRATEGY = Progressive((16, 32))
 
@@ -25,7 +26,7 @@ def settings(**values) -> Settings:
     return Settings(**{"synthetic_count": 100, **values})
 
 
-def facts(wanted: Settings, strategy: Strategy = STRATEGY, images: str = "these") -> dict[str, Any]:
+def fingerprint(wanted: Settings, strategy: Strategy = STRATEGY, images: str = "these") -> dict[str, Any]:
     """What a run is of; `images` stands for their hash."""
     data = {"train": {"images": 90, "sha256": images}, "val": {"images": 10, "sha256": images}}
     return {"config": config_of(wanted, strategy), "data": data, "classes": ["cat", "dog"]}
@@ -33,8 +34,8 @@ def facts(wanted: Settings, strategy: Strategy = STRATEGY, images: str = "these"
 
 def chosen(strategy: Strategy = STRATEGY, images: str = "these", **values) -> tuple[Path, Path | None, str]:
     wanted = settings(**values)
-    run, start, line = claim(wanted, "multiscale", facts(wanted, strategy, images))
-    run.ownership.release()
+    run, start, line = acquire_run(wanted, "multiscale", fingerprint(wanted, strategy, images))
+    run.lock.release()
     return run.path, start, line
 
 
@@ -43,7 +44,7 @@ def begun(path: Path, step: int | None = 5, **values) -> RunDirectory:
     run = RunDirectory(path)
     run.create(config_of(settings(**values), STRATEGY), ["cat", "dog"])
     if step is not None:
-        run.store.commit(step, {"model.safetensors": {"x": torch.zeros(1)}}, facts(settings(**values)))
+        run.store.commit(step, {"model.safetensors": {"x": torch.zeros(1)}}, fingerprint(settings(**values)))
     return run
 
 
@@ -65,7 +66,7 @@ def test_a_new_run_has_another_name_when_two_start_within_a_second():
 
 
 def test_an_unfinished_run_goes_on_with_its_cache_when_none_is_asked_for():
-    begun(Path("runs/multiscale-test_resnet-20260101-000000"), cache="tier")
+    begun(Path("runs/multiscale-test_resnet-20260101-000000"), cache="disk")
     assert chosen(cache="auto")[1] is not None
     assert chosen(cache="ram")[1] is None  # control
 
@@ -121,11 +122,11 @@ def test_a_run_goes_on_when_it_lies_in_a_folder_of_checkpoints(path: str):
     begun(Path("checkpoints/exp1"))
     found, start, _ = chosen(resume=path)
     assert (found, start) == (Path("checkpoints/exp1"), Path("checkpoints/exp1/checkpoints/step-000000005"))
-    refuse_if_taken(None, path)
-    owner = Ownership(found)
-    owner.take()
+    refuse_if_locked(None, path)
+    owner = RunLock(found)
+    owner.acquire()
     with pytest.raises(InputError, match="checkpoints/exp1"):
-        refuse_if_taken(None, path)
+        refuse_if_locked(None, path)
     owner.release()
 
 
@@ -144,13 +145,13 @@ def test_a_new_run_starts_when_resume_is_never():
 
 def test_a_run_is_left_alone_when_another_process_has_it():
     run = begun(Path("runs/multiscale-test_resnet-20260101-000000"))
-    run.ownership.take()
+    run.lock.acquire()
     assert chosen()[1] is None
     with pytest.raises(InputError, match="another run is using it"):
         chosen(output_dir=run.path)
     with pytest.raises(InputError, match="another run is using it"):
         chosen(resume=str(run.path))
-    run.ownership.release()
+    run.lock.release()
     assert chosen()[0] == run.path
 
 
@@ -229,7 +230,7 @@ def test_records_are_cut_to_the_step_that_is_resumed_when_later_ones_will_be_rep
         run.add_metrics({"epoch": epoch, "step": 5 * (epoch + 1), "lr": 0.1})
     lines = [json.dumps({"step": step, "ids": [step]}) + "\n" for step in range(20)]
     run.samples.write_text("".join(lines) + '{"step": 4, "id')  # killed within a line
-    run.cut_to(Progress(step=10, epoch=2))
+    run.truncate_to(Progress(step=10, epoch=2))
     assert [row["step"] for row in run.metrics()] == ["5", "10"]
     assert run.samples.read_text() == "".join(lines[:10])
 
@@ -285,11 +286,11 @@ def test_a_directory_is_as_good_as_empty_when_its_first_file_was_not_written(tmp
 
 def test_the_same_command_goes_on_when_it_has_gone_back_before():
     run = begun(Path("out"), 5)
-    run.store.commit(8, {"model.safetensors": {"x": torch.zeros(1)}}, facts(settings()))
+    run.store.commit(8, {"model.safetensors": {"x": torch.zeros(1)}}, fingerprint(settings()))
     five, seven, eight = (Path(f"out/checkpoints/step-{step:09d}") for step in (5, 7, 8))
     assert chosen(resume=str(five))[1] == five
     assert not eight.exists()
-    run.store.commit(7, {"model.safetensors": {"x": torch.zeros(1)}}, facts(settings()))
+    run.store.commit(7, {"model.safetensors": {"x": torch.zeros(1)}}, fingerprint(settings()))
     path, start, line = chosen(resume=str(five))  # after a preemption
     assert (path, start) == (Path("out"), seven)
     assert "which comes after out/checkpoints/step-000000005" in line
@@ -302,6 +303,6 @@ def test_records_end_where_the_checkpoint_does():
         run.add_metrics({"epoch": epoch, "step": step})
     lines = [json.dumps({"step": step, "ids": [step]}) + "\n" for step in range(4)]
     run.samples.write_text("".join(lines) + '{"step": 4, "i{"step": 4, "ids": [4]}\n' + '{"step"')
-    run.cut_to(Progress(step=4, epoch=1))  # the second epoch was trained, and stopped in its evaluation
+    run.truncate_to(Progress(step=4, epoch=1))  # the second epoch was trained, and stopped in its evaluation
     assert [row["epoch"] for row in run.metrics()] == ["0"]
     assert run.samples.read_text() == "".join(lines)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import recipe
 from tests.records import Page, answer, end, write_records
-from toolkit.models.metrics import Answers, class_accuracy, confused
+from toolkit.models.metrics import Predictions, class_accuracy, confused
 from toolkit.runs import report
 from toolkit.runs.report import page as report_page
 from toolkit.runs.report import write_report
@@ -158,7 +158,7 @@ def test_the_most_confused_classes_stand_in_a_table_and_the_page_stays_small_whe
     run = answer(end(write_records(tmp_path / "run", epochs=200, classes=classes)), images=5000)
     page = Page(write_report(run))
     assert len(page.source.encode()) < 3_000_000
-    assert {"Most confused classes", "Classes recognised least"} <= {*page.headings["h3"]}
+    assert {"Most confused classes", "Classes recognized least"} <= {*page.headings["h3"]}
     assert "Confusion" not in page.headings["h3"]
     assert page.empty_frames() == []
 
@@ -242,12 +242,12 @@ def test_a_value_is_refused_when_somebody_edited_it_to_what_no_run_has(tmp_path:
 def test_sentences_below_the_table_are_apart_when_there_are_several(tmp_path: Path):
     run = answer(end(write_records(tmp_path / "run", strategy="simultaneous", epochs=2)))
     summary = json.loads((run / "summary.json").read_text())
-    summary["val"]["16px"]["borrowed"] = summary["val"]["32px"]["borrowed"] = 64
+    summary["val"]["16px"]["norm_from"] = summary["val"]["32px"]["norm_from"] = 64
     summary["raw"] = {"64px": {"top1": 46.666}}
     (run / "summary.json").write_text(json.dumps(summary))
     assert (
         "chosen by top-1 on validation at 64 px. ECE: by how much confidence and accuracy differ on average. "
-        "16 px uses the normalisation of 64 px. 32 px uses the normalisation of 64 px. "
+        "16 px uses the normalization of 64 px. 32 px uses the normalization of 64 px. "
         "The last step's weights without averaging reach 46.67%."
     ) in Page(write_report(run)).text
 
@@ -264,7 +264,7 @@ def test_columns_are_read_with_gaps_and_phases_when_epochs_differ():
     assert history.evaluated() == ["32px", "112px"]  # by size, not by letter
     np.testing.assert_array_equal(history.columns["lr"], [0.5, np.nan, 0.1])
     np.testing.assert_array_equal(history.per_epoch("train_seconds"), [2, 3, 1])
-    assert history.get("strength") is None
+    assert history.get("regularization") is None
     assert read_history([]).bands() == []
 
 
@@ -277,10 +277,10 @@ def test_a_duration_is_written_as_people_say_it_when_it_is_short_or_long(seconds
 
 
 def test_classes_are_paired_by_how_often_they_are_confused_when_answers_are_wrong():
-    answers = Answers(np.array([0, 0, 0, 1, 2, 2]), np.array([1, 1, 0, 1, 0, 1]), np.ones(6))
+    answers = Predictions(np.array([0, 0, 0, 1, 2, 2]), np.array([1, 1, 0, 1, 0, 1]), np.ones(6))
     assert confused(answers, 2) == [(0, 1, 2), (2, 0, 1)]
     np.testing.assert_allclose(class_accuracy(answers, 4), [100 / 3, 100, 0, np.nan])
-    assert confused(Answers(np.array([1]), np.array([1]), np.ones(1)), 2) == []
+    assert confused(Predictions(np.array([1]), np.array([1]), np.ones(1)), 2) == []
 
 
 def test_a_run_goes_on_when_its_folder_cannot_even_be_looked_at(caplog: pytest.LogCaptureFixture):

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from tests.conftest import index_of, write_image
-from toolkit.data.loading.reader import Pixels
-from toolkit.models.metrics import UNREADABLE, Predictions
+from toolkit.data.loading.reader import ImageReader
+from toolkit.models.metrics import UNREADABLE, PredictionTable
 from toolkit.runs import saved_predictions
 
 
-def two_images(folder: Path) -> tuple[Predictions, Pixels]:
+def two_images(folder: Path) -> tuple[PredictionTable, ImageReader]:
     names = [write_image(folder / name).name for name in ("a.png", "b.png")]
     said, sure = np.array([[1, UNREADABLE]]), np.array([[0.75, 0.0]])
-    predictions = Predictions(("8px",), np.array([0, 1]), said, sure, np.array([[0.25, 0.0]]))
-    return predictions, Pixels(index_of(folder, names, [0, 1]))
+    predictions = PredictionTable(("8px",), np.array([0, 1]), said, sure, np.array([[0.25, 0.0]]))
+    return predictions, ImageReader(index_of(folder, names, [0, 1]))
 
 
 def test_what_was_written_is_read_again(tmp_path: Path):
@@ -24,8 +24,8 @@ def test_what_was_written_is_read_again(tmp_path: Path):
     found = saved_predictions.read(tmp_path / "predictions", "val")
     assert found.names == ("a.png", "b.png")
     assert list(found.hardest) == [0]  # the other could not be read
-    for name in ("labels", "said", "confidence", "truth"):
-        assert np.array_equal(getattr(found.predictions, name), getattr(predictions, name))
+    for name in ("labels", "predicted", "confidence", "p_label"):
+        assert np.array_equal(getattr(found.table, name), getattr(predictions, name))
 
 
 def test_a_run_goes_on_when_it_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture):

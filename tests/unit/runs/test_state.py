@@ -30,7 +30,7 @@ def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
     return timm.optim.create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=0.05)
 
 
-def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
     """Steps on random images, so that the global generator counts."""
     for _ in range(steps):
         model(torch.randn(2, 3, 8, 8)).square().sum().backward()
@@ -54,7 +54,7 @@ def uncompiled() -> Iterator[None]:
 def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path, uncompiled: None, name: str):
     model = network(0)
     optimizer = optimizer_of(name, model)
-    learn(model, optimizer, 2)
+    train_step(model, optimizer, 2)
     tensors, rest = optimizer_state.split_optimizer(optimizer.state_dict())
     own = state.generator_state()
     contents = {
@@ -62,7 +62,7 @@ def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path
         "o.safetensors": tensors,
         "o.json": rest,
     }
-    learn(model, optimizer, 3)  # what was captured is not touched by it
+    train_step(model, optimizer, 3)  # what was captured is not touched by it
     held = through_the_disk(tmp_path, {**contents, "own.safetensors": own})
 
     other = network(1)
@@ -70,7 +70,7 @@ def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path
     copy_state(held["model.safetensors"], other)
     moving.load_state_dict(optimizer_state.join_optimizer(held["o.safetensors"], held["o.json"]))
     state.restore_generators(held["own.safetensors"])
-    learn(other, moving, 3)
+    train_step(other, moving, 3)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
     assert not torch.equal(model[0].weight, held["model.safetensors"]["0.weight"])
 
@@ -98,12 +98,12 @@ def test_training_goes_elsewhere_when_the_optimizer_is_not_restored():
     """The control of the test before."""
     model, other = network(0), network(1)
     optimizer = optimizer_of("adamw", model)
-    learn(model, optimizer, 2)
+    train_step(model, optimizer, 2)
     copy_state(state_tensors(model), other)
     states = state.generator_state()
-    learn(model, optimizer, 3)
+    train_step(model, optimizer, 3)
     state.restore_generators(states)
-    learn(other, optimizer_of("adamw", other), 3)
+    train_step(other, optimizer_of("adamw", other), 3)
     assert not torch.equal(model[0].weight, other[0].weight)
 
 

@@ -127,14 +127,14 @@ def test_a_strategy_is_itself_when_rebuilt_from_its_dictionary(strategy):
     ],
 )
 def test_the_target_size_is_on_the_panel_when_others_are_asked_for(strategy, names: list[str]):
-    assert [spec.name for spec in strategy.panel()] == names
-    assert strategy.selection() in strategy.panel()
+    assert [spec.name for spec in strategy.eval_specs()] == names
+    assert strategy.selection() in strategy.eval_specs()
 
 
 @pytest.mark.parametrize(
     ("strategy", "mode"), [(SingleScale(32), "off"), (Progressive((16, 32)), "off"), (Simultaneous((16, 32)), "full")]
 )
-def test_normalisation_is_private_when_scales_meet_in_one_step(strategy, mode: str):
+def test_normalization_is_private_when_scales_meet_in_one_step(strategy, mode: str):
     assert strategy.norm().mode == mode
 
 
@@ -150,7 +150,7 @@ def test_normalisation_is_private_when_scales_meet_in_one_step(strategy, mode: s
         ((64, 256), 128, 256),  # as near to both: the larger
     ],
 )
-def test_the_nearest_scale_serves_when_a_size_has_no_normalisation_of_its_own(scales, size, expected):
+def test_the_nearest_scale_serves_when_a_size_has_no_normalization_of_its_own(scales, size, expected):
     assert NormPolicy("full", scales).scale_for(size) == expected
 
 

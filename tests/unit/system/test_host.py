@@ -56,7 +56,7 @@ def test_memory_is_a_program_s_own_when_what_started_it_has_more():
     """`accelerate launch` imports torch, and then starts a process for the script."""
     program = """if True:
         import resource
-        from toolkit.machine import peak_memory_gb
+        from toolkit.system.host import peak_memory_gb
         print(peak_memory_gb(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"""
     with mmap.mmap(-1, 2**29) as block:  # 0.5 GB here
         block.write(b"x" * 2**29)

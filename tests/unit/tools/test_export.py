@@ -12,9 +12,9 @@ from PIL import Image
 from toolkit.models.create import MultiView
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import ExportError, InputError
-from toolkit.tools.export import choose, one_scale, refuse_if_taken
+from toolkit.tools.export import choose, one_scale, refuse_if_locked
 from toolkit.tools.export_formats import answer, difference
-from toolkit.tools.model_card import Row, recommended
+from toolkit.tools.model_card import SizeRow, recommended
 from toolkit.tools.timm_model import TimmModel, middle
 
 MODEL = TimmModel(
@@ -29,7 +29,7 @@ MODEL = TimmModel(
 
 
 def two_scales(mode: str) -> MultiView:
-    """A network whose normalisation differs between 16 and 32 px wherever it may."""
+    """A network whose normalization differs between 16 and 32 px wherever it may."""
     torch.manual_seed(0)
     model = MultiView(timm.create_model("test_resnet", num_classes=3), NormPolicy(mode, (16, 32))).eval()
     for k, scale in enumerate(("16", "32")):
@@ -54,7 +54,7 @@ def test_one_scale_has_timms_own_names_and_that_scales_answers(mode: str):
         assert all((mean == 0.1).all() for mean in means)
 
 
-def test_the_check_refuses_when_the_normalisation_is_that_of_another_scale():
+def test_the_check_refuses_when_the_normalization_is_that_of_another_scale():
     model, pixels = two_scales("full"), torch.randn(8, 3, 16, 16)
     expected = answer(lambda batch: model(batch)[0], pixels)
     assert difference("safetensors", answer(one_scale(model, 16), pixels), expected) <= 1e-6
@@ -108,8 +108,8 @@ def test_the_middle_square_is_what_the_model_sees_when_an_image_is_wide():
     assert torch.allclose(seen, white.expand(3, 16, 16), atol=1e-5)
 
 
-def row(size: int, top1: float | None) -> Row:
-    return Row(f"{size}px", {} if top1 is None else {"val": (top1, 100.0)}, size / 100, None)
+def row(size: int, top1: float | None) -> SizeRow:
+    return SizeRow(f"{size}px", {} if top1 is None else {"val": (top1, 100.0)}, size / 100, None)
 
 
 def test_the_recommended_size_is_the_most_accurate_and_of_equals_the_cheapest():
@@ -134,13 +134,13 @@ def test_onnx_is_left_out_with_a_warning_when_a_package_is_missing(caplog, monke
 
 
 def test_a_folder_is_refused_when_it_is_not_an_export(tmp_path):
-    refuse_if_taken(tmp_path / "new", overwrite=False)
-    refuse_if_taken(tmp_path, overwrite=False)  # empty
+    refuse_if_locked(tmp_path / "new", overwrite=False)
+    refuse_if_locked(tmp_path, overwrite=False)  # empty
     (tmp_path / "model.safetensors").write_bytes(b"a run's best/ looks like this")
     with pytest.raises(InputError, match=r"holds other files \(model.safetensors\)"):
-        refuse_if_taken(tmp_path, overwrite=True)
+        refuse_if_locked(tmp_path, overwrite=True)
     for name in ("README.md", "config.json"):
         (tmp_path / name).write_text("")
-    refuse_if_taken(tmp_path, overwrite=True)
+    refuse_if_locked(tmp_path, overwrite=True)
     with pytest.raises(InputError, match="--overwrite replaces it"):
-        refuse_if_taken(tmp_path, overwrite=False)
+        refuse_if_locked(tmp_path, overwrite=False)

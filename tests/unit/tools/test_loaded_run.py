@@ -11,7 +11,7 @@ from toolkit.runs import best_model
 from toolkit.runs.directory import RunDirectory, config_of
 from toolkit.strategies import SingleScale
 from toolkit.strategies.base import Strategy
-from toolkit.tools.loaded_run import open_trained
+from toolkit.tools.loaded_run import load_run
 
 CLASSES = ("cat", "dog")
 
@@ -28,7 +28,7 @@ def saved(folder: Path, arch: str, strategy: Strategy, largest: int) -> dict[str
 @pytest.mark.parametrize("size", [16, 48, 64])
 def test_a_model_with_a_table_of_positions_is_opened_when_another_size_is_asked_for(tmp_path: Path, size: int):
     state = saved(tmp_path, "test_vit", SingleScale(32), 32)
-    trained = open_trained(tmp_path, [size])
+    trained = load_run(tmp_path, [size])
     opened = state_tensors(trained.model)
     assert all(torch.equal(opened[name], tensor) for name, tensor in state.items())
     assert set(trained.gmacs) == {32, size}
@@ -39,7 +39,7 @@ def test_a_model_with_a_table_of_positions_is_opened_when_another_size_is_asked_
 def test_a_size_is_refused_when_the_architecture_cannot_take_it(tmp_path: Path):
     saved(tmp_path, "test_vit", SingleScale(32), 32)
     with pytest.raises(InputError, match="cannot take 20 px"):
-        open_trained(tmp_path, [20])
+        load_run(tmp_path, [20])
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_a_run_is_refused_when_its_config_is_of_another(tmp_path: Path, then: st
     config = tmp_path / "config.yaml"
     config.write_text(config.read_text().replace(then, now))
     with pytest.raises(InputError, match=told):
-        open_trained(tmp_path)
+        load_run(tmp_path)

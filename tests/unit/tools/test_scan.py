@@ -23,7 +23,7 @@ from toolkit.data.images.decode import WHOLE
 from toolkit.data.sources.index import Index, Names
 from toolkit.data.sources.splits import open_splits
 from toolkit.data.sources.survey import Finding, Survey, survey
-from toolkit.tools.scan import Report, scan
+from toolkit.tools.scan import ScanReport, scan
 from toolkit.tools.scan_outputs import refuse_manifest, table, to_json, verdict, write_contact_sheets, write_manifest
 
 
@@ -37,11 +37,11 @@ def write_set(root: Path, ending: str = "png", classes: tuple[str, ...] = ("cat"
     return root
 
 
-def scanned(root: Path, threads: int = 2) -> Report:
+def scanned(root: Path, threads: int = 2) -> ScanReport:
     return scan(survey(str(root)), threads)
 
 
-def found(report: Report) -> list[tuple[str, str, str]]:
+def found(report: ScanReport) -> list[tuple[str, str, str]]:
     return [(finding.split, finding.name, finding.kind) for finding in report.findings]
 
 
@@ -113,8 +113,8 @@ PEAKS = """
 import sys
 from pathlib import Path
 import numpy as np
-from toolkit.data.survey import survey
-from toolkit.scan import scan
+from toolkit.data.sources.survey import survey
+from toolkit.tools.scan import scan
 
 def peak_mb():
     # not getrusage: a process that was just started has its parent's peak there
@@ -601,9 +601,9 @@ def test_nothing_is_left_when_a_class_has_a_name_that_no_manifest_can_hold(tmp_p
 SHEETS = """
 import sys
 from pathlib import Path
-from toolkit.data.survey import survey
-from toolkit.scan import scan
-from toolkit.scan_outputs import write_contact_sheets
+from toolkit.data.sources.survey import survey
+from toolkit.tools.scan import scan
+from toolkit.tools.scan_outputs import write_contact_sheets
 
 def peak_mb():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

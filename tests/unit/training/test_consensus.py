@@ -8,8 +8,8 @@ import torch
 
 from toolkit.system.preemption import Preemption
 from toolkit.training import consensus
-from toolkit.training.consensus import Agreement
-from toolkit.training.monitor import FiniteWatch
+from toolkit.training.consensus import Consensus
+from toolkit.training.monitor import NonFiniteMonitor
 
 ENQUEUE_S, AHEAD = 0.005, 4  # what the host needs for a step, and how many it may be ahead of the device
 
@@ -38,13 +38,13 @@ class Device:
 def test_processes_ask_within_seconds_when_the_device_lags_behind_the_host(monkeypatch, step_s: float):
     device = Device(step_s)
     monkeypatch.setattr(consensus, "time", SimpleNamespace(monotonic=lambda: device.now))
-    watch = FiniteWatch(torch.device("cpu"), True)
+    watch = NonFiniteMonitor(torch.device("cpu"), True)
     watch.reads_are_free = False  # as on a GPU
-    asking = Agreement(device, watch, Preemption(), save_every_minutes=10)
+    asking = Consensus(device, watch, Preemption(), save_every_minutes=10)
     asking.begin()
     for step in range(1, 1001):
         device.step()
-        asking.ask(force=step % 50 == 0)
+        asking.poll(force=step % 50 == 0)
     longest = max(later - earlier for earlier, later in pairwise(device.asked))
     assert longest < max(1.5, step_s + 0.1)
     assert (

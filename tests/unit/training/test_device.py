@@ -25,7 +25,7 @@ def model() -> Iterator[DistributedDataParallel]:
 
 def test_buckets_have_their_last_layout_and_nothing_else_changed_when_they_are_settled(model: DistributedDataParallel):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    device.settle_buckets(model, (8, 16))
+    device.warm_up_ddp_buckets(model, (8, 16))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     model(torch.ones(2, 3, 8, 8))

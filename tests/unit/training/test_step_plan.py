@@ -4,7 +4,7 @@ import pytest
 
 from toolkit import InputError, Progressive, Settings, Simultaneous, SingleScale
 from toolkit.strategies.base import Budget
-from toolkit.training.step_plan import describe, make_plan
+from toolkit.training.step_plan import describe, make_step_plan
 
 STRATEGY = SingleScale(32)
 
@@ -14,7 +14,7 @@ def settings(**values) -> Settings:
 
 
 def test_an_epoch_is_its_full_batches_when_images_are_left_over():
-    plan = make_plan(settings(), STRATEGY, 130, 1)
+    plan = make_step_plan(settings(), STRATEGY, 130, 1)
     assert plan.budget == Budget(epochs=4, images=120, batch_size=24)
     assert (plan.budget.steps_per_epoch, plan.steps) == (5, 20)
 
@@ -26,7 +26,7 @@ def test_an_epoch_is_its_full_batches_when_images_are_left_over():
 def test_a_global_batch_divides_exactly_when_processes_and_micro_batches_share_it(
     processes: int, device_batch_size: int | None, micro_batch: int, accumulation: int
 ):
-    plan = make_plan(settings(device_batch_size=device_batch_size), STRATEGY, 120, processes)
+    plan = make_step_plan(settings(device_batch_size=device_batch_size), STRATEGY, 120, processes)
     assert (plan.micro_batch, plan.accumulation) == (micro_batch, accumulation)
     assert plan.micro_batch * plan.accumulation * processes == 24
     assert plan.steps == 20  # what is learned does not depend on it
@@ -52,14 +52,14 @@ def test_a_global_batch_divides_exactly_when_processes_and_micro_batches_share_i
 )
 def test_a_batch_is_refused_with_the_arithmetic_when_it_does_not_divide(values, images, processes, words):
     with pytest.raises(InputError, match=words):
-        make_plan(settings(**values), STRATEGY, images, processes)
+        make_step_plan(settings(**values), STRATEGY, images, processes)
 
 
 @pytest.mark.parametrize(
     "strategy", [STRATEGY, Progressive((16, 24, 32)), Simultaneous((16, 32)), Progressive((16, 32), ramp=True)], ids=str
 )
 def test_phases_add_up_to_the_budget_when_a_plan_is_made(strategy):
-    plan = make_plan(settings(epochs=7), strategy, 130, 1)
+    plan = make_step_plan(settings(epochs=7), strategy, 130, 1)
     assert sum(phase.epochs for phase in plan.phases) == 7
     assert sum(phase.steps for phase in plan.phases) == plan.steps == 35
     assert [phase.index for phase in plan.phases] == list(range(len(plan.phases)))
@@ -67,7 +67,7 @@ def test_phases_add_up_to_the_budget_when_a_plan_is_made(strategy):
 
 
 def test_the_plan_shows_its_arithmetic_when_described():
-    plan = make_plan(settings(device_batch_size=6), Progressive((16, 32), (1,)), 130, 2)
+    plan = make_step_plan(settings(device_batch_size=6), Progressive((16, 32), (1,)), 130, 2)
     text = "\n".join(describe(plan, Progressive((16, 32), (1,)), 130))
     for words in (
         "24 images per step = 2 process(es) x 6 images x 2 micro-batch(es)",

@@ -20,7 +20,7 @@ from toolkit.data.images.decode import Box
 CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # as in timm
-CROP_STREAM, COLOUR_STREAM, ERASE_STREAM = 1, 2, 3  # keep the uses of one sample's keys apart
+CROP_STREAM, COLOR_STREAM, ERASE_STREAM = 1, 2, 3  # keep the uses of one sample's keys apart
 
 
 def center_square(width: int, height: int) -> Box:
@@ -62,7 +62,7 @@ def mirrored(pixels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Random resized crop, mirror, RandAugment, colour jitter and erasing, scaled by the phase's strength.
+    """Random resized crop, mirror, RandAugment, color jitter and erasing, scaled by the phase's `regularization`.
 
     `rand_augment`: timm's magnitude, 0 to 10; `color_jitter`: largest change of brightness, contrast and saturation;
     `random_erasing`: probability. 0 turns each of the three off.
@@ -81,30 +81,32 @@ class Augmenter:
         return self.rand_augment > 0 or self.color_jitter > 0
 
     def draw(
-        self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, strength: float
+        self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, regularization: float
     ) -> tuple[list[Box], list[bool]]:
         """Where to crop each image, and whether to mirror it."""
         draws = uniforms(self.seed, CROP_STREAM, epoch, ids, 1 + 4 * CROP_TRIES)
-        smallest = 1 - strength * (1 - self.crop_scale)
+        smallest = 1 - regularization * (1 - self.crop_scale)
         boxes = random_resized_crops(widths.astype(np.int64), heights.astype(np.int64), smallest, draws[:, 1:])
         return [Box(*box) for box in boxes.tolist()], (self.hflip & (draws[:, 0] < 0.5)).tolist()
 
-    def change(self, pixels: np.ndarray, epoch: int, sample: int, strength: float) -> np.ndarray:
-        """Colours and erasing of one S x S x 3 uint8 image, cropped and mirrored."""
-        if self.holds_interpreter and strength > 0:
-            pixels = self._recolour(pixels, epoch, sample, strength)
+    def change(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
+        """Colors and erasing of one S x S x 3 uint8 image, cropped and mirrored."""
+        if self.holds_interpreter and regularization > 0:
+            pixels = self._recolor(pixels, epoch, sample, regularization)
         if self.random_erasing:
-            pixels = self._erase(pixels, epoch, sample, self.random_erasing * strength)
+            pixels = self._erase(pixels, epoch, sample, self.random_erasing * regularization)
         return pixels
 
-    def _recolour(self, pixels: np.ndarray, epoch: int, sample: int, strength: float) -> np.ndarray:
+    def _recolor(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
         """timm's RandAugment, then jitter; both draw from global generators, which are seeded for this sample."""
-        keys = words(self.seed, COLOUR_STREAM, epoch, np.array([sample]), 3)[0].tolist()
+        keys = words(self.seed, COLOR_STREAM, epoch, np.array([sample]), 3)[0].tolist()
         random.seed(keys[0])
         np.random.seed(keys[1] & 0xFFFFFFFF)
         torch.manual_seed(keys[2] & 0x7FFFFFFFFFFFFFFF)
         image: Any = Image.fromarray(pixels)
-        for transform in _colour_transforms(self.rand_augment * strength, self.color_jitter * strength, len(pixels)):
+        for transform in _color_transforms(
+            self.rand_augment * regularization, self.color_jitter * regularization, len(pixels)
+        ):
             image = transform(image)
         return np.array(image)
 
@@ -127,16 +129,16 @@ class Augmenter:
 
 
 @lru_cache(maxsize=64)
-def _colour_transforms(magnitude: float, jitter: float, size: int) -> tuple[Callable[[Any], Any], ...]:
+def _color_transforms(magnitude: float, jitter: float, size: int) -> tuple[Callable[[Any], Any], ...]:
     """timm's RandAugment of that magnitude for images of `size` px, and torchvision's jitter, of PIL images."""
     from timm.data.auto_augment import rand_augment_transform
     from torchvision.transforms import ColorJitter
 
     transforms: list[Callable[[Any], Any]] = []
     if magnitude:
-        # Just below 10: at 10 timm keeps 0 bits of a posterised image, which Pillow refuses.
-        facts = {"translate_const": round(0.45 * size), "img_mean": (124, 116, 104), "magnitude_max": 9.999}
-        transform = rand_augment_transform("rand-m10-mstd0.5-inc1", facts)
+        # Just below 10: at 10 timm keeps 0 bits of a posterized image, which Pillow refuses.
+        options = {"translate_const": round(0.45 * size), "img_mean": (124, 116, 104), "magnitude_max": 9.999}
+        transform = rand_augment_transform("rand-m10-mstd0.5-inc1", options)
         for operation in transform.ops:  # the text above takes whole magnitudes only
             operation.magnitude = magnitude
         transforms.append(transform)

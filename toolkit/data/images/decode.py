@@ -1,7 +1,7 @@
 """From a file's bytes to a uint8 crop of a given size: simplejpeg for JPEG, PIL for the rest and for odd JPEGs.
 
 Rules: EXIF orientation is applied. Gray is repeated; palettes are looked up; CMYK is converted; alpha is dropped, the
-colours under it stay. Gray of 9 to 16 bits is scaled to 8; float pixels must lie in [0, 1]; longer or signed integers,
+colors under it stay. Gray of 9 to 16 bits is scaled to 8; float pixels must lie in [0, 1]; longer or signed integers,
 whose range nobody knows, are refused. Of an animation the first frame counts. A JPEG of which libjpeg says that data is
 missing or wrong is refused: PIL, which does not listen to it, would leave parts gray.
 """
@@ -121,11 +121,11 @@ def _read_jpeg(content: bytes, denominator: int, rough_chroma: bool) -> tuple[np
 
 
 def _by_simplejpeg(content: bytes, denominator: int, rough_chroma: bool) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """None where the colours are PIL's matter. Raises ValueError or KeyError at any fault."""
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(content, strict=False)
+    """None where the colors are PIL's matter. Raises ValueError or KeyError at any fault."""
+    height, width, colors, _ = simplejpeg.decode_jpeg_header(content, strict=False)
     if height * width > MAX_PIXELS:
         raise TooLargeError(f"{width} x {height} px, more than {MAX_PIXELS / 1e6:.0f} megapixels")
-    if colours in ("CMYK", "YCCK"):
+    if colors in ("CMYK", "YCCK"):
         simplejpeg.decode_jpeg(content, "CMYK", **WHOLE)  # for what it says of damage
         return None
     least = {"min_height": -(-height // denominator), "min_width": -(-width // denominator)}

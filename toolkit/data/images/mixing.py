@@ -1,6 +1,6 @@
 """MixUp and CutMix: drawn by pair, applied on the device to a whole batch at once.
 
-The partner of an image is its neighbour, position XOR 1, of the global batch. Micro-batches are even and contiguous,
+The partner of an image is its neighbor, position XOR 1, of the global batch. Micro-batches are even and contiguous,
 so pairs never cross processes; the weight is keyed by (seed, epoch, first image of the pair).
 """
 
@@ -27,12 +27,12 @@ class Mixer:
     cutmix: float
     seed: int
 
-    def draw(self, epoch: int, ids: np.ndarray, strength: float) -> Tensor | None:
+    def draw(self, epoch: int, ids: np.ndarray, regularization: float) -> Tensor | None:
         """N x 5 float32 for N images: weight of the image itself, and the box of its partner as shares of the side.
 
-        None where nothing is mixed. MixUp has an empty box. The strength of the phase scales alpha.
+        None where nothing is mixed. MixUp has an empty box. `regularization` of the phase scales alpha.
         """
-        alphas = [alpha * strength for alpha in (self.mixup, self.cutmix)]
+        alphas = [alpha * regularization for alpha in (self.mixup, self.cutmix)]
         if not any(alphas):
             return None
         rows = [self._pair(alphas, key) for key in words(self.seed, MIX_STREAM, epoch, ids[::2], 1)[:, 0].tolist()]

@@ -1,4 +1,4 @@
-"""Batches of images on the device: normalisation and the views at each size. Pure functions."""
+"""Batches of images on the device: normalization and the views at each size. Pure functions."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 N x C x H x W to float32 of zero mean and unit deviation; mean and std: C values, for pixels in [0, 1].
 
     One multiply-add over whole rows of pixels, channels last: 4 times as fast as three passes over C-wide ones.
@@ -26,12 +26,12 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def views(images: Tensor, sizes: Sequence[int], mean: Tensor, std: Tensor) -> tuple[Tensor, ...]:
-    """The uint8 batch at each size, normalised, channels last; each view is derived from the full images.
+    """The uint8 batch at each size, normalized, channels last; each view is derived from the full images.
 
     On CPUs bytes are resized, as in evaluation: 6 times as fast as floats, a gray level apart at most. Other devices
     resize floats only.
     """
     if images.device.type == "cpu":
-        return tuple(normalise(resize(images, size), mean, std) for size in sizes)
-    pixels = normalise(images, mean, std)
+        return tuple(normalize(resize(images, size), mean, std) for size in sizes)
+    pixels = normalize(images, mean, std)
     return tuple(resize(pixels, size).contiguous(memory_format=torch.channels_last) for size in sizes)

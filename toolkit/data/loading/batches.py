@@ -11,8 +11,8 @@ from torch.utils.data import get_worker_info
 from toolkit.data.images.augment import Augmenter, center_square, mirrored
 from toolkit.data.images.decode import crop_and_resize
 from toolkit.data.images.mixing import Mixer
-from toolkit.data.loading.reader import Pixels
-from toolkit.data.loading.sampler import Request
+from toolkit.data.loading.reader import ImageReader
+from toolkit.data.loading.sampler import BatchSpec
 from toolkit.data.sources.index import Index
 from toolkit.strategies.base import Step
 from toolkit.system.errors import BadSampleError, InputError
@@ -46,15 +46,15 @@ class EvalBatch(NamedTuple):
     bad: tuple[tuple[str, str], ...] = ()
 
 
-class Job(Protocol[R, T]):
+class BatchBuilder(Protocol[R, T]):
     """How a request becomes a batch, piece by piece; the pieces of a batch are filled by any threads in any order."""
 
-    def open(self, request: R) -> tuple[int, Any]:
+    def open(self, spec: R) -> tuple[int, Any]:
         """The number of slots, and the memory that they lie in."""
 
-    def fill(self, request: R, memory: Any, slots: range) -> None: ...
+    def fill(self, spec: R, memory: Any, slots: range) -> None: ...
 
-    def close(self, request: R, memory: Any) -> T: ...
+    def close(self, spec: R, memory: Any) -> T: ...
 
 
 def empty_batch(count: int, size: int) -> Tensor:
@@ -69,29 +69,29 @@ def _rows(batch: Tensor) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class TrainJob:
+class TrainBatchBuilder:
     """Decode once at the largest size of the step; smaller views are derived from it on the device.
 
     `substitute`: an image that cannot be read is replaced by the next one of the index that can, with that one's own
     label, the same for any process; otherwise it raises BadSampleError.
     """
 
-    pixels: Pixels
+    pixels: ImageReader
     augmenter: Augmenter
     mixer: Mixer
     substitute: bool = False
 
-    def open(self, request: Request) -> tuple[int, Any]:
+    def open(self, spec: BatchSpec) -> tuple[int, Any]:
         index = self.pixels.index
         drawn = self.augmenter.draw(
-            request.epoch, request.ids, index.width[request.ids], index.height[request.ids], request.strength
+            spec.epoch, spec.ids, index.width[spec.ids], index.height[spec.ids], spec.regularization
         )
-        count = len(request.ids)
-        return count, (empty_batch(count, request.step.sizes[-1]), request.ids.copy(), drawn, [])
+        count = len(spec.ids)
+        return count, (empty_batch(count, spec.step.sizes[-1]), spec.ids.copy(), drawn, [])
 
-    def fill(self, request: Request, memory: Any, slots: range) -> None:
+    def fill(self, spec: BatchSpec, memory: Any, slots: range) -> None:
         images, ids, (boxes, mirrors), bad = memory
-        rows, size = _rows(images), request.step.sizes[-1]
+        rows, size = _rows(images), spec.step.sizes[-1]
         for slot in slots:
             box, mirror, sample = boxes[slot], mirrors[slot], int(ids[slot])
             try:
@@ -100,21 +100,21 @@ class TrainJob:
                 if not self.substitute:
                     raise
                 bad.append((error.name, error.reason))
-                sample, crop, mirror = self._next_readable(request, sample, bad)
+                sample, crop, mirror = self._next_readable(spec, sample, bad)
                 ids[slot] = sample
             if mirror:
                 crop = mirrored(crop)
-            rows[slot] = self.augmenter.change(crop, request.epoch, sample, request.strength)
+            rows[slot] = self.augmenter.change(crop, spec.epoch, sample, spec.regularization)
 
-    def _next_readable(self, request: Request, sample: int, bad: list[Any]) -> tuple[int, np.ndarray, bool]:
+    def _next_readable(self, spec: BatchSpec, sample: int, bad: list[Any]) -> tuple[int, np.ndarray, bool]:
         index = self.pixels.index
         for step in range(1, MOST_SUBSTITUTES):
             other = np.array([(sample + step) % len(index)])
             boxes, mirrors = self.augmenter.draw(
-                request.epoch, other, index.width[other], index.height[other], request.strength
+                spec.epoch, other, index.width[other], index.height[other], spec.regularization
             )
             try:
-                return int(other[0]), self.pixels.crop(int(other[0]), boxes[0], request.step.sizes[-1]), mirrors[0]
+                return int(other[0]), self.pixels.crop(int(other[0]), boxes[0], spec.step.sizes[-1]), mirrors[0]
             except BadSampleError as error:
                 bad.append((error.name, error.reason))
         raise InputError(
@@ -122,11 +122,11 @@ class TrainJob:
             "is the data still there? recipes/scan.py checks all of it"
         )
 
-    def close(self, request: Request, memory: Any) -> Batch:
+    def close(self, spec: BatchSpec, memory: Any) -> Batch:
         images, ids, _, bad = memory
         targets = torch.from_numpy(self.pixels.index.labels[ids])
-        mixing = self.mixer.draw(request.epoch, request.ids, request.strength)
-        return Batch(images, targets, ids, request.step, request.number, mixing, tuple(bad))
+        mixing = self.mixer.draw(spec.epoch, spec.ids, spec.regularization)
+        return Batch(images, targets, ids, spec.step, spec.number, mixing, tuple(bad))
 
 
 class Images(Protocol):
@@ -139,7 +139,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class EvalJob:
+class EvalBatchBuilder:
     """Each size straight from the decoded original, so that no figure depends on which other sizes are asked for.
 
     `leave_out`: images that cannot be read are left out of the batch and named in it; otherwise BadSampleError.
@@ -175,8 +175,8 @@ class EvalJob:
         return EvalBatch(images, targets, ids, tuple(bad[slot] for slot in sorted(bad)))
 
 
-def load(job: Job[R, T], request: R) -> T:
+def load(builder: BatchBuilder[R, T], spec: R) -> T:
     """One batch, here and now."""
-    count, memory = job.open(request)
-    job.fill(request, memory, range(count))
-    return job.close(request, memory)
+    count, memory = builder.open(spec)
+    builder.fill(spec, memory, range(count))
+    return builder.close(spec, memory)

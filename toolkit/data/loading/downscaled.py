@@ -16,26 +16,26 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from toolkit.data.images.decode import reduce_to
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import ALONE, Index
 from toolkit.system import files, host
 from toolkit.system.errors import BadSampleError
 
 VERSION = 6  # of the files and of what decoding means
-# At half of a tier's size or less, where it is used, halved chroma has all of its pixels; decoding takes a third less.
+# At half of a copy's size or less, where it is used, halved chroma has all of its pixels; decoding takes a third less.
 JPEG_QUALITY, CHROMA = 92, "420"
 MARGIN = 2  # the shorter side is at least so many times the training size
-WORTHWHILE = 2  # the original's shorter side is at least so many times the tier's: a quarter of the pixels
+WORTHWHILE = 2  # the original's shorter side is at least so many times the copy's: a quarter of the pixels
 COLUMNS = ("offset", "length", "width", "height")
 
 
-def tier_side(size: int, crop_scale: float) -> int:
-    """The shorter side of a tier's images for training at `size` px, so that no crop has to be enlarged."""
+def downscaled_side(size: int, crop_scale: float) -> int:
+    """The shorter side of downscaled images for training at `size` px, so that no crop has to be enlarged."""
     return math.ceil(size * max(MARGIN, 1 / math.sqrt(crop_scale)))
 
 
 def is_worthwhile(index: Index, side: int) -> bool:
-    """Whether half of the images or more are so much larger that a tier of them is really cheaper."""
+    """Whether half of the images or more are so much larger that a downscaled copy of them is really cheaper."""
     return float(np.median(np.minimum(index.width, index.height))) >= WORTHWHILE * side
 
 
@@ -50,7 +50,7 @@ def shrunk(index: Index, side: int) -> Index:
     return replace(index, width=width, height=height)
 
 
-def open_tier(index: Index, side: int, cache: Path) -> Index:
+def open_downscaled(index: Index, side: int, cache: Path) -> Index:
     """The same images with a shorter side of `side` px at most; written under `cache` where it is not there yet.
 
     An image that cannot be read stays the original, which then says why. Raises OSError where the disk is full.
@@ -81,7 +81,7 @@ def open_tier(index: Index, side: int, cache: Path) -> Index:
 
 
 def _read(folder: Path) -> dict[str, np.ndarray] | None:
-    """The columns of a tier; None where it is not there or not whole, as after a copy that was cut."""
+    """The columns of a downscaled copy; None where it is not there or not whole, as after a copy that was cut."""
     arrays, images = files.read_arrays(folder / "index.npz", COLUMNS), folder / "images.bin"
     if arrays is None or not images.exists():
         return None
@@ -98,7 +98,7 @@ def _write(index: Index, side: int, folder: Path) -> None:
     columns = {name: np.zeros(len(index), dtype=np.int64 if name in COLUMNS[:2] else np.int32) for name in COLUMNS}
     end = 0
     with (folder / "images.bin").open("wb") as file:
-        small = _encode_all(Pixels(index), shrunk(index, side))
+        small = _encode_all(ImageReader(index), shrunk(index, side))
         bar = tqdm(small, f"writing {side} px images", len(index), unit="image", disable=None)
         for i, (content, width, height) in enumerate(bar):
             file.write(content)
@@ -110,7 +110,7 @@ def _write(index: Index, side: int, folder: Path) -> None:
     files.write_arrays(folder / "index.npz", columns)
 
 
-def _encode_all(pixels: Pixels, small: Index) -> Iterator[tuple[bytes, int, int]]:
+def _encode_all(pixels: ImageReader, small: Index) -> Iterator[tuple[bytes, int, int]]:
     """Every image in order, by all cores."""
     pending: deque[Future[tuple[bytes, int, int]]] = deque()
     with ThreadPoolExecutor(host.cpu_quota()) as pool:
@@ -122,7 +122,7 @@ def _encode_all(pixels: Pixels, small: Index) -> Iterator[tuple[bytes, int, int]
             yield pending.popleft().result()
 
 
-def _encode(pixels: Pixels, i: int, width: int, height: int) -> tuple[bytes, int, int]:
+def _encode(pixels: ImageReader, i: int, width: int, height: int) -> tuple[bytes, int, int]:
     """One image as a JPEG, and its size; nothing where it cannot be read."""
     try:
         image = np.ascontiguousarray(reduce_to(pixels.whole(i), height, width))

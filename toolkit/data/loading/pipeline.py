@@ -9,11 +9,11 @@ import numpy as np
 from toolkit.config.settings import Settings
 from toolkit.data.images.augment import Augmenter
 from toolkit.data.images.mixing import Mixer
-from toolkit.data.loading.batches import Batch, TrainJob
-from toolkit.data.loading.downscaled import is_worthwhile, open_tier, shrunk, tier_side
+from toolkit.data.loading.batches import Batch, TrainBatchBuilder
+from toolkit.data.loading.downscaled import downscaled_side, is_worthwhile, open_downscaled, shrunk
 from toolkit.data.loading.prefetch import fetching_ahead
-from toolkit.data.loading.reader import Pixels
-from toolkit.data.loading.sampler import Epoch, Request, Sampler, Shards, Share, micro_batches
+from toolkit.data.loading.reader import ImageReader
+from toolkit.data.loading.sampler import BatchSpec, Epoch, RankShare, Sampler, Shards, micro_batches
 from toolkit.data.loading.workers import by_processes, by_threads
 from toolkit.data.sources.index import Index, Splits
 from toolkit.strategies.base import Phase, Strategy
@@ -34,22 +34,22 @@ def resolve_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], f
     if settings.cache == "ram" and needed > bound:
         raise InputError(
             f"--cache ram: the decoded images take {needed:.1f} GB in each process, more than --cache-gb {bound:g}: "
-            "raise it, or take --cache tier"
+            "raise it, or take --cache disk"
         )
     if settings.cache == "ram" and not fits:
         raise InputError(
             f"--cache ram: {needed:.1f} GB of decoded images in each process would not fit into its {free_gb:.1f} GB "
-            "of free memory: take --cache tier or off for a new run; one that goes on keeps what it began with, so "
+            "of free memory: take --cache disk or off for a new run; one that goes on keeps what it began with, so "
             "free memory or use fewer processes"
         )
     if settings.cache != "auto":
         return settings.cache
-    return "ram" if needed <= bound and fits else "tier" if any(_sides(settings, splits.train, phases)) else "off"
+    return "ram" if needed <= bound and fits else "disk" if any(_sides(settings, splits.train, phases)) else "off"
 
 
 def _sides(settings: Settings, index: Index, phases: Sequence[Phase]) -> list[int | None]:
     """The shorter side of the smaller images that serve each phase, px; None where the originals do as well."""
-    sides = [tier_side(max(phase.sizes), settings.crop_scale) for phase in phases]
+    sides = [downscaled_side(max(phase.sizes), settings.crop_scale) for phase in phases]
     return [side if is_worthwhile(index, side) else None for side in sides]
 
 
@@ -69,45 +69,47 @@ def describe(settings: Settings, splits: Splits, phases: Sequence[Phase]) -> str
     if settings.cache == "ram":
         needed = _decoded_gb(settings, splits, phases)
         return f"decoded images kept in memory, {needed:.2g} GB per process{smaller}"
-    return f"tiers{smaller}".replace(",", ":", 1) if smaller else "nothing cached"
+    return f"downscaled copies on disk{smaller}".replace(",", ":", 1) if smaller else "nothing cached"
 
 
 @dataclass(frozen=True)
-class Feed:
+class DataPipeline:
     """`sources` are the training images by phase, `evaluated` those of the other splits, by name."""
 
     sampler: Sampler
     augmenter: Augmenter
     mixer: Mixer
-    sources: tuple[Pixels, ...]
-    evaluated: Mapping[str, Pixels]
+    sources: tuple[ImageReader, ...]
+    evaluated: Mapping[str, ImageReader]
     workers: int
     timeout_s: float
     quarantine: bool
 
-    def job(self, phase: Phase) -> TrainJob:
-        return TrainJob(self.sources[phase.index], self.augmenter, self.mixer, self.quarantine)
+    def builder(self, phase: Phase) -> TrainBatchBuilder:
+        return TrainBatchBuilder(self.sources[phase.index], self.augmenter, self.mixer, self.quarantine)
 
-    def batches(self, epoch: Epoch, from_step: int, share: Share) -> Iterator[Batch]:
+    def batches(self, epoch: Epoch, from_step: int, share: RankShare) -> Iterator[Batch]:
         """What one process has to see of an epoch from optimizer step `from_step` of the run on."""
-        whole = self.sampler.requests(epoch, from_step)
-        requests = (part for request in whole for part in micro_batches(request, share))
-        by, job = by_processes if self.augmenter.holds_interpreter else by_threads, self.job(epoch.phase)
+        whole = self.sampler.batch_specs(epoch, from_step)
+        batch_specs = (part for spec in whole for part in micro_batches(spec, share))
+        by, builder = by_processes if self.augmenter.holds_interpreter else by_threads, self.builder(epoch.phase)
 
-        def load(requests: Iterable[Request]) -> Iterator[Batch]:
-            return by(requests, job, self.workers, self.timeout_s)
+        def load(batch_specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+            return by(batch_specs, builder, self.workers, self.timeout_s)
 
-        if not job.pixels.remote:
-            return load(requests)
+        if not builder.pixels.remote:
+            return load(batch_specs)
         return fetching_ahead(
-            load, requests, job.pixels.index, self.sampler.windows(epoch.number, epoch.rollbacks), share.rank
+            load, batch_specs, builder.pixels.index, self.sampler.windows(epoch.number, epoch.rollbacks), share.rank
         )
 
 
-def open_feed(settings: Settings, strategy: Strategy, splits: Splits, phases: Sequence[Phase], workers: int) -> Feed:
+def open_pipeline(
+    settings: Settings, strategy: Strategy, splits: Splits, phases: Sequence[Phase], workers: int
+) -> DataPipeline:
     """The feed of a run, `settings.cache` being resolved; writes the tiers that are not there yet."""
     seed, remember = settings.seed, settings.cache == "ram"
-    return Feed(
+    return DataPipeline(
         sampler=Sampler(len(splits.train), seed, strategy, _shards(splits.train)),
         augmenter=Augmenter(
             settings.crop_scale,
@@ -120,7 +122,9 @@ def open_feed(settings: Settings, strategy: Strategy, splits: Splits, phases: Se
         mixer=Mixer(settings.mixup, settings.cutmix, seed),
         sources=_sources(settings, splits.train, phases, remember),
         evaluated={
-            name: Pixels(index, remember and name == "val") for name, index in splits.all().items() if name != "train"
+            name: ImageReader(index, remember and name == "val")
+            for name, index in splits.all().items()
+            if name != "train"
         },
         workers=workers,
         timeout_s=settings.loader_timeout_s,
@@ -137,15 +141,19 @@ def _shards(index: Index) -> Shards | None:
     return Shards(ids, sizes, index.blocks.bound // 2)
 
 
-def _sources(settings: Settings, index: Index, phases: Sequence[Phase], remember: bool) -> tuple[Pixels, ...]:
+def _sources(settings: Settings, index: Index, phases: Sequence[Phase], remember: bool) -> tuple[ImageReader, ...]:
     """One source per phase; phases of the same kind share theirs."""
     cache: Path = settings.cache_dir or files.cache_dir()
 
-    def source(side: int | None) -> Pixels:
+    def source(side: int | None) -> ImageReader:
         try:
             if side is None:
-                return Pixels(index, remember)
-            return Pixels(shrunk(index, side), True, index) if remember else Pixels(open_tier(index, side, cache))
+                return ImageReader(index, remember)
+            return (
+                ImageReader(shrunk(index, side), True, index)
+                if remember
+                else ImageReader(open_downscaled(index, side, cache))
+            )
         except OSError as error:  # no memory, or no room on the disk
             where = error.filename or cache
             raise InputError(
@@ -165,7 +173,7 @@ def check_readable(splits: Splits) -> None:
     for name, ids in bad.items():
         if len(ids):
             try:
-                Pixels(splits.all()[name]).whole(int(ids[0]))
+                ImageReader(splits.all()[name]).whole(int(ids[0]))
             except InputError as error:
                 more = f" (and {total - 1} more)" if total > 1 else ""
                 raise InputError(

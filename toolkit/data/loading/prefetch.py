@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from toolkit.data.loading.batches import Batch
-from toolkit.data.loading.sampler import Request
+from toolkit.data.loading.sampler import BatchSpec
 from toolkit.data.loading.workers import Threads
 from toolkit.data.sources.index import Index
 from toolkit.system import host
@@ -15,8 +15,8 @@ STREAMS = 4  # threads that fetch, one block each at a time
 
 
 def fetching_ahead(
-    load: Callable[[Iterable[Request]], Iterator[Batch]],
-    requests: Iterable[Request],
+    load: Callable[[Iterable[BatchSpec]], Iterator[Batch]],
+    batch_specs: Iterable[BatchSpec],
     index: Index,
     windows: Sequence[Sequence[int]],
     rank: int,
@@ -33,11 +33,11 @@ def fetching_ahead(
         window_of[shards] = number
     drawn = asked = begun = -1  # windows: delivered from, requested from, and whose next one is being fetched
 
-    def noted() -> Iterator[Request]:
+    def noted() -> Iterator[BatchSpec]:
         nonlocal asked
-        for request in requests:
-            asked = int(window_of[index.container[request.ids]].max())
-            yield request
+        for spec in batch_specs:
+            asked = int(window_of[index.container[spec.ids]].max())
+            yield spec
 
     def urls(window: int) -> list[str]:
         return [index.containers[shard] for shard in windows[window]]

@@ -41,7 +41,7 @@ class Memory:
         self._there[i] = 1
 
 
-class Pixels:
+class ImageReader:
     """The images of one index.
 
     `remember` keeps every decoded image in memory; `originals` are the files where the index has smaller sizes than

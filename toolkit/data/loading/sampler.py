@@ -12,7 +12,7 @@ ORDER_STREAM = 0  # keeps this generator apart from the one of augmentation
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """What one process takes of each global batch, in `accumulation` equal micro-batches."""
 
     rank: int
@@ -40,14 +40,14 @@ class Epoch(NamedTuple):
         return self.first + self.steps == self.phase.steps
 
 
-class Request(NamedTuple):
+class BatchSpec(NamedTuple):
     """One micro-batch to be loaded: which images, how large, of which epoch and step, how strongly augmented."""
 
     ids: np.ndarray
     step: Step
     number: int  # of the optimizer step in the run, from 0
     epoch: int
-    strength: float
+    regularization: float
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Sampler:
         """The shards that are drawn from together, in the order of the epoch; none where images lie in no shards."""
         return [] if self.shards is None else self.shards.windows(self._rng(epoch, rollbacks))
 
-    def requests(self, epoch: Epoch, from_step: int = 0) -> Iterator[Request]:
+    def batch_specs(self, epoch: Epoch, from_step: int = 0) -> Iterator[BatchSpec]:
         """The global batches of one epoch, in order; those of steps before `from_step` of the run are left out."""
         order, taken = self.permutation(epoch.number, epoch.rollbacks), 0
         for i in range(epoch.steps):
@@ -104,12 +104,12 @@ class Sampler:
             ids = order[taken : taken + step.batch_size]
             taken += step.batch_size
             if epoch.start + i >= from_step:
-                yield Request(ids, step, epoch.start + i, epoch.number, epoch.phase.strength)
+                yield BatchSpec(ids, step, epoch.start + i, epoch.number, epoch.phase.regularization)
 
 
-def micro_batches(request: Request, share: Share) -> Iterator[Request]:
-    """One process's part of a global batch: contiguous, so that neighbours in the batch stay together."""
-    per_process = len(request.ids) // share.processes
-    own = request.ids[share.rank * per_process : (share.rank + 1) * per_process]
+def micro_batches(spec: BatchSpec, share: RankShare) -> Iterator[BatchSpec]:
+    """One process's part of a global batch: contiguous, so that neighbors in the batch stay together."""
+    per_process = len(spec.ids) // share.processes
+    own = spec.ids[share.rank * per_process : (share.rank + 1) * per_process]
     for ids in np.split(own, share.accumulation):
-        yield request._replace(ids=ids)
+        yield spec._replace(ids=ids)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from toolkit.data.loading.batches import Job, R, T, load
+from toolkit.data.loading.batches import BatchBuilder, R, T, load
 from toolkit.system.errors import WORKER_DIED, InputError, LoaderError, expected
 
 AHEAD = 2  # batches in flight beyond the one that is taken
@@ -65,7 +65,7 @@ class Threads:
 
 
 class _Pending(NamedTuple):
-    request: Any
+    spec: Any
     memory: Any
     pieces: list[Future[None]]
 
@@ -75,27 +75,27 @@ def _pieces(count: int, threads: int) -> Iterator[range]:
     return (range(start, min(start + length, count)) for start in range(0, count, length))
 
 
-def by_threads(requests: Iterable[R], job: Job[R, T], threads: int, timeout_s: float) -> Iterator[T]:
+def by_threads(batch_specs: Iterable[R], builder: BatchBuilder[R, T], threads: int, timeout_s: float) -> Iterator[T]:
     """One batch per request, in order; 0 threads: loaded when taken. An error comes out where its batch would have."""
     if threads == 0:
-        yield from (load(job, request) for request in requests)
+        yield from (load(builder, spec) for spec in batch_specs)
         return
     pool, pending = Threads(threads), deque[_Pending]()
 
     def taken() -> T:
-        request, memory, pieces = pending.popleft()
+        spec, memory, pieces = pending.popleft()
         for piece in pieces:
             piece.result(timeout_s)
-        return job.close(request, memory)
+        return builder.close(spec, memory)
 
     try:
-        for request in requests:
-            count, memory = job.open(request)
+        for spec in batch_specs:
+            count, memory = builder.open(spec)
             work = [
-                pool.submit(lambda slots=slots, r=request, m=memory: job.fill(r, m, slots))  # type: ignore[misc]
+                pool.submit(lambda slots=slots, r=spec, m=memory: builder.fill(r, m, slots))  # type: ignore[misc]
                 for slots in _pieces(count, threads)
             ]
-            pending.append(_Pending(request, memory, work))
+            pending.append(_Pending(spec, memory, work))
             if len(pending) > AHEAD:
                 yield taken()
         while pending:
@@ -107,13 +107,13 @@ def by_threads(requests: Iterable[R], job: Job[R, T], threads: int, timeout_s: f
 
 
 class _Loading(Dataset[Any]):
-    def __init__(self, job: Job[Any, Any]) -> None:
-        self._job = job
+    def __init__(self, builder: BatchBuilder[Any, Any]) -> None:
+        self._job = builder
 
-    def __getitem__(self, request: Any) -> Any:
+    def __getitem__(self, spec: Any) -> Any:
         """An error travels as a value: torch would wrap it in a worker's traceback."""
         try:
-            return load(self._job, request)
+            return load(self._job, spec)
         except (InputError, LoaderError) as error:
             return error
 
@@ -146,12 +146,12 @@ def _without_traces(batches: Iterator[T]) -> Iterator[T]:
         del batches
 
 
-def by_processes(requests: Iterable[R], job: Job[R, T], workers: int, timeout_s: float) -> Iterator[T]:
+def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers: int, timeout_s: float) -> Iterator[T]:
     """The same by forked worker processes: for work that needs the interpreter for each image."""
     loader = DataLoader(
-        _Loading(job),
+        _Loading(builder),
         batch_size=None,
-        sampler=requests,
+        sampler=batch_specs,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),

@@ -14,13 +14,13 @@ from tqdm import tqdm
 from toolkit.data.images.header import read_header
 from toolkit.data.sources.files import UNREAD
 from toolkit.data.sources.index import COLUMNS, Index, Names
-from toolkit.data.sources.remote import BlockCache, Facts
+from toolkit.data.sources.remote import BlockCache, FileVersion
 from toolkit.system import files, host
 
 VERSION = 3  # of the table's format and of what reading a container means
 TYPES = dict(zip(COLUMNS, (np.int32, np.int64, np.int64, np.int64, np.int32, np.int32, np.uint8), strict=True))
 MOST_THREADS = 16  # each holds a few MB of a remote shard
-READ = COLUMNS[1:]  # what a table holds besides names; the container's number depends on its neighbours
+READ = COLUMNS[1:]  # what a table holds besides names; the container's number depends on its neighbors
 
 
 class Container(NamedTuple):
@@ -28,7 +28,7 @@ class Container(NamedTuple):
 
     name: str
     path: str
-    facts: Facts
+    version: FileVersion
 
 
 class Part(NamedTuple):
@@ -43,9 +43,9 @@ class Part(NamedTuple):
     orientation: int
 
 
-def file_facts(path: str) -> Facts:
+def file_version(path: str) -> FileVersion:
     stat = os.stat(path)
-    return Facts(stat.st_size, str(stat.st_mtime_ns))
+    return FileVersion(stat.st_size, str(stat.st_mtime_ns))
 
 
 def read_size(stream: IO[bytes]) -> tuple[int, int, int]:
@@ -75,7 +75,7 @@ def index_containers(
         names=Names.joined([Names(table["blob"], table["ends"]) for table in tables]),
         containers=tuple(container.path for container in containers),
         container=np.repeat(np.arange(len(tables), dtype=np.int32), counts),
-        stamp=files.key(repr([container.facts for container in containers])),
+        stamp=files.key(repr([container.version for container in containers])),
         blocks=blocks,
         **columns,
     )

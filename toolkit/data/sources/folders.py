@@ -205,5 +205,5 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
-    facts = os.stat(path)
-    return facts.st_dev, facts.st_ino
+    version = os.stat(path)
+    return version.st_dev, version.st_ino

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
+from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, check_single
 from toolkit.data.sources.index import Found, Index
@@ -120,7 +120,7 @@ def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
         index = _index_files(split, columns, cache, where)
     else:
         arrows = [_uncompressed(file["filename"], columns.image, cache) for file in split.cache_files]
-        containers = [Container(os.path.basename(path), path, file_facts(path)) for path in arrows]
+        containers = [Container(os.path.basename(path), path, file_version(path)) for path in arrows]
         read = functools.partial(_read_arrow, columns=columns, where=where)
         index = index_containers(name, containers, read, cache)
     _verify(index, split, columns, where)
@@ -165,7 +165,7 @@ def _uncompressed(path: str, image: str, cache: Path) -> str:
     spans = next((_spans(batch, image, content) for batch in batches), None)
     if spans is None or (spans[0] >= 0 and spans[-1] <= content.size):
         return path
-    copy = cache / "hub" / f"{files.key(repr((path, file_facts(path))))}-{os.path.basename(path)}"
+    copy = cache / "hub" / f"{files.key(repr((path, file_version(path))))}-{os.path.basename(path)}"
     with FileLock(f"{copy}.lock"):
         if not copy.exists():
             staging = copy.with_name(f".tmp-{copy.name}")

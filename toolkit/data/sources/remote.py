@@ -31,21 +31,21 @@ class ReplacedError(InputError):
     """A file is not the one that was listed: unlike an image that cannot be read, nothing can stand in for it."""
 
 
-class Facts(NamedTuple):
+class FileVersion(NamedTuple):
     """Of one file: its size in bytes, and a text that is another one once the content is."""
 
     size: int
     version: str
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any], keys: Iterable[str] = VERSION_KEYS) -> "Facts":
+    def of(cls, entry: Mapping[str, Any], keys: Iterable[str] = VERSION_KEYS) -> "FileVersion":
         """What a storage says of a file, by the first of `keys` that it has."""
         known = ((key, str(entry.get(key) or "").strip('"')) for key in keys)  # Azure quotes a tag only when asked
         return cls(entry["size"], next((f"{key} {value}" for key, value in known if value), ""))
 
     def fit(self, entry: Mapping[str, Any]) -> bool:
         """Whether a storage still says the same, of what it says at all."""
-        now = Facts.of(entry, [self.version.split(" ")[0]])
+        now = FileVersion.of(entry, [self.version.split(" ")[0]])
         return self.size == now.size and now.version in ("", self.version)
 
 
@@ -72,15 +72,15 @@ def asked(url: str, question: Callable[[Any, str], T]) -> T:
         ) from None
 
 
-def listed(url: str) -> dict[str, Facts | None]:
+def listed(url: str) -> dict[str, FileVersion | None]:
     """Names in a folder; None stands for a folder in it. Nothing where there is no such folder."""
 
-    def ask(files: Any, path: str) -> dict[str, Facts | None]:
+    def ask(files: Any, path: str) -> dict[str, FileVersion | None]:
         files.invalidate_cache()
-        found: dict[str, Facts | None] = {}
+        found: dict[str, FileVersion | None] = {}
         for entry in files.ls(path, detail=True):
             name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            found[name] = None if entry["type"] == "directory" else Facts.of(entry)
+            found[name] = None if entry["type"] == "directory" else FileVersion.of(entry)
         return found
 
     try:
@@ -89,8 +89,8 @@ def listed(url: str) -> dict[str, Facts | None]:
         return {}
 
 
-def fetch(url: str, start: int, end: int, facts: Facts) -> bytes:
-    """Bytes start ... end - 1 of a file as it was when `facts` were told.
+def fetch(url: str, start: int, end: int, version: FileVersion) -> bytes:
+    """Bytes start ... end - 1 of a file as it was when `version` were told.
 
     Raises OSError where it is gone, ReplacedError where it is another one, LoaderError where the storage fails.
     """
@@ -100,7 +100,7 @@ def fetch(url: str, start: int, end: int, facts: Facts) -> bytes:
             return files.cat_file(path, start=start, end=end)
         finally:  # also where the part lies beyond the end of what is there now
             files.invalidate_cache()
-            if not facts.fit(files.info(path)):  # asked for last: what it tells held while the part was read
+            if not version.fit(files.info(path)):  # asked for last: what it tells held while the part was read
                 raise ReplacedError(
                     f"{url}: was replaced since it was listed at the start of this run: start again, once nobody "
                     "writes there"
@@ -131,7 +131,7 @@ class BlockCache:
 
     folder: Path
     bound: int
-    files: Mapping[str, Facts]
+    files: Mapping[str, FileVersion]
 
     @property
     def block(self) -> int:
@@ -201,7 +201,7 @@ class BlockCache:
         """Write a block once there is room; what a killed process left half written counts and goes like the rest."""
         with os.scandir(path.parent) as entries:
             stats = [(entry.path, entry.stat()) for entry in entries]
-        known = sorted((facts.st_mtime_ns, facts.st_size, name) for name, facts in stats)
+        known = sorted((version.st_mtime_ns, version.st_size, name) for name, version in stats)
         total = sum(size for _, size, _ in known) + len(content)
         for _, size, oldest in known:
             if total <= self.bound:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.config.settings import is_url
-from toolkit.data.sources.containers import Container, Part, file_facts, index_containers, read_size
+from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
 from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, class_folders, is_image
 from toolkit.data.sources.index import Found
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
-from toolkit.data.sources.remote import BlockCache, Facts, RemoteFile, asked, listed
+from toolkit.data.sources.remote import BlockCache, FileVersion, RemoteFile, asked, listed
 from toolkit.system.errors import InputError
 
 SUFFIX = ".tar"
@@ -52,20 +52,20 @@ def find_shards(root: str) -> list[list[Container]]:
     return found
 
 
-def _tars(root: str, prefix: str, listing: dict[str, Facts | None]) -> list[Container]:
+def _tars(root: str, prefix: str, listing: dict[str, FileVersion | None]) -> list[Container]:
     return [
-        Container(prefix + name, f"{root}/{prefix}{name}", facts)
-        for name, facts in sorted(listing.items())
-        if facts is not None and name.endswith(SUFFIX) and not name.startswith(".")
+        Container(prefix + name, f"{root}/{prefix}{name}", version)
+        for name, version in sorted(listing.items())
+        if version is not None and name.endswith(SUFFIX) and not name.startswith(".")
     ]
 
 
-def _listing(folder: str) -> dict[str, Facts | None]:
+def _listing(folder: str) -> dict[str, FileVersion | None]:
     """What is in a folder, by name; None stands for a folder."""
     if is_url(folder):
         return listed(folder)
     with os.scandir(folder) as entries:
-        return {entry.name: None if entry.is_dir() else file_facts(entry.path) for entry in entries}
+        return {entry.name: None if entry.is_dir() else file_version(entry.path) for entry in entries}
 
 
 def read_shards(root: str, cache: Path, cache_bytes: int) -> Found:
@@ -76,7 +76,7 @@ def read_shards(root: str, cache: Path, cache_bytes: int) -> Found:
         raise InputError(f"--data-root {root}: no such folder or bucket, or neither train*.tar nor train/*.tar in it")
     blocks = None
     if is_url(root):
-        blocks = BlockCache(cache, cache_bytes, {shard.path: shard.facts for shard in itertools.chain(*found)})
+        blocks = BlockCache(cache, cache_bytes, {shard.path: shard.version for shard in itertools.chain(*found)})
         _check_fits(blocks)
     read = functools.partial(_read_shard, blocks)
     train, val, test = (index_containers(root, shards, read, cache, blocks) if shards else None for shards in found)
@@ -91,7 +91,7 @@ def read_shards(root: str, cache: Path, cache_bytes: int) -> Found:
 
 
 def _check_fits(blocks: BlockCache) -> None:
-    url, largest = max(((url, facts.size) for url, facts in blocks.files.items()), key=lambda item: item[1])
+    url, largest = max(((url, version.size) for url, version in blocks.files.items()), key=lambda item: item[1])
     if largest > blocks.bound:
         raise InputError(
             f"--cache-gb {blocks.bound / 1e9:g}: {url} has {largest / 1e9:.3g} GB and would be fetched over and over: "

@@ -1,6 +1,6 @@
 """The built-in data: real JPEG files, drawn once, that tell scales apart.
 
-Ten classes = 5 shapes x 2 fine textures on 1/f colour noise. The shape is seen at any resolution, the texture
+Ten classes = 5 shapes x 2 fine textures on 1/f color noise. The shape is seen at any resolution, the texture
 only where its period of 4-7 px (at 64 px) survives: what a scale costs shows in the accuracy. No torch here, so that
 the drawing processes start quickly.
 """
@@ -47,7 +47,7 @@ def _outline(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: int) -> np.ndarray:
-    """1/f colour noise, size x size x 3, mean 0, standard deviation 1 per channel."""
+    """1/f color noise, size x size x 3, mean 0, standard deviation 1 per channel."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     frequency[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((3, size, size))) / frequency
@@ -56,7 +56,7 @@ def _noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One image of a class: size x size x 3 uint8; any position, size, rotation and colour."""
+    """One image of a class: size x size x 3 uint8; any position, size, rotation and color."""
     shape, texture = SHAPES[label // len(TEXTURES)], TEXTURES[label % len(TEXTURES)]
     radius = size * rng.uniform(0.28, 0.44)
     cx, cy = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)
@@ -71,10 +71,10 @@ def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
     wave = np.sin(phase * along + rng.uniform(0, 2 * np.pi))
     if texture == "checks":
         wave = wave * np.sin(phase * across + rng.uniform(0, 2 * np.pi)) * 2**0.5  # the same power as stripes
-    background, colour = rng.uniform(60, 195, (2, 3))
-    colour = background + np.where(rng.random(3) < 0.5, -1, 1) * rng.uniform(35, 95, 3)
+    background, color = rng.uniform(60, 195, (2, 3))
+    color = background + np.where(rng.random(3) < 0.5, -1, 1) * rng.uniform(35, 95, 3)
     image = background + 22 * _noise(rng, size)
-    image = image + mask * (colour + 60 * wave[..., None] + 10 * rng.standard_normal((size, size, 1)) - image)
+    image = image + mask * (color + 60 * wave[..., None] + 10 * rng.standard_normal((size, size, 1)) - image)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 

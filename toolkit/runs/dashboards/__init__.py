@@ -20,14 +20,14 @@ from toolkit.system.errors import InputError
 
 if TYPE_CHECKING:  # they live on higher floors
     from toolkit.runs.directory import RunDirectory
-    from toolkit.runs.saved_predictions import Mistakes
+    from toolkit.runs.saved_predictions import SavedPredictions
 
 log = logging.getLogger(__name__)
 
 LONGEST_ALERT = 1000  # characters
 
 
-class Row(IntEnum):
+class RowKind(IntEnum):
     """Kinds of rows, in the order in which they come at one step."""
 
     STEPS, EPOCH, END = range(3)
@@ -58,8 +58,8 @@ def _open(
         return on_trackio.OnTrackio.open(settings.wandb_project, name, config), notes
     from toolkit.runs.dashboards.on_wandb import OnWandb
 
-    panel = [spec.name for spec in strategy.panel()]
-    return OnWandb.open(settings, folder, notes.id, config, panel), notes
+    eval_specs = [spec.name for spec in strategy.eval_specs()]
+    return OnWandb.open(settings, folder, notes.id, config, eval_specs), notes
 
 
 class Tracking:
@@ -102,7 +102,7 @@ class Tracking:
             log.warning("the dashboard failed and is left alone from here: %s", error)
             self._dashboard = None
 
-    def log(self, values: Mapping[str, Any], step: int, epoch: float, kind: Row = Row.STEPS) -> None:
+    def log(self, values: Mapping[str, Any], step: int, epoch: float, kind: RowKind = RowKind.STEPS) -> None:
         """Log what is a number at optimizer step `step`, which is `epoch` epochs into the run.
 
         `kind` EPOCH: the values are a row of metrics.csv.
@@ -111,16 +111,16 @@ class Tracking:
         def work(dashboard: Dashboard) -> None:
             if self._repeated(dashboard, step, kind):
                 return
-            row = self._of_epoch(values) if kind is Row.EPOCH else values
+            row = self._of_epoch(values) if kind is RowKind.EPOCH else values
             finite = {name: value for name, value in names.named(row).items() if math.isfinite(value)}
             dashboard.log({**finite, "global_step": step, "epoch": epoch}, step)
             self._notes.show(step, int(kind))
-            if kind is not Row.STEPS:
+            if kind is not RowKind.STEPS:
                 self._notes.write()
 
         self._tell(work)
 
-    def _repeated(self, dashboard: Dashboard, step: int, kind: Row) -> bool:
+    def _repeated(self, dashboard: Dashboard, step: int, kind: RowKind) -> bool:
         """Whether a row was logged before the run went back: an axis that goes back cannot be read."""
         return not dashboard.can_rewind and [step, kind] <= self._seen
 
@@ -128,15 +128,15 @@ class Tracking:
         return {**names.of_epoch(row), "preemptions": self._notes.starts - 1}
 
     def conclude(
-        self, values: Mapping[str, float], progress: Progress, mistakes: Callable[[], "Mistakes | None"]
+        self, values: Mapping[str, float], progress: Progress, saved: Callable[[], "SavedPredictions | None"]
     ) -> None:
         """At the run's end: the last figures, the mistakes of the best model, and by flag that model itself."""
 
         def work(dashboard: Dashboard) -> None:
-            found, step = mistakes(), progress.best_step
-            if found is not None and not self._repeated(dashboard, progress.step, Row.END):
+            found, step = saved(), progress.best_step
+            if found is not None and not self._repeated(dashboard, progress.step, RowKind.END):
                 errors = errors_of(found, self._directory.classes(), self._selection)
-                self.log({**values, **errors.numbers}, progress.step, progress.epoch, Row.END)
+                self.log({**values, **errors.numbers}, progress.step, progress.epoch, RowKind.END)
                 dashboard.show(errors, progress.step)
             wanted = self._settings.wandb_artifact and self._notes.model != step
             if wanted and dashboard.keep_model(self._directory.path, {**progress.best, **values}):

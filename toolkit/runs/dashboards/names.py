@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SECTIONS = {
-    "optimisation": ("lr", "gradient_norm", "clipped_share", "gradient_scale", "skipped_steps"),
+    "optimization": ("lr", "gradient_norm", "clipped_share", "gradient_scale", "skipped_steps"),
     "throughput": (
         "images_per_s",
         "images_per_s_per_device",
@@ -20,7 +20,7 @@ SECTIONS = {
         "wall_seconds",
     ),
     "errors": ("balanced_accuracy", "worst_class_accuracy", "calibration_error"),
-    "run": ("phase", "largest_size_px", "strength", "images_seen", "cost", "preemptions"),
+    "run": ("phase", "largest_size_px", "regularization", "images_seen", "cost", "preemptions"),
 }
 AXES = ("global_step", "epoch")
 # quality: everything else, which is losses and accuracies named after what the strategy trains and evaluates

@@ -112,16 +112,16 @@ class OnWandb(Dashboard):
 
     @classmethod
     def open(
-        cls, settings: Settings, folder: Path, run_id: str, config: Mapping[str, Any], panel: Sequence[str]
+        cls, settings: Settings, folder: Path, run_id: str, config: Mapping[str, Any], eval_specs: Sequence[str]
     ) -> "OnWandb":
-        """`panel` names the figures counted in epochs."""
+        """`eval_specs` names the figures counted in epochs."""
         staging = str(folder.resolve() / "wandb")  # of what is uploaded later; else it would lie in the user's home
         os.environ.setdefault(STAGING, staging)
         tracker = _start(settings, folder, run_id)
         tracker.store_init_configuration(flat(config))
         step, epoch = AXES
         tracker.run.define_metric("*", step_metric=step)
-        for name in panel:
+        for name in eval_specs:
             tracker.run.define_metric(f"quality/{name}/*", step_metric=epoch)
         dashboard = cls(tracker)
         dashboard.staging = staging

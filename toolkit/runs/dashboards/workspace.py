@@ -38,7 +38,7 @@ TITLES = {  # metric outside of quality -> its panel's title
     "calibration_error": "Expected calibration error, 0 to 1",
     "phase": "Phase, index",
     "largest_size_px": "Largest size trained, px",
-    "strength": "Strength of augmentation, 0 to 1",
+    "regularization": "Strength of augmentation, 0 to 1",
     "images_seen": "Seen since the run began, images",
     "cost": "Cost, currency",
     "preemptions": "Stopped early and continued, times",

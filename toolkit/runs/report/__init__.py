@@ -25,7 +25,7 @@ def refresh(directory: Path, at_once: bool = False) -> None:
         log.warning("%s could not be written: %s: %s", directory / PAGE, type(error).__name__, error)
 
 
-def make_up_for(directory: Path) -> None:
+def write_if_stale(directory: Path) -> None:
     """Write the page of a finished run that was killed before it wrote it; never raises."""
     page, summary = directory / PAGE, directory / "summary.json"
     if not page.exists() or page.stat().st_mtime_ns < summary.stat().st_mtime_ns:

@@ -9,11 +9,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from toolkit.models.metrics import Answers, class_accuracy, confused, confusion, reliability
+from toolkit.models.metrics import Predictions, class_accuracy, confused, confusion, reliability
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes, reliability_diagram
-from toolkit.runs.report.records import FILLED_IN, Records, Row, commands, rows, settings_of, status, time_parts
-from toolkit.runs.report.svg import INK, MUTED, milliseconds, scale_colour, scale_colours
-from toolkit.runs.saved_predictions import Mistakes
+from toolkit.runs.report.records import FILLED_IN, Records, SizeResult, commands, rows, settings_of, status, time_parts
+from toolkit.runs.report.svg import INK, MUTED, milliseconds, scale_color, scale_colors
+from toolkit.runs.saved_predictions import SavedPredictions
 
 MOST_CLASSES = 20  # of a confusion matrix; above it the most confused pairs stand in a table
 MOST_PAIRS, MOST_WEAK = 15, 10
@@ -38,7 +38,7 @@ def render(records: Records) -> str:
         .render(
             records=records,
             scales=[_spoken(name) for name in records.scales],
-            palettes={scheme: scale_colours(len(records.scales), scheme) for scheme in ("light", "dark")},
+            palettes={scheme: scale_colors(len(records.scales), scheme) for scheme in ("light", "dark")},
             status=status(records),
             target=target,
             rows=table,
@@ -90,7 +90,7 @@ def _spoken(name: str) -> str:
     return f"{name[:-2]} px" if name.endswith("px") and name[:-2].isdigit() else name
 
 
-def _left_out(table: Sequence[Row]) -> str:
+def _left_out(table: Sequence[SizeResult]) -> str:
     """How many images of each split no figure counts, such as `2 of validation, 1 of test`."""
     counts = {
         name: max((row.splits.get(split, {}).get("unreadable", 0) for row in table), default=0)
@@ -99,7 +99,7 @@ def _left_out(table: Sequence[Row]) -> str:
     return ", ".join(f"{count:.0f} of {name}" for name, count in counts.items() if count)
 
 
-def _against_size(table: Sequence[Row], device: str) -> Plot | None:
+def _against_size(table: Sequence[SizeResult], device: str) -> Plot | None:
     """Accuracy, and the latency where it was measured, at several sizes."""
     at = [row for row in table if row.name.endswith("px") and row.name[:-2].isdigit()]
     if len(at) < 2:
@@ -110,9 +110,9 @@ def _against_size(table: Sequence[Row], device: str) -> Plot | None:
         if any("top1" in row.splits.get(split, {}) for row in at)
     }
     latency = [row.latency_ms for row in at]
-    sizes, colours = [int(row.name[:-2]) for row in at], [scale_colour(row.place) for row in at]
+    sizes, colors = [int(row.name[:-2]) for row in at], [scale_color(row.place) for row in at]
     note = f"Below: median time for one image alone, on {device}." if None not in latency else ""
-    return Plot("Top-1 against image size", Markup(over_sizes(sizes, colours, accuracy, latency)), note)
+    return Plot("Top-1 against image size", Markup(over_sizes(sizes, colors, accuracy, latency)), note)
 
 
 def _learning(records: Records) -> list[Plot]:
@@ -126,7 +126,7 @@ def _learning(records: Records) -> list[Plot]:
         if values is None:
             return []
         ring = records.best_row if column == f"{records.target}/top1" else None
-        return [Line(_spoken(name) if label else "", values, scale_colour(places[name]), dotted, ring)]
+        return [Line(_spoken(name) if label else "", values, scale_color(places[name]), dotted, ring)]
 
     evaluated, trained = history.evaluated(), history.trained()
     lines = [new for name in evaluated for new in line(name, f"{name}/loss")]
@@ -138,7 +138,7 @@ def _learning(records: Records) -> list[Plot]:
         ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
         ("Top-1 accuracy on validation", accuracy, "%", False, "Ring: the best epoch."),
         ("Learning rate", _single(history.get("lr")), "", True, ""),
-        ("Strength of the augmentation", _single(_varying(history.get("strength"))), "", True, ""),
+        ("Strength of the augmentation", _single(_varying(history.get("regularization"))), "", True, ""),
         ("Gradient norm before the clip", _single(history.get("gradient_norm")), "", True, ""),
     ]
     return _drawn(records, plots)
@@ -170,8 +170,8 @@ def _drawn(records: Records, plots: Sequence[tuple[str, list[Line], str, bool, s
     ]
 
 
-def _single(values: np.ndarray | None, label: str = "", colour: str = INK) -> list[Line]:
-    return [] if values is None else [Line(label, values, colour)]
+def _single(values: np.ndarray | None, label: str = "", color: str = INK) -> list[Line]:
+    return [] if values is None else [Line(label, values, color)]
 
 
 def _percent(shares: np.ndarray | None) -> list[Line]:
@@ -220,21 +220,21 @@ def _facts(records: Records) -> list[tuple[str, str]]:
 
 def _mistakes(records: Records) -> dict[str, Any] | None:
     """Confusion, calibration and the worst images of the validation set, once the run has ended."""
-    found = records.answers.get("val")
-    figures = found.predictions.figures if found else ()
-    if found is None or not figures or not found.predictions.readable.any():
+    found = records.predictions.get("val")
+    specs = found.table.specs if found else ()
+    if found is None or not specs or not found.table.readable.any():
         return None
-    figure = records.target if records.target in figures else figures[-1]
-    answers, names = found.predictions.of(figure), _Names(records.classes)
+    spec = records.target if records.target in specs else specs[-1]
+    predictions, names = found.table.of(spec), _Names(records.classes)
     few = len(records.classes) <= MOST_CLASSES
-    place = records.scales.index(figure) if figure in records.scales else 0
+    place = records.scales.index(spec) if spec in records.scales else 0
     return {
-        "figure": figure,
-        "images": len(answers.labels),
-        "matrix": _matrix(answers, names) if few else [],
-        "pairs": [] if few else _pairs(answers, names),
-        "weak": [] if few else _weak(answers, names),
-        "reliability": Markup(reliability_diagram(reliability(answers), scale_colour(place))),
+        "spec": spec,
+        "images": len(predictions.labels),
+        "matrix": _matrix(predictions, names) if few else [],
+        "pairs": [] if few else _pairs(predictions, names),
+        "weak": [] if few else _weak(predictions, names),
+        "reliability": Markup(reliability_diagram(reliability(predictions), scale_color(place))),
         "worst": _worst(records, found, names),
     }
 
@@ -249,52 +249,58 @@ class _Names:
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 
-def _matrix(answers: Answers, names: _Names) -> list[dict[str, Any]]:
+def _matrix(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
     """A row for each class that was met: its name, and (images, share of its images in percent, is right)."""
-    counts = confusion(answers, len(names.classes))
+    counts = confusion(predictions, len(names.classes))
     return [
         {
             "name": names[label],
             "cells": [
-                (int(count), 100 * int(count) / max(1, int(row.sum())), said == label) for said, count in enumerate(row)
+                (int(count), 100 * int(count) / max(1, int(row.sum())), predicted == label)
+                for predicted, count in enumerate(row)
             ],
         }
         for label, row in enumerate(counts)
     ]
 
 
-def _pairs(answers: Answers, names: _Names) -> list[dict[str, Any]]:
-    of_class = np.bincount(answers.labels)
+def _pairs(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
+    of_class = np.bincount(predictions.labels)
     return [
-        {"label": names[pair.label], "said": names[pair.said], "images": pair.images, "of": int(of_class[pair.label])}
-        for pair in confused(answers, MOST_PAIRS)
+        {
+            "label": names[pair.label],
+            "predicted": names[pair.predicted],
+            "images": pair.images,
+            "of": int(of_class[pair.label]),
+        }
+        for pair in confused(predictions, MOST_PAIRS)
     ]
 
 
-def _weak(answers: Answers, names: _Names) -> list[dict[str, Any]]:
-    """The classes that are recognised least."""
-    accuracy, of_class = class_accuracy(answers, len(names.classes)), np.bincount(answers.labels)
+def _weak(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
+    """The classes that are recognized least."""
+    accuracy, of_class = class_accuracy(predictions, len(names.classes)), np.bincount(predictions.labels)
     order = [label for label in np.argsort(accuracy, kind="stable").tolist() if np.isfinite(accuracy[label])]
     return [{"name": names[i], "top1": accuracy[i], "images": int(of_class[i])} for i in order[:MOST_WEAK]]
 
 
-def _worst(records: Records, found: Mistakes, names: _Names) -> list[dict[str, Any]]:
+def _worst(records: Records, found: SavedPredictions, names: _Names) -> list[dict[str, Any]]:
     """The hardest images, embedded, with what was said of each at every scale."""
-    predictions, places = found.predictions, {name: place for place, name in enumerate(records.scales)}
+    table, places = found.table, {name: place for place, name in enumerate(records.scales)}
     return [
         {
             "source": f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}",
             "file": found.names[i],
-            "label": names[int(predictions.labels[i])],
-            "answers": [
+            "label": names[int(table.labels[i])],
+            "predictions": [
                 {
-                    "scale": figure,
-                    "place": places.get(figure, 0),
-                    "said": names[int(predictions.said[row, i])],
-                    "sure": 100 * float(predictions.confidence[row, i]),
-                    "right": predictions.said[row, i] == predictions.labels[i],
+                    "scale": spec,
+                    "place": places.get(spec, 0),
+                    "predicted": names[int(table.predicted[row, i])],
+                    "confidence": 100 * float(table.confidence[row, i]),
+                    "right": table.predicted[row, i] == table.labels[i],
                 }
-                for row, figure in enumerate(predictions.figures)
+                for row, spec in enumerate(table.specs)
             ],
         }
         for i, path in found.hardest.items()

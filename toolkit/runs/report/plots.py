@@ -19,7 +19,7 @@ class Line:
 
     label: str
     values: np.ndarray
-    colour: str = INK
+    color: str = INK
     dotted: bool = False
     ring: int | None = None
 
@@ -27,16 +27,16 @@ class Line:
 def over_epochs(
     name: str, epochs: np.ndarray, lines: Sequence[Line], bands: Sequence[Band], unit: str = "", floor: bool = False
 ) -> str:
-    """Lines over epochs, labelled at their ends, with the phases behind them; `floor`: the axis starts at 0."""
-    with drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (figure, svg):
-        axes = figure.add_subplot()
+    """Lines over epochs, labeled at their ends, with the phases behind them; `floor`: the axis starts at 0."""
+    with drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (spec, svg):
+        axes = spec.add_subplot()
         for line in lines:
             there = np.isfinite(line.values)
             sparse = there.sum() < 0.6 * len(epochs) or there.sum() == 1
             axes.plot(
                 epochs[there],
                 line.values[there],
-                color=line.colour,
+                color=line.color,
                 linestyle=(0, (1, 2)) if line.dotted else "-",
                 linewidth=1.6 if line.dotted else 1.2 if sparse else 2,
                 marker="o" if sparse and not line.dotted else "",
@@ -45,7 +45,7 @@ def over_epochs(
                 clip_on=False,
             )
             if line.ring is not None:
-                _point(axes, epochs[line.ring], line.values[line.ring], line.colour, filled=False)
+                _point(axes, epochs[line.ring], line.values[line.ring], line.color, filled=False)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch", loc="right", labelpad=3)
@@ -55,7 +55,7 @@ def over_epochs(
         _label_ends(
             axes,
             [
-                End(line.label, epochs[there][-1], line.values[there][-1], line.colour)
+                End(line.label, epochs[there][-1], line.values[there][-1], line.color)
                 for line, there in known
                 if there.any()
             ],
@@ -100,7 +100,7 @@ class End(NamedTuple):
     label: str
     x: float
     y: float
-    colour: str
+    color: str
 
 
 def _label_ends(axes: Axes, ends: Sequence[End]) -> None:
@@ -112,7 +112,7 @@ def _label_ends(axes: Axes, ends: Sequence[End]) -> None:
             (ends[i].x, ends[i].y),
             (places[i][0] + 11, y),
             textcoords="figure pixels",
-            color=ends[i].colour,
+            color=ends[i].color,
             va="center",
             annotation_clip=False,
         )
@@ -134,14 +134,14 @@ def _apart(heights: Sequence[float], least: float) -> list[tuple[int, float]]:
 
 def over_sizes(
     sizes: Sequence[int],
-    colours: Sequence[str],
+    colors: Sequence[str],
     accuracy: Mapping[str, Sequence[float | None]],
     latency_ms: Sequence[float | None],
 ) -> str:
     """Top-1 of each split (the first one filled, others hollow) against size, and below it the latency, if any."""
     timed = all(value is not None for value in latency_ms)
-    with drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (figure, svg):
-        upper, *lower = figure.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
+    with drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (spec, svg):
+        upper, *lower = spec.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
             :, 0
         ]
         upper.set_xscale("log")
@@ -150,14 +150,14 @@ def over_sizes(
         for i, (split, values) in enumerate(accuracy.items()):
             known = [(size, value) for size, value in zip(sizes, values, strict=True) if value is not None]
             upper.plot(*zip(*known, strict=True), color=MUTED, linewidth=1, linestyle="-" if i == 0 else (0, (2, 3)))
-            for size, value, colour in zip(sizes, values, colours, strict=True):
+            for size, value, color in zip(sizes, values, colors, strict=True):
                 if value is not None:
-                    _point(upper, size, value, colour, filled=i == 0)
+                    _point(upper, size, value, color, filled=i == 0)
             ends.append(End(split, *known[-1], INK))
         _scale_values(upper, "%")
         for axes in lower:
             heights = [value or 0.0 for value in latency_ms]
-            axes.vlines(sizes, 0, heights, color=list(colours), linewidth=3)
+            axes.vlines(sizes, 0, heights, color=list(colors), linewidth=3)
             times = [milliseconds(value) for value in heights]
             for i in _fitting(axes, sizes, times):
                 axes.annotate(
@@ -193,26 +193,26 @@ def _fitting(axes: Axes, sizes: Sequence[int], labels: Sequence[str]) -> list[in
 _RATIO = {True: (1.8, 1), False: (1,)}
 
 
-def _point(axes: Axes, x: float, y: float, colour: str, filled: bool) -> None:
+def _point(axes: Axes, x: float, y: float, color: str, filled: bool) -> None:
     axes.plot(
         [x],
         [y],
         marker="o",
         markersize=9 if filled else 8,
-        color=colour,
-        markerfacecolor=colour if filled else "none",
+        color=color,
+        markerfacecolor=color if filled else "none",
         markeredgewidth=0 if filled else 2,
         clip_on=False,
         zorder=3,
     )
 
 
-def reliability_diagram(bins: Sequence[Bin], colour: str) -> str:
+def reliability_diagram(bins: Sequence[Bin], color: str) -> str:
     """The share that is right against confidence: bars on the diagonal are calibrated; below, where the answers lie."""
-    with drawing("Reliability", "reliability diagram", 330) as (figure, svg):
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    with drawing("Reliability", "reliability diagram", 330) as (spec, svg):
+        upper, lower = spec.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         left, width = [b.low for b in bins], [b.high - b.low for b in bins]
-        upper.bar(left, [b.accuracy for b in bins], width, align="edge", color=colour, alpha=0.85, linewidth=0)
+        upper.bar(left, [b.accuracy for b in bins], width, align="edge", color=color, alpha=0.85, linewidth=0)
         upper.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
         upper.annotate("perfectly calibrated", (1, 1), (-6, 4), textcoords="offset points", ha="right", va="bottom")
         upper.set(xlim=(0, 1), ylim=(0, 1.08))

@@ -13,7 +13,7 @@ from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory
 from toolkit.runs.report.history import History, read_history, size_of
-from toolkit.runs.saved_predictions import Mistakes
+from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.strategies import STRATEGIES, Simultaneous, SingleScale
 from toolkit.system.errors import InputError
 
@@ -22,14 +22,14 @@ SPLITS = ("val", "test")
 
 @dataclass(frozen=True)
 class Records:
-    """What a run has written so far; `summary` is empty while it goes on, `answers` until it has ended."""
+    """What a run has written so far; `summary` is empty while it goes on, `predictions` until it has ended."""
 
     directory: Path
     config: dict[str, Any]
     summary: dict[str, Any]
     history: History
     classes: tuple[str, ...]
-    answers: dict[str, Mistakes]  # by split
+    predictions: dict[str, SavedPredictions]  # by split
     as_of: float  # when the newest of them was written
 
     @property
@@ -45,7 +45,7 @@ class Records:
 
     @property
     def scales(self) -> list[str]:
-        """Everything that is trained or evaluated, by size; a place in it decides the colour."""
+        """Everything that is trained or evaluated, by size; a place in it decides the color."""
         found = {*self.history.evaluated(), *self.history.trained(), *self.summary.get("val", {}), self.target}
         return sorted(found - {""}, key=size_of)
 
@@ -74,7 +74,7 @@ def read_records(directory: Path) -> Records:
         summary=summary,
         history=read_history(run.metrics()),
         classes=run.classes() if classes.exists() else (),
-        answers={split: answers for split, answers in found.items() if answers is not None and summary},
+        predictions={split: predictions for split, predictions in found.items() if predictions is not None and summary},
         as_of=max(path.stat().st_mtime for path in written),
     )
 
@@ -107,36 +107,38 @@ def status(records: Records) -> Status:
 
 
 @dataclass(frozen=True)
-class Row:
+class SizeResult:
     """What the best model reaches at one size; `splits` holds top1, top5, loss, ece (percent, percent, nats, percent).
 
-    And `unreadable`, how many images were left out, if any. `place` decides its colour.
+    And `unreadable`, how many images were left out, if any. `place` decides its color.
     """
 
     name: str
     place: int
     splits: dict[str, dict[str, float]]
     latency_ms: float | None
-    borrowed: int | None
+    norm_from: int | None
 
 
-def rows(records: Records) -> list[Row]:
+def rows(records: Records) -> list[SizeResult]:
     """A row for each size at which the best model was evaluated."""
     best, history, found = records.best_row, records.history, []
     for place, name in enumerate(records.scales):
         splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
         if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
-            columns = {figure: history.get(f"{name}/{figure}") for figure in ("top1", "top5", "loss", "unreadable")}
-            now = {figure: float(values[best]) for figure, values in columns.items() if values is not None}
-            splits["val"] = {figure: value for figure, value in now.items() if np.isfinite(value)}
-        for split, answers in records.answers.items():
-            if splits[split] and name in answers.predictions.figures:
-                splits[split]["ece"] = 100 * calibration_error(answers.predictions.of(name))
-        splits = {split: figures for split, figures in splits.items() if figures}
+            columns = {metric: history.get(f"{name}/{metric}") for metric in ("top1", "top5", "loss", "unreadable")}
+            now = {metric: float(values[best]) for metric, values in columns.items() if values is not None}
+            splits["val"] = {metric: value for metric, value in now.items() if np.isfinite(value)}
+        for split, predictions in records.predictions.items():
+            if splits[split] and name in predictions.table.specs:
+                splits[split]["ece"] = 100 * calibration_error(predictions.table.of(name))
+        splits = {split: metrics for split, metrics in splits.items() if metrics}
         if splits:
             latency = records.summary.get("latency_ms", {}).get(name)
             found.append(
-                Row(name, place, splits, latency, splits["val"].get("borrowed") and int(splits["val"]["borrowed"]))
+                SizeResult(
+                    name, place, splits, latency, splits["val"].get("norm_from") and int(splits["val"]["norm_from"])
+                )
             )
     return found
 

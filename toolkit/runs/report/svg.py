@@ -1,4 +1,4 @@
-"""A figure as SVG to be set into a page: its text is text, its colours are the page's.
+"""A figure as SVG to be set into a page: its text is text, its colors are the page's.
 
 It is as wide as a phone's page, so that its text needs no scaling; the page sets figures side by side.
 """
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
-# Colours of the page, which differ between light and dark: drawn as these, and replaced by the page's variables.
+# Colors of the page, which differ between light and dark: drawn as these, and replaced by the page's variables.
 INK, MUTED, FAINT = "#010101", "#010102", "#010103"
 VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint"}
 SCALE = "#0102"  # then two digits: the scale's place, ascending
@@ -62,14 +62,14 @@ def milliseconds(value: float) -> str:
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
-def scale_colours(count: int, scheme: str) -> list[str]:
-    """What the colours of so many scales are on a light or dark page."""
+def scale_colors(count: int, scheme: str) -> list[str]:
+    """What the colors of so many scales are on a light or dark page."""
     ramp = LinearSegmentedColormap.from_list(scheme, RAMPS[scheme])
     return [to_hex(ramp(place / max(1, count - 1) if count > 1 else 1.0)) for place in range(count)]
 
 
-def scale_colour(place: int) -> str:
-    """The colour of a scale, in every plot."""
+def scale_color(place: int) -> str:
+    """The color of a scale, in every plot."""
     return f"{SCALE}{place:02d}"
 
 
@@ -90,14 +90,14 @@ def drawing(name: str, description: str, height: int = HEIGHT, top: int = TOP) -
 
 
 def _for_a_page(svg: str, description: str) -> str:
-    """The file's `<svg>` element with what a page needs: no namespaces, no fixed size, the page's colours."""
+    """The file's `<svg>` element with what a page needs: no namespaces, no fixed size, the page's colors."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"/>| transform="rotate\(-0 [^"]*"', "", re.sub(r'<g id="[^"]*">', "<g>", svg))
     svg = re.sub(r"font-family: [^;\"]*(&quot;[^;]*)?;? ?|font: (\d+)px [^;\"]*", _only_size, svg)
     svg = re.sub(rf"{SCALE}(\d\d)", lambda found: f"var(--scale-{int(found[1])})", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
     box = re.search(r'viewBox="[^"]*"', svg)
     head = f'<svg {box[0] if box else ""} role="img" aria-label="{description}">'
     return re.sub(r"\n\s*", "\n", re.sub(r"^<svg[^>]*>", head, svg))
