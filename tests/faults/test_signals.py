@@ -22,7 +22,7 @@ from toolkit import Settings, SingleScale, train
 from toolkit.system import preemption
 from toolkit.system.errors import PreemptedError
 from toolkit.system.preemption import SIGNALS, Preemption
-from toolkit.training import loop
+from toolkit.training import epoch_end, loop
 
 RECIPE = str(ROOT / "recipes" / "multiscale.py")
 FLAGS = [
@@ -322,7 +322,7 @@ def test_the_summary_says_what_failed_when_nobody_foresaw_it(tmp_path: Path, mon
     def fail(*words: object) -> None:
         raise ZeroDivisionError("one line\nand another")
 
-    monkeypatch.setattr(loop, "capture" if signaled else "train_step", fail)
+    monkeypatch.setattr(*(epoch_end, "capture") if signaled else (loop, "train_step"), fail)
     begins = Preemption.training_begins
     if signaled:
         monkeypatch.setattr(

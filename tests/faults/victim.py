@@ -131,12 +131,12 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
     from toolkit.config.cli import exit_code
     from toolkit.models.create import copy_state, state_tensors
     from toolkit.system import host
-    from toolkit.training import setup
+    from toolkit.training import session
 
     host.cpu_quota = lambda *words: 1
     _inject(fault, notes, run.output)
     if forget:
-        whole = setup.restore
+        whole = session.restore
 
         def forgetful(start: Path, train_state: Any, *words: Any) -> None:
             model = train_state.weights.model
@@ -144,7 +144,7 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
             whole(start, train_state, *words)
             copy_state(weights, model)
 
-        setup.restore = forgetful
+        session.restore = forgetful
     usual = {
         "synthetic_size": 32,
         "synthetic_count": IMAGES,

@@ -17,7 +17,7 @@ import torch
 
 from tests.conftest import PATIENCE_S, ROOT, contents, recipe, write_image, write_manifest
 from toolkit.system import host
-from toolkit.training import loop
+from toolkit.training import session, summary
 
 WORDS = ("--data-root", "data", "--img-size", "16", "--batch-size", "6", "--epochs", "2", "--arch", "test_resnet")
 WORDS = (
@@ -191,14 +191,14 @@ def test_an_earlier_end_is_told_until_training_begins_when_a_start_is_stopped_be
     here: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (here / "run" / "summary.json").write_text('{"exit_reason": "preempted by SIGTERM"}')
-    set_up = loop.set_up
+    set_up = session.set_up
 
     def stopped(*words: Any) -> Any:
         set_up(*words)
         signal.raise_signal(signal.SIGUSR1)
 
     with monkeypatch.context() as context:
-        context.setattr(loop, "set_up", stopped)
+        context.setattr(session, "set_up", stopped)
         assert recipe("single_scale")(WORDS) == 75
     assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "preempted by SIGTERM"
     assert recipe("single_scale")(WORDS) == 0
@@ -207,14 +207,14 @@ def test_an_earlier_end_is_told_until_training_begins_when_a_start_is_stopped_be
 def test_a_run_ends_when_it_is_signaled_after_all_is_trained(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    summarize = loop.summarize
+    summarize = summary.summarize
 
     def signaled(*words: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return summarize(*words)
 
     with monkeypatch.context() as context:
-        context.setattr(loop, "summarize", signaled)
+        context.setattr(summary, "summarize", signaled)
         assert recipe("single_scale")(WORDS) == 0
     assert "SIGTERM: all is trained, the run ends; once more: leaving at once\n" in capfd.readouterr().err
     assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "done"

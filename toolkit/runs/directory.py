@@ -15,7 +15,8 @@ from toolkit.config.base import read_yaml, to_yaml
 from toolkit.config.settings import NOT_LEARNED, Settings
 from toolkit.runs import checkpoint, earlier, sample_log
 from toolkit.runs.checkpoint import SCHEMA, STAGED, Store
-from toolkit.runs.state import Progress
+from toolkit.runs.metrics_row import MetricsRow
+from toolkit.runs.progress import Progress
 from toolkit.strategies.base import Strategy
 from toolkit.system import files
 from toolkit.system.errors import InputError
@@ -111,33 +112,30 @@ class RunDirectory:
 
     def truncate_to(self, progress: Progress) -> None:
         """Drop the records of what will be repeated: epochs that are not closed, steps that are not done."""
-        rows = [row for row in self.metrics() if int(row["epoch"]) < progress.epoch]
+        rows = [row for row in self.metrics() if row.epoch < progress.epoch]
         if self._metrics.exists():
             self._write_metrics(rows)
         sample_log.truncate_samples(self.samples, progress.step)
 
-    def metrics(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv; raises InputError where one is of no epoch."""
+    def metrics(self) -> list[MetricsRow]:
+        """The rows of metrics.csv; raises InputError where one names no epoch."""
         if not self._metrics.exists():
             return []
         try:
             with self._metrics.open(newline="") as file:
-                rows = [earlier.columns_now(row) for row in csv.DictReader(file)]
-            for row in rows:
-                int(row["epoch"])
+                return [MetricsRow.from_cells(cells) for cells in csv.DictReader(file)]
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise InputError(f"{self._metrics}: not what a run writes: {error}") from None
-        return rows
 
-    def add_metrics(self, row: Mapping[str, Any]) -> None:
+    def add_metrics(self, row: MetricsRow) -> None:
         """Append one epoch; columns that were not there before are added."""
-        self._write_metrics([*self.metrics(), {name: str(value) for name, value in row.items()}])
+        self._write_metrics([*self.metrics(), row])
 
-    def _write_metrics(self, rows: Sequence[Mapping[str, str]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+    def _write_metrics(self, rows: Sequence[MetricsRow]) -> None:
+        text, lines = io.StringIO(newline=""), [row.columns() for row in rows]
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(lines)
         files.write_text(self._metrics, text.getvalue())
 
     def add_notes(self, notes: Mapping[str, Any], main: bool) -> None:
