@@ -8,23 +8,17 @@ made of group the flags in `--help`. What the scales are and how they are traine
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from toolkit.config.base import KeyValues, Numbers, Section, explain
+from toolkit.config.choices import Cache, ConsistencyForm, NormMode
 from toolkit.system.errors import InputError
 
 SYNTHETIC = "synthetic"
 HUB = "hf:"  # starts the name of a Hugging Face dataset
 WANDB_PROJECT = "toolkit"
-
-
-def _cache_now(value: Any) -> Any:
-    return "disk" if value == "tier" else value  # the former name
-
-
-Cache = Annotated[Literal["auto", "ram", "disk", "off"], BeforeValidator(_cache_now)]
 
 
 def is_url(path: str) -> bool:
@@ -281,10 +275,10 @@ class Scales(Section):
     consistency_weight: float | None = Field(
         None, ge=0, description="weight of the cross-scale consistency loss, 0 or more (default: 0, off)"
     )
-    consistency: Literal["kl", "mse", "js"] | None = Field(
+    consistency: ConsistencyForm | None = Field(
         None, description="its form: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"
     )
-    norm_per_scale: Literal["full", "statistics", "off"] | None = Field(
+    norm_per_scale: NormMode | None = Field(
         None,
         description="what each scale owns of normalization layers: statistics and affine, statistics only, "
         "nothing (default: full for simultaneous, off for progressive)",

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from toolkit.config.choices import CacheKind
 from toolkit.config.settings import Settings
 from toolkit.data.loading.downscaled import downscaled_side, is_worthwhile, open_downscaled, shrunk
 from toolkit.data.loading.reader import ImageReader
@@ -25,7 +25,7 @@ class CacheChoice:
     `decoded_gb`: memory that decoded images take in each process.
     """
 
-    kind: Literal["ram", "disk", "off"]
+    kind: CacheKind
     sides: tuple[int | None, ...]
     decoded_gb: float
 
@@ -63,7 +63,7 @@ def choose_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], fr
             "of free memory: take --cache disk or off for a new run; a run that is continued keeps its cache, so "
             "free memory or use fewer processes"
         )
-    automatic: Literal["ram", "disk", "off"] = "ram" if needed <= bound and fits else "disk" if any(sides) else "off"
+    automatic: CacheKind = "ram" if needed <= bound and fits else "disk" if any(sides) else "off"
     return CacheChoice(automatic if settings.cache == "auto" else settings.cache, sides, needed)
 
 
