@@ -129,7 +129,7 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
 
     from toolkit import Settings, train
     from toolkit.config.cli import exit_code
-    from toolkit.models.create import copy_state, state_tensors
+    from toolkit.models.multiview import copy_state, state_tensors
     from toolkit.system import host
     from toolkit.training import session
 

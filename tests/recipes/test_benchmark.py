@@ -16,7 +16,7 @@ from tests.conftest import recipe
 from toolkit import InputError, Settings, SingleScale
 from toolkit.data.loading import pipeline
 from toolkit.data.loading.batches import Batch, TrainBatchBuilder
-from toolkit.models.create import plan_model
+from toolkit.models.inspection import plan_model
 from toolkit.tools.benchmark import benchmark
 from toolkit.training import device
 from toolkit.training.roofline import Case, Knobs, verdict

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import TIMES, TINY, contents, recipe, write_folders, write_image
 from toolkit import Settings
-from toolkit.models.create import plan_model
+from toolkit.models.inspection import plan_model
 from toolkit.training import loop
 
 PROGRESSIVE = (

@@ -17,8 +17,8 @@ from toolkit.data.images.views import views
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batch
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_threads
-from toolkit.models.create import MultiView, copy_state
 from toolkit.models.metrics import PredictionTable
+from toolkit.models.multiview import MultiView, copy_state
 from toolkit.strategies.base import EvalSpec
 from toolkit.system.errors import InputError
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from toolkit.data.sources.index import Splits
 from toolkit.models import optimizer_state
-from toolkit.models.create import copy_state, state_tensors
+from toolkit.models.multiview import copy_state, state_tensors
 from toolkit.runs import best_model, checkpoint, generators
 from toolkit.runs.checkpoint import load, rank_file, read_manifest
 from toolkit.runs.directory import RunDirectory, learned

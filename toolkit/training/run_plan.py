@@ -12,7 +12,7 @@ from toolkit.data.loading.pipeline import check_readable
 from toolkit.data.sources import synthetic
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.splits import absolute, open_splits
-from toolkit.models.create import ModelPlan, plan_model
+from toolkit.models.inspection import ModelPlan, plan_model
 from toolkit.runs import dashboards
 from toolkit.strategies.base import Strategy
 from toolkit.system import host

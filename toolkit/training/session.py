@@ -12,8 +12,8 @@ from accelerate.utils import broadcast_object_list
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.pipeline import open_pipeline
-from toolkit.models.create import MultiView
 from toolkit.models.evaluator import Evaluator
+from toolkit.models.multiview import MultiView
 from toolkit.runs import report
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.directory import FINISHED, RunDirectory, acquire_run, config_of, learned

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from toolkit.data.images import views
 from toolkit.data.images.mixing import mix
 from toolkit.data.loading.batches import Batch
-from toolkit.models.create import MultiView, create
+from toolkit.models.create import create
 from toolkit.models.ema import Ema, Weights
+from toolkit.models.multiview import MultiView
 from toolkit.models.optimizer import check_optimizer, create_optimizer
 from toolkit.runs.progress import Progress
 from toolkit.strategies.base import Criterion, Strategy
@@ -75,7 +76,7 @@ def build_train_state(
     steps = (strategy.step(phase, i) for phase in phases for i in range(phase.steps))
     only_some_scales |= any(set(step.sizes) != set(policy.scales) for step in steps)
     device.configure(accelerator, run_plan.steps.accumulation, policy.mode == "full" and only_some_scales)
-    model = create(settings, run_plan.model, policy)
+    model = create(settings, run_plan.model.arguments, policy)
     evaluated = copy.deepcopy(model).to(accelerator.device)
     data_config = resolve_model_data_config(model.model)
     optimizer = create_optimizer(settings, model)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from toolkit.models import optimizer_state
-from toolkit.models.create import copy_state, state_tensors
+from toolkit.models.multiview import copy_state, state_tensors
 from toolkit.runs import checkpoint, generators
 from toolkit.runs.checkpoint import Store
 from toolkit.runs.progress import Progress
