@@ -12,7 +12,8 @@ from PIL import Image
 
 from toolkit import Settings
 from toolkit.config.base import to_yaml
-from toolkit.runs.directory import RunDirectory, config_of
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.run_config import config_of
 from toolkit.strategies import build
 
 SHAPES = tuple(f"{shape}-{pattern}" for shape in ("disc", "star", "cross") for pattern in ("stripes", "checks"))

@@ -20,7 +20,7 @@ from toolkit import Settings, Strategy, train
 from toolkit.data.loading.batches import load
 from toolkit.data.loading.sampler import micro_batches
 from toolkit.runs import generators
-from toolkit.runs.directory import config_of
+from toolkit.runs.run_config import config_of
 from toolkit.system.preemption import Preemption
 from toolkit.training import device
 from toolkit.training.resume import fingerprint_of

@@ -15,8 +15,9 @@ from toolkit.models import optimizer_state
 from toolkit.models.multiview import copy_state, state_tensors
 from toolkit.runs import best_model, checkpoint, generators
 from toolkit.runs.checkpoint import load, rank_file, read_manifest
-from toolkit.runs.directory import RunDirectory, learned
+from toolkit.runs.directory import RunDirectory
 from toolkit.runs.progress import Progress
+from toolkit.runs.run_config import learned
 from toolkit.runs.snapshot import Snapshot, read_exported, read_snapshot
 from toolkit.system.errors import InputError
 from toolkit.training import device

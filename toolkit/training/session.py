@@ -16,10 +16,12 @@ from toolkit.models.evaluator import Evaluator
 from toolkit.models.multiview import MultiView
 from toolkit.runs import report
 from toolkit.runs.dashboards import Tracking
-from toolkit.runs.directory import FINISHED, RunDirectory, acquire_run, config_of, learned
+from toolkit.runs.directory import FINISHED, RunDirectory
 from toolkit.runs.generators import seed_generators
 from toolkit.runs.progress import Progress
 from toolkit.runs.quarantine import Quarantine
+from toolkit.runs.resume_rules import acquire_run
+from toolkit.runs.run_config import config_of, learned
 from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.saver import Saver
 from toolkit.strategies.base import Strategy

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from toolkit import InputError, Settings
 from toolkit.config.base import nearest, read_yaml, to_yaml
 from toolkit.config.settings import NOT_LEARNED, SECTIONS, Scales, default_scales, make_scales, make_settings
-from toolkit.runs.directory import config_of
+from toolkit.runs.run_config import config_of
 from toolkit.strategies import Progressive
 
 

@@ -12,10 +12,12 @@ import torch
 
 from toolkit import InputError, Progressive, Settings, Strategy
 from toolkit.data.loading.batches import Batch
-from toolkit.runs.directory import RunDirectory, acquire_run, config_of
+from toolkit.runs.directory import RunDirectory
 from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.progress import Progress
 from toolkit.runs.quarantine import Quarantine
+from toolkit.runs.resume_rules import acquire_run
+from toolkit.runs.run_config import config_of
 from toolkit.runs.sample_log import SampleLog
 from toolkit.strategies.base import Step
 from toolkit.system.run_lock import RunLock, refuse_if_locked

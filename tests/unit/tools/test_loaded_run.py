@@ -10,7 +10,8 @@ from toolkit.models.create import create
 from toolkit.models.inspection import plan_model
 from toolkit.models.multiview import state_tensors
 from toolkit.runs import best_model
-from toolkit.runs.directory import RunDirectory, config_of
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.run_config import config_of
 from toolkit.strategies import SingleScale
 from toolkit.strategies.base import Strategy
 from toolkit.tools.loaded_run import load_run
