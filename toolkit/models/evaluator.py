@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from toolkit.models.metrics import PredictionTable
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.strategies.base import EvalSpec
 from toolkit.system.errors import InputError
-
-if TYPE_CHECKING:  # it lives on a higher floor
-    from toolkit.runs.quarantine import Quarantine
 
 WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # of each timing
 LATENCY_S = 0.3  # spent on timing one figure at a run's end
@@ -71,6 +68,13 @@ class Evaluation:
     predictions: PredictionTable
 
 
+class BadImages(Protocol):
+    """Where images that cannot be read are listed."""
+
+    def add(self, bad: Sequence[tuple[str, str]]) -> None:
+        """(name, reason) of each."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates a copy of the model, so that evaluating changes nothing of the training's state.
@@ -88,7 +92,7 @@ class Evaluator:
     batch_size: int
     threads: int
     timeout_s: float = 300.0
-    quarantine: "Quarantine | None" = None
+    quarantine: BadImages | None = None
     between: Callable[[], None] = lambda: None
     flip: bool = False
 

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,14 +14,12 @@ from toolkit.runs.dashboards import names, on_trackio
 from toolkit.runs.dashboards.base import Dashboard
 from toolkit.runs.dashboards.notes import Notes
 from toolkit.runs.dashboards.tables import errors_of
+from toolkit.runs.directory import RunDirectory
 from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.progress import Progress
+from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.strategies.base import Strategy
 from toolkit.system.errors import InputError
-
-if TYPE_CHECKING:  # they live on higher floors
-    from toolkit.runs.directory import RunDirectory
-    from toolkit.runs.saved_predictions import SavedPredictions
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ def check(settings: Settings) -> None:
 
 
 def _open(
-    settings: Settings, config: Mapping[str, Any], directory: "RunDirectory", strategy: Strategy, step: int
+    settings: Settings, config: Mapping[str, Any], directory: RunDirectory, strategy: Strategy, step: int
 ) -> tuple[Dashboard, Notes]:
     """The dashboard, with the configuration stored and the axes named; only the chosen one's package is imported."""
     folder = directory.path
@@ -66,7 +64,7 @@ def _open(
 class Tracking:
     """The dashboard of one run, or nothing on processes other than the main one."""
 
-    def __init__(self, settings: Settings, directory: "RunDirectory", selection: str) -> None:
+    def __init__(self, settings: Settings, directory: RunDirectory, selection: str) -> None:
         self._settings, self._directory, self._selection = settings, directory, selection
         self._dashboard: Dashboard | None = None
         self._notes: Notes
@@ -77,7 +75,7 @@ class Tracking:
         cls,
         settings: Settings,
         config: Mapping[str, Any],
-        directory: "RunDirectory",
+        directory: RunDirectory,
         strategy: Strategy,
         progress: Progress,
         accelerator: Accelerator,
@@ -128,7 +126,7 @@ class Tracking:
         return not dashboard.can_rewind and [step, kind] <= self._seen
 
     def conclude(
-        self, values: Mapping[str, float], progress: Progress, saved: Callable[[], "SavedPredictions | None"]
+        self, values: Mapping[str, float], progress: Progress, saved: Callable[[], SavedPredictions | None]
     ) -> None:
         """At the run's end: the last figures, the mistakes of the best model, and by flag that model itself."""
 
