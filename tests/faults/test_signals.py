@@ -84,6 +84,10 @@ def gone(output: Path) -> bool:
     return not pids_of(output)
 
 
+def spoken(number: signal.Signals) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else number.name
+
+
 def check_stopped(output: Path, reason: str) -> int:
     """That every delivered step is in the checkpoint; returns its step."""
     assert json.loads((output / "summary.json").read_text())["exit_reason"] == f"preempted by {reason}"
@@ -100,7 +104,7 @@ def test_a_run_is_saved_and_goes_on_when_it_is_signaled(tmp_path: Path):
             process.send_signal(number)
             text, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 75, text
-        assert f"error: preempted by {number.name}" in text
+        assert f"error: stopped by {spoken(number)} at step " in text
         assert "Traceback" not in text
         if step:
             assert f"going on with {output / 'checkpoints'}/step-{step:09d}" in text

@@ -268,7 +268,7 @@ def test_an_export_is_replaced_only_when_that_is_asked_for(resnet: Path, capsys)
 
 BAD = [
     (("--scale", "24"), "--scale 24: this run's sizes are 16, 32 px"),
-    (("--formats", "onxx"), "--formats onxx: Input should be 'safetensors', 'onnx' or 'pt2'"),
+    (("--formats", "onxx"), "--formats onxx: must be one of 'safetensors', 'onnx' or 'pt2'"),
     (("--formats", ""), "--formats"),
     (("--data-root", "nowhere"), "--data-root nowhere: no such folder"),
     (("--output-dir", "summary.json"), "--output-dir summary.json: not a folder"),

@@ -127,7 +127,7 @@ def test_a_run_is_refused_with_the_difference_when_its_data_changed(
     assert recipe("single_scale")(WORDS) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1, err
-    assert f"run: the run was started otherwise ({told})" in err
+    assert f"run was trained with other settings or data ({told})" in err
     assert contents(here / "run") == before
 
     shutil.rmtree(here / "data")
@@ -178,7 +178,7 @@ def test_a_run_that_goes_on_says_so_when_sums_may_differ_in_their_last_bits(
     torch.set_num_threads(threads)
     kind = torch.backends.cpu.get_cpu_capability()
     change = f"hardware cpu ({threads} threads, {kind}) -> cpu ({other} threads, {kind})"
-    assert f"not bit for bit: {change}\n" in capsys.readouterr().out
+    assert f"not bit-exact: {change}\n" in capsys.readouterr().out
     assert json.loads((here / "run" / "summary.json").read_text())["inexact_resumes"] == [f"step 4: {change}"]
 
 
@@ -216,7 +216,7 @@ def test_a_run_ends_when_it_is_signaled_after_all_is_trained(
     with monkeypatch.context() as context:
         context.setattr(summary, "summarize", signaled)
         assert recipe("single_scale")(WORDS) == 0
-    assert "SIGTERM: all is trained, the run ends; once more: leaving at once\n" in capfd.readouterr().err
+    assert "SIGTERM: all is trained, the run ends (send it again to quit at once)\n" in capfd.readouterr().err
     assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "done"
 
     (here / "run" / "report.html").unlink()  # as when it is killed then, before it has written its page

@@ -17,7 +17,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from toolkit.config import settings
 from toolkit.config.base import Section, explain, nearest, read_yaml
-from toolkit.config.settings import SECTIONS, Scales, Settings
+from toolkit.config.scales import Scales, make_scales
+from toolkit.config.settings import SECTIONS, Settings
 from toolkit.system import console
 from toolkit.system.errors import InputError
 from toolkit.system.exit_codes import exit_code as exit_code
@@ -201,7 +202,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     chosen = {name: values.pop(name) for name in list(values) if name in Scales.model_fields}
     return Command(
         settings=settings.make_settings(values),
-        scales=settings.make_scales(chosen),
+        scales=make_scales(chosen),
         dry_run=asked["dry_run"],
         benchmark=asked["benchmark"],
     )

@@ -51,11 +51,6 @@ class Score:
         return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
 
 
-def columns(scores: Mapping[str, Score]) -> dict[str, float]:
-    """Figures under the names of metrics.csv, such as 64px/top1."""
-    return {f"{name}/{metric}": value for name, score in scores.items() for metric, value in score.metrics().items()}
-
-
 def brief(scores: Mapping[str, Score]) -> str:
     return "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
 

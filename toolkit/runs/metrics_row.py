@@ -1,23 +1,37 @@
 """One row of metrics.csv: what an epoch came to. This module owns the names of its columns."""
 
 import contextlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from toolkit.models.evaluator import Score
 
 PLACE = ("epoch", "step", "images_seen", "phase", "sizes")  # the first columns
 FORMER = {"strength": "regularization"}  # columns that earlier versions wrote, as they are called now
 Number = int | float
+T = TypeVar("T")
 
 
-def eval_column(spec: str, metric: str) -> str:
-    """The column of a metric of an eval spec, such as `64px/top1`."""
-    return f"{spec}/{metric}"
+def eval_columns(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Metrics of each eval spec by column, such as `64px/top1`."""
+    return {f"{spec}/{metric}": value for spec, score in scores.items() for metric, value in score.metrics().items()}
 
 
-def train_loss_column(part: str) -> str:
-    """The column of a part of the training loss, such as `train_loss/64px`."""
-    return f"train_{part}"
+def train_columns(parts: Mapping[str, T]) -> dict[str, T]:
+    """The parts of a training loss by column: `loss/64px` is `train_loss/64px`."""
+    return {f"train_{part}": value for part, value in parts.items()}
+
+
+def evaluated_specs(columns: Iterable[str]) -> list[str]:
+    """The eval specs that have a column."""
+    return [column.removesuffix("/top1") for column in columns if re.fullmatch(r"[^/]+/top1", column)]
+
+
+def trained_parts(columns: Iterable[str]) -> list[str]:
+    """The sizes that have a training loss of their own."""
+    return [column.removeprefix("train_loss/") for column in columns if column.startswith("train_loss/")]
 
 
 @dataclass(frozen=True)

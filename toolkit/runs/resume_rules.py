@@ -125,8 +125,8 @@ def _check_same(run: RunDirectory, start: Path | None, fingerprint: Mapping[str,
     changes = _changes(run, start, fingerprint)
     if changes:
         raise InputError(
-            f"{run.path}: the run was started otherwise ({'; '.join(changes)}): restore that, or take another "
-            "--output-dir"
+            f"{run.path} was trained with other settings or data ({'; '.join(changes)}). A run keeps its own: restore "
+            "them, or start another run with --output-dir"
         )
 
 

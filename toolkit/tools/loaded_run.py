@@ -9,7 +9,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from toolkit.config.settings import Scales, Settings, make_scales, make_settings
+from toolkit.config.scales import Scales, make_scales
+from toolkit.config.settings import Settings, make_settings
 from toolkit.models.create import create
 from toolkit.models.inspection import plan_model
 from toolkit.models.multiview import MultiView, copy_state

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Mapping
 
 from toolkit.data.loading.sampler import Epoch
-from toolkit.models.evaluator import brief, columns
+from toolkit.models.evaluator import brief
 from toolkit.runs import report
-from toolkit.runs.metrics_row import MetricsRow
+from toolkit.runs.metrics_row import MetricsRow, eval_columns
 from toolkit.training.divergence import check_finite
 from toolkit.training.early_stopping import select
 from toolkit.training.resume import capture
@@ -29,7 +29,7 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     top1, in_last_phase = scores[strategy.selection().name].top1, epoch.phase is run.plan.phases[-1]
     improved = select(run.settings, progress, top1, in_last_phase)
     if improved:
-        progress.best = {"epoch": epoch.number, "step": progress.step, **columns(scores)}
+        progress.best = {"epoch": epoch.number, "step": progress.step, **eval_columns(scores)}
     progress.epoch = epoch.number + 1
     row = MetricsRow(
         epoch=epoch.number,
@@ -39,7 +39,7 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
         sizes=epoch.phase.sizes,
         metrics={
             **metrics,
-            **columns(scores),
+            **eval_columns(scores),
             "eval_seconds": eval_seconds,
             "save_seconds": records.saver.lap(),
             "train_seconds": progress.train_seconds,

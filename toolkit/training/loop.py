@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch
+from toolkit.runs.metrics_row import train_columns
 from toolkit.strategies.base import Strategy
 from toolkit.system import console
 from toolkit.system.errors import NonFiniteError
@@ -61,8 +62,7 @@ def train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
             rate = run.learning_rate(epoch.phase, batch.number)
             run.records.samples.add(batch, rate)
             loss = train_step(state, batch, epoch.phase, rate)
-            parts = {f"train_{name}": part for name, part in loss.parts.items()}
-            state.running_means.add({"train_loss": loss.total, **parts})
+            state.running_means.add({"train_loss": loss.total, **train_columns(loss.parts)})
             if run.accelerator.sync_gradients:
                 progress.step = batch.number + 1
                 progress.images_seen += batch.step.batch_size

@@ -94,8 +94,13 @@ def open_run(
 def _finished(directory: RunDirectory, main: bool) -> FinishedRun:
     if main:
         report.write_if_stale(directory.path)
-    log.info("finished  nothing is left to do; give another --output-dir to train again")
-    return FinishedRun(directory.summary())
+    summary = directory.summary()
+    split = "test" if "test" in summary else "val"
+    top1 = summary.get(split, {}).get(summary.get("selection"), {}).get("top1")
+    reached = "" if top1 is None else f" ({split} top-1 {top1:.1f}%)"
+    page = directory.path / report.PAGE
+    log.info("finished  this run is finished%s; see %s. To train again: another --output-dir", reached, page)
+    return FinishedRun(summary)
 
 
 @contextlib.contextmanager
@@ -129,6 +134,8 @@ def _save_preempted(run: Run, error: PreemptedError) -> None:
         save_checkpoint(run, next(run.epochs()))
     saver.join(progress.step)
     run.records.tracking.preempting(str(error), progress.step)
+    by = error.exit_reason.removeprefix("preempted by ").replace("SIGINT", "Ctrl-C")
+    error.args = (f"stopped by {by} at step {progress.step} of {run.plan.steps}, saved; the same command continues",)
 
 
 def open_run_directory(

@@ -9,9 +9,9 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from toolkit.models.evaluator import Score, brief, columns
+from toolkit.models.evaluator import Score, brief
 from toolkit.runs import best_model, report, saved_predictions
-from toolkit.runs.metrics_row import MetricsRow, number
+from toolkit.runs.metrics_row import MetricsRow, eval_columns, number
 from toolkit.system.errors import NonFiniteError, PeerError, PreemptedError, SaveError
 from toolkit.system.exit_codes import EXIT_CODES, report_once
 from toolkit.training import device
@@ -117,7 +117,7 @@ def final_metrics(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]
         for spec, score in scores["val"].items()
         for metric, value in (("top1", score.top1), ("top5", score.top5))
     }
-    others = {split: columns(scores[split]) for split in scores if split != "val"}
+    others = {split: eval_columns(scores[split]) for split in scores if split != "val"}
     return val | {f"{split}/{column}": value for split, found in others.items() for column, value in found.items()}
 
 
@@ -151,7 +151,8 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
     known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes
     told = run.records.directory.exit_reason() if isinstance(cause, PeerError) else None
     if not told and (run.accelerator.is_main_process or not known_to_all):
-        reason = str(cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
+        stopped = cause.exit_reason if isinstance(cause, PreemptedError) else None
+        reason = str(stopped or cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
         try:
             run.records.directory.write_summary(summarize(run, {"exit_reason": reason}))
         except OSError as failure:  # of the full disk that may be the cause

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.runs.metrics_row import MetricsRow
+from toolkit.runs.metrics_row import MetricsRow, evaluated_specs, trained_parts
 
 
 class Band(NamedTuple):
@@ -48,13 +48,12 @@ class History:
 
     def evaluated(self) -> list[str]:
         """What was evaluated in any epoch, such as `32px`, by size."""
-        names = [name.removesuffix("/top1") for name in self.columns if re.fullmatch(r"[^/]+/top1", name)]
-        return sorted((name for name in names if self.get(f"{name}/top1") is not None), key=size_of)
+        specs = evaluated_specs(self.columns)
+        return sorted((name for name in specs if self.get(f"{name}/top1") is not None), key=size_of)
 
     def trained(self) -> list[str]:
         """What has a training loss of its own, by size."""
-        prefix = "train_loss/"
-        return sorted((name.removeprefix(prefix) for name in self.columns if name.startswith(prefix)), key=size_of)
+        return sorted(trained_parts(self.columns), key=size_of)
 
     def per_epoch(self, cumulative: str) -> np.ndarray | None:
         """The increase of a running total in each epoch."""
