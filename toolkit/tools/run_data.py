@@ -5,10 +5,10 @@ from pathlib import Path
 
 from toolkit.config.settings import HUB
 from toolkit.data.loading.reader import ImageReader
+from toolkit.data.sources.detect import SourceKind, detect
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import TRAIN, class_folders, find_split, list_images
+from toolkit.data.sources.folders import class_folders, list_images
 from toolkit.data.sources.index import Index, Splits
-from toolkit.data.sources.shards import holds_shards
 from toolkit.data.sources.splits import find_splits, open_splits
 from toolkit.runs.directory import changed_images
 from toolkit.system import files
@@ -59,7 +59,7 @@ def _pixels(splits: Splits) -> dict[str, ImageReader]:
 def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
     """Other data by split, or a folder of class folders by its own name; raises InputError on other classes."""
     root = Path(data_root).expanduser()
-    if root.is_dir() and not holds_shards(root) and not find_split(root, TRAIN) and not find_split(root, TRAIN, ".csv"):
+    if detect(root) is SourceKind.UNSPLIT:
         return {root.resolve().name: ImageReader(_class_folders(root, loaded))}
     fresh = {"data_root": data_root, "val_split": None, "synthetic_size": None, "synthetic_count": None}
     found, source = find_splits(loaded.settings.model_copy(update=fresh), loaded.strategy.selection().sizes[-1])
