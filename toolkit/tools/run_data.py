@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from toolkit.config.choices import Split
 from toolkit.config.settings import HUB
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.detect import SourceKind, detect
@@ -50,6 +52,40 @@ def own_images(loaded: LoadedRun) -> dict[str, ImageReader]:
             "it, or evaluate what is there now by --data-root and --split"
         )
     return _pixels(splits)
+
+
+class EvaluationData(NamedTuple):
+    """`images` to evaluate, by split; the run's `own` by split, empty where nothing needs them.
+
+    `is_own`: `images` are some of `own`.
+    """
+
+    images: dict[str, ImageReader]
+    own: dict[str, ImageReader]
+    is_own: bool
+
+
+def evaluation_data(
+    loaded: LoadedRun, data_root: str | None, split: Split | None, *, needs_own: bool
+) -> EvaluationData:
+    """The run's own images, which may have moved to `data_root`, or other images there.
+
+    `split` None: all splits but train. Raises InputError where there are none, or they do not fit the run.
+    """
+    moved = moved_images(loaded, data_root) if data_root else None
+    if data_root is None or moved is not None:
+        own = moved or own_images(loaded)
+        return EvaluationData(_of_split(own, split), own, is_own=True)
+    own = own_images(loaded) if needs_own else {}
+    return EvaluationData(_of_split(other_images(loaded, data_root), split), own, is_own=False)
+
+
+def _of_split(images: dict[str, ImageReader], split: Split | None) -> dict[str, ImageReader]:
+    names = [split] if split else [name for name in images if name != "train"]
+    if not names or names[0] not in images:
+        there = ", ".join(images)
+        raise InputError(f"--split {split or 'val or test'}: the data has none; give one of: {there}")
+    return {name: images[name] for name in names}
 
 
 def _pixels(splits: Splits) -> dict[str, ImageReader]:
