@@ -24,14 +24,12 @@ def export_from(argv: Sequence[str] | None) -> None:
     from toolkit.tools.export import export  # heavy imports come after parsing
 
     console.start(main=True)
-    folder = export(flags)
-    console.say(f"{'wrote':11} {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", sys.stdout)
+    export(**dict(flags))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return (
-        exit_code(lambda: export_from(argv)) if is_main_process() else 0
-    )  # a launcher's other processes are not needed
+    # A launcher's other processes are not needed.
+    return exit_code(lambda: export_from(argv)) if is_main_process() else 0
 
 
 if __name__ == "__main__":
