@@ -37,7 +37,8 @@ def benchmark_from(argv: Sequence[str] | None) -> None:
 
     scales = flags.scales or default_scales(flags.data_root)
     strategy = Simultaneous(scales) if len(scales) > 1 else SingleScale(scales[0])
-    report = benchmark(settings, strategy, flags.precisions or (), flags.batch_sizes, flags.steps)
+    measured = {"precisions": flags.precisions or (), "batch_sizes": flags.batch_sizes, "steps": flags.steps}
+    report = benchmark(settings, strategy, **measured)
     if is_main_process():
         files.write_json(path, report.to_json())
         console.say(f"wrote     {path}", sys.stdout)

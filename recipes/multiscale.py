@@ -52,7 +52,8 @@ def train_from(argv: Sequence[str] | None) -> None:
     from toolkit.tools.launch import carry_out  # heavy imports come after parsing
 
     flags = {key: value for key, value in choices.items() if key not in ("strategy", "progressive")}
-    carry_out(command, build(name, flags), "multiscale")
+    strategy = build(name, flags)
+    carry_out(command.settings, strategy, "multiscale", dry_run=command.dry_run, measure_first=command.benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,7 +25,8 @@ def train_from(argv: Sequence[str] | None) -> None:
     from toolkit.tools.launch import carry_out  # heavy imports come after parsing
 
     size = command.scales.get("img_size") or own_size(command.settings.arch)
-    carry_out(command, SingleScale(size, command.scales.get("eval_scales")), "single_scale")
+    strategy = SingleScale(size, command.scales.get("eval_scales"))
+    carry_out(command.settings, strategy, "single_scale", dry_run=command.dry_run, measure_first=command.benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ def verify_from(argv: Sequence[str]) -> None:
     elif not {"-h", "--help"} & {*words}:
         raise InputError("the training command is missing: give it after --, as in --help")
     flags = parse_section(words, "verify_resume.py", __doc__, Verify, "command")
-    plan = verify_resume.plan(flags)
+    plan = verify_resume.plan(flags.command, steps=flags.steps, save_every_steps=flags.save_every_steps)
     folder = flags.output_dir or Path(f"verify-resume-{time.strftime('%Y%m%d-%H%M%S')}")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--output-dir {folder}: the folder holds other files; give an empty or a new one")
