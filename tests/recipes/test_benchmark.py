@@ -116,7 +116,7 @@ def test_the_loader_is_told_as_the_bound_when_it_is_slower_than_training(
     if delay_s:
         assert case.loader_images_per_s <= 16 / delay_s
         assert report.verdicts[0].endswith(
-            ("; in training: more CPU cores", f"; in training: --num-workers {report.facts['cores']}")
+            ("; in training: more CPU cores", f"; in training: --num-workers {report.conditions['cores']}")
         )
 
 
