@@ -12,8 +12,9 @@ from PIL import Image
 from toolkit.models.multiview import MultiView
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import ExportError, InputError
-from toolkit.tools.export import choose, one_scale, refuse_if_locked
+from toolkit.tools.export import choose, refuse_if_locked
 from toolkit.tools.export_formats import answer, difference
+from toolkit.tools.export_model import one_scale
 from toolkit.tools.model_card import SizeRow, recommended
 from toolkit.tools.timm_model import TimmModel, middle
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from toolkit.config.settings import is_url
 from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
-from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, class_folders, is_image
+from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, is_image
 from toolkit.data.sources.index import Found
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
 from toolkit.data.sources.remote import BlockCache, FileVersion, RemoteFile, asked, listed
@@ -27,13 +27,6 @@ SUFFIX = ".tar"
 SPLITS = (TRAIN, VALIDATION, TEST)
 BLOCK = tarfile.BLOCKSIZE
 BUFFER = 2**16  # bytes read at a time from a remote shard's blocks
-
-
-def holds_shards(root: Path) -> bool:
-    """Whether a local folder is a set of shards; a tar beside or among class folders is what these were made from."""
-    if not (root / "train").is_dir():
-        return any(root.glob("train*.tar"))
-    return not class_folders(root / "train") and any((root / "train").glob("[!.]*.tar"))
 
 
 def find_shards(root: str) -> list[list[Container]]:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from toolkit.config.choices import CACHE_GB
 from toolkit.config.settings import make_settings
-from toolkit.config.tool_settings import Scan
+from toolkit.data.sources.detect import SourceKind, detect
 from toolkit.data.sources.folders import (
     TEST,
     TRAIN,
@@ -27,7 +28,6 @@ from toolkit.data.sources.splits import find_splits
 from toolkit.system.errors import InputError
 
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
-CACHE_GB: float = Scan.model_fields["cache_gb"].default
 BUILT_IN_PX = 64  # native size of the built-in images
 ALONE_IN_CLASS = "1 image, too few to hold one out for validation"
 
@@ -62,13 +62,11 @@ def survey(data: str, cache_dir: Path | None = None, cache_gb: float = CACHE_GB)
     """List a data set; folders and manifests leniently, other sources as training does, which may raise InputError."""
     root = Path(data).expanduser()
     findings: list[Finding] = []
-    if (root / "train.csv").is_file():
-        suffix = ".csv"
-    elif (root / "train").is_dir() and class_folders(root / "train"):
-        suffix = ""
-    else:
+    kind = detect(root)
+    if kind not in (SourceKind.MANIFESTS, SourceKind.FOLDERS):
         values = {"data_root": data, "cache_dir": cache_dir, "cache_gb": cache_gb}
         return _as_trained(*find_splits(make_settings(values), BUILT_IN_PX))
+    suffix = ".csv" if kind is SourceKind.MANIFESTS else ""
     read = _list_manifest if suffix else _list_folders
     places = {split: find_split(root, names, suffix) for split, names in SPLITS.items()}
     listings = {split: read(split, place, findings) for split, place in places.items() if place is not None}
