@@ -1,4 +1,4 @@
-"""From `--data-root` to the splits of a data set, whatever it is."""
+"""Opens the splits of a data set from `--data-root`, for any kind of source."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ DEFAULT_VAL_SPLIT = 0.1
 
 
 def open_splits(settings: Settings, largest: int) -> Splits:
-    """The data of `--data-root`, with a validation split; `largest` px and errors as in `find_splits`."""
+    """The data of `--data-root`, with a validation split; `largest` and errors as in `find_splits`."""
     (train, val, test, classes), source = find_splits(settings, largest)
     if val is None:
         train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
@@ -32,9 +32,9 @@ def open_splits(settings: Settings, largest: int) -> Splits:
 
 
 def find_splits(settings: Settings, largest: int) -> tuple[Found, str]:
-    """The data of `--data-root` as it lies there, and what to call it.
+    """The splits that `--data-root` itself has, and the name of the source.
 
-    `largest` px is the native size of built-in images where none was asked for. Raises InputError that names the
+    `largest`: native size in px of the built-in images, unless the settings give one. Raises InputError naming the
     folder, file or row at fault.
     """
     cache = settings.cache_dir or files.cache_dir()
@@ -62,7 +62,7 @@ def _errors_named(cache: Path) -> Iterator[None]:
 
 
 def absolute(data_root: str) -> str:
-    """The same data, whatever the working directory."""
+    """The data root as an absolute path, independent of the working directory; URLs and names stay unchanged."""
     if is_url(data_root) or data_root == SYNTHETIC:
         return data_root
     scheme = HUB if data_root.startswith(HUB) else ""
@@ -87,7 +87,7 @@ def _read(kind: SourceKind, data_root: str, cache: Path, cache_bytes: int) -> Fo
 
 
 def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> tuple[Index, Index]:
-    """Split once, by index, seeded, the same share of each class (at least one image)."""
+    """Split off a seeded random sample for validation: the same share of each class, at least one image."""
     rng = np.random.default_rng((seed, 0))
     held: list[int] = []
     for label, name in enumerate(classes):
