@@ -4,13 +4,14 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forkserver
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.index import Index
 
@@ -52,6 +53,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forks(cache: Path) -> Iterator[None]:
+    """Processes of plain Python start in no time: see tests/forkserver.py."""
+    with forkserver.serving():
+        yield
+
+
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -63,9 +71,7 @@ def run(tmp_path: Path) -> Runner:
         command = [*launcher, str(ROOT / script), *words]
         environment = {**os.environ, **env}
         environment.pop("WANDB_SERVICE", None)  # of another test in this process
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-        )
+        return forkserver.run(command, cwd=tmp_path, env=environment, timeout=PATIENCE_S)
 
     return start
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests import forkserver
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, recipe, write_folders
+from tests.forkserver import run_ranks
 from toolkit import SingleScale
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Sampler
@@ -86,15 +88,11 @@ def test_two_processes_refuse_to_start_when_their_data_differ(tmp_path: Path):
     for rank, count in ((0, 12), (1, 13)):
         write_folders(tmp_path / f"data-{rank}", {"train": count, "val": 2})
     program = (
-        "import os, sys; from tests.conftest import recipe; "
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from tests.conftest import recipe; "
         f"sys.exit(recipe('single_scale')(['--data-root', 'data-' + os.environ['RANK'], *{TRAIN!r}, '--epochs', '2']))"
     )
     (tmp_path / "start.py").write_text(program)
-    launch = [*TORCHRUN, str(tmp_path / "start.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
+    done = run_ranks([str(tmp_path / "start.py")], cwd=tmp_path, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert "--data-root: process 0 found 24 training images, process 1 found 26" in done.stderr
     assert not list(tmp_path.glob("runs/*/*"))
@@ -116,7 +114,7 @@ def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_f
     words = ("--data-root", str(data), *TRAIN, *EXACT, "--output-dir", str(tmp_path / "run"))
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
-        subprocess.Popen(
+        forkserver.Popen(
             [sys.executable, RECIPE, *words],
             env={**os.environ, **place, "RANK": str(number), "LOCAL_RANK": str(number)},
             stdout=subprocess.DEVNULL,
@@ -140,9 +138,8 @@ def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_f
 def started(data: Path, output: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A long run in a session of its own, that has taken its first steps; nothing of it is left at the end."""
     command = [sys.executable, RECIPE, "--data-root", str(data), *TRAIN, "--output-dir", str(output)]
-    process = subprocess.Popen(
+    process = forkserver.Popen(
         [*command, "--epochs", "5000", "--cache", "off", "--record-samples", *words],
-        env={**os.environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, slow_disk, start, start_two
 
 from tests.conftest import ALL, PATIENCE_S, ROOT, SLOW, TORCHRUN
+from tests.forkserver import run_ranks
 from toolkit.runs.directory import RunDirectory
 
 WORKER = str(Path(__file__).with_name("two_ranks.py"))
@@ -29,6 +30,8 @@ def start_several(
 ) -> subprocess.CompletedProcess[str]:
     """Train with several processes, the fault in one of them."""
     told = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
+    if not env:
+        return run_ranks([WORKER, *told, *words], count, timeout=PATIENCE_S)
     command = [*TORCHRUN[:-1], str(count), WORKER, *told, *words]
     return subprocess.run(
         command, env={**os.environ, **env}, capture_output=True, text=True, timeout=PATIENCE_S, check=False

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from victim import newest, slow_disk
 
+from tests import forkserver
 from tests.conftest import ACCELERATE, ALL, PATIENCE_S, ROOT, SLOW, TORCHRUN
 from toolkit import Settings, SingleScale, train
 from toolkit.system import preemption
@@ -47,7 +48,10 @@ def running(output: Path, *words: str, steps: int = 5, **env: str) -> Iterator[s
     before = len(delivered(output))
     first = next((i for i, word in enumerate(words) if word in ("--cloud", "--rand-augment")), len(words))
     command = [*words[:first], RECIPE, *FLAGS, *words[first:], "--output-dir", str(output)]
-    process = subprocess.Popen(
+    start = (
+        forkserver.Popen if steps else subprocess.Popen
+    )  # what happens at once, happens while libraries are imported
+    process = start(
         command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import forkserver
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, Runner, recipe
+from tests.forkserver import run_ranks
 from toolkit.runs import saved_predictions
 from toolkit.runs.saved_predictions import SavedPredictions
 
@@ -80,7 +82,7 @@ def test_two_processes_write_the_same_rows_in_order_and_evaluate_says_the_same_o
     for mine, theirs in zip(one, two, strict=True):
         assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-5)
     evaluate = ("--scales", "16,32", "--average", "--split", "val", "--batch-size", "7", "--output-dir", "out")
-    done = run("recipes/evaluate.py", str(finished), *evaluate, launcher=TORCHRUN)
+    done = run_ranks([str(ROOT / "recipes/evaluate.py"), str(finished), *evaluate], cwd=tmp_path, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     for rows in (one, two):
         different, apart = differences(rows, evaluated(finished, "16+32px", tmp_path / "out"), data)
@@ -190,7 +192,7 @@ def test_a_full_disk_is_one_line_when_rows_are_written(capsys, finished: Path, o
 
 def started(finished: Path, *words: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "recipes/predict.py"), str(finished), *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forkserver.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_what_was_written_is_whole_when_it_is_stopped_by_ctrl_c(finished: Path, data: Path):
