@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test faults check bench clean
+.PHONY: demo test test-rest test-all faults check bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,12 @@ demo: .venv/.ready
 	$(BIN)/accelerate launch --quiet recipes/multiscale.py --seed 0 --resume never
 
 test: .venv/.ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-rest: .venv/.ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+test-all: .venv/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: .venv/.ready

@@ -8,6 +8,7 @@ whose environment differs where libraries read it while they are imported.
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -26,7 +27,7 @@ from typing import IO, Any
 # Prefixes of variables that are read at the start of Python or while libraries are imported.
 READ_AT_IMPORT = (
     *("PYTHON", "LD_", "MALLOC_", "COVERAGE_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "HF_", "MPL", "TQDM_"),
-    *("TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "CUDA_", "ACCELERATE_", "TIMM_", "TRANSFORMERS_", "XDG_", "HOME", "TZ"),
+    *("TORCH_", "PYTORCH_", "TIMM_", "TRANSFORMERS_", "XDG_", "HOME", "TZ"),
 )
 LONGEST = 16384  # bytes of a command line that /proc shows of a forked process
 
@@ -312,11 +313,11 @@ def become(request: dict[str, Any], descriptors: Sequence[int]) -> types.CodeTyp
         os.dup2(descriptor, number)
     for descriptor in descriptors:
         os.close(descriptor)
-    own = python_path(os.environ)
-    sys.path[1:] = [*python_path(request["env"]), *(folder for folder in sys.path[1:] if folder not in own)]
+    os.chdir(request["cwd"])
+    own, wanted = python_path(os.environ), [str(Path(folder).absolute()) for folder in python_path(request["env"])]
+    sys.path[1:] = [*wanted, *(folder for folder in sys.path[1:] if folder not in own)]
     os.environ.clear()
     os.environ.update(request["env"])
-    os.chdir(request["cwd"])
     show_command_line(request["argv"])
     sys.orig_argv[:] = request["argv"]
     sys.argv[:] = [word for i, word in enumerate(request["argv"]) if i > 1 or (i and word != "-u")]
@@ -373,6 +374,8 @@ def serve(channel: socket.socket) -> types.CodeType | None:
 
 
 if __name__ == "__main__":
+    for name in ("torch", "timm", "accelerate"):
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else the collector would copy the pages of all that is imported in each process
     code = serve(socket.socket(fileno=int(sys.argv[1])))
