@@ -68,7 +68,11 @@ def kill_within_second_epoch(example: str, output: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.fixture(scope="module", params=CHOSEN.values(), ids=CHOSEN.keys())
+USUAL = ("single", "simultaneous" + AUGMENTED)  # those that `make test` kills
+PARAMS = [pytest.param(name, id=kind, marks=[pytest.mark.slow] * (kind not in USUAL)) for kind, name in CHOSEN.items()]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
     folder = tmp_path_factory.mktemp("resume")
     case = Killed(request.param, folder / "whole", folder / "killed")

@@ -83,6 +83,7 @@ def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
             assert score[figure] == pytest.approx(other[figure], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_refuse_to_start_when_their_data_differ(tmp_path: Path):
     """As two machines would, each with a copy of its own."""
     for rank, count in ((0, 12), (1, 13)):
@@ -103,6 +104,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_file(tmp_path: Path, rank: int):
     """Started by hand: a launcher may kill the other process before it can say anything."""
@@ -170,6 +172,7 @@ def check_ended(process: subprocess.Popen[str], output: Path, message: str, pati
     assert error == f"error: {summary(output)['exit_reason']}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "who"), [((), "thread"), (("--rand-augment", "5"), "process")])
 def test_a_run_ends_within_its_timeout_with_one_line_when_a_read_never_returns(tmp_path: Path, words, who: str):
     data, output = write_folders(tmp_path / "data", SPLITS), tmp_path / "run"

@@ -20,6 +20,7 @@ from victim import newest
 from tests import forkserver
 from tests.conftest import PATIENCE_S, ROOT, SLOW
 
+pytestmark = pytest.mark.slow
 WORDS = [
     *("--synthetic-count", "600", "--synthetic-size", "32", "--img-size", "16", "--batch-size", "4", "--epochs", "1"),
     *("--save-every-steps", "20", "--keep", "2", "--log-with", "none"),

@@ -223,6 +223,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(event.step, event.value) for event in reader.Scalars(name)] for name in reader.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_tensorboard_finds_every_documented_metric_once_when_a_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -275,6 +276,7 @@ def logged(folder: Path) -> list[tuple[str, int, dict[str, Any]]]:
     return [(run, step, json.loads(values)) for run, step, values in rows]
 
 
+@pytest.mark.slow
 def test_trackio_finds_every_documented_metric_once_when_a_run_goes_on(tmp_path: Path, trackio_dir: Path):
     output = tmp_path / "run"
     assert train(output, "--log-with", "trackio") == 0

@@ -67,6 +67,7 @@ def test_every_image_gets_what_evaluation_says_when_batches_are_of_any_size(
     assert {row["size"] for row in rows} == {"32"}
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_rows_in_order_and_evaluate_says_the_same_on_two(
     run: Runner, finished: Path, data: Path, tmp_path: Path
 ):
