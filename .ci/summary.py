@@ -1,4 +1,4 @@
-"""One line that counts the tests of several runs of pytest: summary.py JUNIT_XML..., 1 where any failed or is missing."""
+"""One line that counts the tests of several runs of pytest: summary.py JUNIT_XML..., 1 if any failed or is missing."""
 
 import sys
 from collections import Counter
@@ -19,7 +19,7 @@ def count(report: Path) -> Counter[str]:
 
 
 def main(reports: list[Path]) -> int:
-    total: Counter[str] = Counter({name: 0 for name in ("passed", "failed", "skipped", "errors")})
+    total: Counter[str] = Counter(dict.fromkeys(("passed", "failed", "skipped", "errors"), 0))
     missing = [report for report in reports if not report.exists()]
     for report in reports:
         if report not in missing:
