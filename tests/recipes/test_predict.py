@@ -93,8 +93,15 @@ def test_two_processes_write_the_same_rows_in_order_and_evaluate_says_the_same_o
 FIGURES = {"16": "16px", "24": "24px", "32": "32px", "16,24,32": "16+24+32px"}  # predict's --scales, evaluate's name
 
 
-@pytest.mark.parametrize("flip", [[], ["--flip"]])
-@pytest.mark.parametrize("batch_size", ["1", "9"])
+@pytest.mark.parametrize(
+    ("batch_size", "flip"),
+    [
+        ("1", ["--flip"]),
+        ("9", []),
+        pytest.param("1", [], marks=pytest.mark.slow),
+        pytest.param("9", ["--flip"], marks=pytest.mark.slow),
+    ],
+)
 def test_predict_says_what_evaluate_says_of_every_image_when_both_are_asked_the_same(
     finished: Path, data: Path, batch_size: str, flip: list[str]
 ):
