@@ -68,7 +68,7 @@ def kill_within_second_epoch(example: str, output: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-USUAL = ("single", "simultaneous" + AUGMENTED)  # those that `make test` kills
+USUAL = ("single", "progressive" + AUGMENTED)  # those that `make test` kills
 PARAMS = [pytest.param(name, id=kind, marks=[pytest.mark.slow] * (kind not in USUAL)) for kind, name in CHOSEN.items()]
 
 
