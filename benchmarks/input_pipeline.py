@@ -13,6 +13,7 @@ of the two counts. The main process normalizes with one thread and keeps freed m
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -36,6 +37,7 @@ from torchvision.transforms import v2
 from toolkit.config.settings import Settings
 from toolkit.data.images.decode import decode
 from toolkit.data.images.views import views
+from toolkit.data.loading.cache import choose_cache
 from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
 from toolkit.data.sources.splits import open_splits
 from toolkit.data.sources.survey import survey
@@ -127,7 +129,8 @@ def open_ours(root: Path, sizes: tuple[int, ...], batch_size: int, cache: str) -
     strategy = SingleScale(sizes[0]) if len(sizes) == 1 else Simultaneous(sizes)
     splits = open_splits(settings, sizes[-1])
     plan = make_step_plan(settings, strategy, len(splits.train), 1)
-    pipeline, epochs = open_pipeline(settings, strategy, splits, plan.phases, WORKERS), plan.epochs()
+    choice = choose_cache(settings, splits, plan.phases, free_gb=math.inf)
+    pipeline, epochs = open_pipeline(settings, strategy, splits, choice, WORKERS), plan.epochs()
 
     def epoch() -> int:
         count = 0

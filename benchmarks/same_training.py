@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 # Words of column and key names, old to new; names are compared part by part, as `64px/said` by `64px` and `said`.
-RENAMED: dict[str, str] = {}
+RENAMED = {"strength": "regularization", "borrowed": "norm_from", "said": "predicted", "truth": "p_label"}
 CLOCKS = re.compile(
     r".*(seconds|_per_s|per_device|_ms|memory_gb|tflops|share_of_peak|data_wait_share|cost|latency).*|versions|cloud"
 )

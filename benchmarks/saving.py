@@ -24,11 +24,10 @@ WITHOUT = """
 import runpy, sys
 from toolkit.runs import best_model
 from toolkit.runs.saver import Saver
-from toolkit.runs.state import exported
 
-def only_the_best(saver, step, contents, facts, best):
+def only_the_best(saver, step, snapshot, metadata, best):
     if best:
-        best_model.save(saver._best, exported(contents), best)
+        best_model.save(saver._best, snapshot.exported, best)
 
 Saver._write = only_the_best
 del sys.argv[0]

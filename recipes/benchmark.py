@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.config.cli import exit_code, parse_section
-from toolkit.config.settings import SYNTHETIC, default_scales, make_settings
+from toolkit.config.scales import default_scales
+from toolkit.config.settings import SYNTHETIC, make_settings
 from toolkit.config.tool_settings import Benchmark
 from toolkit.system import console
 from toolkit.system.host import is_main_process

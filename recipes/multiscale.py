@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from toolkit.config.cli import Command, exit_code, parse
-from toolkit.config.settings import default_scales
+from toolkit.config.scales import default_scales
 from toolkit.system.errors import InputError
 from toolkit.system.run_lock import refuse_if_locked
 

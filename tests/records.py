@@ -12,7 +12,8 @@ from PIL import Image
 
 from toolkit import Settings
 from toolkit.config.base import to_yaml
-from toolkit.runs.directory import RunDirectory, config_of
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.run_config import config_of
 from toolkit.strategies import build
 
 SHAPES = tuple(f"{shape}-{pattern}" for shape in ("disc", "star", "cross") for pattern in ("stripes", "checks"))
@@ -64,7 +65,7 @@ def _row(epoch: int, epochs: int, scales: Sequence[int], strategy: str) -> dict[
 
 def end(folder: Path, reason: str = "done", splits: Sequence[str] = ("val", "test"), latency: bool = True) -> Path:
     """Write the summary.json of a run that ended so; with `splits`, as one that evaluated its best model there."""
-    rows = RunDirectory(folder).metrics()
+    rows = [row.columns() for row in RunDirectory(folder).metrics()]
     names = [name.removesuffix("/top1") for name in (rows[-1] if rows else ()) if name.endswith("/top1")]
     names.sort(key=lambda name: int(name.removesuffix("px")))
     summary = {"exit_reason": reason, "strategy": "progressive 16 -> 32 -> 64 px", "wall_seconds": 41.5 * len(rows)}

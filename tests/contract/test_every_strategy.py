@@ -16,7 +16,7 @@ from torch import Tensor
 
 from toolkit import Settings, Strategy, train
 from toolkit.config.base import to_yaml
-from toolkit.config.settings import make_scales
+from toolkit.config.scales import make_scales
 from toolkit.strategies import STRATEGIES, SingleScale, build
 from toolkit.strategies.base import Budget, NormPolicy, Phase, Step
 

@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from tests import forkserver
 from tests.conftest import PATIENCE_S, TIMES
 from toolkit import train
-from toolkit.runs import checkpoint, state
+from toolkit.runs import checkpoint, generators
 from toolkit.runs.checkpoint import Store
 from toolkit.runs.directory import RunDirectory
-from toolkit.runs.state import Progress
+from toolkit.runs.progress import Progress
 from toolkit.strategies import STRATEGIES
-from toolkit.training import setup
+from toolkit.training import session
+from toolkit.training.train_state import TrainState
 
 WORKER = Path(__file__).with_name("resumable.py")
 CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kind) for kind in STRATEGIES}
@@ -98,9 +99,9 @@ def different(first: Path, second: Path) -> list[str]:
     return [name for name, tensor in mine.items() if not torch.equal(tensor, theirs[name])]
 
 
-def results(output: Path) -> list[dict[str, str]]:
+def results(output: Path) -> list[dict[str, Any]]:
     """The rows of metrics.csv without the columns that tell times."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in RunDirectory(output).metrics()]
+    return [{k: v for k, v in row.columns().items() if k not in TIMES} for row in RunDirectory(output).metrics()]
 
 
 def test_a_run_killed_between_two_checkpoints_goes_on_to_the_same_end(
@@ -132,12 +133,10 @@ def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
 ):
     """The control: the comparison above can fail."""
 
-    def progress_only(
-        start: Path, train_state: object, running_means: object, facts: object, progress: Progress
-    ) -> None:
-        progress.become(Progress(**checkpoint.load(start)["trainer.json"]["progress"]))
+    def progress_only(start: Path, state: TrainState, fingerprint: object) -> None:
+        state.progress.become(Progress(**checkpoint.load(start)["trainer.json"]["progress"]))
 
-    monkeypatch.setattr(setup, "restore", progress_only)
+    monkeypatch.setattr(session, "restore", progress_only)
     resumed = case.go_on(tmp_path / "resumed")
     assert delivered(resumed) == delivered(case.whole)
     assert len(different(resumed, case.whole)) > len(final_tensors(resumed)) / 2
@@ -148,7 +147,7 @@ def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_restored(
     case: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The control: dropout draws from a generator that a checkpoint must hold."""
-    monkeypatch.setattr(state, "restore_generators", lambda states: None)
+    monkeypatch.setattr(generators, "restore_generators", lambda states: None)
     assert different(case.go_on(tmp_path / "resumed"), case.whole)
 
 
@@ -156,5 +155,5 @@ def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_restored(
 def test_a_finished_run_is_left_as_it_is_when_started_again(case: Killed, capsys: pytest.CaptureFixture[str]):
     files = {path: path.read_bytes() for path in case.whole.rglob("*") if path.is_file()}
     train(settings(case.example, case.whole), strategy(case.example))
-    assert "nothing is left to do" in capsys.readouterr().out
+    assert "this run is finished (test top-1 " in capsys.readouterr().out
     assert {path: path.read_bytes() for path in case.whole.rglob("*") if path.is_file()} == files

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from toolkit import Settings, Strategy, train
 from toolkit.data.loading.batches import load
 from toolkit.data.loading.sampler import micro_batches
-from toolkit.runs import state
-from toolkit.runs.directory import config_of
+from toolkit.runs import generators
+from toolkit.runs.run_config import config_of
 from toolkit.system.preemption import Preemption
 from toolkit.training import device
-from toolkit.training.loop import train_step
 from toolkit.training.resume import fingerprint_of
+from toolkit.training.run import Run
 from toolkit.training.run_plan import make_run_plan
-from toolkit.training.setup import Run, open_run_directory, set_up
+from toolkit.training.session import open_run_directory, set_up
+from toolkit.training.step import train_step
 from toolkit.training.train_state import build_train_state
 
 RATE = 0.01
@@ -44,11 +45,11 @@ def views_of_all_ranks(run: Run) -> dict[str, list[int]]:
     """What this process would load and derive for the share of each rank, at the first step of every epoch."""
     seen = {}
     for epoch in run.plan.epochs():
-        spec = next(run.pipeline.sampler.batch_specs(epoch))
+        spec = next(run.data.sampler.batch_specs(epoch))
         for rank in range(run.plan.processes):
             for part in micro_batches(spec, run.plan.share(rank)):
-                batch = load(run.pipeline.builder(epoch.phase), part)
-                views = run.train_state.views(batch.images, batch.step.sizes)
+                batch = load(run.data.builder(epoch.phase), part)
+                views = run.state.views(batch.images, batch.step.sizes)
                 seen[f"step {spec.number}, share of rank {rank}"] = [digest(view) for view in views]
     return seen
 
@@ -60,22 +61,22 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
         run_plan = make_run_plan(accelerator, settings, strategy)
         built = build_train_state(accelerator, strategy, run_plan)
         fingerprint = fingerprint_of(
-            accelerator, config_of(run_plan.settings, strategy), run_plan.splits, run_plan.plan
+            accelerator, config_of(run_plan.settings, strategy), run_plan.splits, run_plan.steps
         )
-        place = open_run_directory(accelerator, settings, "contract", fingerprint)
-        run = set_up(accelerator, strategy, run_plan, place, built, Preemption())
-        model = run.train_state.model.train()
+        point = open_run_directory(accelerator, settings, "contract", fingerprint)
+        run = set_up(accelerator, strategy, run_plan, point, built, fingerprint, Preemption())
+        model = run.state.model.train()
         found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}
         found |= {"initial": parameters(model), "sizes": [], "ids": [], "parameters": [], "finite": True}
         for epoch in run.plan.epochs():
             for batch in run.batches(epoch):
-                loss = train_step(run.train_state, batch, epoch.phase, RATE)
+                loss = train_step(run.state, batch, epoch.phase, RATE)
                 found["finite"] &= bool(torch.isfinite(loss.total))
                 found["sizes"].append(batch.step.sizes)
                 found["ids"].append(batch.ids.tolist())
                 found["parameters"].append(parameters(model))
         with model.no_sync():  # the control: gradients are not averaged over the ranks
-            train_step(run.train_state, batch, epoch.phase, RATE)
+            train_step(run.state, batch, epoch.phase, RATE)
         found["apart"] = parameters(model)
         return found
     finally:
@@ -99,7 +100,7 @@ def interrupt(whole: Settings, folder: Path) -> None:
         while not (folder / name).exists():
             time.sleep(0.01)
         if name == "forgetful" and rank == 1:
-            state.restore_generators = lambda states: None
+            generators.restore_generators = lambda states: None
         train(whole.model_copy(update={"output_dir": folder / name}), strategy)
 
 

@@ -22,7 +22,7 @@ from tests.conftest import PATIENCE_S, ROOT
 from tests.forkserver import run_ranks
 from toolkit import Settings
 from toolkit.data.sources import synthetic
-from toolkit.models.create import plan_model
+from toolkit.models.inspection import plan_model
 
 RECIPE = ROOT / "recipes" / "multiscale.py"
 IMAGES, BATCH, STEPS = 130, 24, 20  # 5 steps an epoch; 10 images are left out of each, 21 val and 43 test images

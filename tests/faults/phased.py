@@ -82,7 +82,7 @@ def leak() -> None:
 def measure(notes: Path, leaking: bool) -> None:
     """In the last step of each epoch, while its loader works; and at its end, once its checkpoint is written."""
     within: dict[str, int] = {}
-    train_step, close = loop.train_step, loop._close_epoch
+    train_step, close = loop.train_step, loop.close_epoch
 
     def looking(*words: Any) -> Any:
         within.update(counts())
@@ -90,8 +90,8 @@ def measure(notes: Path, leaking: bool) -> None:
 
     def closing(run: Any, epoch: Any, *words: Any) -> None:
         close(run, epoch, *words)
-        run.saver.join(run.progress.step)
-        run.saver._writer.submit(int).result()  # a thread lets go of its last work (here: 4.4 MB) with the next one
+        run.records.saver.join(run.state.progress.step)
+        run.records.saver._writer.submit(int).result()  # a thread keeps its last work (4.4 MB) until the next
         if leaking:
             leak()
         gc.collect()
@@ -106,7 +106,7 @@ def measure(notes: Path, leaking: bool) -> None:
         with notes.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    loop.train_step, loop._close_epoch = looking, closing
+    loop.train_step, loop.close_epoch = looking, closing
 
 
 def main(output: Path, notes: Path, kind: str, leaking: bool) -> None:

@@ -99,7 +99,7 @@ def test_data_rate_and_step_advance_but_weights_and_average_do_not_when_a_step_o
     trainer = json.loads((tmp_path / "run/checkpoints/step-000000008/trainer.json").read_text())
     assert trainer["progress"]["optimizer_updates"] == sum(moved)
     assert trainer["scaler"]["scale"] == scale * FALL ** moved.count(False)
-    last = RunDirectory(tmp_path / "run").metrics()[-1]
+    last = RunDirectory(tmp_path / "run").metrics()[-1].metrics
     assert int(last["skipped_steps"]) == moved.count(False)
     assert float(last["gradient_scale"]) == trainer["scaler"]["scale"]
     assert 0 < float(last["gradient_norm"]) < float("inf")  # of the steps that were taken

@@ -171,4 +171,4 @@ def test_an_epoch_that_was_trained_but_not_evaluated_keeps_its_figures_when_two_
     rows = zip(RunDirectory(run.output).metrics(), RunDirectory(alone.output).metrics(), strict=True)
     for found, expected in rows:
         for name in ("train_loss", "gradient_norm", "32px/loss"):
-            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4)
+            assert found.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-4)

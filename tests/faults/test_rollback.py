@@ -23,7 +23,7 @@ from toolkit import NonFiniteError, Settings, train
 from toolkit.data.loading.sampler import Sampler
 from toolkit.runs import best_model
 from toolkit.system import files
-from toolkit.training import loop
+from toolkit.training import epoch_end, loop
 
 sys.path.insert(0, str(ROOT / "tests" / "distributed"))
 import poisoned
@@ -161,9 +161,9 @@ def test_the_best_model_is_one_that_counts_when_a_run_went_back_past_a_better_on
         if [together(sampler, pair, *order) for order in orders] == [False, False, True, False, False]
     )
     write_manifest(tmp_path, IMAGES, pair)
-    select, top1 = loop.select, iter([30.0, 50.0, 5.0, 6.0])  # of epochs 0, 1, 1 once more, 2
+    select, top1 = epoch_end.select, iter([30.0, 50.0, 5.0, 6.0])  # of epochs 0, 1, 1 once more, 2
     monkeypatch.setattr(
-        loop, "select", lambda settings, progress, _, last: select(settings, progress, next(top1), last)
+        epoch_end, "select", lambda settings, progress, _, last: select(settings, progress, next(top1), last)
     )
     assert damaging(monkeypatch) == []
     summary = train(settings(tmp_path), STRATEGY)

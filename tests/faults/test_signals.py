@@ -23,7 +23,7 @@ from toolkit import Settings, SingleScale, train
 from toolkit.system import preemption
 from toolkit.system.errors import PreemptedError
 from toolkit.system.preemption import SIGNALS, Preemption
-from toolkit.training import loop
+from toolkit.training import epoch_end, loop
 
 RECIPE = str(ROOT / "recipes" / "multiscale.py")
 FLAGS = [
@@ -88,6 +88,10 @@ def gone(output: Path) -> bool:
     return not pids_of(output)
 
 
+def spoken(number: signal.Signals) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else number.name
+
+
 def check_stopped(output: Path, reason: str) -> int:
     """That every delivered step is in the checkpoint; returns its step."""
     assert json.loads((output / "summary.json").read_text())["exit_reason"] == f"preempted by {reason}"
@@ -104,7 +108,7 @@ def test_a_run_is_saved_and_goes_on_when_it_is_signaled(tmp_path: Path):
             process.send_signal(number)
             text, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 75, text
-        assert f"error: preempted by {number.name}" in text
+        assert f"error: stopped by {spoken(number)} at step " in text
         assert "Traceback" not in text
         if step:
             assert f"going on with {output / 'checkpoints'}/step-{step:09d}" in text
@@ -333,7 +337,7 @@ def test_the_summary_says_what_failed_when_nobody_foresaw_it(tmp_path: Path, mon
     def fail(*words: object) -> None:
         raise ZeroDivisionError("one line\nand another")
 
-    monkeypatch.setattr(loop, "capture" if signaled else "train_step", fail)
+    monkeypatch.setattr(*(epoch_end, "capture") if signaled else (loop, "train_step"), fail)
     begins = Preemption.training_begins
     if signaled:
         monkeypatch.setattr(

@@ -130,16 +130,16 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
     from toolkit import Settings, train
     from toolkit.config.cli import exit_code
     from toolkit.models import evaluator
-    from toolkit.models.create import copy_state, state_tensors
+    from toolkit.models.multiview import copy_state, state_tensors
     from toolkit.runs import report
     from toolkit.system import host
-    from toolkit.training import setup
+    from toolkit.training import session
 
     host.cpu_quota = lambda *words: 1
     evaluator.LATENCY_S, report.write_report = 0.0, lambda directory: directory / "report.html"  # a second of each run
     _inject(fault, notes, run.output)
     if forget:
-        whole = setup.restore
+        whole = session.restore
 
         def forgetful(start: Path, train_state: Any, *words: Any) -> None:
             model = train_state.weights.model
@@ -147,7 +147,7 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
             whole(start, train_state, *words)
             copy_state(weights, model)
 
-        setup.restore = forgetful
+        session.restore = forgetful
     usual = {
         "synthetic_size": 32,
         "synthetic_count": IMAGES,

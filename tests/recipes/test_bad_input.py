@@ -93,7 +93,7 @@ FLAGS = [
     ("multiscale", (*TWO, "--arch", "swin_tiny_patch4_window7_224"), "swin_tiny_patch4_window7_224"),
     ("multiscale", (*TWO, "--model-kwargs", "nonsense=3"), "nonsense"),
     ("multiscale", (*TWO, "--model-kwargs", "nonsense"), "'nonsense' is not of the form key=value"),
-    ("multiscale", (*TWO, "--optimizer", "adamww"), "--optimizer adamww: timm has none such; did you mean adamw"),
+    ("multiscale", (*TWO, "--optimizer", "adamww"), "--optimizer adamww: unknown timm optimizer; did you mean adamw"),
     ("multiscale", (*TWO, "--pretrained"), "--pretrained: the weights of test_resnet could not be loaded"),
     ("multiscale", (*TWO, "--config", "none.yaml"), "none.yaml: No such file"),
     ("multiscale", (*TWO, "--resume", "nowhere"), "--resume nowhere"),

@@ -16,7 +16,7 @@ from tests.conftest import recipe
 from toolkit import InputError, Settings, SingleScale
 from toolkit.data.loading import pipeline
 from toolkit.data.loading.batches import Batch, TrainBatchBuilder
-from toolkit.models.create import plan_model
+from toolkit.models.inspection import plan_model
 from toolkit.tools.benchmark import benchmark
 from toolkit.training import device
 from toolkit.training.roofline import Case, Knobs, verdict
@@ -116,7 +116,7 @@ def test_the_loader_is_told_as_the_bound_when_it_is_slower_than_training(
     if delay_s:
         assert case.loader_images_per_s <= 16 / delay_s
         assert report.verdicts[0].endswith(
-            ("; in training: more CPU cores", f"; in training: --num-workers {report.facts['cores']}")
+            ("; in training: more CPU cores", f"; in training: --num-workers {report.conditions['cores']}")
         )
 
 

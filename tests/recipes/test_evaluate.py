@@ -43,7 +43,7 @@ def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("evaluated"))
     known = saved_predictions.read(finished / "predictions", "test")
     assert known is not None
-    half = float(np.median(known.predictions.of("16px").confidence)) + 1e-4  # not at any image's own value
+    half = float(np.median(known.table.of("16px").confidence)) + 1e-4  # not at any image's own value
     words = ["--scales", "16,24,32", "--average", "--cascade", "16,32", "--confidence", f"{half:.6f}"]
     assert evaluate(finished, *words, "--output-dir", folder) == 0
     return folder

@@ -269,7 +269,7 @@ def test_an_export_is_replaced_only_when_that_is_asked_for(resnet: Path, capsys)
 
 BAD = [
     (("--scale", "24"), "--scale 24: this run's sizes are 16, 32 px"),
-    (("--formats", "onxx"), "--formats onxx: Input should be 'safetensors', 'onnx' or 'pt2'"),
+    (("--formats", "onxx"), "--formats onxx: must be one of 'safetensors', 'onnx' or 'pt2'"),
     (("--formats", ""), "--formats"),
     (("--data-root", "nowhere"), "--data-root nowhere: no such folder"),
     (("--output-dir", "summary.json"), "--output-dir summary.json: not a folder"),
@@ -305,7 +305,7 @@ def test_an_export_ends_with_2_and_one_line_when_there_is_no_run_or_no_model_yet
 def test_figures_are_those_of_the_best_model_when_the_run_has_not_ended(resnet: Path):
     (resnet / "summary.json").unlink()
     assert recipe("export")([str(resnet), "--formats", "safetensors"]) == 0
-    facts, card = load_run(resnet).facts, (resnet / "export/README.md").read_text()
+    facts, card = load_run(resnet).metadata, (resnet / "export/README.md").read_text()
     assert f"| 32px | {facts['32px/top1']:.2f}% | {facts['32px/top5']:.2f}% |" in card
     assert "test top-1" not in card
 

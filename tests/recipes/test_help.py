@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import ROOT
 from toolkit import Settings
 from toolkit.config.cli import OTHER
-from toolkit.config.settings import SECTIONS, Scales
+from toolkit.config.scales import Scales
+from toolkit.config.settings import SECTIONS
 from toolkit.config.tool_settings import Benchmark, Evaluate, Export, Predict, Report, Scan, Verify, WorkspaceLayout
 
 MULTISCALE = {*Scales.model_fields} - {"img_size"}

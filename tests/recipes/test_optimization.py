@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit import Settings, Simultaneous, SingleScale, train
-from toolkit.models.create import create, plan_model, state_tensors
+from toolkit.models.create import create
+from toolkit.models.inspection import plan_model
+from toolkit.models.multiview import state_tensors
 from toolkit.strategies.base import NormPolicy
 
 TINY = {"synthetic_count": 120, "synthetic_size": 32, "batch_size": 24, "log_with": "none", "num_workers": 1}
@@ -20,7 +22,7 @@ def _step_length(folder: Path, **settings: object) -> float:
         **{"learning_rate": 1.0, "weight_decay": 0.0, "output_dir": folder, **settings},
     )
     train(chosen, SingleScale(32))
-    fresh = create(chosen, plan_model(chosen, 10, [32]), NormPolicy("off", (32,)))
+    fresh = create(chosen, plan_model(chosen, 10, [32]).arguments, NormPolicy("off", (32,)))
     after = load_file(folder / "checkpoints" / "step-000000001" / "model.safetensors")
     parameters = {name for name, _ in fresh.named_parameters()}
     moved = [(after[name] - tensor).flatten() for name, tensor in state_tensors(fresh).items() if name in parameters]

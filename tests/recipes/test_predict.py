@@ -39,8 +39,8 @@ def evaluated(run: Path, figure: str, folder: Path | None = None) -> dict[str, t
     found = saved_predictions.read((folder or run) / "predictions", "val")
     assert isinstance(found, SavedPredictions)
     classes = json.loads((run / "class_map.json").read_text())
-    answers = found.predictions.of(figure)
-    pairs = zip(answers.said.tolist(), answers.confidence.tolist(), strict=True)
+    answers = found.table.of(figure)
+    pairs = zip(answers.predicted.tolist(), answers.confidence.tolist(), strict=True)
     return {name: (classes[str(said)], sure) for name, (said, sure) in zip(found.names, pairs, strict=True)}
 
 

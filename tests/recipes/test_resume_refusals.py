@@ -18,7 +18,7 @@ import torch
 from tests.conftest import PATIENCE_S, ROOT, contents, recipe, write_image, write_manifest
 from toolkit.runs.report import write_report
 from toolkit.system import host
-from toolkit.training import loop
+from toolkit.training import session, summary
 
 WORDS = ("--data-root", "data", "--img-size", "16", "--batch-size", "6", "--epochs", "2", "--arch", "test_resnet")
 WORDS = (
@@ -128,7 +128,7 @@ def test_a_run_is_refused_with_the_difference_when_its_data_changed(
     assert recipe("single_scale")(WORDS) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1, err
-    assert f"run: the run was started otherwise ({told})" in err
+    assert f"run was trained with other settings or data ({told})" in err
     assert contents(here / "run") == before
 
     shutil.rmtree(here / "data")
@@ -179,7 +179,7 @@ def test_a_run_that_goes_on_says_so_when_sums_may_differ_in_their_last_bits(
     torch.set_num_threads(threads)
     kind = torch.backends.cpu.get_cpu_capability()
     change = f"hardware cpu ({threads} threads, {kind}) -> cpu ({other} threads, {kind})"
-    assert f"not bit for bit: {change}\n" in capsys.readouterr().out
+    assert f"not bit-exact: {change}\n" in capsys.readouterr().out
     assert json.loads((here / "run" / "summary.json").read_text())["inexact_resumes"] == [f"step 4: {change}"]
 
 
@@ -192,14 +192,14 @@ def test_an_earlier_end_is_told_until_training_begins_when_a_start_is_stopped_be
     here: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (here / "run" / "summary.json").write_text('{"exit_reason": "preempted by SIGTERM"}')
-    set_up = loop.set_up
+    set_up = session.set_up
 
     def stopped(*words: Any) -> Any:
         set_up(*words)
         signal.raise_signal(signal.SIGUSR1)
 
     with monkeypatch.context() as context:
-        context.setattr(loop, "set_up", stopped)
+        context.setattr(session, "set_up", stopped)
         assert recipe("single_scale")(WORDS) == 75
     assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "preempted by SIGTERM"
     assert recipe("single_scale")(WORDS) == 0
@@ -208,16 +208,16 @@ def test_an_earlier_end_is_told_until_training_begins_when_a_start_is_stopped_be
 def test_a_run_ends_when_it_is_signaled_after_all_is_trained(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    summarize = loop.summarize
+    summarize = summary.summarize
 
     def signaled(*words: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return summarize(*words)
 
     with monkeypatch.context() as context:
-        context.setattr(loop, "summarize", signaled)
+        context.setattr(summary, "summarize", signaled)
         assert recipe("single_scale")(WORDS) == 0
-    assert "SIGTERM: all is trained, the run ends; once more: leaving at once\n" in capfd.readouterr().err
+    assert "SIGTERM: all is trained, the run ends (send it again to quit at once)\n" in capfd.readouterr().err
     assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "done"
 
     monkeypatch.setattr("toolkit.runs.report.write_report", write_report)  # as outside of tests

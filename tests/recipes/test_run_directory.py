@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import TIMES, TINY, contents, recipe, write_folders, write_image
 from toolkit import Settings
-from toolkit.models.create import plan_model
+from toolkit.models.inspection import plan_model
 from toolkit.training import loop
 
 pytestmark = pytest.mark.pages
@@ -210,7 +210,7 @@ def test_nothing_is_done_when_a_finished_run_is_run_again(copied: Path, capsys):
     assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 0
     assert contents(copied) == before
     out = capsys.readouterr().out
-    assert "nothing is left to do" in out
+    assert "this run is finished (test top-1 " in out
     assert "epoch " not in out.replace("epochs", "")
 
 
@@ -434,7 +434,7 @@ def test_a_run_is_not_continued_when_the_data_changed(tmp_path: Path, capsys: py
     stopped = contents(tmp_path / "out")
     write_image(tmp_path / "data" / "train" / "cat" / "new.png", seed=1)
     assert recipe("single_scale")(words) == 2
-    assert "the run was started otherwise (train images: 18 -> 19)" in capsys.readouterr().err
+    assert "was trained with other settings or data (train images: 18 -> 19)" in capsys.readouterr().err
     assert contents(tmp_path / "out") == stopped
     (tmp_path / "data" / "train" / "cat" / "new.png").unlink()
     assert recipe("single_scale")(words) == 0  # the control

@@ -28,8 +28,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "recipes")!r})
 import single_scale
-from toolkit.runs import state
-state.restore_generators = lambda states: None
+from toolkit.runs import generators
+generators.restore_generators = lambda states: None
 sys.exit(single_scale.main())
 """
 # One that throws away what it has; as it is deterministic, it ends alike all the same.

@@ -15,7 +15,8 @@ import toolkit
 from toolkit.config import tool_settings
 from toolkit.config.base import Section
 from toolkit.config.cli import ALIASES, OTHER
-from toolkit.config.settings import SECTIONS, Scales, Settings
+from toolkit.config.scales import Scales
+from toolkit.config.settings import SECTIONS, Settings
 from toolkit.strategies import base
 from toolkit.strategies.base import Strategy
 

@@ -57,6 +57,21 @@ class Section(BaseModel):
         return values
 
 
+# What a value must be, by pydantic's name of the error.
+RULES = {
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be {le:g} or less",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "literal_error": "must be one of {expected}",
+}
+
+
 def explain(error: ValidationError) -> str:
     """The first of pydantic's complaints as one line that names the flag."""
     first = error.errors()[0]
@@ -64,7 +79,8 @@ def explain(error: ValidationError) -> str:
     if isinstance(cause, InputError):
         return str(cause)
     flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
-    return f"{flag} {first['input']}: {first['msg'].removeprefix('Value error, ')}"
+    rule = RULES.get(first["type"], first["msg"].removeprefix("Value error, "))
+    return f"{flag} {first['input']}: {rule.format(**first.get('ctx', {}))}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

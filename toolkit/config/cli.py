@@ -5,7 +5,7 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
@@ -17,13 +17,13 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from toolkit.config import settings
 from toolkit.config.base import Section, explain, nearest, read_yaml
-from toolkit.config.settings import SECTIONS, Scales, Settings
-from toolkit.system import console, preemption
-from toolkit.system.errors import InputError, PreemptedError, expected, printable
+from toolkit.config.scales import Scales, make_scales
+from toolkit.config.settings import SECTIONS, Settings
+from toolkit.system import console
+from toolkit.system.errors import InputError
+from toolkit.system.exit_codes import exit_code as exit_code
 
 S = TypeVar("S", bound=Section)
-EXIT_CODES = {InputError: 2, PreemptedError: preemption.EXIT_CODE}
-INTERRUPTED = 130  # as shells have it: 128 and SIGINT
 ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
 SHARED = frozenset({"scales", "eval_scales"})  # what all strategies of several scales understand
 
@@ -202,7 +202,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     chosen = {name: values.pop(name) for name in list(values) if name in Scales.model_fields}
     return Command(
         settings=settings.make_settings(values),
-        scales=settings.make_scales(chosen),
+        scales=make_scales(chosen),
         dry_run=asked["dry_run"],
         benchmark=asked["benchmark"],
     )
@@ -244,32 +244,3 @@ def parse_section(
         return section(**given)
     except ValidationError as error:
         raise InputError(explain(error)) from None
-
-
-def tell(cause: Exception) -> None:
-    """Say what ended the run, in one line that names the process, and its notes, lines of another program; once."""
-    if getattr(cause, "told", False):
-        return
-    cause.told = True  # type: ignore[attr-defined]
-    rank = os.environ.get("RANK", "0")
-    text = "\n".join([printable(str(cause)), *getattr(cause, "__notes__", [])])
-    console.say(f"error{'' if rank == '0' else f' on rank {rank}'}: {text}", sys.stderr)
-
-
-def exit_code(work: Callable[[], Any]) -> int:
-    """Run a recipe; 0 done, 2 the user's input, 75 preempted, 130 Ctrl-C, 1 another of the `EXPECTED` errors.
-
-    Anything else keeps its traceback.
-    """
-    try:
-        work()
-    except Exception as error:
-        cause = expected(error)
-        if cause is None:
-            raise
-        tell(cause)
-        return next((code for kind, code in EXIT_CODES.items() if isinstance(cause, kind)), 1)
-    except KeyboardInterrupt:  # Ctrl-C, which training takes for itself, as a request to save
-        console.say("error: interrupted", sys.stderr)
-        return INTERRUPTED
-    return 0

@@ -8,23 +8,17 @@ made of group the flags in `--help`. What the scales are and how they are traine
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from toolkit.config.base import KeyValues, Numbers, Section, explain
+from toolkit.config.base import KeyValues, Section, explain
+from toolkit.config.choices import Cache
 from toolkit.system.errors import InputError
 
 SYNTHETIC = "synthetic"
 HUB = "hf:"  # starts the name of a Hugging Face dataset
 WANDB_PROJECT = "toolkit"
-
-
-def _cache_now(value: Any) -> Any:
-    return "disk" if value == "tier" else value  # the former name
-
-
-Cache = Annotated[Literal["auto", "ram", "disk", "off"], BeforeValidator(_cache_now)]
 
 
 def is_url(path: str) -> bool:
@@ -170,7 +164,9 @@ class Machine(Section):
         "auto", description="provider to record beside the instance type"
     )
     deterministic: bool = Field(False, description="deterministic kernels only; slower on GPUs")
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="of initialization, order and augmentation, 0 or more")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="random seed (initial weights, order, augmentation), 0 or more"
+    )
 
 
 class Output(Section):
@@ -185,7 +181,7 @@ class Output(Section):
         "or the path of a run or checkpoint",
     )
     save_every_steps: PositiveInt | None = Field(
-        None, description="save a checkpoint also after every so many steps (unset: not)"
+        None, description="also save a checkpoint every so many steps (default: off)"
     )
     save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
     keep: int = Field(3, ge=2, description="newest checkpoints that stay, 2 or more; the best one stays too")
@@ -198,9 +194,9 @@ class Output(Section):
     )
     wandb_artifact: bool = Field(False, description="upload the best model to wandb at the run's end")
     hourly_cost: float | None = Field(
-        None, gt=0, description="price of one machine for an hour, in any currency; shown with the run (unset: not)"
+        None, gt=0, description="price of one machine for an hour, in any currency; shown with the run (default: off)"
     )
-    record_samples: bool = Field(False, description="write every delivered sample to samples.jsonl, as a proof")
+    record_samples: bool = Field(False, description="log every sample served to samples.jsonl, to verify determinism")
 
 
 class Settings(Output, Machine, Optimization, Model, Augmentation, Data):
@@ -256,57 +252,9 @@ NOT_LEARNED = frozenset(
 )
 
 
-class Scales(Section):
-    """Scales"""
-
-    strategy: str | None = Field(
-        None,
-        description="simultaneous: all scales in each step; progressive: one after another (default: simultaneous)",
-    )
-    progressive: bool | None = Field(None, description="the same as --strategy progressive")
-    img_size: PositiveInt | None = Field(None, description="training size, px (unset: the architecture's own)")
-    scales: Numbers | None = Field(
-        None, description="ascending sizes, px (default: 64,112,224; 20,32,64 on the built-in data)"
-    )
-    scale_epochs: Numbers | None = Field(
-        None,
-        description="epochs at every scale but the last, which takes the rest; or a list that sums to --epochs "
-        "(unset: equal parts)",
-    )
-    ramp: bool | None = Field(
-        None,
-        description="grow smoothly instead of in stages: half the largest size for half of the epochs, full "
-        "size for the last fifth",
-    )
-    consistency_weight: float | None = Field(
-        None, ge=0, description="weight of the cross-scale consistency loss, 0 or more (default: 0, off)"
-    )
-    consistency: Literal["kl", "mse", "js"] | None = Field(
-        None, description="its form: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"
-    )
-    norm_per_scale: Literal["full", "statistics", "off"] | None = Field(
-        None,
-        description="what each scale owns of normalization layers: statistics and affine, statistics only, "
-        "nothing (default: full for simultaneous, off for progressive)",
-    )
-    eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")
-
-
-def default_scales(data_root: str) -> tuple[int, ...]:
-    return (20, 32, 64) if data_root == SYNTHETIC else (64, 112, 224)
-
-
 def make_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from names and values; raises InputError with one line."""
     try:
         return Settings(**values)
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
-
-
-def make_scales(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The given flags of `Scales`, typed; raises InputError with one line."""
-    try:
-        return Scales(**values).model_dump(exclude_none=True)
     except ValidationError as error:
         raise InputError(explain(error)) from None

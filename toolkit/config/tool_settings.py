@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from toolkit.config.base import Numbers, Section, split_numbers
-from toolkit.config.settings import SYNTHETIC, Cache
+from toolkit.config.choices import Cache
+from toolkit.config.settings import SYNTHETIC
 from toolkit.system.errors import InputError
 
 Format = Literal["safetensors", "onnx", "pt2"]

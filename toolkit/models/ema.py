@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from toolkit.models.create import copy_tensors, state_tensors
+from toolkit.models.multiview import copy_tensors, state_tensors
 
 
 class Weights:

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,13 +17,10 @@ from toolkit.data.images.views import views
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batch
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_threads
-from toolkit.models.create import MultiView, copy_state
 from toolkit.models.metrics import PredictionTable
+from toolkit.models.multiview import MultiView, copy_state
 from toolkit.strategies.base import EvalSpec
 from toolkit.system.errors import InputError
-
-if TYPE_CHECKING:  # it lives on a higher floor
-    from toolkit.runs.quarantine import Quarantine
 
 WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # of each timing
 LATENCY_S = 0.3  # spent on timing one figure at a run's end
@@ -54,11 +51,6 @@ class Score:
         return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
 
 
-def columns(scores: Mapping[str, Score]) -> dict[str, float]:
-    """Figures under the names of metrics.csv, such as 64px/top1."""
-    return {f"{name}/{metric}": value for name, score in scores.items() for metric, value in score.metrics().items()}
-
-
 def brief(scores: Mapping[str, Score]) -> str:
     return "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
 
@@ -69,6 +61,13 @@ class Evaluation:
 
     scores: dict[str, Score]
     predictions: PredictionTable
+
+
+class BadImages(Protocol):
+    """Where images that cannot be read are listed."""
+
+    def add(self, bad: Sequence[tuple[str, str]]) -> None:
+        """(name, reason) of each."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Evaluator:
     batch_size: int
     threads: int
     timeout_s: float = 300.0
-    quarantine: "Quarantine | None" = None
+    quarantine: BadImages | None = None
     between: Callable[[], None] = lambda: None
     flip: bool = False
 

@@ -14,7 +14,9 @@ def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimi
     """timm's optimizer; biases and normalization are not decayed. Raises InputError on an unknown name."""
     known = timm.optim.list_optimizers()
     if settings.optimizer not in known:
-        raise InputError(f"--optimizer {settings.optimizer}: timm has none such{nearest(settings.optimizer, known)}")
+        raise InputError(
+            f"--optimizer {settings.optimizer}: unknown timm optimizer{nearest(settings.optimizer, known)}"
+        )
     try:
         return timm.optim.create_optimizer_v2(
             model, opt=settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay

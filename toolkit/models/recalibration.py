@@ -8,8 +8,8 @@ import torch
 from toolkit.data.loading.batches import EvalBatchBuilder
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_threads
-from toolkit.models.create import BATCH_NORMS
 from toolkit.models.evaluator import Evaluator
+from toolkit.models.multiview import BATCH_NORMS
 
 IMAGES = 2048
 

@@ -32,10 +32,6 @@ Tensors = Mapping[str, Tensor]
 Contents = Mapping[str, Tensors | Mapping[str, Any]]  # by file name: *.safetensors, *.json
 
 
-class _DamagedError(Exception):
-    """A file of a checkpoint is not what was committed."""
-
-
 def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 

@@ -3,14 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-COLUMNS = {"strength": "regularization"}  # of metrics.csv
-KEYS = {"borrowed": "norm_from", **COLUMNS}  # of summary.json
+KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.json
 VALUES = {("cache", "tier"): "disk"}  # of settings in config.yaml and in a checkpoint's manifest
-
-
-def columns_now(row: Mapping[str, str]) -> dict[str, str]:
-    """A row of metrics.csv."""
-    return {COLUMNS.get(name, name): cell for name, cell in row.items()}
 
 
 def keys_now(value: Any) -> Any:

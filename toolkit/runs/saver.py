@@ -10,9 +10,11 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from toolkit.runs import best_model, checkpoint, state
-from toolkit.runs.checkpoint import Contents, Store, Tensors
-from toolkit.runs.state import Progress
+from toolkit.runs import best_model, checkpoint
+from toolkit.runs.checkpoint import Store, Tensors
+from toolkit.runs.generators import generator_state
+from toolkit.runs.progress import Progress
+from toolkit.runs.snapshot import Snapshot
 from toolkit.system.errors import SaveError
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Saver:
         self,
         progress: Progress,
         own: Tensors,
-        capture: Callable[[], Contents],
+        capture: Callable[[], Snapshot],
         metadata: Mapping[str, Any],
         best: bool = False,
     ) -> None:
@@ -52,7 +54,7 @@ class Saver:
         def stage() -> None:
             self._wait()
             rank = self._accelerator.process_index
-            self._store.stage(step, checkpoint.rank_file(rank), {**state.generator_state(), **own})
+            self._store.stage(step, checkpoint.rank_file(rank), {**generator_state(), **own})
 
         self._everywhere(stage, step)
         if self._accelerator.is_main_process:
@@ -79,14 +81,14 @@ class Saver:
         if writing is not None:
             writing.result()
 
-    def _write(self, step: int, contents: Contents, metadata: Mapping[str, Any], best: Mapping[str, Any]) -> None:
+    def _write(self, step: int, snapshot: Snapshot, metadata: Mapping[str, Any], best: Mapping[str, Any]) -> None:
         for rank in range(self._accelerator.num_processes):
             part = self._store.staging(step) / checkpoint.rank_file(rank)
             if not part.exists():
                 raise SaveError(f"{part}: rank {rank} wrote it and rank 0 does not see it: is the storage shared?")
-        self._store.commit(step, contents, metadata)
+        self._store.commit(step, snapshot.files(), metadata)
         if best:
-            best_model.save(self._best, state.exported(contents), best)
+            best_model.save(self._best, snapshot.exported, best)
 
     def _everywhere(self, work: Callable[[], None], step: int) -> None:
         """Do something on each process; raises SaveError on all of them where it failed on one."""

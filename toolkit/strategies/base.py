@@ -8,13 +8,13 @@ rank agrees with every other.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from toolkit.config.choices import NORM_MODES, NormMode
 from toolkit.system.errors import InputError
 
-NORM_MODES = ("full", "statistics", "off")
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -75,7 +75,7 @@ class NormPolicy:
     With "off" all sizes share one set, and `scales` are those that its statistics are of at the end of training.
     """
 
-    mode: Literal["full", "statistics", "off"]
+    mode: NormMode
     scales: tuple[int, ...]
 
     def __post_init__(self) -> None:

@@ -4,12 +4,14 @@ In all of them the larger scale is the teacher: it is detached, so it is taught 
 (RS-Nets, arXiv:2007.00193, without their ensemble teacher).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from toolkit.config.choices import ConsistencyForm
 
 
 def kl(larger: Tensor, smaller: Tensor) -> Tensor:
@@ -35,10 +37,10 @@ def js(larger: Tensor, smaller: Tensor) -> Tensor:
     return torch.stack(divergences).mean()
 
 
-CONSISTENCY = {"kl": kl, "mse": mse, "js": js}
+CONSISTENCY: dict[ConsistencyForm, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "mse": mse, "js": js}
 
 
-def consistency(logits: Sequence[Tensor], form: str) -> Tensor:
+def consistency(logits: Sequence[Tensor], form: ConsistencyForm) -> Tensor:
     """Mean over all pairs (larger -> smaller) of logits given in ascending order of size."""
     pairs = [CONSISTENCY[form](larger, smaller) for smaller, larger in combinations(logits, 2)]
     return torch.stack(pairs).mean()

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
+from toolkit.config.choices import NormMode
 from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.scales import check_ascending, check_several, eval_specs
 from toolkit.system.errors import InputError
@@ -30,7 +31,7 @@ class Progressive(Strategy):
     scales: tuple[int, ...]
     scale_epochs: tuple[int, ...] | None = None
     ramp: bool = False
-    norm_per_scale: Literal["full", "statistics", "off"] = "off"
+    norm_per_scale: NormMode = "off"
     eval_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:

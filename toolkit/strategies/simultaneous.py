@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from toolkit.config.choices import ConsistencyForm, NormMode
 from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.consistency import CONSISTENCY, consistency
 from toolkit.strategies.scales import check_ascending, check_several, eval_specs, join
@@ -24,8 +25,8 @@ class Simultaneous(Strategy):
 
     scales: tuple[int, ...]
     consistency_weight: float = 0.0
-    consistency: Literal["kl", "mse", "js"] = "kl"
-    norm_per_scale: Literal["full", "statistics", "off"] = "full"
+    consistency: ConsistencyForm = "kl"
+    norm_per_scale: NormMode = "full"
     eval_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -36,7 +36,14 @@ class DiskError(RuntimeError):
 
 
 class PreemptedError(RuntimeError):
-    """The run was asked to stop and has saved what it had, exit code 75: the same command goes on."""
+    """A signal or a cloud's notice stopped the run, whose steps are saved: exit code 75, the same command continues.
+
+    `exit_reason`: what summary.json says; the message may become more detailed.
+    """
+
+    def __init__(self, exit_reason: str) -> None:
+        super().__init__(exit_reason)
+        self.exit_reason = exit_reason
 
 
 class ResumeError(RuntimeError):

@@ -114,9 +114,11 @@ class Preemption:
         self.ask(name)
         if not self._training:
             raise _StoppedEarly(f"stopped by {name} before training began; run the same command again")
-        then = "all is trained, the run ends" if self._trained else f"saving a checkpoint, then exit code {EXIT_CODE}"
+        shown, again = ("Ctrl-C", "press") if number == signal.SIGINT else (name, "send it")
+        then = "all is trained, the run ends" if self._trained else "saving a checkpoint ..."
+        hint = "quit at once" if self._trained else "quit without saving"
         with contextlib.suppress(OSError):  # nobody reads it any more: Ctrl-C ends a `tee` behind the run first
-            os.write(2, f"{name}: {then}; once more: leaving at once\n".encode())
+            os.write(2, f"{shown}: {then} ({again} again to {hint})\n".encode())
 
     def _count_signals(self) -> None:
         """Have the interpreter put the number of each signal into a pipe; it does so wherever the main thread waits."""

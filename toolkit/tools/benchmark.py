@@ -21,10 +21,10 @@ from toolkit.strategies.base import Phase, Step, Strategy
 from toolkit.system import console, host
 from toolkit.system.errors import InputError
 from toolkit.training import device
-from toolkit.training.loop import train_step
 from toolkit.training.monitor import peak_memory_gb, reset_peak_memory
 from toolkit.training.roofline import TRAINING, Case, Ceiling, Knobs, Traffic, ceiling, training_gflop, verdict
 from toolkit.training.run_plan import RunPlan, make_run_plan, undefined_gradient
+from toolkit.training.step import train_step
 from toolkit.training.train_state import TrainState, build_train_state
 
 log = logging.getLogger(__name__)
@@ -79,22 +79,22 @@ def benchmark(
             for batch_size in batch_sizes or (settings.batch_size,):
                 sized = settings.model_copy(update={"batch_size": batch_size})
                 run_plan = make_run_plan(accelerator, sized, strategy, only_timed=True)
-                train_state, _ = build_train_state(accelerator, strategy, run_plan, only_some_scales=True)
-                loader = loader or _loader_rates(train_state, run_plan)
+                state, _ = build_train_state(accelerator, strategy, run_plan, only_some_scales=True)
+                loader = loader or _loader_rates(state, run_plan)
                 for sizes in _all_sizes(run_plan):
-                    if reason := undefined_gradient(accelerator, run_plan.model_plan, sizes):
+                    if reason := undefined_gradient(accelerator, run_plan.model, sizes):
                         log.info("left out  %s, whose gradient torch leaves undefined", reason)
                         continue
-                    measured = _measure(train_state, run_plan, sizes, steps, ceilings[precision])
+                    measured = _measure(state, run_plan, sizes, steps, ceilings[precision])
                     cases.append(replace(measured, precision=precision, loader_images_per_s=loader[sizes]))
-                del train_state
+                del state
         finally:
             device.stop()
     if not cases:
         raise InputError("nothing is left to measure: take larger sizes or another of --precisions")
     cases.sort(key=lambda case: (len(case.sizes), case.sizes, case.batch_size))
     size_flag = "--img-size" if isinstance(strategy, SingleScale) else "--scales"
-    knobs = Knobs(run_plan.threads, host.loader_threads(), run_plan.settings.cache, settings.compile, size_flag)
+    knobs = Knobs(run_plan.threads, host.loader_threads(), run_plan.cache.kind, settings.compile, size_flag)
     conditions = {
         "arch": settings.arch,
         **where,
@@ -138,26 +138,26 @@ def table(report: BenchmarkReport) -> list[str]:
 
 def _all_sizes(run_plan: RunPlan) -> list[tuple[int, ...]]:
     """Those of each phase, and each of them alone."""
-    own = {tuple(phase.sizes) for phase in run_plan.plan.phases}
+    own = {tuple(phase.sizes) for phase in run_plan.steps.phases}
     return sorted({*own, *((size,) for sizes in own for size in sizes)}, key=lambda sizes: (len(sizes), sizes))
 
 
-def _measure(train_state: TrainState, run_plan: RunPlan, sizes: tuple[int, ...], steps: int, reached: Ceiling) -> Case:
+def _measure(state: TrainState, run_plan: RunPlan, sizes: tuple[int, ...], steps: int, reached: Ceiling) -> Case:
     """Everything about a case but its precision and its loader."""
-    accelerator, plan = train_state.accelerator, run_plan.plan
+    accelerator, plan = state.accelerator, run_plan.steps
     if len(sizes) == 1:
-        train_state = replace(train_state, strategy=SingleScale(sizes[0]))
+        state = replace(state, strategy=SingleScale(sizes[0]))
     batch_size, micro_batch = plan.budget.batch_size, plan.micro_batch
     device.give_back_memory()
     reset_peak_memory(accelerator.device)
-    p50, p95 = np.percentile(_step_seconds(train_state, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
+    p50, p95 = np.percentile(_step_seconds(state, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
     memory = peak_memory_gb(accelerator.device)
     fewer = max(2, micro_batch // 2)  # BatchNorm needs two
     short = -(-steps // 2)  # a median needs fewer than a percentile
-    halved = np.median(_step_seconds(train_state, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
+    halved = np.median(_step_seconds(state, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
     fixed = None if halved is None else p50 - micro_batch * (p50 - halved) / (micro_batch - fewer)
-    gflop = batch_size * training_gflop(run_plan.model_plan.gmacs, sizes)
-    moved = TRAINING * plan.accumulation * _forward_bytes(train_state, sizes, micro_batch)
+    gflop = batch_size * training_gflop(run_plan.model.gmacs, sizes)
+    moved = TRAINING * plan.accumulation * _forward_bytes(state, sizes, micro_batch)
     return Case(
         sizes=sizes,
         precision="",
@@ -181,39 +181,39 @@ def _batch(sizes: tuple[int, ...], images: int, batch_size: int) -> Batch:
 
 
 def _step_seconds(
-    train_state: TrainState, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
+    state: TrainState, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
 ) -> list[float]:
     """Of each timed optimizer step, on the process's own clock."""
     phase, batch = Phase(0, 1, 1, sizes, batch_size), _batch(sizes, micro_batch, batch_size)
-    train_state.model.train()
+    state.model.train()
     times = []
     for _ in range(WARM_UP_STEPS + steps):
         started = time.perf_counter()
-        for _ in range(train_state.accelerator.gradient_accumulation_steps):
-            train_step(train_state, batch, phase, learning_rate=0.0)
-        int(train_state.non_finite.first_bad)  # waits for the device
+        for _ in range(state.accelerator.gradient_accumulation_steps):
+            train_step(state, batch, phase, learning_rate=0.0)
+        int(state.non_finite.first_bad)  # waits for the device
         times.append(time.perf_counter() - started)
     return times[WARM_UP_STEPS:]
 
 
 @torch.no_grad()
-def _forward_bytes(train_state: TrainState, sizes: tuple[int, ...], micro_batch: int) -> int:
+def _forward_bytes(state: TrainState, sizes: tuple[int, ...], micro_batch: int) -> int:
     """What the operations of one forward pass read and write, in the precision at hand."""
-    images, _ = train_state.receive(_batch(sizes, micro_batch, micro_batch))
-    views = train_state.views(images, sizes)
-    with torch.compiler.set_stance("force_eager"), train_state.accelerator.autocast(), Traffic() as traffic:
-        train_state.weights.model.eval()(*views)
+    images, _ = state.receive(_batch(sizes, micro_batch, micro_batch))
+    views = state.views(images, sizes)
+    with torch.compiler.set_stance("force_eager"), state.accelerator.autocast(), Traffic() as traffic:
+        state.weights.model.eval()(*views)
     return traffic.bytes
 
 
-def _loader_rates(train_state: TrainState, run_plan: RunPlan) -> dict[tuple[int, ...], float]:
+def _loader_rates(state: TrainState, run_plan: RunPlan) -> dict[tuple[int, ...], float]:
     """Images per second that the loader delivers at each of the sizes over all processes, with nothing beside it.
 
     Each from an epoch of its own, so that the images are other ones where there are many; those kept in memory are
     read once before, as by all epochs but the first.
     """
-    accelerator, plan = train_state.accelerator, run_plan.plan
-    pipeline = open_pipeline(run_plan.settings, train_state.strategy, run_plan.splits, plan.phases, run_plan.threads)
+    accelerator, plan = state.accelerator, run_plan.steps
+    pipeline = open_pipeline(run_plan.resolved, state.strategy, run_plan.splits, run_plan.cache, run_plan.threads)
     rates = {}
     for number, sizes in enumerate(_all_sizes(run_plan)):
         epoch = next(epoch for epoch in plan.epochs() if {*sizes} <= {*epoch.phase.sizes})
@@ -221,7 +221,7 @@ def _loader_rates(train_state: TrainState, run_plan: RunPlan) -> dict[tuple[int,
         if len(sizes) == 1:
             alone = replace(pipeline, sampler=replace(pipeline.sampler, strategy=SingleScale(sizes[0])))
         share, batches = plan.share(accelerator.process_index), LOADER_BATCHES
-        for _ in range(2 if run_plan.settings.cache == "ram" else 1):
+        for _ in range(2 if run_plan.cache.kind == "ram" else 1):
             rate, batches = _delivered(alone, epoch._replace(number=number), share, batches)
         slowest = accelerator.gather(torch.tensor([rate], device=accelerator.device)).min().item()
         rates[sizes] = slowest * plan.processes

@@ -29,7 +29,7 @@ from toolkit.data.loading.batches import EvalBatchBuilder, load
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.read import read_bytes
-from toolkit.models.create import MultiView, ScaleNorm
+from toolkit.models.multiview import MultiView, ScaleNorm
 from toolkit.system import files
 from toolkit.system.errors import ExportError, InputError, first_line
 from toolkit.tools.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source, answer, difference

@@ -9,7 +9,7 @@ from toolkit.system import console
 from toolkit.tools.benchmark import benchmark
 from toolkit.training import device
 from toolkit.training.loop import train
-from toolkit.training.run_plan import describe, make_run_plan
+from toolkit.training.run_plan import describe_run, make_run_plan
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
     console.start(accelerator.is_main_process)
     try:
         run_plan = make_run_plan(accelerator, settings, strategy)
-        return [*device.describe(settings, accelerator), *describe(run_plan, strategy)]
+        return [*device.describe_machine(settings, accelerator), *describe_run(run_plan, strategy)]
     finally:
         device.stop()
 

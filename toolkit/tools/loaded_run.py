@@ -9,8 +9,11 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from toolkit.config.settings import Scales, Settings, make_scales, make_settings
-from toolkit.models.create import MultiView, copy_state, create, plan_model
+from toolkit.config.scales import Scales, make_scales
+from toolkit.config.settings import Settings, make_settings
+from toolkit.models.create import create
+from toolkit.models.inspection import plan_model
+from toolkit.models.multiview import MultiView, copy_state
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.directory import RunDirectory
 from toolkit.strategies import STRATEGIES, build
@@ -83,7 +86,7 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
         further = settings.model_copy(update={"model_kwargs": {**settings.model_kwargs, **made}})
         plan = plan_model(further, len(classes), sorted({*own, *sizes}))
     fresh = settings.model_copy(update={"pretrained": False, "sync_bn": False})  # all weights come from the run
-    model = create(fresh, plan, strategy.norm())
+    model = create(fresh, plan.arguments, strategy.norm())
     try:
         copy_state(state, model)
     except RuntimeError as error:

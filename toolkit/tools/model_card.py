@@ -13,7 +13,7 @@ from toolkit.config.base import to_yaml
 from toolkit.config.settings import SYNTHETIC
 from toolkit.config.tool_settings import Format
 from toolkit.data.sources.index import Splits
-from toolkit.runs.directory import learned
+from toolkit.runs.run_config import learned
 from toolkit.strategies.base import at_size
 from toolkit.system.errors import printable
 from toolkit.tools.export_formats import FILES, INPUT, TOLERANCE

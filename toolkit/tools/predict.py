@@ -22,8 +22,8 @@ from toolkit.data.sources.index import Index
 from toolkit.data.sources.paths import Listed, list_paths
 from toolkit.data.sources.read import read_bytes
 from toolkit.models.cascade import Cascade, saving
-from toolkit.models.create import MultiView
 from toolkit.models.evaluator import Evaluator
+from toolkit.models.multiview import MultiView
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import console
 from toolkit.system.errors import BadSampleError, InputError, printable

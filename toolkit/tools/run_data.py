@@ -10,7 +10,7 @@ from toolkit.data.sources.folders import TRAIN, class_folders, find_split, list_
 from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.shards import holds_shards
 from toolkit.data.sources.splits import find_splits, open_splits
-from toolkit.runs.directory import changed_images
+from toolkit.runs.resume_rules import changed_images
 from toolkit.system import files
 from toolkit.system.errors import InputError
 from toolkit.tools.loaded_run import LoadedRun

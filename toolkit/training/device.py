@@ -165,7 +165,7 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def describe(settings: Settings, accelerator: Accelerator) -> list[str]:
+def describe_machine(settings: Settings, accelerator: Accelerator) -> list[str]:
     """Device, processes, threads and precision as lines for a person."""
     origin = "launcher" if settings.amp is None else "--amp" if settings.amp else "--no-amp"
     precision = accelerator.mixed_precision

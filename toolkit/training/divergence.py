@@ -8,7 +8,7 @@ from accelerate.utils import broadcast_object_list
 
 from toolkit.system.errors import InputError, NonFiniteError
 from toolkit.training.resume import restore, restore_best
-from toolkit.training.setup import Run
+from toolkit.training.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def check_finite(run: Run, step: int | None) -> None:
     if step is None:
         return
     epoch = next(epoch for epoch in run.epochs() if epoch.start <= step < epoch.end)
-    spec = next(run.pipeline.sampler.batch_specs(epoch, step))
+    spec = next(run.data.sampler.batch_specs(epoch, step))
     raise NonFiniteError(
         f"the loss or its gradient is not finite at step {step} (epoch {epoch.number}), samples "
         f"{' '.join(map(str, spec.ids.tolist()))}; nothing was saved since; look at those images, or lower "
@@ -29,9 +29,10 @@ def check_finite(run: Run, step: int | None) -> None:
 
 
 def roll_back(run: Run, error: NonFiniteError) -> None:
-    """Go back to the last checkpoint, to go on with the images in another order; raises `error` where that is over."""
-    progress, rollbacks = run.progress, run.progress.rollbacks + 1
-    run.saver.join(progress.step)
+    """Go back to the last checkpoint and continue with the images in another order; raises `error` where that ends."""
+    progress, records, rollbacks = run.state.progress, run.records, run.state.progress.rollbacks + 1
+    records.tracking.alert("Diverged", str(error), progress.step)
+    records.saver.join(progress.step)
     start = _verified(run)
     if run.settings.on_divergence == "stop":
         raise error
@@ -39,14 +40,14 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
         raise NonFiniteError(f"{error} (no checkpoint to go back to: --save-every-steps saves within an epoch)")
     if rollbacks > MOST_ROLLBACKS:
         raise NonFiniteError(f"{error} (after {MOST_ROLLBACKS} rollbacks)")
-    restore(start, run.train_state, run.running_means, run.fingerprint, progress)
+    restore(start, run.state, records.fingerprint)
     progress.rollbacks = rollbacks
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        restore_best(run.directory, progress)  # a damaged checkpoint may have been passed, and with it the best model
-        run.directory.truncate_to(progress)
+        restore_best(records.directory, progress)  # it may have passed a damaged checkpoint, and with it the best model
+        records.directory.truncate_to(progress)
     run.accelerator.wait_for_everyone()
-    run.tracking.rewind(progress.step)
+    records.tracking.rewind(progress.step)
     log.warning("%s", error)
     log.warning("rollback %d of %d: going on from %s, images in another order", rollbacks, MOST_ROLLBACKS, start)
 
@@ -56,5 +57,5 @@ def _verified(run: Run) -> Path | None:
     found: list[Path | None] = [None]
     if run.accelerator.is_main_process:
         with contextlib.suppress(InputError):  # all are damaged, as was said
-            found = [run.directory.store.recover()]
+            found = [run.records.directory.store.recover()]
     return broadcast_object_list(found)[0]

@@ -1,7 +1,7 @@
 """Which epoch is the best so far, when to stop early, and when a plateau lowers the learning rate."""
 
 from toolkit.config.settings import Settings
-from toolkit.runs.state import Progress
+from toolkit.runs.progress import Progress
 
 PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
 

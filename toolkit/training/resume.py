@@ -1,8 +1,8 @@
-"""From what learns to a checkpoint's contents, and back: for a resume and for a rollback alike."""
+"""Training state to a snapshot and back, for a resume and for a rollback alike."""
 
+import copy
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from accelerate import Accelerator
 
 from toolkit.data.sources.index import Splits
 from toolkit.models import optimizer_state
-from toolkit.models.create import copy_state, state_tensors
-from toolkit.runs import best_model, checkpoint, state
-from toolkit.runs.checkpoint import Contents, load, rank_file, read_manifest
-from toolkit.runs.directory import RunDirectory, learned
-from toolkit.runs.state import EMA, MODEL, OPTIMIZER, OPTIMIZER_REST, TRAINER, Progress
+from toolkit.models.multiview import copy_state, state_tensors
+from toolkit.runs import best_model, checkpoint, generators
+from toolkit.runs.checkpoint import load, rank_file, read_manifest
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.progress import Progress
+from toolkit.runs.run_config import learned
+from toolkit.runs.snapshot import Snapshot, read_exported, read_snapshot
 from toolkit.system.errors import InputError
 from toolkit.training import device
-from toolkit.training.monitor import RunningMeans, averaged
+from toolkit.training.monitor import averaged
 from toolkit.training.step_plan import StepPlan
 from toolkit.training.train_state import TrainState
 
@@ -48,40 +50,33 @@ def fingerprint_of(
     }
 
 
-def capture(train_state: TrainState, progress: Progress) -> Contents:
-    """Everything that a checkpoint holds but the generators, as copies in host memory."""
-    scaler = train_state.accelerator.scaler
-    tensors, rest = optimizer_state.split_optimizer(train_state.optimizer.state_dict())
-    average = train_state.weights.average()
-    return {
-        MODEL: optimizer_state.on_cpu(state_tensors(train_state.weights.model)),
-        **({EMA: optimizer_state.on_cpu(average)} if average else {}),
-        OPTIMIZER: tensors,
-        OPTIMIZER_REST: rest,
-        TRAINER: {"progress": asdict(progress), "scaler": None if scaler is None else scaler.state_dict()},
-    }
+def capture(state: TrainState) -> Snapshot:
+    """Everything that a checkpoint holds but generators and running means, as copies in host memory."""
+    scaler = state.accelerator.scaler
+    tensors, rest = optimizer_state.split_optimizer(state.optimizer.state_dict())
+    return Snapshot(
+        model=optimizer_state.on_cpu(state_tensors(state.weights.model)),
+        average=optimizer_state.on_cpu(state.weights.average()),
+        optimizer=tensors,
+        optimizer_rest=rest,
+        progress=copy.deepcopy(state.progress),
+        scaler=None if scaler is None else scaler.state_dict(),
+    )
 
 
-def restore(
-    start: Path,
-    train_state: TrainState,
-    running_means: RunningMeans,
-    fingerprint: Mapping[str, Any],
-    progress: Progress,
-) -> None:
-    """Put the run's own checkpoint, verified, into the learner, `progress`, and this process's generators and means."""
-    accelerator, saved = train_state.accelerator, read_manifest(start)
-    own = rank_file(accelerator.process_index)
-    held = load(start, (MODEL, EMA, OPTIMIZER, OPTIMIZER_REST, TRAINER, own))
-    copy_state(held[MODEL], train_state.weights.model)
-    train_state.optimizer.load_state_dict(optimizer_state.join_optimizer(held[OPTIMIZER], held[OPTIMIZER_REST]))
-    _lay_out_alike(train_state.optimizer)
-    if accelerator.scaler is not None and held[TRAINER]["scaler"] is not None:
-        accelerator.scaler.load_state_dict(held[TRAINER]["scaler"])
-    progress.become(Progress(**held[TRAINER]["progress"]))
-    train_state.weights.restore(held.get(EMA, {}), progress.optimizer_updates)
-    train_state.non_finite.forget()
-    # One that an earlier version did not note is taken to be the same.
+def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> None:
+    """Load the run's own checkpoint, verified, into the training state and this process's generators and means."""
+    accelerator, saved, snapshot = state.accelerator, read_manifest(start), read_snapshot(start)
+    progress, own = state.progress, rank_file(accelerator.process_index)
+    copy_state(snapshot.model, state.weights.model)
+    state.optimizer.load_state_dict(snapshot.optimizer_state())
+    _lay_out_alike(state.optimizer)
+    if accelerator.scaler is not None and snapshot.scaler is not None:
+        accelerator.scaler.load_state_dict(dict(snapshot.scaler))
+    progress.become(snapshot.progress)
+    state.weights.restore(snapshot.average, progress.optimizer_updates)
+    state.non_finite.forget()
+    # What an earlier version did not record is taken to be the same.
     changes = [
         f"{name} {saved[name]} -> {fingerprint[name]}"
         for name in PLACE
@@ -89,14 +84,15 @@ def restore(
     ]
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
-        log.info("resume    not bit for bit: %s", ", ".join(changes))
+        log.info("resume    not bit-exact: %s", ", ".join(changes))
     if all(saved[name] == fingerprint[name] for name in ("processes", "device")):
-        state.restore_generators(held[own])
-        running_means.restart(held[own], accelerator.device)
+        held = load(start, [own])[own]
+        generators.restore_generators(held)
+        state.running_means.restart(held, accelerator.device)
     else:
         parts = load(start, [rank_file(rank) for rank in range(saved["processes"])])
-        running_means.restart(averaged([*parts.values()]), accelerator.device)
-        state.seed_generators(fingerprint["config"]["seed"], progress.step, accelerator.process_index)
+        state.running_means.restart(averaged([*parts.values()]), accelerator.device)
+        generators.seed_generators(fingerprint["config"]["seed"], progress.step, accelerator.process_index)
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
@@ -123,7 +119,7 @@ def restore_best(directory: RunDirectory, progress: Progress) -> None:
     source = directory.store.path(step)
     try:
         checkpoint.check(source)
-        best_model.save(directory.best, state.exported(load(source, (MODEL, EMA))), progress.best)
+        best_model.save(directory.best, read_exported(source), progress.best)
         log.info("best      exported anew from %s", source)
     except InputError as error:
         log.warning("the best model so far, of epoch %s, is lost: %s", progress.best["epoch"], error)

@@ -7,33 +7,38 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from toolkit.config.settings import SYNTHETIC, Settings
-from toolkit.data.loading.pipeline import check_readable, resolve_cache
-from toolkit.data.loading.pipeline import describe as describe_cache
+from toolkit.data.loading.cache import CacheChoice, choose_cache
+from toolkit.data.loading.pipeline import check_readable
 from toolkit.data.sources import synthetic
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.splits import absolute, open_splits
-from toolkit.models.create import ModelPlan, plan_model
+from toolkit.models.inspection import ModelPlan, plan_model
 from toolkit.runs import dashboards
 from toolkit.strategies.base import Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
-from toolkit.training import step_plan
-from toolkit.training.step_plan import StepPlan, make_step_plan
+from toolkit.training.step_plan import StepPlan, describe_steps, make_step_plan
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """A run that was checked against data, processes and model, before anything is built or written.
 
-    `settings` have all choices made that were left to the toolkit; `open_cache`: that of the cache among them.
+    `settings` as asked for, with what depends on launcher and data filled in, but for `cache`, which is `--cache`
+    resolved; `threads`: decoding threads per process.
     """
 
     settings: Settings
-    open_cache: bool
+    cache: CacheChoice
     splits: Splits
-    plan: StepPlan
-    model_plan: ModelPlan
+    steps: StepPlan
+    model: ModelPlan
     threads: int
+
+    @property
+    def resolved(self) -> Settings:
+        """The settings with every choice made."""
+        return self.settings.model_copy(update={"cache": self.cache.kind})
 
 
 def make_run_plan(
@@ -45,36 +50,34 @@ def make_run_plan(
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)
     splits = open_splits(settings, strategy.selection().sizes[-1])
-    run_plan = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
+    steps = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
     if settings.on_bad_sample == "fail":
         check_readable(splits)
-    open_cache = settings.cache == "auto"
-    settings = settings.model_copy(update={"cache": resolve_cache(settings, splits, run_plan.phases, _free_gb())})
+    cache = choose_cache(settings, splits, steps.phases, _free_gb())
     evaluated = {size for spec in strategy.eval_specs() for size in spec.sizes}
-    sizes = sorted(evaluated.union(*(phase.sizes for phase in run_plan.phases)))
+    sizes = sorted(evaluated.union(*(phase.sizes for phase in steps.phases)))
     threads = host.loader_threads() if settings.num_workers is None else settings.num_workers
-    model_plan = plan_model(settings, len(splits.classes), sizes, run_plan.micro_batch)
+    model_plan = plan_model(settings, len(splits.classes), sizes, steps.micro_batch)
     _check_norm(settings, strategy, model_plan)
     if not only_timed:
-        trained = {size for phase in run_plan.phases for size in phase.sizes}
+        trained = {size for phase in steps.phases for size in phase.sizes}
         if reason := undefined_gradient(accelerator, model_plan, trained):
             raise InputError(
                 f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp"
             )
     _check_alike(splits)
-    return RunPlan(settings, open_cache, splits, run_plan, model_plan, threads)
+    return RunPlan(settings, cache, splits, steps, model_plan, threads)
 
 
-def go_on(run_plan: RunPlan, cache: str | None) -> RunPlan:
-    """The same with the cache that a run began with, where that was left open; None: there is no such run.
+def keep_cache(run_plan: RunPlan, kind: str | None) -> RunPlan:
+    """The plan of a run that is continued with the cache it began with, unless `--cache` names one.
 
-    Raises InputError, on all processes, where it does not fit into memory any more.
+    None: a new run. Raises InputError, on all processes, where that cache does not fit into memory now.
     """
-    if cache is None or not run_plan.open_cache:
+    if kind is None or run_plan.settings.cache != "auto":
         return run_plan
-    settings = run_plan.settings.model_copy(update={"cache": cache})
-    resolve_cache(settings, run_plan.splits, run_plan.plan.phases, _free_gb())
-    return replace(run_plan, settings=settings)
+    settings = run_plan.settings.model_copy(update={"cache": kind})
+    return replace(run_plan, cache=choose_cache(settings, run_plan.splits, run_plan.steps.phases, _free_gb()))
 
 
 def _free_gb() -> float:
@@ -113,9 +116,9 @@ def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: I
     return "" if first is None else f"{first} px in bfloat16 on a CPU: {model_plan.overstrided[first]}"
 
 
-def describe(run_plan: RunPlan, strategy: Strategy) -> list[str]:
-    """The plan of a run as lines for a person; the machine's lines are `device.describe`."""
-    settings, splits, model_plan = run_plan.settings, run_plan.splits, run_plan.model_plan
+def describe_run(run_plan: RunPlan, strategy: Strategy) -> list[str]:
+    """The plan of a run as lines for a person; the machine's lines are `device.describe_machine`."""
+    settings, splits, model_plan = run_plan.settings, run_plan.splits, run_plan.model
     counts = [
         f"{name} {len(split)}"
         for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
@@ -127,7 +130,7 @@ def describe(run_plan: RunPlan, strategy: Strategy) -> list[str]:
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
         f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
-        f"{run_plan.threads} decoding worker(s) per process; {describe_cache(settings, splits, run_plan.plan.phases)}",
+        f"{run_plan.threads} decoding worker(s) per process; {run_plan.cache.describe(run_plan.steps.phases)}",
         f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
         f"RandAugment {settings.rand_augment:g}, color jitter {settings.color_jitter:g}, erasing "
         f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}",
@@ -138,7 +141,7 @@ def describe(run_plan: RunPlan, strategy: Strategy) -> list[str]:
         f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
         f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
         f"{settings.seed}",
-        *step_plan.describe(run_plan.plan, strategy, len(splits.train)),
+        *describe_steps(run_plan.steps, strategy, len(splits.train)),
     ]
 
 

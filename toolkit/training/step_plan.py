@@ -64,7 +64,7 @@ def make_step_plan(settings: Settings, strategy: Strategy, images: int, processe
     return StepPlan(budget, strategy.phases(budget), processes, micro, per_process // micro)
 
 
-def describe(plan: StepPlan, strategy: Strategy, images: int) -> list[str]:
+def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]:
     """The plan as lines for a person."""
     budget, dropped = plan.budget, images - plan.budget.images
     lines = [

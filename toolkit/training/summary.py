@@ -1,19 +1,22 @@
-"""How a run ended, with what it cost and what it ran on."""
+"""The end of a run, good or bad: final evaluation, summary.json, and what the run cost and ran on."""
 
 import contextlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from toolkit.config.cli import EXIT_CODES, tell
-from toolkit.models.evaluator import Score, columns
-from toolkit.runs import report
+from toolkit.models.evaluator import Score, brief
+from toolkit.runs import best_model, report, saved_predictions
+from toolkit.runs.metrics_row import MetricsRow, eval_columns, number
 from toolkit.system.errors import NonFiniteError, PeerError, PreemptedError, SaveError
+from toolkit.system.exit_codes import EXIT_CODES, report_once
 from toolkit.training import device
 from toolkit.training.monitor import peak_memory_gb
-from toolkit.training.setup import Run
+from toolkit.training.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +24,55 @@ PACKAGES = ("toolkit", "torch", "torchvision", "accelerate", "timm")
 KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # ends that all processes have agreed on
 
 
-def summarize(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
-    """What summary.json says of a run that ended as `outcome` tells."""
-    progress, accelerator = run.progress, run.accelerator
-    rows, now = run.directory.metrics(), peak_memory_gb(accelerator.device)
+def conclude(run: Run) -> dict[str, Any]:
+    """Evaluate the best model at every scale, on the test images where there are any, and write the summary."""
+    progress, records, specs = run.state.progress, run.records, run.strategy.eval_specs()
+    main, directory = run.accelerator.is_main_process, run.records.directory
+    if not progress.optimizer_updates:
+        log.warning("none of the %d steps moved the weights: all overflowed in float16; give --no-amp", progress.step)
+    records.saver.join(progress.step)
+    run.control.consensus.begin()
+    weights, metadata = best_model.load(directory.best)
+    run.evaluator.load(weights)
+    scores = {}
+    for split, images in run.data.evaluated.items():
+        evaluation = run.evaluator.evaluate(images, specs)
+        scores[split] = evaluation.scores
+        if main:
+            saved_predictions.keep(directory.predictions, split, evaluation.predictions, images)
+    for split, of_split in scores.items():
+        log.info("%s, best model (epoch %s)", split, metadata["epoch"])
+        for spec, score in of_split.items():
+            log.info("  %6s  %s", spec, score)
+    latency_ms = run.evaluator.latency_ms(specs) if main else {}
+    for name, raw in run.state.weights.raw().items():
+        run.evaluator.load(raw)
+        scores[name] = run.evaluator.score(run.data.evaluated["val"], specs)
+        log.info("val, weights of the last step without averaging: %s", brief(scores[name]))
+    run.control.preemption.training_ends()
+    progress.wall_seconds += run.clocks.wall.lap()
+    records.tracking.conclude(
+        final_metrics(scores), progress, partial(saved_predictions.read, directory.predictions, "val")
+    )
+    summary = summarize(
+        run,
+        {
+            "exit_reason": "early stop" if progress.stopped_early else "done",
+            "latency_ms": latency_ms,
+            **{name: {spec: asdict(score) for spec, score in of_split.items()} for name, of_split in scores.items()},
+        },
+    )
+    if main:
+        directory.write_summary(summary)
+        report.refresh(directory.path, at_once=True)
+    log.info("wrote     %s: report.html, config.yaml, metrics.csv, summary.json, best/, checkpoints/", directory.path)
+    return summary
+
+
+def summarize(run: Run, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of summary.json; `outcome`: its first entries, the exit reason among them."""
+    progress, accelerator = run.state.progress, run.accelerator
+    rows, now = run.records.directory.metrics(), peak_memory_gb(accelerator.device)
     peaks = peaks_by_sizes(rows)
     return {
         **outcome,
@@ -32,14 +80,14 @@ def summarize(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "selection": run.strategy.selection().name,
         "best_epoch": progress.best.get("epoch"),
         "best_top1": progress.best_top1,
-        "final": {name: _number(value) for name, value in rows[-1].items()} if rows else {},
+        "final": final_row(rows),
         "steps": progress.step,
         "images_seen": progress.images_seen,
         "optimizer_updates": progress.optimizer_updates,
         "rollbacks": progress.rollbacks,
         "inexact_resumes": progress.inexact,
         "train_seconds": progress.train_seconds,
-        "save_seconds": run.saver.lap() + sum(float(row.get("save_seconds") or 0) for row in rows),
+        "save_seconds": run.records.saver.lap() + sum(row.metrics.get("save_seconds", 0.0) for row in rows),
         "wall_seconds": progress.wall_seconds,
         **run.cost(),
         "images_per_s": progress.images_seen / max(progress.train_seconds, 1e-9),
@@ -48,37 +96,38 @@ def summarize(run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "device": str(accelerator.device.type),
         "precision": accelerator.mixed_precision,
-        "cloud": str(run.cloud),
+        "cloud": str(run.control.cloud),
         "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},
     }
 
 
+def final_row(rows: Sequence[MetricsRow]) -> dict[str, Any]:
+    """The last epoch by column; None in those that only earlier epochs have."""
+    if not rows:
+        return {}
+    last = rows[-1]
+    sizes = number(last.sizes_name) or last.sizes_name
+    return {**{name: None for row in rows for name in row.columns()}, **last.columns(), "sizes": sizes}
+
+
 def final_metrics(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
-    """What a dashboard is told at the end, of scores by split: the best model on val, all figures of other splits."""
+    """Metrics for the dashboard at the end: of the best model on val, all metrics of the other splits."""
     val = {
         f"best/{spec}/{metric}": value
         for spec, score in scores["val"].items()
         for metric, value in (("top1", score.top1), ("top5", score.top5))
     }
-    others = {split: columns(scores[split]) for split in scores if split != "val"}
+    others = {split: eval_columns(scores[split]) for split in scores if split != "val"}
     return val | {f"{split}/{column}": value for split, found in others.items() for column, value in found.items()}
 
 
-def peaks_by_sizes(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Most memory held in training epochs at each of the sizes, GB, of rows of metrics.csv."""
+def peaks_by_sizes(rows: Sequence[MetricsRow]) -> dict[str, float]:
+    """Peak memory of training epochs at each of the sizes, GB."""
     peaks: dict[str, float] = {}
     for row in rows:
-        if row.get("peak_memory_gb"):
-            peaks[row["sizes"]] = max(float(row["peak_memory_gb"]), peaks.get(row["sizes"], 0.0))
+        if "peak_memory_gb" in row.metrics:
+            peaks[row.sizes_name] = max(float(row.metrics["peak_memory_gb"]), peaks.get(row.sizes_name, 0.0))
     return peaks
-
-
-def _number(value: str) -> Any:
-    """A cell of metrics.csv as a number, where it is one; None where it is empty."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    return value or None
 
 
 def _version(package: str) -> str:
@@ -92,26 +141,27 @@ def clear_summary(run: Run) -> None:
     """Drop what an earlier start said of its end, which is not this one's."""
     if not run.accelerator.is_main_process:
         return
-    run.directory.remove_summary()
-    if (run.directory.path / report.PAGE).exists():
-        report.refresh(run.directory.path, at_once=True)
+    run.records.directory.remove_summary()
+    if (run.records.directory.path / report.PAGE).exists():
+        report.refresh(run.records.directory.path, at_once=True)
 
 
 def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
     """Have summary.json say, once, why a run ended badly, and part from the other processes. `cause` None: by a bug."""
     known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes
-    told = run.directory.exit_reason() if isinstance(cause, PeerError) else None
+    told = run.records.directory.exit_reason() if isinstance(cause, PeerError) else None
     if not told and (run.accelerator.is_main_process or not known_to_all):
-        reason = str(cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
+        stopped = cause.exit_reason if isinstance(cause, PreemptedError) else None
+        reason = str(stopped or cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
         try:
-            run.directory.write_summary(summarize(run, {"exit_reason": reason}))
+            run.records.directory.write_summary(summarize(run, {"exit_reason": reason}))
         except OSError as failure:  # of the full disk that may be the cause
             log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
     if cause is not None and not known_to_all:
         device.leave()  # the others notice now, and find the cause told above
     if run.accelerator.is_main_process:
-        report.refresh(run.directory.path, at_once=True)
-    run.tracking.finish(EXIT_CODES.get(type(cause or error), 1))
+        report.refresh(run.records.directory.path, at_once=True)
+    run.records.tracking.finish(EXIT_CODES.get(type(cause or error), 1))
     if known_to_all:
         _leave_together(run, cause)
 
@@ -119,8 +169,8 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
 def _leave_together(run: Run, cause: Exception | None) -> None:
     """Wait until all have said why and rank 0 closed its records: when one leaves, the launcher ends the others."""
     if cause is not None and run.accelerator.num_processes > 1:
-        tell(cause)
+        report_once(cause)
     if isinstance(cause, PreemptedError):
-        run.preemption.saved()
+        run.control.preemption.saved()
     with contextlib.suppress(RuntimeError):  # another process is gone already: what there is to say is said
         run.accelerator.wait_for_everyone()

@@ -1,8 +1,8 @@
-"""What learns: the model, its optimizer and its loss, on the device."""
+"""Model, optimizer, loss and running training state, on the device."""
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from toolkit.data.images import views
 from toolkit.data.images.mixing import mix
 from toolkit.data.loading.batches import Batch
-from toolkit.models.create import MultiView, create
+from toolkit.models.create import create
 from toolkit.models.ema import Ema, Weights
+from toolkit.models.multiview import MultiView
 from toolkit.models.optimizer import check_optimizer, create_optimizer
+from toolkit.runs.progress import Progress
 from toolkit.strategies.base import Criterion, Strategy
 from toolkit.training import device
 from toolkit.training.monitor import NonFiniteMonitor, RunningMeans
@@ -24,7 +26,7 @@ from toolkit.training.run_plan import RunPlan
 
 @dataclass(frozen=True)
 class TrainState:
-    """What learns: all that one training step needs."""
+    """All that one training step needs and changes."""
 
     accelerator: Accelerator
     strategy: Strategy
@@ -38,6 +40,7 @@ class TrainState:
     non_finite: NonFiniteMonitor
     running_means: RunningMeans  # of the open epoch
     weights: Weights
+    progress: Progress = field(default_factory=Progress)
 
     def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch on the device: uint8 N x 3 x S x S, and N labels, or N x C targets where it is mixed."""
@@ -52,28 +55,28 @@ class TrainState:
         return views.views(pixels, sizes, self.mean, self.std)
 
     def gradient_scale(self) -> float:
-        """By which float16 gradients are multiplied: it falls where they overflowed and the step was left out."""
+        """The factor on float16 gradients: it falls after an overflow, whose step is skipped; 1 in other precisions."""
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else scaler.get_scale()
 
     def metrics(self) -> dict[str, float]:
-        """What there is to know of float16; nothing in other precisions."""
+        """The gradient scale in float16; nothing in other precisions."""
         return {} if self.accelerator.scaler is None else {"gradient_scale": self.gradient_scale()}
 
 
 def build_train_state(
     accelerator: Accelerator, strategy: Strategy, run_plan: RunPlan, only_some_scales: bool = False
 ) -> tuple[TrainState, MultiView]:
-    """The learner, and a copy of the model for evaluation.
+    """The training state, and a copy of the model for evaluation.
 
     `only_some_scales`: steps may leave out scales that the strategy itself would not.
     """
-    settings, policy, phases = run_plan.settings, strategy.norm(), run_plan.plan.phases
+    settings, policy, phases = run_plan.settings, strategy.norm(), run_plan.steps.phases
     # DistributedDataParallel must know if a step can leave private parameters of a scale without a gradient.
     steps = (strategy.step(phase, i) for phase in phases for i in range(phase.steps))
     only_some_scales |= any(set(step.sizes) != set(policy.scales) for step in steps)
-    device.configure(accelerator, run_plan.plan.accumulation, policy.mode == "full" and only_some_scales)
-    model = create(settings, run_plan.model_plan, policy)
+    device.configure(accelerator, run_plan.steps.accumulation, policy.mode == "full" and only_some_scales)
+    model = create(settings, run_plan.model.arguments, policy)
     evaluated = copy.deepcopy(model).to(accelerator.device)
     data_config = resolve_model_data_config(model.model)
     optimizer = create_optimizer(settings, model)
@@ -85,7 +88,7 @@ def build_train_state(
         model, optimizer = accelerator.prepare(model, optimizer)
     device.warm_up_ddp_buckets(model, phases[0].sizes)
     unwrapped = accelerator.unwrap_model(model)
-    train_state = TrainState(
+    state = TrainState(
         accelerator=accelerator,
         strategy=strategy,
         model=model,
@@ -99,4 +102,4 @@ def build_train_state(
         running_means=RunningMeans(),
         weights=Ema(unwrapped, settings.ema_decay) if settings.ema_decay else Weights(unwrapped),
     )
-    return train_state, evaluated
+    return state, evaluated

@@ -12,7 +12,8 @@ from toolkit import InputError, NonFiniteError
 from toolkit.config import tool_settings
 from toolkit.config.base import Section
 from toolkit.config.cli import OTHER, Command, exit_code, help_of, metavar, parse
-from toolkit.config.settings import SECTIONS, Scales
+from toolkit.config.scales import Scales
+from toolkit.config.settings import SECTIONS
 
 SCALE_FLAGS = ("strategy", "progressive", "scales", "scale_epochs")
 
@@ -149,7 +150,7 @@ def test_the_exit_code_is_0_when_a_recipe_is_done(capsys):
 
 UNITS = (
     *("px", "image", "images", "pixels", "epochs", "step", "steps", "minutes", "s", "GB", "share", "area", "points"),
-    *("currency", "probability"),
+    *("currency", "probability", "seed"),
     *(
         "times",
         "processes",

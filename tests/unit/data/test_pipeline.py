@@ -8,7 +8,8 @@ from PIL import Image
 
 from tests.conftest import index_of, write_folders, write_image
 from toolkit import InputError, Settings
-from toolkit.data.loading.pipeline import check_readable, describe, open_pipeline, resolve_cache
+from toolkit.data.loading.cache import choose_cache
+from toolkit.data.loading.pipeline import check_readable, open_pipeline
 from toolkit.data.loading.reader import Memory
 from toolkit.data.sources.index import ALONE, Index, Names, Splits
 from toolkit.data.sources.splits import open_splits
@@ -51,12 +52,12 @@ def settings_of(**values) -> Settings:
 )
 def test_the_cache_is_chosen_by_settings_and_data_when_it_is_left_open(choice, bound_gb, phases, expected):
     settings = settings_of(cache=choice, cache_gb=bound_gb)
-    assert resolve_cache(settings, splits_of(1000, 100, 100), phases, 1) == expected
+    assert choose_cache(settings, splits_of(1000, 100, 100), phases, 1).kind == expected
 
 
 def test_a_cache_in_memory_is_refused_with_the_arithmetic_when_it_exceeds_the_bound():
     with pytest.raises(InputError, match=r"--cache ram: .* take 0\.6 GB .* more than --cache-gb 0\.5"):
-        resolve_cache(settings_of(cache="ram", cache_gb=0.5), splits_of(1000, 500, 400), (LARGEST,), 1)
+        choose_cache(settings_of(cache="ram", cache_gb=0.5), splits_of(1000, 500, 400), (LARGEST,), 1)
 
 
 # 0.6 GB are 80% of 0.75 GB.
@@ -65,14 +66,14 @@ def test_a_cache_in_memory_is_refused_with_the_arithmetic_when_it_exceeds_the_bo
     [(0.76, (LARGEST,), "ram"), (0.74, (LARGEST,), "off"), (0.74, (LARGEST, LARGE), "disk")],
 )
 def test_another_cache_is_taken_when_images_would_fit_their_bound_but_not_the_memory(free_gb, phases, expected):
-    assert resolve_cache(settings_of(cache_gb=1), splits_of(1000, 500, 400), phases, free_gb) == expected
+    assert choose_cache(settings_of(cache_gb=1), splits_of(1000, 500, 400), phases, free_gb).kind == expected
 
 
 def test_a_cache_in_memory_is_refused_when_it_was_asked_for_and_does_not_fit():
     settings, splits = settings_of(cache="ram", cache_gb=1), splits_of(1000, 500, 400)
-    assert resolve_cache(settings, splits, (LARGEST,), 0.76) == "ram"  # control
+    assert choose_cache(settings, splits, (LARGEST,), 0.76).kind == "ram"  # control
     with pytest.raises(InputError, match=r"--cache ram: 0\.6 GB .* in each .* its 0\.7 GB of free memory"):
-        resolve_cache(settings, splits, (LARGEST,), 0.74)
+        choose_cache(settings, splits, (LARGEST,), 0.74)
 
 
 def opened(tmp_path: Path, cache: str, scales: tuple[int, ...]):
@@ -87,7 +88,8 @@ def opened(tmp_path: Path, cache: str, scales: tuple[int, ...]):
     strategy = Progressive(scales)
     splits = open_splits(settings, scales[-1])
     phases = tuple(Phase(i, 1, 2, (size,), 4) for i, size in enumerate(scales))
-    return open_pipeline(settings, strategy, splits, phases, 0), describe(settings, splits, phases)
+    choice = choose_cache(settings, splits, phases, 1)
+    return open_pipeline(settings, strategy, splits, choice, 0), choice.describe(phases)
 
 
 def sides(pipeline) -> list[int]:
@@ -166,5 +168,5 @@ def test_the_evaluated_splits_are_those_that_there_are_when_a_feed_is_opened(tmp
     root = write_folders(tmp_path / "data", {"train": 3, "val": 2, "test": 1})
     settings = Settings(data_root=str(root), cache_dir=tmp_path / "cache", cache="off", batch_size=2)
     splits = open_splits(settings, 16)
-    pipeline = open_pipeline(settings, SingleScale(16), splits, (SMALL,), 0)
+    pipeline = open_pipeline(settings, SingleScale(16), splits, choose_cache(settings, splits, (SMALL,), 1), 0)
     assert {name: len(source.index) for name, source in pipeline.evaluated.items()} == {"val": 4, "test": 2}

@@ -8,16 +8,9 @@ import torch
 from torch import nn
 
 from toolkit import InputError, Settings
-from toolkit.models.create import (
-    MultiView,
-    ScaleNorm,
-    check_name,
-    copy_state,
-    create,
-    own_size,
-    plan_model,
-    state_tensors,
-)
+from toolkit.models.create import check_name, create, own_size
+from toolkit.models.inspection import plan_model
+from toolkit.models.multiview import MultiView, ScaleNorm, copy_state, state_tensors
 from toolkit.strategies.base import NormPolicy
 
 SCALES = (16, 32)
@@ -25,7 +18,7 @@ SCALES = (16, 32)
 
 def built(arch: str, mode: str, scales: tuple[int, ...] = SCALES, **values) -> MultiView:
     settings = Settings(arch=arch, **values)
-    return create(settings, plan_model(settings, 10, scales), NormPolicy(mode, scales))
+    return create(settings, plan_model(settings, 10, scales).arguments, NormPolicy(mode, scales))
 
 
 def images(size: int, seed: int = 0, count: int = 4) -> torch.Tensor:
@@ -264,7 +257,7 @@ def test_a_state_is_refused_with_the_name_when_a_shape_differs():
 def test_pretrained_weights_are_refused_with_the_way_out_when_there_is_no_network():
     settings = Settings(arch="test_resnet", pretrained=True)
     with pytest.raises(InputError, match=r"--pretrained: the weights of test_resnet .*HF_HUB_OFFLINE=1") as caught:
-        create(settings, plan_model(settings, 10, SCALES), NormPolicy("off", SCALES))
+        create(settings, plan_model(settings, 10, SCALES).arguments, NormPolicy("off", SCALES))
     assert len(str(caught.value).splitlines()) == 1
 
 

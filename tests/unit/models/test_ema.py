@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.models.create import MultiView, state_tensors
 from toolkit.models.ema import Ema, Weights
+from toolkit.models.multiview import MultiView, state_tensors
 from toolkit.strategies.base import NormPolicy
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tests.conftest import index_of, paths_of
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Index
-from toolkit.models.create import MultiView, state_tensors
 from toolkit.models.evaluator import Evaluator
+from toolkit.models.multiview import MultiView, state_tensors
 from toolkit.strategies.base import EvalSpec, NormPolicy
 
 CLASSES, IMAGES, SIZES = 7, 23, (8, 16)

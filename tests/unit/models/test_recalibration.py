@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.conftest import index_of, write_image
 from toolkit.data.loading.batches import EvalBatchBuilder, load
 from toolkit.data.loading.reader import ImageReader
-from toolkit.models.create import MultiView, ScaleNorm
 from toolkit.models.evaluator import Evaluator
+from toolkit.models.multiview import MultiView, ScaleNorm
 from toolkit.models.recalibration import recalibrate, unseen
 from toolkit.strategies import Progressive, Simultaneous, SingleScale
 from toolkit.strategies.base import EvalSpec, NormPolicy, Strategy

@@ -16,6 +16,7 @@ from toolkit.runs.dashboards.names import named, of_epoch
 from toolkit.runs.dashboards.notes import Notes
 from toolkit.runs.dashboards.on_tensorboard import OnTensorBoard
 from toolkit.runs.dashboards.tables import errors_of
+from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.saved_predictions import SavedPredictions
 
 
@@ -46,7 +47,7 @@ def test_a_run_is_called_as_its_folder_when_it_is_named_from_within(tmp_path, mo
 
 
 def test_memory_is_told_by_sizes_when_an_epoch_ends():
-    told = of_epoch({"sizes": "16+32", "peak_memory_gb": 3.0})
+    told = of_epoch(MetricsRow(0, 5, 60, 0, (16, 32), {"peak_memory_gb": 3.0}))
     assert (told["largest_size_px"], told["peak_memory_gb/16+32px"]) == (32, 3.0)
 
 
@@ -107,8 +108,7 @@ def test_rows_of_steps_are_known_after_a_kill_and_hold_nothing_up_when_they_are_
     assert forced == []
     assert Notes.open(tmp_path, "page").shown == [150, RowKind.STEPS]
     forced.clear()
-    row = {"sizes": "16", "images_per_s": 1.0, "wall_seconds": 1.0}
-    tracking.log(row, 150, 1.0, RowKind.EPOCH)
+    tracking.log_epoch(MetricsRow(0, 150, 60, 0, (16,), {"images_per_s": 1.0, "wall_seconds": 1.0}), 50.0)
     assert len(forced) > 0
     tracking.log({"train_loss": 1.0}, 200, 1.5)
     again = Notes.open(tmp_path, "page")

@@ -12,10 +12,13 @@ import torch
 
 from toolkit import InputError, Progressive, Settings, Strategy
 from toolkit.data.loading.batches import Batch
-from toolkit.runs.directory import RunDirectory, acquire_run, config_of
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.metrics_row import MetricsRow
+from toolkit.runs.progress import Progress
 from toolkit.runs.quarantine import Quarantine
+from toolkit.runs.resume_rules import acquire_run
+from toolkit.runs.run_config import config_of
 from toolkit.runs.sample_log import SampleLog
-from toolkit.runs.state import Progress
 from toolkit.strategies.base import Step
 from toolkit.system.run_lock import RunLock, refuse_if_locked
 
@@ -30,6 +33,10 @@ def fingerprint(wanted: Settings, strategy: Strategy = STRATEGY, images: str = "
     """What a run is of; `images` stands for their hash."""
     data = {"train": {"images": 90, "sha256": images}, "val": {"images": 10, "sha256": images}}
     return {"config": config_of(wanted, strategy), "data": data, "classes": ["cat", "dog"]}
+
+
+def row(epoch: int, step: int, **metrics: float) -> MetricsRow:
+    return MetricsRow(epoch, step, 12 * step, 0, (16, 32), metrics)
 
 
 def chosen(strategy: Strategy = STRATEGY, images: str = "these", **values) -> tuple[Path, Path | None, str]:
@@ -227,22 +234,35 @@ def test_a_named_run_or_checkpoint_goes_on_when_resume_names_it(name: str):
 def test_records_are_cut_to_the_step_that_is_resumed_when_later_ones_will_be_repeated():
     run = begun(Path("out"))
     for epoch in range(4):
-        run.add_metrics({"epoch": epoch, "step": 5 * (epoch + 1), "lr": 0.1})
+        run.add_metrics(row(epoch, 5 * (epoch + 1), lr=0.1))
     lines = [json.dumps({"step": step, "ids": [step]}) + "\n" for step in range(20)]
     run.samples.write_text("".join(lines) + '{"step": 4, "id')  # killed within a line
     run.truncate_to(Progress(step=10, epoch=2))
-    assert [row["step"] for row in run.metrics()] == ["5", "10"]
+    assert [row.step for row in run.metrics()] == [5, 10]
     assert run.samples.read_text() == "".join(lines[:10])
 
 
 def test_metrics_get_a_column_when_a_later_epoch_has_more():
     run = begun(Path("out"))
-    run.add_metrics({"epoch": 0, "32px/top1": 50.0})
-    run.add_metrics({"epoch": 1, "32px/top1": 60.0, "16px/top1": 40.0})
-    assert run.metrics() == [
-        {"epoch": "0", "32px/top1": "50.0", "16px/top1": ""},
-        {"epoch": "1", "32px/top1": "60.0", "16px/top1": "40.0"},
+    rows = [row(0, 5, **{"32px/top1": 50.0}), row(1, 10, **{"32px/top1": 60.0, "16px/top1": 40.0})]
+    for each in rows:
+        run.add_metrics(each)
+    assert run.metrics() == rows
+    assert (run.path / "metrics.csv").read_text().splitlines() == [
+        "epoch,step,images_seen,phase,sizes,32px/top1,16px/top1",
+        "0,5,60,0,16+32,50.0,",
+        "1,10,120,0,16+32,60.0,40.0",
     ]
+
+
+@pytest.mark.parametrize("text", ["0.1", "-3", "1e-05", "nan", "12", "0.30000000000000004"])
+def test_a_number_keeps_its_digits_when_a_row_is_written_again(text: str):
+    cells = {"epoch": "0", "step": "1", "images_seen": "2", "phase": "0", "sizes": "16", "lr": text}
+    assert {name: str(cell) for name, cell in MetricsRow.from_cells(cells).columns().items()} == cells
+
+
+def test_columns_of_earlier_versions_are_read_under_their_new_names():
+    assert MetricsRow.from_cells({"epoch": "0", "strength": "0.5"}).metrics == {"regularization": 0.5}
 
 
 def test_classes_are_written_by_label_when_a_run_is_created():
@@ -300,9 +320,9 @@ def test_the_same_command_goes_on_when_it_has_gone_back_before():
 def test_records_end_where_the_checkpoint_does():
     run = begun(Path("out"))
     for epoch, step in enumerate((2, 4)):
-        run.add_metrics({"epoch": epoch, "step": step})
+        run.add_metrics(row(epoch, step))
     lines = [json.dumps({"step": step, "ids": [step]}) + "\n" for step in range(4)]
     run.samples.write_text("".join(lines) + '{"step": 4, "i{"step": 4, "ids": [4]}\n' + '{"step"')
     run.truncate_to(Progress(step=4, epoch=1))  # the second epoch was trained, and stopped in its evaluation
-    assert [row["epoch"] for row in run.metrics()] == ["0"]
+    assert [row.epoch for row in run.metrics()] == [0]
     assert run.samples.read_text() == "".join(lines)

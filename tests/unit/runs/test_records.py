@@ -11,8 +11,8 @@ from tests.conftest import recipe
 from tests.records import Page, end, write_records
 from toolkit import Settings
 from toolkit.config.base import to_yaml
-from toolkit.runs.directory import config_of
 from toolkit.runs.report import write_report
+from toolkit.runs.run_config import config_of
 from toolkit.strategies import Progressive, Simultaneous, SingleScale
 from toolkit.strategies.base import Strategy
 

@@ -15,6 +15,7 @@ from tests.conftest import recipe
 from tests.records import Page, answer, end, write_records
 from toolkit.models.metrics import Predictions, class_accuracy, confused
 from toolkit.runs import report
+from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.report import page as report_page
 from toolkit.runs.report import write_report
 from toolkit.runs.report.history import Band, read_history
@@ -256,9 +257,12 @@ def test_sentences_below_the_table_are_apart_when_there_are_several(tmp_path: Pa
 def test_columns_are_read_with_gaps_and_phases_when_epochs_differ():
     history = read_history(
         [
-            {"epoch": "0", "phase": "0", "sizes": "16", "lr": "0.5", "32px/top1": "", "train_seconds": "2"},
-            {"epoch": "1", "phase": "1", "sizes": "32", "lr": "oops", "32px/top1": "7", "train_seconds": "5"},
-            {"epoch": "2", "phase": "1", "sizes": "32", "lr": "0.1", "112px/top1": "9", "train_seconds": "6"},
+            MetricsRow.from_cells(cells)
+            for cells in (
+                {"epoch": "0", "phase": "0", "sizes": "16", "lr": "0.5", "32px/top1": "", "train_seconds": "2"},
+                {"epoch": "1", "phase": "1", "sizes": "32", "lr": "oops", "32px/top1": "7", "train_seconds": "5"},
+                {"epoch": "2", "phase": "1", "sizes": "32", "lr": "0.1", "112px/top1": "9", "train_seconds": "6"},
+            )
         ]
     )
     assert history.bands() == [Band(0, 0, "16"), Band(1, 2, "32")]

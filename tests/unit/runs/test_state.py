@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from toolkit.models import optimizer_state
-from toolkit.models.create import copy_state, state_tensors
-from toolkit.runs import checkpoint, state
+from toolkit.models.multiview import copy_state, state_tensors
+from toolkit.runs import checkpoint, generators
 from toolkit.runs.checkpoint import Store
-from toolkit.runs.state import Progress
+from toolkit.runs.progress import Progress
 
 # All of timm's but those that need CUDA and a package beside torch, and the one that needs gradients of gradients.
 OPTIMIZERS = [name for name in timm.optim.list_optimizers() if not name.startswith(("bnb", "fused", "adahessian"))]
@@ -56,7 +56,7 @@ def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path
     optimizer = optimizer_of(name, model)
     train_step(model, optimizer, 2)
     tensors, rest = optimizer_state.split_optimizer(optimizer.state_dict())
-    own = state.generator_state()
+    own = generators.generator_state()
     contents = {
         "model.safetensors": optimizer_state.on_cpu(state_tensors(model)),
         "o.safetensors": tensors,
@@ -69,7 +69,7 @@ def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path
     moving = optimizer_of(name, other)
     copy_state(held["model.safetensors"], other)
     moving.load_state_dict(optimizer_state.join_optimizer(held["o.safetensors"], held["o.json"]))
-    state.restore_generators(held["own.safetensors"])
+    generators.restore_generators(held["own.safetensors"])
     train_step(other, moving, 3)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
     assert not torch.equal(model[0].weight, held["model.safetensors"]["0.weight"])
@@ -100,9 +100,9 @@ def test_training_goes_elsewhere_when_the_optimizer_is_not_restored():
     optimizer = optimizer_of("adamw", model)
     train_step(model, optimizer, 2)
     copy_state(state_tensors(model), other)
-    states = state.generator_state()
+    states = generators.generator_state()
     train_step(model, optimizer, 3)
-    state.restore_generators(states)
+    generators.restore_generators(states)
     train_step(other, optimizer_of("adamw", other), 3)
     assert not torch.equal(model[0].weight, other[0].weight)
 
@@ -119,21 +119,21 @@ def draws() -> tuple:
 
 @pytest.mark.parametrize("half_used", [False, True])
 def test_all_generators_draw_the_same_when_restored(tmp_path: Path, half_used: bool):
-    state.seed_generators(3, 4, 5)
+    generators.seed_generators(3, 4, 5)
     if half_used:  # one of a pair of normal draws is kept for the next call
         random.gauss(0, 1)
         np.random.standard_normal()
-    held = through_the_disk(tmp_path, {"own.safetensors": state.generator_state()})
+    held = through_the_disk(tmp_path, {"own.safetensors": generators.generator_state()})
     expected = draws()
     assert draws() != expected  # control
-    state.restore_generators(held["own.safetensors"])
+    generators.restore_generators(held["own.safetensors"])
     assert draws() == expected
 
 
 def test_generators_draw_alike_when_and_only_when_their_key_is_the_same():
     drawn = []
     for key in ((0, 7, 1), (0, 7, 1), (0, 7, 0), (0, 8, 1)):
-        state.seed_generators(*key)
+        generators.seed_generators(*key)
         drawn.append(draws())
     assert drawn[0] == drawn[1]
     assert not any(

@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from toolkit.models.create import MultiView
+from toolkit.models.multiview import MultiView
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import ExportError, InputError
 from toolkit.tools.export import choose, one_scale, refuse_if_locked

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from toolkit import InputError, Settings
-from toolkit.models.create import create, plan_model, state_tensors
+from toolkit.models.create import create
+from toolkit.models.inspection import plan_model
+from toolkit.models.multiview import state_tensors
 from toolkit.runs import best_model
-from toolkit.runs.directory import RunDirectory, config_of
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.run_config import config_of
 from toolkit.strategies import SingleScale
 from toolkit.strategies.base import Strategy
 from toolkit.tools.loaded_run import load_run
@@ -20,7 +23,7 @@ def saved(folder: Path, arch: str, strategy: Strategy, largest: int) -> dict[str
     """A run's folder as far as its model goes; `largest` px was its largest size."""
     settings, directory = Settings(arch=arch, log_with="none"), RunDirectory(folder)
     directory.create(config_of(settings, strategy), CLASSES)
-    model = create(settings, plan_model(settings, len(CLASSES), [largest]), strategy.norm())
+    model = create(settings, plan_model(settings, len(CLASSES), [largest]).arguments, strategy.norm())
     best_model.save(directory.best, state_tensors(model), {"epoch": 3})
     return state_tensors(model)
 

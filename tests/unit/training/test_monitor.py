@@ -160,7 +160,7 @@ def test_the_share_that_a_run_waits_for_batches_tells_slow_loading_from_slow_tra
     monkeypatch.setattr(slowed, name, slow)
     words = (*TINY, "--img-size", "32", "--epochs", "1", "--num-workers", "0")
     assert recipe("single_scale")((*words, "--output-dir", str(tmp_path / "run"))) == 0
-    (row,) = RunDirectory(tmp_path / "run").metrics()
+    (row,) = (row.columns() for row in RunDirectory(tmp_path / "run").metrics())
     seconds = int(row["images_seen"]) / float(row["images_per_s"])
     assert 0.5 * float(row["train_seconds"]) < seconds < 1.01 * float(row["train_seconds"])
     assert (float(row["data_wait_share"]) > 0.5) == most_waits

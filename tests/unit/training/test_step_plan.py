@@ -4,7 +4,7 @@ import pytest
 
 from toolkit import InputError, Progressive, Settings, Simultaneous, SingleScale
 from toolkit.strategies.base import Budget
-from toolkit.training.step_plan import describe, make_step_plan
+from toolkit.training.step_plan import describe_steps, make_step_plan
 
 STRATEGY = SingleScale(32)
 
@@ -68,7 +68,7 @@ def test_phases_add_up_to_the_budget_when_a_plan_is_made(strategy):
 
 def test_the_plan_shows_its_arithmetic_when_described():
     plan = make_step_plan(settings(device_batch_size=6), Progressive((16, 32), (1,)), 130, 2)
-    text = "\n".join(describe(plan, Progressive((16, 32), (1,)), 130))
+    text = "\n".join(describe_steps(plan, Progressive((16, 32), (1,)), 130))
     for words in (
         "24 images per step = 2 process(es) x 6 images x 2 micro-batch(es)",
         "4 epochs x 5 steps = 20 steps; 10 of 130 images left out",

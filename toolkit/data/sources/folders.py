@@ -35,8 +35,11 @@ def read_folders(root: Path, cache: Path) -> Found:
     """The index of each split; raises InputError naming the folder at fault."""
     train_folder = find_split(root, TRAIN)
     if train_folder is None or not train_folder.is_dir():
+        inside = class_folders(root)
+        hint = f"; it has {len(inside)} folders ({', '.join(inside[:2])}, ...): move them into {root}/train/"
         raise InputError(
             f"--data-root {root}: neither a folder train/ nor a file train.csv nor shards train*.tar in it"
+            + (hint if len(inside) > 1 else "")
         )
     classes = class_folders(train_folder)
     if len(classes) < 2:

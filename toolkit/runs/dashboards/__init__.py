@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,13 +14,12 @@ from toolkit.runs.dashboards import names, on_trackio
 from toolkit.runs.dashboards.base import Dashboard
 from toolkit.runs.dashboards.notes import Notes
 from toolkit.runs.dashboards.tables import errors_of
-from toolkit.runs.state import Progress
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.metrics_row import MetricsRow
+from toolkit.runs.progress import Progress
+from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.strategies.base import Strategy
 from toolkit.system.errors import InputError
-
-if TYPE_CHECKING:  # they live on higher floors
-    from toolkit.runs.directory import RunDirectory
-    from toolkit.runs.saved_predictions import SavedPredictions
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def check(settings: Settings) -> None:
 
 
 def _open(
-    settings: Settings, config: Mapping[str, Any], directory: "RunDirectory", strategy: Strategy, step: int
+    settings: Settings, config: Mapping[str, Any], directory: RunDirectory, strategy: Strategy, step: int
 ) -> tuple[Dashboard, Notes]:
     """The dashboard, with the configuration stored and the axes named; only the chosen one's package is imported."""
     folder = directory.path
@@ -65,7 +64,7 @@ def _open(
 class Tracking:
     """The dashboard of one run, or nothing on processes other than the main one."""
 
-    def __init__(self, settings: Settings, directory: "RunDirectory", selection: str) -> None:
+    def __init__(self, settings: Settings, directory: RunDirectory, selection: str) -> None:
         self._settings, self._directory, self._selection = settings, directory, selection
         self._dashboard: Dashboard | None = None
         self._notes: Notes
@@ -76,7 +75,7 @@ class Tracking:
         cls,
         settings: Settings,
         config: Mapping[str, Any],
-        directory: "RunDirectory",
+        directory: RunDirectory,
         strategy: Strategy,
         progress: Progress,
         accelerator: Accelerator,
@@ -103,16 +102,12 @@ class Tracking:
             self._dashboard = None
 
     def log(self, values: Mapping[str, Any], step: int, epoch: float, kind: RowKind = RowKind.STEPS) -> None:
-        """Log what is a number at optimizer step `step`, which is `epoch` epochs into the run.
-
-        `kind` EPOCH: the values are a row of metrics.csv.
-        """
+        """Log every number of `values` at optimizer step `step`, which is `epoch` epochs into the run."""
 
         def work(dashboard: Dashboard) -> None:
             if self._repeated(dashboard, step, kind):
                 return
-            row = self._of_epoch(values) if kind is RowKind.EPOCH else values
-            finite = {name: value for name, value in names.named(row).items() if math.isfinite(value)}
+            finite = {name: value for name, value in names.named(values).items() if math.isfinite(value)}
             dashboard.log({**finite, "global_step": step, "epoch": epoch}, step)
             self._notes.show(step, int(kind))
             if kind is not RowKind.STEPS:
@@ -120,15 +115,18 @@ class Tracking:
 
         self._tell(work)
 
+    def log_epoch(self, row: MetricsRow, best_top1: float | None) -> None:
+        """Log an epoch's row of metrics.csv, and the best top-1 so far, in percent."""
+        if self._dashboard is not None:
+            further = {"preemptions": self._notes.starts - 1, "best_top1": best_top1}
+            self.log({**names.of_epoch(row), **further}, row.step, row.epoch + 1, RowKind.EPOCH)
+
     def _repeated(self, dashboard: Dashboard, step: int, kind: RowKind) -> bool:
         """Whether a row was logged before the run went back: an axis that goes back cannot be read."""
         return not dashboard.can_rewind and [step, kind] <= self._seen
 
-    def _of_epoch(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return {**names.of_epoch(row), "preemptions": self._notes.starts - 1}
-
     def conclude(
-        self, values: Mapping[str, float], progress: Progress, saved: Callable[[], "SavedPredictions | None"]
+        self, values: Mapping[str, float], progress: Progress, saved: Callable[[], SavedPredictions | None]
     ) -> None:
         """At the run's end: the last figures, the mistakes of the best model, and by flag that model itself."""
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from toolkit.runs.metrics_row import MetricsRow
+
 SECTIONS = {
     "optimization": ("lr", "gradient_norm", "clipped_share", "gradient_scale", "skipped_steps"),
     "throughput": (
@@ -40,10 +42,9 @@ def _section(name: str) -> str:
     return next((section for section, names in SECTIONS.items() if first in names), "quality")
 
 
-def of_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of metrics.csv with what follows from it."""
-    size = row["sizes"]
-    more = {"largest_size_px": int(size.split("+")[-1])}
-    if "peak_memory_gb" in row:
-        more[f"peak_memory_gb/{size}px"] = row["peak_memory_gb"]
-    return {**row, **more}
+def of_epoch(row: MetricsRow) -> dict[str, Any]:
+    """The metrics of an epoch, and those that dashboards add."""
+    more: dict[str, Any] = {"largest_size_px": row.sizes[-1]}
+    if "peak_memory_gb" in row.metrics:
+        more[f"peak_memory_gb/{row.sizes_name}px"] = row.metrics["peak_memory_gb"]
+    return {**row.columns(), **more}

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from toolkit.models.metrics import Predictions, calibration_error, class_accuracy, confusion
+from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.system.errors import printable
-
-if TYPE_CHECKING:  # it lives on a higher floor
-    from toolkit.runs.saved_predictions import SavedPredictions
 
 MOST_CLASSES = 50
 
@@ -41,7 +39,7 @@ class Errors:
         return {"confusion": confusion, "class_accuracy": self.class_accuracy, "hardest": self.hardest}
 
 
-def errors_of(saved: "SavedPredictions", classes: Sequence[str], selection: str) -> Errors:
+def errors_of(saved: SavedPredictions, classes: Sequence[str], selection: str) -> Errors:
     """`selection` names the figure that picks the best model."""
     classes = [printable(name) for name in classes]  # dashboards want text, file systems hold bytes
     table, count = saved.table, len(classes)
@@ -76,7 +74,7 @@ def errors_of(saved: "SavedPredictions", classes: Sequence[str], selection: str)
     )
 
 
-def _predicted(saved: "SavedPredictions", i: int, classes: Sequence[str]) -> list[str]:
+def _predicted(saved: SavedPredictions, i: int, classes: Sequence[str]) -> list[str]:
     """Predicted class and confidence of image `i` at every size."""
     predicted, confidence = saved.table.predicted[:, i].tolist(), saved.table.confidence[:, i].tolist()
     return [f"{classes[label]} ({p:.0%})" for label, p in zip(predicted, confidence, strict=True)]

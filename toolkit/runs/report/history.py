@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from toolkit.runs.metrics_row import MetricsRow, evaluated_specs, trained_parts
+
 
 class Band(NamedTuple):
     """Epochs of one phase, `first` to `last`, and its sizes as `16+32`."""
@@ -19,11 +21,11 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """A value per epoch in each column, NaN where there is none; `sizes` and `phases` are kept as text."""
+    """A value per epoch in each column, NaN where there is none; `sizes` such as `16+32`."""
 
     columns: Mapping[str, np.ndarray]
     sizes: tuple[str, ...]
-    phases: tuple[str, ...]
+    phases: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -46,13 +48,12 @@ class History:
 
     def evaluated(self) -> list[str]:
         """What was evaluated in any epoch, such as `32px`, by size."""
-        names = [name.removesuffix("/top1") for name in self.columns if re.fullmatch(r"[^/]+/top1", name)]
-        return sorted((name for name in names if self.get(f"{name}/top1") is not None), key=size_of)
+        specs = evaluated_specs(self.columns)
+        return sorted((name for name in specs if self.get(f"{name}/top1") is not None), key=size_of)
 
     def trained(self) -> list[str]:
         """What has a training loss of its own, by size."""
-        prefix = "train_loss/"
-        return sorted((name.removeprefix(prefix) for name in self.columns if name.startswith(prefix)), key=size_of)
+        return sorted(trained_parts(self.columns), key=size_of)
 
     def per_epoch(self, cumulative: str) -> np.ndarray | None:
         """The increase of a running total in each epoch."""
@@ -60,22 +61,15 @@ class History:
         return None if total is None else np.diff(total, prepend=0.0)
 
 
-def read_history(rows: Sequence[Mapping[str, str]]) -> History:
-    """The rows of metrics.csv; a cell that is no number counts as empty."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("sizes", "phase")))
-    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
-    text = [tuple(str(row.get(name) or "") for row in rows) for name in ("sizes", "phase")]
-    return History(columns, *text)
+def read_history(rows: Sequence[MetricsRow]) -> History:
+    """The rows of metrics.csv as columns."""
+    lines = [row.columns() for row in rows]
+    names = list(dict.fromkeys(name for line in lines for name in line if name not in ("sizes", "phase")))
+    columns = {name: np.array([float(line.get(name, np.nan)) for line in lines]) for name in names}
+    return History(columns, tuple(row.sizes_name for row in rows), tuple(row.phase for row in rows))
 
 
 def size_of(name: str) -> tuple[float, str]:
     """Sorts `16px` before `112px`, and what is no size to the end."""
     found = re.fullmatch(r"(\d+)px", name)
     return (int(found[1]) if found else np.inf, name)
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolkit.config.settings import SECTIONS, SYNTHETIC, Settings, default_scales, make_settings
+from toolkit.config.scales import default_scales
+from toolkit.config.settings import SECTIONS, SYNTHETIC, Settings, make_settings
 from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory

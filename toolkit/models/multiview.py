@@ -1,0 +1,99 @@
+"""One forward over views of several sizes, with normalization per scale; parameters and buffers by name."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.strategies.base import NormPolicy
+
+# timm's BatchNormAct2d is a BatchNorm2d; RepViT, LeViT and others have the one of vectors before their classifiers
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+class ScaleNorm(nn.Module):
+    """BatchNorm with private copies per scale; `active` is set by MultiView before each view."""
+
+    def __init__(self, norm: nn.Module, policy: NormPolicy) -> None:
+        super().__init__()
+        self.norms = nn.ModuleDict({str(scale): copy.deepcopy(norm) for scale in policy.scales})
+        if policy.mode == "statistics":
+            for own in self.norms.values():
+                own.weight, own.bias = norm.weight, norm.bias
+        self.active = str(policy.scales[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[self.active](x)
+
+
+class MultiView(nn.Module):
+    """A model and its normalization policy: one forward over the views of a batch.
+
+    `forward(*views)`, each N x 3 x S x S, returns one N x C tensor of logits per view.
+    """
+
+    def __init__(self, model: nn.Module, policy: NormPolicy) -> None:
+        super().__init__()
+        self.model, self.policy = model, policy
+        if policy.mode != "off":
+            _replace_norms(model, policy)
+        self.scale_norms = [module for module in model.modules() if isinstance(module, ScaleNorm)]
+
+    def forward(self, *views: Tensor) -> list[Tensor]:
+        logits = []
+        for view in views:
+            scale = str(self.policy.scale_for(view.shape[-1]))
+            for norm in self.scale_norms:
+                norm.active = scale
+            logits.append(self.model(view))
+        return logits
+
+    def norm_from(self, size: int) -> int | None:
+        """The scale whose normalization `size` borrows; None where it has its own or all are shared."""
+        own = not self.scale_norms or size in self.policy.scales
+        return None if own else self.policy.scale_for(size)
+
+    def own_norms(self, sizes: Sequence[int]) -> list[nn.Module]:
+        """Give further sizes normalization of their own, copied from what each used so far; returns those copies."""
+        scales = tuple(sorted({*self.policy.scales, *sizes}))
+        if self.scale_norms:
+            for norm in self.scale_norms:
+                lent = {str(size): norm.norms[str(self.policy.scale_for(size))] for size in sizes}
+                norm.norms.update({size: copy.deepcopy(own) for size, own in lent.items()})
+            self.policy = NormPolicy(self.policy.mode, scales)
+        else:
+            self.policy = NormPolicy("full", scales)
+            _replace_norms(self.model, self.policy)
+            self.scale_norms = [module for module in self.model.modules() if isinstance(module, ScaleNorm)]
+        return [norm.norms[str(size)] for norm in self.scale_norms for size in sizes]
+
+
+def _replace_norms(module: nn.Module, policy: NormPolicy) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, BATCH_NORMS):
+            setattr(module, name, ScaleNorm(child, policy))
+        else:
+            _replace_norms(child, policy)
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer once, by name: shared ones do not stand twice, as in `state_dict`."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@torch.no_grad()
+def copy_state(source: Mapping[str, Tensor], target: nn.Module) -> None:
+    """Set every parameter and buffer of `target`; raises RuntimeError unless names and shapes agree exactly."""
+    copy_tensors(source, state_tensors(target))
+
+
+@torch.no_grad()
+def copy_tensors(source: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Set `tensors` by name; raises RuntimeError unless names and shapes agree exactly."""
+    if source.keys() != tensors.keys():
+        raise RuntimeError(f"state does not fit the model: {sorted(source.keys() ^ tensors.keys())[:4]} ...")
+    for name, tensor in tensors.items():
+        if tensor.shape != source[name].shape:
+            raise RuntimeError(f"{name}: shape {tuple(source[name].shape)} does not fit {tuple(tensor.shape)}")
+        tensor.copy_(source[name])

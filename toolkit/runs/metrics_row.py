@@ -1,0 +1,87 @@
+"""One row of metrics.csv: what an epoch came to. This module owns the names of its columns."""
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from toolkit.models.evaluator import Score
+
+PLACE = ("epoch", "step", "images_seen", "phase", "sizes")  # the first columns
+FORMER = {"strength": "regularization"}  # columns that earlier versions wrote, as they are called now
+Number = int | float
+T = TypeVar("T")
+
+
+def eval_columns(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Metrics of each eval spec by column, such as `64px/top1`."""
+    return {f"{spec}/{metric}": value for spec, score in scores.items() for metric, value in score.metrics().items()}
+
+
+def train_columns(parts: Mapping[str, T]) -> dict[str, T]:
+    """The parts of a training loss by column: `loss/64px` is `train_loss/64px`."""
+    return {f"train_{part}": value for part, value in parts.items()}
+
+
+def evaluated_specs(columns: Iterable[str]) -> list[str]:
+    """The eval specs that have a column."""
+    return [column.removesuffix("/top1") for column in columns if re.fullmatch(r"[^/]+/top1", column)]
+
+
+def trained_parts(columns: Iterable[str]) -> list[str]:
+    """The sizes that have a training loss of their own."""
+    return [column.removeprefix("train_loss/") for column in columns if column.startswith("train_loss/")]
+
+
+@dataclass(frozen=True)
+class MetricsRow:
+    """An epoch: optimizer steps and images since the run began, phase, training sizes in px, and metrics by column."""
+
+    epoch: int
+    step: int
+    images_seen: int
+    phase: int
+    sizes: tuple[int, ...]
+    metrics: Mapping[str, Number]
+
+    @property
+    def sizes_name(self) -> str:
+        """Such as `16+32`."""
+        return "+".join(map(str, self.sizes))
+
+    def columns(self) -> dict[str, Any]:
+        """Every cell by column, in the order of the file."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "phase": self.phase,
+            "sizes": self.sizes_name,
+            **self.metrics,
+        }
+
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, str | None]) -> "MetricsRow":
+        """From a line of the file; a metric that is not a number is left out. Raises ValueError without an epoch."""
+        now = {FORMER.get(name, name): text for name, text in cells.items()}
+        if not (now.get("epoch") or "").isdecimal():
+            raise ValueError(f"epoch {now.get('epoch')!r} is not a number")
+        sizes = (now.get("sizes") or "").split("+")
+        numbers = {name: number(text or "") for name, text in now.items() if name not in PLACE and name is not None}
+        return cls(
+            epoch=int(now["epoch"] or 0),
+            step=int(number(now.get("step") or "") or 0),
+            images_seen=int(number(now.get("images_seen") or "") or 0),
+            phase=int(number(now.get("phase") or "") or 0),
+            sizes=tuple(int(size) for size in sizes if size.isdecimal()),
+            metrics={name: value for name, value in numbers.items() if value is not None},
+        )
+
+
+def number(text: str) -> Number | None:
+    """The number in a cell; None where there is none."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return None

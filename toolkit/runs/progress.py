@@ -1,0 +1,43 @@
+"""How far a run has come: everything about it that is neither a tensor nor a function of the step."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Counts, clocks and the best model so far; every checkpoint holds it."""
+
+    step: int = 0  # optimizer steps done, each on a global batch
+    epoch: int = 0  # epochs closed: trained, evaluated, recorded
+    images_seen: int = 0
+    optimizer_updates: int = 0  # steps that moved the weights: all but those that overflowed in float16
+    rollbacks: int = 0
+    best_top1: float | None = None  # in percent, at the selection size
+    best: dict[str, Any] = field(default_factory=dict)  # of the best model: epoch, step, metrics
+    reference_top1: float | None = None  # what patience and plateau compare with, in the last phase
+    stale_epochs: int = 0  # since it was last exceeded by min_delta
+    plateau_epochs: int = 0
+    plateau_factor: float = 1.0
+    stopped_early: bool = False
+    train_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    inexact: list[str] = field(default_factory=list)  # resumes that are not bit-exact, and why
+
+    @property
+    def best_step(self) -> int | None:
+        return self.best.get("step")
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps that were skipped because float16 gradients overflowed."""
+        return self.step - self.optimizer_updates
+
+    def at(self) -> tuple[int, int]:
+        """Steps and epochs done."""
+        return self.step, self.epoch
+
+    def become(self, other: "Progress") -> None:
+        """Copy another's values in place: all holders of this object see them."""
+        vars(self).update(copy.deepcopy(vars(other)))

@@ -1,0 +1,106 @@
+"""The section of report.html on errors: confusion, calibration, weakest classes, hardest images."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from toolkit.models.metrics import Predictions, class_accuracy, confused, confusion, reliability
+from toolkit.runs.report.plots import reliability_diagram
+from toolkit.runs.report.records import Records
+from toolkit.runs.report.svg import scale_color
+from toolkit.runs.saved_predictions import SavedPredictions
+
+MOST_CLASSES = 20  # of a confusion matrix; above it the most confused pairs stand in a table
+MOST_PAIRS, MOST_WEAK = 15, 10
+
+
+def errors_section(records: Records) -> dict[str, Any] | None:
+    """Confusion, calibration and the worst images of the validation set, once the run has ended."""
+    found = records.predictions.get("val")
+    specs = found.table.specs if found else ()
+    if found is None or not specs or not found.table.readable.any():
+        return None
+    spec = records.target if records.target in specs else specs[-1]
+    predictions, names = found.table.of(spec), _Names(records.classes)
+    few = len(records.classes) <= MOST_CLASSES
+    place = records.scales.index(spec) if spec in records.scales else 0
+    return {
+        "spec": spec,
+        "images": len(predictions.labels),
+        "matrix": _matrix(predictions, names) if few else [],
+        "pairs": [] if few else _pairs(predictions, names),
+        "weak": [] if few else _weak(predictions, names),
+        "reliability": Markup(reliability_diagram(reliability(predictions), scale_color(place))),
+        "worst": _worst(records, found, names),
+    }
+
+
+class _Names:
+    """The name of a class; its number where there is none."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+
+    def __getitem__(self, label: int) -> str:
+        return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
+
+
+def _matrix(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
+    """A row for each class that was met: its name, and (images, share of its images in percent, is right)."""
+    counts = confusion(predictions, len(names.classes))
+    return [
+        {
+            "name": names[label],
+            "cells": [
+                (int(count), 100 * int(count) / max(1, int(row.sum())), predicted == label)
+                for predicted, count in enumerate(row)
+            ],
+        }
+        for label, row in enumerate(counts)
+    ]
+
+
+def _pairs(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
+    of_class = np.bincount(predictions.labels)
+    return [
+        {
+            "label": names[pair.label],
+            "predicted": names[pair.predicted],
+            "images": pair.images,
+            "of": int(of_class[pair.label]),
+        }
+        for pair in confused(predictions, MOST_PAIRS)
+    ]
+
+
+def _weak(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
+    """The classes that are recognized least."""
+    accuracy, of_class = class_accuracy(predictions, len(names.classes)), np.bincount(predictions.labels)
+    order = [label for label in np.argsort(accuracy, kind="stable").tolist() if np.isfinite(accuracy[label])]
+    return [{"name": names[i], "top1": accuracy[i], "images": int(of_class[i])} for i in order[:MOST_WEAK]]
+
+
+def _worst(records: Records, found: SavedPredictions, names: _Names) -> list[dict[str, Any]]:
+    """The hardest images, embedded, with what was said of each at every scale."""
+    table, places = found.table, {name: place for place, name in enumerate(records.scales)}
+    return [
+        {
+            "source": f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}",
+            "file": found.names[i],
+            "label": names[int(table.labels[i])],
+            "predictions": [
+                {
+                    "scale": spec,
+                    "place": places.get(spec, 0),
+                    "predicted": names[int(table.predicted[row, i])],
+                    "confidence": 100 * float(table.confidence[row, i]),
+                    "right": table.predicted[row, i] == table.labels[i],
+                }
+                for row, spec in enumerate(table.specs)
+            ],
+        }
+        for i, path in found.hardest.items()
+    ]

@@ -1,0 +1,68 @@
+"""What a checkpoint holds: the state of a run at one step, and the names of its files."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.models.optimizer_state import join_optimizer
+from toolkit.runs.checkpoint import Contents, Tensors, load
+from toolkit.runs.progress import Progress
+
+MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+OPTIMIZER_REST, TRAINER = "optimizer.json", "trainer.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All state but the generators and running means, which each process saves for itself.
+
+    `average`: the moving average of the weights, empty without one; `optimizer` and `optimizer_rest`: as
+    `split_optimizer` returns them; `scaler`: state of the float16 gradient scaler, None without one.
+    """
+
+    model: Tensors
+    average: Tensors
+    optimizer: Tensors
+    optimizer_rest: Mapping[str, Any]
+    progress: Progress
+    scaler: Mapping[str, Any] | None
+
+    def files(self) -> Contents:
+        """Contents by file name, as a checkpoint stores them."""
+        return {
+            MODEL: self.model,
+            **({EMA: self.average} if self.average else {}),
+            OPTIMIZER: self.optimizer,
+            OPTIMIZER_REST: self.optimizer_rest,
+            TRAINER: {"progress": asdict(self.progress), "scaler": self.scaler},
+        }
+
+    @property
+    def exported(self) -> Tensors:
+        """The weights that are evaluated and exported: the moving average where there is one."""
+        return self.average or self.model
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What `Optimizer.load_state_dict` takes."""
+        return join_optimizer(self.optimizer, self.optimizer_rest)
+
+
+def read_snapshot(checkpoint: Path) -> Snapshot:
+    """The state in a verified checkpoint; raises InputError where a file cannot be read."""
+    held = load(checkpoint, (MODEL, EMA, OPTIMIZER, OPTIMIZER_REST, TRAINER))
+    trainer = held[TRAINER]
+    return Snapshot(
+        model=held[MODEL],
+        average=held.get(EMA, {}),
+        optimizer=held[OPTIMIZER],
+        optimizer_rest=held[OPTIMIZER_REST],
+        progress=Progress(**trainer["progress"]),
+        scaler=trainer["scaler"],
+    )
+
+
+def read_exported(checkpoint: Path) -> Tensors:
+    """The weights that a verified checkpoint would export; raises InputError where they cannot be read."""
+    held = load(checkpoint, (MODEL, EMA))
+    return held.get(EMA) or held[MODEL]

@@ -1,0 +1,122 @@
+"""A run while it trains: what the loop works with, grouped by what it is for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from accelerate import Accelerator
+
+from toolkit.config.settings import Settings
+from toolkit.data.loading.batches import Batch
+from toolkit.data.loading.pipeline import DataPipeline
+from toolkit.data.loading.sampler import Epoch
+from toolkit.models.evaluator import Evaluator
+from toolkit.runs.dashboards import Tracking
+from toolkit.runs.directory import RunDirectory
+from toolkit.runs.quarantine import Quarantine
+from toolkit.runs.sample_log import SampleLog
+from toolkit.runs.saver import Saver
+from toolkit.strategies.base import Phase, Strategy
+from toolkit.system import host
+from toolkit.system.clouds import Cloud
+from toolkit.system.preemption import Preemption
+from toolkit.training.consensus import Consensus
+from toolkit.training.monitor import Stopwatch, Throughput
+from toolkit.training.schedules import SHAPES
+from toolkit.training.step_plan import StepPlan
+from toolkit.training.train_state import TrainState
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the run writes; `fingerprint` of data and settings, as a checkpoint's manifest holds it."""
+
+    directory: RunDirectory
+    samples: SampleLog
+    quarantine: Quarantine
+    tracking: Tracking
+    saver: Saver
+    fingerprint: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Control:
+    """What can end the run before its time."""
+
+    consensus: Consensus
+    preemption: Preemption
+    cloud: Cloud
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Where the time goes: of the open epoch, in training steps, in all."""
+
+    throughput: Throughput
+    training: Stopwatch
+    wall: Stopwatch
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has nothing left to do, and what its summary.json holds."""
+
+    summary: dict[str, Any]
+    finished: Literal[True] = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the loop works with."""
+
+    settings: Settings
+    strategy: Strategy
+    accelerator: Accelerator
+    plan: StepPlan
+    data: DataPipeline
+    state: TrainState
+    evaluator: Evaluator
+    records: Records
+    control: Control
+    clocks: Clocks
+    finished: Literal[False] = False
+
+    def epochs(self) -> Iterator[Epoch]:
+        """The epochs that are not closed yet, in the present order."""
+        progress = self.state.progress
+        epochs = (epoch for epoch in self.plan.epochs() if epoch.number >= progress.epoch)
+        return (epoch._replace(rollbacks=progress.rollbacks) for epoch in epochs if not progress.stopped_early)
+
+    def batches(self, epoch: Epoch) -> Iterator[Batch]:
+        """The rest of this process's batches of an epoch."""
+        share = self.plan.share(self.accelerator.process_index)
+        batches = self.data.batches(epoch, self.state.progress.step, share)
+        for batch in self.clocks.throughput.waits(batches):
+            self.records.quarantine.add(batch.bad)
+            yield batch
+
+    def learning_rate(self, phase: Phase, step: int) -> float:
+        """The rate of optimizer step `step` of the run, at its middle: neither the first nor the last is 0."""
+        settings = self.settings
+        share = SHAPES[settings.scheduler]((step + 0.5) / self.plan.steps, settings.warmup_epochs / settings.epochs)
+        return settings.learning_rate * share * phase.lr_scale * self.state.progress.plateau_factor
+
+    def cost(self) -> dict[str, float]:
+        """The cost of all machines up to the last lap, where `--hourly-cost` is given."""
+        hourly, processes = self.settings.hourly_cost, self.accelerator.num_processes
+        if hourly is None:
+            return {}
+        machines = max(1, processes // host.local_processes())
+        return {"cost": self.state.progress.wall_seconds / 3600 * machines * hourly}
+
+    def metrics(self, phase: Phase, rate: float) -> dict[str, float]:
+        """Means over the steps of the open epoch so far, and its throughput. Every process must ask."""
+        means = self.state.running_means.means(self.accelerator)  # waits for the device, so that the clocks are right
+        return {
+            **means,
+            "lr": rate,
+            "regularization": phase.regularization,
+            "skipped_steps": self.state.progress.skipped_steps,
+            **self.state.metrics(),
+            **self.clocks.throughput.metrics(self.accelerator),
+        }

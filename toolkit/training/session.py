@@ -1,0 +1,233 @@
+"""Opening a run and leaving it: checks, directory and lock, restored state, dashboards; at the end the records."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from toolkit.config.settings import Settings
+from toolkit.data.loading.pipeline import open_pipeline
+from toolkit.models.evaluator import Evaluator
+from toolkit.models.multiview import MultiView
+from toolkit.runs import report
+from toolkit.runs.dashboards import Tracking
+from toolkit.runs.directory import FINISHED, RunDirectory
+from toolkit.runs.generators import seed_generators
+from toolkit.runs.progress import Progress
+from toolkit.runs.quarantine import Quarantine
+from toolkit.runs.resume_rules import acquire_run
+from toolkit.runs.run_config import config_of, learned
+from toolkit.runs.sample_log import SampleLog
+from toolkit.runs.saver import Saver
+from toolkit.strategies.base import Strategy
+from toolkit.system import clouds, console
+from toolkit.system.errors import InputError, PreemptedError, expected
+from toolkit.system.preemption import Preemption
+from toolkit.training import device
+from toolkit.training.consensus import Consensus
+from toolkit.training.divergence import check_finite
+from toolkit.training.epoch_end import save_checkpoint
+from toolkit.training.monitor import Stopwatch, Throughput
+from toolkit.training.resume import fingerprint_of, restore, restore_best
+from toolkit.training.roofline import product_tflops
+from toolkit.training.run import Clocks, Control, FinishedRun, Records, Run
+from toolkit.training.run_plan import RunPlan, describe_run, keep_cache, make_run_plan
+from toolkit.training.summary import clear_summary, record_failure
+from toolkit.training.train_state import TrainState, build_train_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run lives, on every process; `start`: the checkpoint to continue from; `cache`: its choice of `--cache`.
+
+    Both are None for a new run.
+    """
+
+    directory: RunDirectory
+    start: Path | None
+    finished: bool
+    cache: str | None
+
+
+@contextlib.contextmanager
+def open_run(
+    settings: Settings, strategy: Strategy, recipe: str, notes: Mapping[str, Any]
+) -> Iterator[Run | FinishedRun]:
+    """A run that is ready for its next step, or one that is finished; on leaving, its records say how it ended.
+
+    `notes`: further JSON files for the run directory, by name. Errors as `train`.
+    """
+    with Preemption() as preemption:
+        accelerator = device.start(settings)
+        console.start(accelerator.is_main_process)
+        try:
+            machine = device.describe_machine(settings, accelerator)
+            run_plan = make_run_plan(accelerator, settings, strategy)
+            built = build_train_state(accelerator, strategy, run_plan)
+            config = config_of(run_plan.settings, strategy)
+            fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps)
+            point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint)
+            try:
+                if point.finished:
+                    yield _finished(point.directory, accelerator.is_main_process)
+                    return
+                run_plan = keep_cache(run_plan, point.cache)
+                for line in (*machine, *describe_run(run_plan, strategy)):
+                    log.info(line)
+                run = set_up(accelerator, strategy, run_plan, point, built, fingerprint, preemption)
+                point.directory.add_notes(notes, accelerator.is_main_process)
+                with _recorded(run):
+                    yield run
+            finally:
+                point.directory.lock.release()
+        finally:
+            device.stop()
+
+
+def _finished(directory: RunDirectory, main: bool) -> FinishedRun:
+    if main:
+        report.write_if_stale(directory.path)
+    summary = directory.summary()
+    split = "test" if "test" in summary else "val"
+    top1 = summary.get(split, {}).get(summary.get("selection"), {}).get("top1")
+    reached = "" if top1 is None else f" ({split} top-1 {top1:.1f}%)"
+    page = directory.path / report.PAGE
+    log.info("finished  this run is finished%s; see %s. To train again: another --output-dir", reached, page)
+    return FinishedRun(summary)
+
+
+@contextlib.contextmanager
+def _recorded(run: Run) -> Iterator[None]:
+    """However training ends, the summary says so and the dashboard is closed."""
+    run.control.preemption.training_begins()
+    clear_summary(run)
+    run.clocks.wall.start()
+    try:
+        try:
+            yield
+        except PreemptedError as error:
+            _save_preempted(run, error)
+            raise
+    except Exception as error:
+        cause = expected(error)
+        record_failure(run, error, cause)
+        if cause is None:
+            raise
+        raise cause from None
+    finally:
+        run.records.saver.close()
+        run.records.tracking.finish()
+
+
+def _save_preempted(run: Run, error: PreemptedError) -> None:
+    """Save what was done since the last checkpoint."""
+    progress, saver = run.state.progress, run.records.saver
+    if saver.newest != progress.at():
+        check_finite(run, run.control.consensus.poll(force=True).first_bad)
+        save_checkpoint(run, next(run.epochs()))
+    saver.join(progress.step)
+    run.records.tracking.preempting(str(error), progress.step)
+    by = error.exit_reason.removeprefix("preempted by ").replace("SIGINT", "Ctrl-C")
+    error.args = (f"stopped by {by} at step {progress.step} of {run.plan.steps}, saved; the same command continues",)
+
+
+def open_run_directory(
+    accelerator: Accelerator, settings: Settings, recipe: str, fingerprint: Mapping[str, Any]
+) -> ResumePoint:
+    """Rank 0 decides and locks, the others follow, also in refusing; raises InputError.
+
+    `fingerprint`: of the run's data and settings, as in a manifest.
+    """
+    directory: RunDirectory | None = None
+    decision: list[Any] = [None, None, False, None, "", ""]
+    if accelerator.is_main_process:
+        try:
+            directory, start, line = acquire_run(settings, recipe, fingerprint)
+            directory.metrics()  # damaged ones are refused here, before anything is changed
+            finished, cache = directory.exit_reason() in FINISHED, directory.config().get("cache")
+            decision = [directory.path, start, finished, cache, line, ""]
+        except InputError as error:
+            decision[-1] = str(error)
+    path, start, finished, cache, line, refusal = broadcast_object_list(decision)
+    if refusal:
+        raise InputError(refusal)
+    if not path.is_dir():
+        raise InputError(f"{path}: this machine does not see the run directory; put --output-dir on shared storage")
+    if line and not finished:
+        log.info("resume    %s", line)
+    return ResumePoint(directory or RunDirectory(path), start, finished, cache)
+
+
+def _open_records(
+    directory: RunDirectory, config: Mapping[str, Any], classes: Sequence[str], progress: Progress
+) -> None:
+    """On rank 0: files of a new run, or those of an earlier start truncated to the step it continues from."""
+    directory.create(config, classes)
+    restore_best(directory, progress)
+    directory.truncate_to(progress)
+
+
+def set_up(
+    accelerator: Accelerator,
+    strategy: Strategy,
+    run_plan: RunPlan,
+    point: ResumePoint,
+    built: tuple[TrainState, MultiView],
+    fingerprint: Mapping[str, Any],
+    preemption: Preemption,
+) -> Run:
+    """Open a run's data and records; a run that is continued gets its state back."""
+    (state, evaluated), settings, rank = built, run_plan.resolved, accelerator.process_index
+    data = open_pipeline(settings, strategy, run_plan.splits, run_plan.cache, run_plan.threads)
+    seed_generators(settings.seed, 0, rank)  # dropout differs between ranks
+    directory, config = point.directory, config_of(settings, strategy)
+    fingerprint = {**fingerprint, "config": learned(config)}
+    if point.start:
+        restore(point.start, state, fingerprint)
+    if accelerator.is_main_process:
+        _open_records(directory, config, run_plan.splits.classes, state.progress)
+    accelerator.wait_for_everyone()
+    peak_tflops = product_tflops(accelerator.device, accelerator.mixed_precision)
+    cloud = clouds.cloud(settings.cloud)
+    preemption.watch(cloud.provider)
+    consensus = Consensus(accelerator, state.non_finite, preemption, settings.save_every_minutes)
+    quarantine = Quarantine(directory.quarantine, rank)
+    shown = {**config, "cloud_provider": cloud.provider, "cloud_instance": cloud.instance}
+    return Run(
+        settings=settings,
+        strategy=strategy,
+        accelerator=accelerator,
+        plan=run_plan.steps,
+        data=data,
+        state=state,
+        evaluator=Evaluator(
+            accelerator,
+            evaluated,
+            state.mean,
+            state.std,
+            run_plan.steps.micro_batch,
+            run_plan.threads,
+            settings.loader_timeout_s,
+            quarantine=quarantine if settings.on_bad_sample == "quarantine" else None,
+            between=consensus.raise_if_stopping,
+        ),
+        records=Records(
+            directory=directory,
+            samples=SampleLog(directory.samples if settings.record_samples else None, rank),
+            quarantine=quarantine,
+            tracking=Tracking.start(settings, shown, directory, strategy, state.progress, accelerator),
+            saver=Saver(accelerator, directory.store, directory.best, state.progress.at() if point.start else None),
+            fingerprint=fingerprint,
+        ),
+        control=Control(consensus, preemption, cloud),
+        clocks=Clocks(
+            Throughput(accelerator.device, run_plan.model.gmacs, peak_tflops), training=Stopwatch(), wall=Stopwatch()
+        ),
+    )

@@ -1,0 +1,31 @@
+"""One training step: the only place where a loss meets a gradient."""
+
+from toolkit.data.loading.batches import Batch
+from toolkit.strategies.base import Loss, Phase
+from toolkit.training.train_state import TrainState
+
+
+def train_step(state: TrainState, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
+    """One micro-batch; the optimizer moves after the last one of its step."""
+    accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
+    images, targets = state.receive(batch)
+    with accelerator.accumulate(model):
+        logits = model(*state.views(images, batch.step.sizes))  # one forward for all scales
+        loss = state.strategy.loss(logits, targets, state.criterion, phase, batch.step)
+        state.non_finite.see_loss(batch.number, loss.total)
+        accelerator.backward(loss.total)
+        if accelerator.sync_gradients:
+            norm = accelerator.clip_grad_norm_(model.parameters(), state.gradient_clip)
+            state.non_finite.see_gradient(batch.number, norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            scale = state.gradient_scale()
+        optimizer.step()
+        optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            scale_now = state.gradient_scale()
+            state.non_finite.see_scale(batch.number, scale_now)
+            if scale_now >= scale:
+                state.weights.follow()
+                state.running_means.add({"gradient_norm": norm, "clipped_share": norm > state.gradient_clip})
+    return loss
