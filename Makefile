@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
+# Folder by folder: what takes longest comes first, so that no process is left with it alone.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test faults check bench clean
+.PHONY: demo test test-rest test-all faults check bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,10 +16,16 @@ demo: .venv/.ready
 	$(BIN)/accelerate launch --quiet recipes/multiscale.py --seed 0 --resume never
 
 test: .venv/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-rest: .venv/.ready
+	$(PYTEST) -m slow
+
+test-all: .venv/.ready
+	$(PYTEST)
 
 faults: .venv/.ready
-	FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile -rA tests/faults $(shell grep -rlw SLOW tests --include=test_*.py)
+	FAULTS=all $(PYTEST) -rA tests/faults $(shell grep -rlw SLOW tests --include=test_*.py)
 
 check: .venv/.ready
 	$(BIN)/ruff check .

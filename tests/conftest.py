@@ -4,13 +4,14 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forkserver
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.index import Index
 
@@ -36,7 +37,12 @@ ALL = os.environ.get("FAULTS") == "all"  # `make faults`; else the quick part
 PATIENCE_S = 600  # after so long a process hangs; one on a busy machine may take minutes
 SLOW = pytest.mark.skipif(not ALL, reason="`make faults` runs it")
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # of several processes that test, such as "gw0"
+if WORKER and hasattr(os, "sched_setaffinity"):
+    # Each keeps to one core, with all that it starts: models this small take 1.7 times the CPU time with two threads.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
+os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
 # Threads that wait by spinning take the cores from those that work: 10x the time where anything else runs beside.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -46,10 +52,30 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built-in data is drawn once for the whole test run, whatever the number of its processes."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toolkit-cache"
+    folder = (base.parent if WORKER else base) / "toolkit-cache"
     folder.mkdir(exist_ok=True)
     os.environ["TOOLKIT_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks(cache: Path) -> Iterator[None]:
+    """Processes of plain Python start in no time: see tests/forkserver.py."""
+    with forkserver.serving():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Training in this process leaves out a second of each run's end that few tests look at.
+
+    No page is written, unless the module is marked `pages`; latency is timed by as few forwards as may be.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.models.evaluator.LATENCY_S", 0.0)
+        if request.node.get_closest_marker("pages") is None:
+            patch.setattr("toolkit.runs.report.write_report", lambda directory: directory / "report.html")
+        yield
 
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
@@ -63,9 +89,7 @@ def run(tmp_path: Path) -> Runner:
         command = [*launcher, str(ROOT / script), *words]
         environment = {**os.environ, **env}
         environment.pop("WANDB_SERVICE", None)  # of another test in this process
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-        )
+        return forkserver.run(command, cwd=tmp_path, env=environment, timeout=PATIENCE_S)
 
     return start
 

@@ -1,7 +1,6 @@
 """Every strategy, killed between two checkpoints and started again, ends as if nothing had happened, bit for bit."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from examples import EPOCHS, EXAMPLES
 from resumable import AUGMENTED, STEPS_PER_EPOCH, settings, strategy
 from safetensors.torch import load_file
 
+from tests import forkserver
 from tests.conftest import PATIENCE_S, TIMES
 from toolkit import train
 from toolkit.runs import checkpoint, generators
@@ -56,9 +56,7 @@ def delivered(output: Path) -> list[dict[str, Any]]:
 
 
 def kill_within_second_epoch(example: str, output: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(WORKER), example, str(output)], env={**os.environ}, stdout=subprocess.DEVNULL
-    )
+    process = forkserver.Popen([sys.executable, str(WORKER), example, str(output)], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + PATIENCE_S
         while len(delivered(output)) < STEPS_PER_EPOCH * 3 // 2:
@@ -71,7 +69,11 @@ def kill_within_second_epoch(example: str, output: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.fixture(scope="module", params=CHOSEN.values(), ids=CHOSEN.keys())
+USUAL = ("single", "progressive" + AUGMENTED)  # those that `make test` kills
+PARAMS = [pytest.param(name, id=kind, marks=[pytest.mark.slow] * (kind not in USUAL)) for kind, name in CHOSEN.items()]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
     folder = tmp_path_factory.mktemp("resume")
     case = Killed(request.param, folder / "whole", folder / "killed")

@@ -1,8 +1,6 @@
 """Promises of `toolkit.strategies.base` that need two ranks: a pair of gloo processes goes through all strategies."""
 
 import json
-import os
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ import torch
 from examples import EPOCHS, EXAMPLES
 from safetensors.torch import load_file
 
-from tests.conftest import PATIENCE_S, TORCHRUN
+from tests.conftest import PATIENCE_S
+from tests.forkserver import run_ranks
 from toolkit.strategies.base import Budget
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -25,8 +24,7 @@ every_name = pytest.mark.parametrize("name", EXAMPLES)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the two processes left what they recorded."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [*TORCHRUN, str(WORKER), str(folder)]
-    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = run_ranks([str(WORKER), str(folder)], timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

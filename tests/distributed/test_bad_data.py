@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests import forkserver
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, recipe, write_folders
+from tests.forkserver import run_ranks
 from toolkit import SingleScale
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Sampler
@@ -81,20 +83,17 @@ def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
             assert score[figure] == pytest.approx(other[figure], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_refuse_to_start_when_their_data_differ(tmp_path: Path):
     """As two machines would, each with a copy of its own."""
     for rank, count in ((0, 12), (1, 13)):
         write_folders(tmp_path / f"data-{rank}", {"train": count, "val": 2})
     program = (
-        "import os, sys; from tests.conftest import recipe; "
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from tests.conftest import recipe; "
         f"sys.exit(recipe('single_scale')(['--data-root', 'data-' + os.environ['RANK'], *{TRAIN!r}, '--epochs', '2']))"
     )
     (tmp_path / "start.py").write_text(program)
-    launch = [*TORCHRUN, str(tmp_path / "start.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
+    done = run_ranks([str(tmp_path / "start.py")], cwd=tmp_path, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert "--data-root: process 0 found 24 training images, process 1 found 26" in done.stderr
     assert not list(tmp_path.glob("runs/*/*"))
@@ -105,6 +104,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_file(tmp_path: Path, rank: int):
     """Started by hand: a launcher may kill the other process before it can say anything."""
@@ -116,7 +116,7 @@ def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_f
     words = ("--data-root", str(data), *TRAIN, *EXACT, "--output-dir", str(tmp_path / "run"))
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
-        subprocess.Popen(
+        forkserver.Popen(
             [sys.executable, RECIPE, *words],
             env={**os.environ, **place, "RANK": str(number), "LOCAL_RANK": str(number)},
             stdout=subprocess.DEVNULL,
@@ -140,9 +140,8 @@ def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_f
 def started(data: Path, output: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A long run in a session of its own, that has taken its first steps; nothing of it is left at the end."""
     command = [sys.executable, RECIPE, "--data-root", str(data), *TRAIN, "--output-dir", str(output)]
-    process = subprocess.Popen(
+    process = forkserver.Popen(
         [*command, "--epochs", "5000", "--cache", "off", "--record-samples", *words],
-        env={**os.environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -173,6 +172,7 @@ def check_ended(process: subprocess.Popen[str], output: Path, message: str, pati
     assert error == f"error: {summary(output)['exit_reason']}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "who"), [((), "thread"), (("--rand-augment", "5"), "process")])
 def test_a_run_ends_within_its_timeout_with_one_line_when_a_read_never_returns(tmp_path: Path, words, who: str):
     data, output = write_folders(tmp_path / "data", SPLITS), tmp_path / "run"

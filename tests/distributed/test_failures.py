@@ -1,8 +1,6 @@
 """What must stop a run, and what it may leave behind: processes that do not know of each other, and NaN."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ import torch
 from poisoned import Poisoned, settings, write_manifest
 from safetensors.torch import load_file
 
-from tests.conftest import PATIENCE_S, SLOW, TINY, TORCHRUN, Runner
+from tests.conftest import PATIENCE_S, SLOW, TINY, Runner
+from tests.forkserver import run_ranks
 from toolkit import NonFiniteError, train
 from toolkit.data.loading.sampler import Sampler
 from toolkit.training.monitor import NonFiniteMonitor
@@ -85,8 +84,7 @@ def test_nan_at_one_image_stops_both_processes_at_the_same_step(
     data: Path, tmp_path: Path, poisoned_sample: int, where: str
 ):
     output = tmp_path / "run"
-    launch = [*TORCHRUN, str(WORKER), str(data), str(output), where]
-    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = run_ranks([str(WORKER), str(data), str(output), where], timeout=PATIENCE_S)
     assert done.returncode == 1
     notes = [tmp_path / f"run.rank-{rank}.txt" for rank in (0, 1)]
     assert [note.exists() for note in notes] == [True, True], done.stderr[-3000:]

@@ -1,8 +1,6 @@
 """Training from remote shards that the cache cannot hold: one process, two, and the same shards as local files."""
 
 import json
-import os
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import storage as servers
-from tests.conftest import PATIENCE_S, ROOT, SLOW, TORCHRUN, recipe
+from tests.conftest import PATIENCE_S, ROOT, SLOW, recipe
+from tests.forkserver import run_ranks
 from tests.storage import Storage
 from tests.unit.data.test_shards import samples, write_tar
 
@@ -101,8 +100,8 @@ def test_two_processes_see_the_same_as_one_and_share_what_they_fetch(
     storage: Storage, one: list[dict[int, int]], data: Path, tmp_path: Path
 ):
     storage.fetches.clear()
-    launch = [*TORCHRUN, str(ROOT / "recipes/single_scale.py"), *words(data, storage.url, tmp_path / "two")]
-    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    recipe = str(ROOT / "recipes/single_scale.py")
+    done = run_ranks([recipe, *words(data, storage.url, tmp_path / "two")], timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-3000:]
     assert most_fetched(storage) <= 1 + EPOCHS
     held = sum(file.stat().st_size for file in (tmp_path / "cache-two/blocks").iterdir())

@@ -4,10 +4,8 @@ float32, SGD, no dropout, a model without BatchNorm: nothing but the order of fl
 """
 
 import json
-import os
 import runpy
 import shutil
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import PATIENCE_S, ROOT, TORCHRUN
+from tests.conftest import PATIENCE_S, ROOT
+from tests.forkserver import run_ranks
 from toolkit import Settings
 from toolkit.data.sources import synthetic
 from toolkit.models.inspection import plan_model
@@ -98,8 +97,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
     assert main(command(data, folder / "one")) == 0
     assert main(command(data, folder / "accumulated", "--device-batch-size", str(BATCH // 4))) == 0
     assert main(command(swapped, folder / "swapped")) == 0
-    launch = [*TORCHRUN, str(RECIPE), *command(data, folder / "two")]
-    done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = run_ranks([str(RECIPE), *command(data, folder / "two")], timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: Outcome(folder / name) for name in ("one", "two", "accumulated", "swapped")}
 

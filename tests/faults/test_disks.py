@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 from victim import newest
 
+from tests import forkserver
 from tests.conftest import PATIENCE_S, ROOT, SLOW
 
+pytestmark = pytest.mark.slow
 WORDS = [
     *("--synthetic-count", "600", "--synthetic-size", "32", "--img-size", "16", "--batch-size", "4", "--epochs", "1"),
     *("--save-every-steps", "20", "--keep", "2", "--log-with", "none"),
@@ -32,12 +34,12 @@ def command(output: Path, *before: str) -> list[str]:
 
 def train(output: Path, *before: str) -> subprocess.CompletedProcess[str]:
     """The recipe to its end; `before`: words before it in the command line."""
-    return subprocess.run(command(output, *before), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return forkserver.run(command(output, *before), timeout=PATIENCE_S)
 
 
 def stopped_by(output: Path, event: Callable[[subprocess.Popen[str]], None]) -> subprocess.CompletedProcess[str]:
     """The recipe, to which something happens once its first checkpoint is there."""
-    with subprocess.Popen(command(output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with forkserver.Popen(command(output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + PATIENCE_S
             while not newest(output):

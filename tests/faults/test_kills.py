@@ -35,7 +35,11 @@ def draw(rng: np.random.Generator) -> Fault:
     return Fault("operation", int(rng.integers(1, OPERATIONS_AHEAD + 1)), str(rng.choice(["kill", "half"])))
 
 
-@pytest.fixture(scope="module", params=CHOSEN.values(), ids=CHOSEN.keys())
+USUAL = "simultaneous"  # the one that `make test` kills
+PARAMS = [pytest.param(name, id=kind, marks=[pytest.mark.slow] * (kind != USUAL)) for kind, name in CHOSEN.items()]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An uninterrupted run."""
     run = Run(request.param, tmp_path_factory.mktemp("kills") / "whole")

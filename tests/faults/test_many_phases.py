@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import PATIENCE_S, ROOT, SLOW
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("phased.py")
 PHASES, SETTLED = 20, 2  # after which every thread that stays was started: the writer of checkpoints, torch's own
 # Most that resident memory may grow from the first settled phases to the last ones, MB. Where sizes repeat: less than a

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from victim import IMAGES, LAST, SAVE_EVERY, Fault, Run, newest, outcome, slow_disk, start, start_two
 
 from tests.conftest import ALL, PATIENCE_S, ROOT, SLOW, TORCHRUN
+from tests.forkserver import run_ranks
 from toolkit.runs.directory import RunDirectory
 
 WORKER = str(Path(__file__).with_name("two_ranks.py"))
@@ -29,6 +30,8 @@ def start_several(
 ) -> subprocess.CompletedProcess[str]:
     """Train with several processes, the fault in one of them."""
     told = [json.dumps(word) for word in ({**asdict(run), "output": str(run.output)}, asdict(fault), rank)]
+    if not env:
+        return run_ranks([WORKER, *told, *words], count, timeout=PATIENCE_S)
     command = [*TORCHRUN[:-1], str(count), WORKER, *told, *words]
     return subprocess.run(
         command, env={**os.environ, **env}, capture_output=True, text=True, timeout=PATIENCE_S, check=False
@@ -101,6 +104,7 @@ def test_three_processes_end_alike_when_one_was_killed(tmp_path: Path, control: 
     assert bool(apart) == control
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("summary_s", [0, 10] if ALL else [0])
 def test_every_process_reports_it_and_nothing_commits_when_one_cannot_write(tmp_path: Path, summary_s: int):
     """They leave together: the launcher does not signal the one whose summary takes longer."""
@@ -155,6 +159,7 @@ def test_the_same_images_and_nearly_the_same_weights_when_one_then_two_then_one_
     assert [line.split(": ")[1].split(",")[0] for line in inexact] == ["processes 1 -> 2", "processes 2 -> 1"]
 
 
+@pytest.mark.slow
 def test_an_epoch_that_was_trained_but_not_evaluated_keeps_its_figures_when_two_processes_go_on(tmp_path: Path):
     alone = Run("progressive-ramp", tmp_path / "alone", tuple(EXACT.items()))
     assert start(alone).code == 0

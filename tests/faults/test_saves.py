@@ -74,7 +74,7 @@ def check_what_is_left(folder: Path, steps: tuple[int, ...]) -> int:
     return step
 
 
-CASES = [("half", STEPS), ("half", ONLY_STEP)]
+CASES = [("half", STEPS), pytest.param("half", ONLY_STEP, marks=pytest.mark.slow)]
 MORE = [("half", SAME_STEP), ("kill", STEPS), ("kill", ONLY_STEP)]
 
 
@@ -94,6 +94,7 @@ def test_the_newest_or_the_one_before_loads_when_a_save_dies_at_any_operation(
         assert found == [9] * (committed + 1) + [12] * (len(operations) - committed - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ERRORS if ALL else ["ENOSPC"])
 def test_the_newest_or_the_one_before_loads_when_the_disk_fails_at_any_operation(tmp_path: Path, what: str):
     operations = operations_of(tmp_path, STEPS)

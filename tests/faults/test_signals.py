@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from victim import newest, slow_disk
 
+from tests import forkserver
 from tests.conftest import ACCELERATE, ALL, PATIENCE_S, ROOT, SLOW, TORCHRUN
 from toolkit import Settings, SingleScale, train
 from toolkit.system import preemption
@@ -47,7 +48,10 @@ def running(output: Path, *words: str, steps: int = 5, **env: str) -> Iterator[s
     before = len(delivered(output))
     first = next((i for i, word in enumerate(words) if word in ("--cloud", "--rand-augment")), len(words))
     command = [*words[:first], RECIPE, *FLAGS, *words[first:], "--output-dir", str(output)]
-    process = subprocess.Popen(
+    start = (
+        forkserver.Popen if steps else subprocess.Popen
+    )  # what happens at once, happens while libraries are imported
+    process = start(
         command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
@@ -112,6 +116,7 @@ def test_a_run_is_saved_and_goes_on_when_it_is_signaled(tmp_path: Path):
     assert [line["step"] for line in delivered(output)] == list(range(step))
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_when_all_its_processes_are_signaled(tmp_path: Path):
     """As schedulers do it that know a job as a group of processes: its loader processes must outlive the save."""
     output = tmp_path / "run"
@@ -124,6 +129,7 @@ def test_a_run_is_saved_when_all_its_processes_are_signaled(tmp_path: Path):
     check_stopped(output, "SIGTERM")
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_when_nobody_reads_its_output_any_more(tmp_path: Path):
     """As with `... 2>&1 | tee log`, where the same signal ends `tee` first."""
     output = tmp_path / "run"
@@ -134,6 +140,7 @@ def test_a_run_is_saved_when_nobody_reads_its_output_any_more(tmp_path: Path):
     check_stopped(output, "SIGTERM")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_at_once_when_it_is_signaled_twice(tmp_path: Path):
     """Its save is held up: the disk takes forever for a file of a checkpoint."""
     output = tmp_path / "run"
@@ -147,6 +154,7 @@ def test_a_run_leaves_at_once_when_it_is_signaled_twice(tmp_path: Path):
     assert newest(output) is None
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_it_is_signaled_before_training_begins(tmp_path: Path):
     output = tmp_path / "run"
     with running(output, sys.executable, steps=0) as process:
@@ -244,6 +252,7 @@ def test_nobody_asks_the_cloud_any_more_when_the_run_is_over(metadata: str, monk
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
     output = tmp_path / "run"
     with running(output, *ACCELERATE) as process:
@@ -253,6 +262,7 @@ def test_a_run_is_saved_when_its_launcher_is_terminated(tmp_path: Path):
     check_stopped(output, "the end of the launcher")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_shell_ends_that_started_it(tmp_path: Path):
     """Though it has inherited what `accelerate launch` exports, as in a session within a job, or by hand."""
     output = tmp_path / "run"
@@ -267,6 +277,7 @@ def test_a_run_goes_on_when_the_shell_ends_that_started_it(tmp_path: Path):
         assert pids_of(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["one rank", *(["launcher", "launcher by SIGUSR1"] if ALL else [])])
 def test_two_ranks_save_the_same_step_when_one_process_is_signaled(tmp_path: Path, victim: str):
     """The summary takes longer than the launcher, which ends all once one has left."""
@@ -339,6 +350,7 @@ def test_the_summary_says_what_failed_when_nobody_foresaw_it(tmp_path: Path, mon
     assert (summary["exit_reason"], summary["steps"]) == ("failed: ZeroDivisionError: one line", int(signaled))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare and root")
 def test_a_run_is_saved_when_it_is_the_first_process_of_a_container(tmp_path: Path):
     """There a signal without a handler is ignored; no init passes anything on."""

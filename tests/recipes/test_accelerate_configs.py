@@ -84,6 +84,7 @@ def test_a_file_says_in_its_first_line_what_it_is_for_when_opened(name: str):
     assert re.match(r"# \S.+", (FOLDER / f"{name}.yaml").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "processes"), [pytest.param("cpu", 1, marks=SLOW), ("multi_cpu", 2)])
 def test_a_run_has_the_processes_of_its_file_when_launched_on_a_cpu(
     run: Runner, tmp_path: Path, name: str, processes: int

@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import recipe, write_folders
 
+pytestmark = pytest.mark.pages
+
 # 64 px images, so that copies of 32 px is worthwhile for training at 16 px; 24 train images, 3 steps an epoch
 WORDS = ("--data-root", "data", "--arch", "test_vit", "--img-size", "16", "--batch-size", "8", "--epochs", "3")
 MORE = ("--model-kwargs", "patch_size=4", "dynamic_img_size=true", "--log-with", "none", "--record-samples", "--no-amp")

@@ -67,6 +67,7 @@ def test_simultaneous_trains_and_wandb_goes_offline_when_there_is_neither_key_no
     assert set(final["test"]) == {"64px", "112px", "224px"}
 
 
+@pytest.mark.slow
 def test_progressive_goes_through_its_scales_and_tensorboard_has_the_curves_when_asked_for(run: Runner, tmp_path: Path):
     words = (*FEW, *THREE, "--progressive", "--scale-epochs", "2", "--epochs", "6", "--log-with", "tensorboard")
     done = run("recipes/multiscale.py", *words, launcher=ACCELERATE)
@@ -88,6 +89,7 @@ def test_progressive_goes_through_its_scales_and_tensorboard_has_the_curves_when
     assert whole_panel == [10, 20, 30]  # at the ends of phases
 
 
+@pytest.mark.slow
 def test_every_scale_is_measured_and_the_run_follows_when_a_benchmark_is_asked_for(run: Runner, tmp_path: Path):
     flags = ("--amp", "--cloud", "aws", "--gradient-clip", "1.0", "--benchmark")
     small = ("--scales", "20,32")
@@ -112,6 +114,7 @@ def test_every_scale_is_measured_and_the_run_follows_when_a_benchmark_is_asked_f
     assert sum("gradient norm clipped at 1" in line for line in plan) == 1
 
 
+@pytest.mark.slow
 def test_single_scale_trains_on_ones_own_folder_when_it_is_given(run: Runner, tmp_path: Path):
     write_folders(tmp_path / "photos", {"train": 10, "test": 3})
     words = ("--arch", "resnet18", "--img-size", "64", "--amp", "--cloud", "gcp", "--data-root", "photos")

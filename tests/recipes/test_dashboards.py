@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import forkserver
 from tests.conftest import ROOT, recipe, write_folders
 from toolkit import Settings
 from toolkit.training import device
@@ -49,7 +50,7 @@ def train(output: Path, *words: str, epochs: int = 2, **env: str) -> int:
     """As a user would."""
     command = [sys.executable, str(ROOT / "recipes/multiscale.py"), *RUN, "--epochs", str(epochs), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    done = subprocess.run([*command, "--output-dir", str(output)], cwd=output.parent, env=environment, check=False)
+    done = forkserver.run([*command, "--output-dir", str(output)], cwd=output.parent, env=environment)
     return done.returncode
 
 
@@ -84,8 +85,8 @@ def on_wandb(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Log]]
     output = tmp_path_factory.mktemp("wandb") / "run"
     words = ("--wandb-mode", "offline", "--wandb-artifact", "--epochs", "8", "--output-dir", str(output))
     command = [sys.executable, "-u", str(ROOT / "recipes/multiscale.py"), *RUN, *words]
-    options = {"cwd": output.parent, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as first:
+    options = {"cwd": output.parent, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    with forkserver.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as first:
         assert first.stdout is not None
         said = []
         for line in first.stdout:
@@ -93,7 +94,7 @@ def on_wandb(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Log]]
             if line.startswith("epoch   0"):
                 first.send_signal(signal.SIGTERM)
     assert first.returncode == 75, "".join(said)
-    assert subprocess.run(command, **options, check=False).returncode == 0
+    assert forkserver.run(command, **options).returncode == 0
     folders = sorted((output / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime)
     assert len(folders) == 2
     return output, [read(folder) for folder in folders]
@@ -222,6 +223,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(event.step, event.value) for event in reader.Scalars(name)] for name in reader.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_tensorboard_finds_every_documented_metric_once_when_a_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -274,6 +276,7 @@ def logged(folder: Path) -> list[tuple[str, int, dict[str, Any]]]:
     return [(run, step, json.loads(values)) for run, step, values in rows]
 
 
+@pytest.mark.slow
 def test_trackio_finds_every_documented_metric_once_when_a_run_goes_on(tmp_path: Path, trackio_dir: Path):
     output = tmp_path / "run"
     assert train(output, "--log-with", "trackio") == 0

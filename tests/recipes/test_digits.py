@@ -44,6 +44,7 @@ def test_digits_are_recognized_at_16_px_when_trained_at_one_scale(digits: Path, 
     assert accuracies(tmp_path / "out")["16px"] > ENOUGH
 
 
+@pytest.mark.slow
 def test_digits_are_recognized_at_16_and_32_px_when_trained_at_both(digits: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("--data-root", str(digits), "--scales", "16,32", "--epochs", "8", "--log-with", "none")

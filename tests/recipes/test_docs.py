@@ -117,15 +117,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("page", "line"), COMMANDS)
-def test_a_documented_command_works(page: str, line: str, home: Path, monkeypatch: pytest.MonkeyPatch):
+def starts(line: str) -> bool:
+    """Whether the test of a command carries it out, which takes long."""
+    return not line.startswith("make ") and exception(line) is None
+
+
+LINES = [pytest.param(*pair, marks=[pytest.mark.slow] * starts(pair[1])) for pair in COMMANDS]
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_a_documented_command_works(page: str, line: str, request, monkeypatch: pytest.MonkeyPatch):
     """In this process where it trains or reads; `make faults` starts each as the process that it says."""
-    monkeypatch.chdir(home)
     if line.startswith("make "):
         subprocess.run(["make", "-n", line.split()[1]], cwd=ROOT, capture_output=True, check=True)
         return
     if pattern := exception(line):
         pytest.skip(EXCEPTIONS[pattern])
+    home = request.getfixturevalue("home")
+    monkeypatch.chdir(home)
     words = smaller(line.replace(NO_GPUS, ""), f"runs/{COMMANDS.index((page, line))}")
     if ALL:
         start(words, home)
@@ -153,7 +162,10 @@ def test_the_demo_is_as_good_as_results_say(tmp_path: Path):
     assert top1["64px"] > 85
 
 
-@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [pytest.param(page, code, id=page, marks=[pytest.mark.slow] * (page != "README.md")) for page, code in PYTHON],
+)
 def test_the_python_of_a_page_trains(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, recipe, write_image
 
+pytestmark = pytest.mark.pages
 EARLIER = ROOT / "tests" / "fixtures" / "runs-8909503"
 
 

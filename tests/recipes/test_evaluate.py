@@ -97,6 +97,7 @@ def test_what_is_left_can_be_read_by_people_when_a_run_was_evaluated(whole: str)
     assert plot.getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_two_processes_say_the_same_of_every_image(run: Runner, finished: Path, whole: str, tmp_path: Path):
     words = ["--scales", "16,24,32", "--average", "--batch-size", "7", "--output-dir", "two"]
     done = run("recipes/evaluate.py", str(finished), *words, launcher=TORCHRUN)
@@ -128,6 +129,7 @@ def test_a_size_without_own_normalization_gets_it_when_asked_for(capsys, finishe
     assert found["splits"]["test"]["24px"]["loss"] != before["24px"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_cascade_ends_with_the_command_that_predicts_so_when_it_is_reported(
     capsys, finished: Path, data: Path, tmp_path: Path
 ):

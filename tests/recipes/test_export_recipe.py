@@ -85,6 +85,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_the_cards_lines_say_what_the_run_says_when_they_run_without_the_toolkit(exports: dict, tmp_path: Path):
     folders = {arch: Path(shutil.copytree(export, tmp_path / arch)) for arch, export in exports.items()}
     for arch, folder in folders.items():

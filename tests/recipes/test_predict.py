@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import forkserver
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN, Runner, recipe
+from tests.forkserver import run_ranks
 from toolkit.runs import saved_predictions
 from toolkit.runs.saved_predictions import SavedPredictions
 
@@ -65,6 +67,7 @@ def test_every_image_gets_what_evaluation_says_when_batches_are_of_any_size(
     assert {row["size"] for row in rows} == {"32"}
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_rows_in_order_and_evaluate_says_the_same_on_two(
     run: Runner, finished: Path, data: Path, tmp_path: Path
 ):
@@ -80,7 +83,7 @@ def test_two_processes_write_the_same_rows_in_order_and_evaluate_says_the_same_o
     for mine, theirs in zip(one, two, strict=True):
         assert float(mine["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-5)
     evaluate = ("--scales", "16,32", "--average", "--split", "val", "--batch-size", "7", "--output-dir", "out")
-    done = run("recipes/evaluate.py", str(finished), *evaluate, launcher=TORCHRUN)
+    done = run_ranks([str(ROOT / "recipes/evaluate.py"), str(finished), *evaluate], cwd=tmp_path, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     for rows in (one, two):
         different, apart = differences(rows, evaluated(finished, "16+32px", tmp_path / "out"), data)
@@ -90,8 +93,15 @@ def test_two_processes_write_the_same_rows_in_order_and_evaluate_says_the_same_o
 FIGURES = {"16": "16px", "24": "24px", "32": "32px", "16,24,32": "16+24+32px"}  # predict's --scales, evaluate's name
 
 
-@pytest.mark.parametrize("flip", [[], ["--flip"]])
-@pytest.mark.parametrize("batch_size", ["1", "9"])
+@pytest.mark.parametrize(
+    ("batch_size", "flip"),
+    [
+        ("1", ["--flip"]),
+        ("9", []),
+        pytest.param("1", [], marks=pytest.mark.slow),
+        pytest.param("9", ["--flip"], marks=pytest.mark.slow),
+    ],
+)
 def test_predict_says_what_evaluate_says_of_every_image_when_both_are_asked_the_same(
     finished: Path, data: Path, batch_size: str, flip: list[str]
 ):
@@ -190,7 +200,7 @@ def test_a_full_disk_is_one_line_when_rows_are_written(capsys, finished: Path, o
 
 def started(finished: Path, *words: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "recipes/predict.py"), str(finished), *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forkserver.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_what_was_written_is_whole_when_it_is_stopped_by_ctrl_c(finished: Path, data: Path):

@@ -127,6 +127,7 @@ def test_the_exit_code_is_2_when_nothing_could_be_read(capsys, finished: Path, o
     assert [bool(row["error"]) for row in rows_of("rows.csv")] == [True, True]
 
 
+@pytest.mark.slow
 @NEEDS_LOCKS
 @pytest.mark.parametrize("place", ["photos", "photos/disc-checks/locked"])
 def test_a_folder_without_permission_is_refused_in_one_line_when_it_is_evaluated(

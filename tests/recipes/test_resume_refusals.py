@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import PATIENCE_S, ROOT, contents, recipe, write_image, write_manifest
+from toolkit.runs.report import write_report
 from toolkit.system import host
 from toolkit.training import session, summary
 
@@ -219,7 +220,8 @@ def test_a_run_ends_when_it_is_signaled_after_all_is_trained(
     assert "SIGTERM: all is trained, the run ends (send it again to quit at once)\n" in capfd.readouterr().err
     assert json.loads((here / "run" / "summary.json").read_text())["exit_reason"] == "done"
 
-    (here / "run" / "report.html").unlink()  # as when it is killed then, before it has written its page
+    monkeypatch.setattr("toolkit.runs.report.write_report", write_report)  # as outside of tests
+    assert not (here / "run" / "report.html").exists()  # as when it is killed then, before it has written its page
     assert recipe("single_scale")(WORDS) == 0
     assert "<title>" in (here / "run" / "report.html").read_text()
 

@@ -15,6 +15,7 @@ from toolkit import Settings
 from toolkit.models.inspection import plan_model
 from toolkit.training import loop
 
+pytestmark = pytest.mark.pages
 PROGRESSIVE = (
     *TINY,
     "--scales",

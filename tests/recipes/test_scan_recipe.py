@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
 from tests.conftest import ROOT, Runner, recipe, write_image
 
 
@@ -138,9 +139,10 @@ def test_the_exit_code_stays_when_nobody_reads_the_output_any_more(data: Path, t
     command = [sys.executable, str(ROOT / "recipes/scan.py"), str(data), "--output-dir", "out"]
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as nobody:
-        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    options = {"stderr": subprocess.PIPE, "text": True}
+    with os.fdopen(writer, "w") as nobody, forkserver.Popen(command, stdout=nobody, **options) as process:
+        _, told = process.communicate()
+    assert (process.returncode, told) == (0, "")
     assert (tmp_path / "out/scan.json").exists()
 
 

@@ -41,6 +41,7 @@ def test_a_sweep_s_trial_goes_through_accelerate_launch_when_an_agent_starts_it(
     assert all(f"--{name}" in " ".join(command[4:]) for name in sweep["parameters"])
 
 
+@pytest.mark.slow
 def test_a_sweep_s_trial_is_understood_when_it_is_really_started(tmp_path: Path):
     _, command = trial(ROOT / "docs/sweeps/learning_rate.yaml")
     path = f"{Path(ACCELERATE[0]).parent}{os.pathsep}{os.environ['PATH']}"

@@ -23,6 +23,7 @@ from tests.documents import blocks, commands, exception
 
 COMMANDS = [line for page, line in commands() if page == "tutorial.md" and not exception(line)]
 MAKE_PHOTOS, SERVE = (code for page, code in blocks("python") if page == "tutorial.md")
+pytestmark = pytest.mark.slow
 OFFLINE = {
     **{name: value for name, value in os.environ.items() if not re.search("OFFLINE|WANDB|_proxy", name, re.IGNORECASE)},
     "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/offline"), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep),

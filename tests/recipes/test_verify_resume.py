@@ -136,6 +136,7 @@ def test_a_command_is_found_different_when_a_resume_forgets_its_generators(run: 
     assert (kept / "killed" / "checkpoints" / "step-000000015").is_dir()
 
 
+@pytest.mark.slow
 def test_a_command_is_no_good_when_it_starts_over_instead_of_going_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

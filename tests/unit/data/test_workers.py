@@ -137,7 +137,7 @@ def test_a_lost_connection_of_the_job_itself_is_not_taken_for_a_killed_worker():
 
 
 @pytest.mark.parametrize(
-    "job",
+    "builder",
     [Squares(fails_at=5), Squares(hangs_at=3), Killed(), Torn(), Offline()],
     ids=["fails", "hangs", "killed", "torn", "offline"],
 )

@@ -16,6 +16,8 @@ from toolkit.runs.run_config import config_of
 from toolkit.strategies import Progressive, Simultaneous, SingleScale
 from toolkit.strategies.base import Strategy
 
+pytestmark = pytest.mark.pages
+
 
 @pytest.mark.parametrize("field", ["scales", "sides"])
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from toolkit.runs.report.history import Band, read_history
 from toolkit.runs.report.page import duration
 from toolkit.system.errors import InputError
 
+pytestmark = pytest.mark.pages
 ALL = ["At every size", "How it learned", "What it cost", "Where it errs", "How to repeat it", "Settings"]
 
 

@@ -134,6 +134,7 @@ print(after - before, peak_mb() - after)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_when_images_would_inflate(tmp_path: Path):
     root = write_set(tmp_path / "bombs")
     for i, file in enumerate(sorted(root.glob("train/cat/*"))):
@@ -619,6 +620,7 @@ print(peak_mb() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_when_there_are_contact_sheets_of_many_classes(tmp_path: Path):
     """200 sheets of 1 MB each."""
     for number in range(200):
