@@ -64,7 +64,7 @@ def export(
     Raises InputError, and ExportError where a format cannot be made or is off, with nothing written.
     """
     folder = run / "export" if output_dir is None else output_dir
-    refuse_if_locked(folder, overwrite)
+    refuse_existing_export(folder, overwrite)
     chosen = choose(formats)
     loaded = load_run(run)
     model = describe(loaded, scale)
@@ -114,7 +114,7 @@ def _write(
     return differences
 
 
-def refuse_if_locked(folder: Path, overwrite: bool) -> None:
+def refuse_existing_export(folder: Path, overwrite: bool) -> None:
     """Raises InputError unless the folder is new or empty, or holds an export and nothing else, to be replaced."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output-dir {folder}: not a folder")

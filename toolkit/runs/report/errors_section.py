@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from toolkit.models.metrics import Predictions, class_accuracy, confused, confusion, reliability
 from toolkit.runs.report.plots import reliability_diagram
-from toolkit.runs.report.records import Records
+from toolkit.runs.report.records import ReportData
 from toolkit.runs.report.svg import scale_color
 from toolkit.runs.saved_predictions import SavedPredictions
 
@@ -17,7 +17,7 @@ MOST_CLASSES = 20  # of a confusion matrix; with more, a table lists the most co
 MOST_PAIRS, MOST_WEAK = 15, 10
 
 
-def errors_section(records: Records) -> dict[str, Any] | None:
+def errors_section(records: ReportData) -> dict[str, Any] | None:
     """Confusion, calibration and hardest images of the validation set; None without readable saved predictions."""
     found = records.predictions.get("val")
     specs = found.table.specs if found else ()
@@ -83,7 +83,7 @@ def _weak(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
     return [{"name": names[i], "top1": accuracy[i], "images": int(of_class[i])} for i in order[:MOST_WEAK]]
 
 
-def _worst(records: Records, found: SavedPredictions, names: _Names) -> list[dict[str, Any]]:
+def _worst(records: ReportData, found: SavedPredictions, names: _Names) -> list[dict[str, Any]]:
     """The hardest images as data URLs, each with its prediction at every eval spec."""
     table, places = found.table, {name: place for place, name in enumerate(records.scales)}
     return [

@@ -10,7 +10,16 @@ from markupsafe import Markup
 
 from toolkit.runs.report.errors_section import errors_section
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes
-from toolkit.runs.report.records import FILLED_IN, Records, SizeResult, commands, rows, settings_of, status, time_parts
+from toolkit.runs.report.records import (
+    FILLED_IN,
+    ReportData,
+    SizeResult,
+    commands,
+    rows,
+    settings_of,
+    status,
+    time_parts,
+)
 from toolkit.runs.report.svg import INK, MUTED, milliseconds, scale_color, scale_colors
 
 PEAK = "Of what one large matrix product reaches on this device."
@@ -24,7 +33,7 @@ class Plot(NamedTuple):
     note: str = ""
 
 
-def render(records: Records) -> str:
+def render(records: ReportData) -> str:
     """The whole page as HTML."""
     table = rows(records)
     target = next((row for row in table if row.name == records.target), None)
@@ -111,7 +120,7 @@ def _against_size(table: Sequence[SizeResult], device: str) -> Plot | None:
     return Plot("Top-1 against image size", Markup(over_sizes(sizes, colors, accuracy, latency)), note)
 
 
-def _learning(records: Records) -> list[Plot]:
+def _learning(records: ReportData) -> list[Plot]:
     """Loss, accuracy and schedules over the epochs; empty for fewer than two epochs."""
     history, places = records.history, {name: place for place, name in enumerate(records.scales)}
     if len(history) < 2:
@@ -140,7 +149,7 @@ def _learning(records: Records) -> list[Plot]:
     return _drawn(records, plots)
 
 
-def _cost(records: Records) -> list[Plot]:
+def _cost(records: ReportData) -> list[Plot]:
     """Throughput, step time and memory over the epochs; empty for fewer than two epochs."""
     history = records.history
     if len(history) < 2:
@@ -157,7 +166,7 @@ def _cost(records: Records) -> list[Plot]:
     return _drawn(records, plots)
 
 
-def _drawn(records: Records, plots: Sequence[tuple[str, list[Line], str, bool, str]]) -> list[Plot]:
+def _drawn(records: ReportData, plots: Sequence[tuple[str, list[Line], str, bool, str]]) -> list[Plot]:
     epochs, bands = records.history.epochs, records.history.bands()
     return [
         Plot(title, Markup(over_epochs(title, epochs, lines, bands, unit, floor)), note)
@@ -180,7 +189,7 @@ def _varying(values: np.ndarray | None) -> np.ndarray | None:
     return None if flat else values
 
 
-def _facts(records: Records) -> list[tuple[str, str]]:
+def _facts(records: ReportData) -> list[tuple[str, str]]:
     """Key numbers of the run, as (name, value with its unit)."""
     summary, history = records.summary, records.history
 

@@ -22,7 +22,7 @@ SPLITS = ("val", "test")
 
 
 @dataclass(frozen=True)
-class Records:
+class ReportData:
     """What a run has written so far; `summary` and `predictions` are empty until it has ended."""
 
     directory: Path
@@ -61,7 +61,7 @@ class Records:
         return int(found[0]) if len(found) else int(np.nanargmax(top1))
 
 
-def read_records(directory: Path) -> Records:
+def read_records(directory: Path) -> ReportData:
     """Read everything that a page needs; raises InputError if there is no run or a record is damaged."""
     run = RunDirectory(directory)
     config = run.config()
@@ -70,7 +70,7 @@ def read_records(directory: Path) -> Records:
     summary, classes = run.summary(), directory / "class_map.json"
     found = {split: saved_predictions.read(run.predictions, split) for split in SPLITS}
     written = [path for name in ("config.yaml", "metrics.csv", "summary.json") if (path := directory / name).exists()]
-    return Records(
+    return ReportData(
         directory=directory if directory.name not in ("", "..") else directory.resolve(),  # the page shows its name
         config=config,
         summary=summary,
@@ -89,7 +89,7 @@ class Status(NamedTuple):
     text: str
 
 
-def status(records: Records) -> Status:
+def status(records: ReportData) -> Status:
     """The status of the run: running, finished, stopped or failed."""
     reason, done = records.summary.get("exit_reason"), len(records.history)
     progress = f"{done} of {records.config.get('epochs')} epochs done"
@@ -123,7 +123,7 @@ class SizeResult:
     norm_from: int | None
 
 
-def rows(records: Records) -> list[SizeResult]:
+def rows(records: ReportData) -> list[SizeResult]:
     """A row for each size at which the best model was evaluated."""
     best, history, found = records.best_row, records.history, []
     for place, name in enumerate(records.scales):
@@ -146,7 +146,7 @@ def rows(records: Records) -> list[SizeResult]:
     return found
 
 
-class Part(NamedTuple):
+class TimePart(NamedTuple):
     """The time of one activity; `share` is its part of the wall time, 0 to 1."""
 
     name: str
@@ -154,7 +154,7 @@ class Part(NamedTuple):
     share: float
 
 
-def time_parts(history: History) -> list[Part]:
+def time_parts(history: History) -> list[TimePart]:
     """Wall time by activity, as detailed as it was recorded."""
     wall, train = history.get("wall_seconds"), history.per_epoch("train_seconds")
     if wall is None or train is None or not wall[-1] > 0:
@@ -172,7 +172,7 @@ def time_parts(history: History) -> list[Part]:
     total = max(float(wall[-1]), sum(seconds for _, seconds in parts))
     rest = total - sum(seconds for _, seconds in parts)
     parts.append(("the rest" if len(parts) > 1 else "evaluation, checkpoints and the rest", rest))
-    return [Part(name, seconds, seconds / total) for name, seconds in parts if seconds > 0.001 * total]
+    return [TimePart(name, seconds, seconds / total) for name, seconds in parts if seconds > 0.001 * total]
 
 
 class Value(NamedTuple):
@@ -233,7 +233,7 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def commands(records: Records) -> list[tuple[str, str]]:
+def commands(records: ReportData) -> list[tuple[str, str]]:
     """(purpose, command) pairs: to repeat the run and to write this page again."""
     run, summary = str(records.directory), records.summary
     processes, device = summary.get("processes", 1), summary.get("device")
