@@ -222,9 +222,8 @@ def speed(old: Path, new: Path, pairs: int) -> None:
                     flush=True,
                 )
     for name, found in ratios.items():
-        print(
-            f"{name:9} {statistics.median(found):.3f} ({min(found):.3f} - {max(found):.3f}), new over old, median of {pairs}"
-        )
+        spread = f"{min(found):.3f} - {max(found):.3f}"
+        print(f"{name:9} {statistics.median(found):.3f} ({spread}), new over old, median of {pairs}")
 
 
 def main() -> int:
