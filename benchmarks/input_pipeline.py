@@ -42,7 +42,7 @@ from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
 from toolkit.data.sources.splits import open_splits
 from toolkit.data.sources.survey import survey
 from toolkit.strategies import Simultaneous, SingleScale
-from toolkit.tools.scan import scan
+from toolkit.tools.scan import check_images
 from toolkit.training import device
 from toolkit.training.step_plan import make_step_plan
 
@@ -241,7 +241,7 @@ def large_row(root: Path, rounds: int, least_s: float) -> Row:
 
 
 def scan_row(root: Path, rounds: int) -> Row:
-    """`toolkit.tools.scan` against decoding every file in full on the same cores."""
+    """`check_images` against decoding every file in full on the same cores."""
     paths = sorted(root.glob("train/*/*.jpg"))
 
     def decode_all() -> int:
@@ -249,7 +249,7 @@ def scan_row(root: Path, rounds: int) -> Row:
             return sum(pool.map(lambda path: len(decode(path.read_bytes())) > 0, paths, chunksize=16))
 
     def scan_all() -> int:
-        return sum(len(index) for index in scan(survey(str(root)), WORKERS).indices.values())
+        return sum(len(index) for index in check_images(survey(str(root)), WORKERS).indices.values())
 
     times = race({"scan": scan_all, "decode": decode_all}, rounds, 0)
     ratios = [round_["scan"] / round_["decode"] for round_ in times]

@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.cli import parse_section
 from toolkit.config.scales import default_scales
 from toolkit.config.settings import SYNTHETIC, make_settings
 from toolkit.config.tool_settings import Benchmark
 from toolkit.system import console
+from toolkit.system.exit_codes import exit_code
 from toolkit.system.host import is_main_process
 
 PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # to the settings of training as they stand
@@ -38,7 +39,8 @@ def benchmark_from(argv: Sequence[str] | None) -> None:
 
     scales = flags.scales or default_scales(flags.data_root)
     strategy = Simultaneous(scales) if len(scales) > 1 else SingleScale(scales[0])
-    report = benchmark(settings, strategy, flags.precisions or (), flags.batch_sizes, flags.steps)
+    measured = {"precisions": flags.precisions or (), "batch_sizes": flags.batch_sizes, "steps": flags.steps}
+    report = benchmark(settings, strategy, **measured)
     if is_main_process():
         files.write_json(path, report.to_json())
         console.say(f"wrote     {path}", sys.stdout)

@@ -12,28 +12,17 @@ Example: python recipes/evaluate.py RUN --scales 64,96,112,160,224 --recalibrate
 import sys
 from collections.abc import Sequence
 
-from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.cli import parse_section
 from toolkit.config.tool_settings import Evaluate
-from toolkit.system import console
-from toolkit.system.host import is_main_process
+from toolkit.system.exit_codes import exit_code
 
 
 def evaluate_from(argv: Sequence[str] | None) -> None:
     flags = parse_section(argv, "evaluate.py", __doc__, Evaluate, "run")
 
-    from toolkit.system import files  # heavy imports come after parsing
-    from toolkit.tools.evaluate import evaluate
-    from toolkit.tools.evaluate_outputs import table, to_json, write_plot
+    from toolkit.tools.evaluate import evaluate  # heavy imports come after parsing
 
-    folder = flags.output_dir or flags.run / "evaluation"
-    found = evaluate(flags, folder)
-    if is_main_process():
-        text = table(found)
-        console.say(text, sys.stdout)
-        files.write_text(folder / "evaluation.txt", text)
-        files.write_json(folder / "evaluation.json", to_json(found))
-        write_plot(found, folder / "evaluation.svg")
-        console.say(f"wrote     {folder}: evaluation.txt, evaluation.json, evaluation.svg, predictions/", sys.stdout)
+    evaluate(**dict(flags))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,9 +12,10 @@ Example: python recipes/export.py runs/multiscale-resnet18-20260131-120000 --sca
 import sys
 from collections.abc import Sequence
 
-from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.cli import parse_section
 from toolkit.config.tool_settings import Export
 from toolkit.system import console
+from toolkit.system.exit_codes import exit_code
 from toolkit.system.host import is_main_process
 
 
@@ -24,14 +25,12 @@ def export_from(argv: Sequence[str] | None) -> None:
     from toolkit.tools.export import export  # heavy imports come after parsing
 
     console.start(main=True)
-    folder = export(flags)
-    console.say(f"{'wrote':11} {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", sys.stdout)
+    export(**dict(flags))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return (
-        exit_code(lambda: export_from(argv)) if is_main_process() else 0
-    )  # a launcher's other processes are not needed
+    # A launcher's other processes are not needed.
+    return exit_code(lambda: export_from(argv)) if is_main_process() else 0
 
 
 if __name__ == "__main__":

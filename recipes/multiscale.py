@@ -8,9 +8,10 @@ Example: accelerate launch --quiet recipes/multiscale.py --data-root DIR --scale
 import sys
 from collections.abc import Sequence
 
-from toolkit.config.cli import Command, exit_code, parse
+from toolkit.config.cli import Command, parse
 from toolkit.config.scales import default_scales
 from toolkit.system.errors import InputError
+from toolkit.system.exit_codes import exit_code
 from toolkit.system.run_lock import refuse_if_locked
 
 SCALE_FLAGS = (
@@ -52,7 +53,8 @@ def train_from(argv: Sequence[str] | None) -> None:
     from toolkit.tools.launch import carry_out  # heavy imports come after parsing
 
     flags = {key: value for key, value in choices.items() if key not in ("strategy", "progressive")}
-    carry_out(command, build(name, flags), "multiscale")
+    strategy = build(name, flags)
+    carry_out(command.settings, strategy, "multiscale", dry_run=command.dry_run, measure_first=command.benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

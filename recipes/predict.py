@@ -17,8 +17,11 @@ Example: python recipes/predict.py RUN photos/ --cascade 64,112,224 --confidence
 import sys
 from collections.abc import Sequence
 
-from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.cli import parse_section
 from toolkit.config.tool_settings import Predict
+from toolkit.system import console
+from toolkit.system.errors import InputError, printable
+from toolkit.system.exit_codes import INTERRUPTED, exit_code
 from toolkit.system.host import is_main_process
 from toolkit.tools.prediction_rows import refuse_existing
 
@@ -30,12 +33,18 @@ def predict_from(argv: Sequence[str] | None) -> int:
 
     from toolkit.tools.predict import predict  # heavy imports come after parsing
 
-    return predict(flags)
+    summary = predict(**dict(flags))
+    if is_main_process() and not summary.closed:
+        for line in summary.lines():
+            console.say(printable(line), sys.stderr)
+    if summary.none_read:
+        raise InputError(f"none of the {summary.bad} images can be read; the first: {summary.first_error}")
+    return INTERRUPTED if summary.stopped else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    ended: list[int] = []
-    return exit_code(lambda: ended.append(predict_from(argv))) or ended[0]
+    codes: list[int] = []
+    return exit_code(lambda: codes.append(predict_from(argv))) or codes[0]
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ Example: python recipes/report.py runs/multiscale-resnet18-20260101-120000
 import sys
 from collections.abc import Sequence
 
-from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.cli import parse_section
 from toolkit.config.tool_settings import Report
 from toolkit.system import console
+from toolkit.system.exit_codes import exit_code
 
 
 def report_from(argv: Sequence[str] | None) -> None:

@@ -11,46 +11,26 @@ Example: python recipes/scan.py DATA --write-manifest
 """
 
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.cli import parse_section
 from toolkit.config.tool_settings import Scan
 from toolkit.system import console
 from toolkit.system.errors import InputError
+from toolkit.system.exit_codes import exit_code
 from toolkit.system.host import is_main_process
 
 
 def scan_from(argv: Sequence[str] | None) -> None:
     flags = parse_section(argv, "scan.py", __doc__, Scan, "data")
 
-    from toolkit.data.sources.survey import survey
-    from toolkit.system import files  # heavy imports come after parsing
-    from toolkit.tools import scan_outputs
-    from toolkit.tools.scan import scan
+    from toolkit.tools.scan import scan  # heavy imports come after parsing
+    from toolkit.tools.scan_outputs import verdict
 
-    name = Path(flags.data.rstrip("/")).expanduser().resolve().name.replace(":", "-")
-    folder = flags.output_dir or Path(f"scan-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    found = survey(flags.data, flags.cache_dir, flags.cache_gb)
-    if flags.write_manifest:
-        scan_outputs.refuse_manifest(found, folder / "manifest")
-    files.make_folder(folder)
-    report = scan(found, flags.num_workers)
-    text = scan_outputs.table(report)
-    console.say(text.removesuffix("\n"), sys.stdout)
-
-    files.write_json(folder / "scan.json", scan_outputs.to_json(report))
-    files.write_text(folder / "scan.txt", text)
-    if flags.contact_sheets:
-        scan_outputs.write_contact_sheets(report, folder / "contact-sheets")
-    console.say(f"wrote     {folder}", sys.stdout)
-    if flags.write_manifest:
-        scan_outputs.write_manifest(report, folder / "manifest")
-        line = f"wrote     {folder / 'manifest'}: --data-root on it trains without what was found"
-        console.say(line, sys.stdout)
+    console.start(main=True)
+    report = scan(**dict(flags))
     if report.serious():
-        raise InputError(scan_outputs.verdict(report))
+        raise InputError(verdict(report))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,9 @@ Example: accelerate launch --quiet recipes/single_scale.py --data-root DIR --arc
 import sys
 from collections.abc import Sequence
 
-from toolkit.config.cli import exit_code, parse
+from toolkit.config.cli import parse
 from toolkit.system.errors import InputError
+from toolkit.system.exit_codes import exit_code
 from toolkit.system.run_lock import refuse_if_locked
 
 SCALE_FLAGS = ("img_size", "eval_scales")
@@ -25,7 +26,8 @@ def train_from(argv: Sequence[str] | None) -> None:
     from toolkit.tools.launch import carry_out  # heavy imports come after parsing
 
     size = command.scales.get("img_size") or own_size(command.settings.arch)
-    carry_out(command, SingleScale(size, command.scales.get("eval_scales")), "single_scale")
+    strategy = SingleScale(size, command.scales.get("eval_scales"))
+    carry_out(command.settings, strategy, "single_scale", dry_run=command.dry_run, measure_first=command.benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,10 +18,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.cli import parse_section
 from toolkit.config.tool_settings import Verify
 from toolkit.system import console
 from toolkit.system.errors import InputError, ResumeError
+from toolkit.system.exit_codes import exit_code
 from toolkit.tools import verify_resume
 from toolkit.tools.verify_resume import Trial
 
@@ -34,7 +35,7 @@ def verify_from(argv: Sequence[str]) -> None:
     elif not {"-h", "--help"} & {*words}:
         raise InputError("the training command is missing: give it after --, as in --help")
     flags = parse_section(words, "verify_resume.py", __doc__, Verify, "command")
-    plan = verify_resume.plan(flags)
+    plan = verify_resume.plan(flags.command, steps=flags.steps, save_every_steps=flags.save_every_steps)
     folder = flags.output_dir or Path(f"verify-resume-{time.strftime('%Y%m%d-%H%M%S')}")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--output-dir {folder}: the folder holds other files; give an empty or a new one")

@@ -9,10 +9,11 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from toolkit.config.cli import exit_code, parse_section
+from toolkit.config.cli import parse_section
 from toolkit.config.tool_settings import WorkspaceLayout
 from toolkit.system import console
 from toolkit.system.errors import InputError, first_line
+from toolkit.system.exit_codes import exit_code
 
 
 def lay_out(argv: Sequence[str] | None) -> None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from toolkit import NonFiniteError, Settings, SingleScale, train
-from toolkit.config.cli import exit_code
 from toolkit.data.sources import synthetic
 from toolkit.strategies.base import Criterion, Loss, Phase, Step
+from toolkit.system.exit_codes import exit_code
 
 Where = Literal["both", "loss", "gradient", "nowhere"]
 POISON = 10  # the label that only one training image has

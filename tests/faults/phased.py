@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from toolkit import Progressive, Settings, Strategy, train
-from toolkit.config.cli import exit_code
 from toolkit.runs import report
 from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, at_size
+from toolkit.system.exit_codes import exit_code
 from toolkit.training import loop
 
 PHASES = 20

@@ -16,8 +16,8 @@ import psutil
 import torch
 
 from toolkit import Settings, SingleScale, train
-from toolkit.config.cli import exit_code
 from toolkit.runs.dashboards import Tracking, on_wandb
+from toolkit.system.exit_codes import exit_code
 from toolkit.training import loop
 
 FAULT_AT = 3

@@ -128,11 +128,11 @@ def train_here(run: Run, fault: Fault, forget: bool, notes: Path) -> int:
     from examples import EXAMPLES
 
     from toolkit import Settings, train
-    from toolkit.config.cli import exit_code
     from toolkit.models import evaluator
     from toolkit.models.multiview import copy_state, state_tensors
     from toolkit.runs import report
     from toolkit.system import host
+    from toolkit.system.exit_codes import exit_code
     from toolkit.training import session
 
     host.cpu_quota = lambda *words: 1

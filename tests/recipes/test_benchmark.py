@@ -110,7 +110,7 @@ def test_the_loader_is_told_as_the_bound_when_it_is_slower_than_training(
 
     monkeypatch.setattr(TrainBatchBuilder, "close", slow)
     settings = Settings(synthetic_count=40, synthetic_size=16, batch_size=16, num_workers=0, log_with="none")
-    report = benchmark(settings, SingleScale(16), ("float32",), steps=2)
+    report = benchmark(settings, SingleScale(16), precisions=("float32",), steps=2)
     (case,) = report.cases
     assert (case.bound == "loader") == bool(delay_s)
     if delay_s:
@@ -138,7 +138,7 @@ def test_the_loader_s_rate_is_that_of_several_batches_after_the_start_when_an_ep
     settings = Settings(
         synthetic_count=40, synthetic_size=16, batch_size=16, num_workers=0, log_with="none", cache="off"
     )
-    report = benchmark(settings, SingleScale(16), ("float32",), steps=1)
+    report = benchmark(settings, SingleScale(16), precisions=("float32",), steps=1)
     assert len(seen) == 1 + 5
     assert report.cases[0].loader_images_per_s == pytest.approx(16 / 1000, rel=0.05)  # with the start: 96 in 20 000 s
 
@@ -165,7 +165,7 @@ def test_workers_start_once_when_an_epoch_has_fewer_batches_than_are_timed(
         log_with="none",
         cache="off",
     )
-    report = benchmark(settings, SingleScale(16), ("float32",), steps=1)
+    report = benchmark(settings, SingleScale(16), precisions=("float32",), steps=1)
     assert len(starts) == 1
     assert report.cases[0].loader_images_per_s > 0
 
@@ -190,7 +190,7 @@ def test_what_could_not_be_trained_is_left_out_when_a_precision_spoils_gradients
     assert [case.precision for case in report.cases] == ["float32"]
     assert "--amp" not in report.verdicts[0]
     with pytest.raises(InputError, match="nothing is left to measure: take larger sizes or another of --precisions"):
-        benchmark(settings, SingleScale(16), ("bf16",), steps=1)
+        benchmark(settings, SingleScale(16), precisions=("bf16",), steps=1)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ WANDB = Path(sys.executable).with_name("wandb")
 RUN = (
     *("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "24", "--scales", "16,32"),
     *("--ema-decay", "0.9", "--gradient-clip", "1", "--hourly-cost", "3.6", "--num-workers", "1"),
+    *("--consistency-weight", "1"),
 )
 SIZES = ("16", "32")
 STEPS = 5  # an epoch

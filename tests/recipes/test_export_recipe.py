@@ -305,8 +305,8 @@ def test_an_export_ends_with_2_and_one_line_when_there_is_no_run_or_no_model_yet
 def test_figures_are_those_of_the_best_model_when_the_run_has_not_ended(resnet: Path):
     (resnet / "summary.json").unlink()
     assert recipe("export")([str(resnet), "--formats", "safetensors"]) == 0
-    facts, card = load_run(resnet).metadata, (resnet / "export/README.md").read_text()
-    assert f"| 32px | {facts['32px/top1']:.2f}% | {facts['32px/top5']:.2f}% |" in card
+    metadata, card = load_run(resnet).metadata, (resnet / "export/README.md").read_text()
+    assert f"| 32px | {metadata['32px/top1']:.2f}% | {metadata['32px/top5']:.2f}% |" in card
     assert "test top-1" not in card
 
 

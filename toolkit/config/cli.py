@@ -21,7 +21,6 @@ from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
 from toolkit.system import console
 from toolkit.system.errors import InputError
-from toolkit.system.exit_codes import exit_code as exit_code
 
 S = TypeVar("S", bound=Section)
 ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}

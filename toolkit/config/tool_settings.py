@@ -2,19 +2,16 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from toolkit.config.base import Numbers, Section, split_numbers
-from toolkit.config.choices import Cache
+from toolkit.config.checks import check_evaluate, check_output, check_predict
+from toolkit.config.choices import CACHE_GB, Cache, Format, Precision, Split
 from toolkit.config.settings import SYNTHETIC
-from toolkit.system.errors import InputError
 
-Format = Literal["safetensors", "onnx", "pt2"]
-Precisions = Annotated[
-    tuple[Literal["float32", "bf16", "fp16"], ...], BeforeValidator(split_numbers), Field(min_length=1)
-]
+Precisions = Annotated[tuple[Precision, ...], BeforeValidator(split_numbers), Field(min_length=1)]
 
 
 class Scan(Section):
@@ -38,7 +35,7 @@ class Scan(Section):
     cache_dir: Path | None = Field(
         None, description="folder for indices and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
     )
-    cache_gb: float = Field(4.0, gt=0, description="most that parts of remote shards may take on disk, GB")
+    cache_gb: float = Field(CACHE_GB, gt=0, description="most that parts of remote shards may take on disk, GB")
 
 
 class Verify(Section):
@@ -64,19 +61,6 @@ class Verify(Section):
     output_dir: Path | None = Field(
         None, description="folder for both runs, kept (unset: verify-resume-TIME, removed where all is equal)"
     )
-
-
-def _refuse_unordered(flag: str, sizes: tuple[int, ...] | None) -> None:
-    if sizes is not None and list(sizes) != sorted({*sizes}):
-        raise InputError(f"{flag} {','.join(map(str, sizes))}: sizes must be ascending")
-
-
-def _check_cascade(sizes: tuple[int, ...] | None, confidence: float | None) -> None:
-    _refuse_unordered("--cascade", sizes)
-    if sizes is not None and len(sizes) < 2:
-        raise InputError(f"--cascade {sizes[0]}: needs two sizes or more, such as 64,224; for one size take --scales")
-    if sizes is None and confidence is not None:
-        raise InputError(f"--confidence {confidence:g} would be ignored: it needs --cascade")
 
 
 class Inference(Section):
@@ -133,9 +117,7 @@ class Evaluate(Inference):
         description="where the run's data is now; or other data with the same classes, as training takes it, or a "
         "folder of class folders (unset: the run's)",
     )
-    split: Literal["train", "val", "test"] | None = Field(
-        None, description="the split to evaluate (unset: val and test)"
-    )
+    split: Split | None = Field(None, description="the split to evaluate (unset: val and test)")
     output_dir: Path | None = Field(
         None,
         description="folder for evaluation.txt, .json, .svg and what was said of each image (unset: RUN/evaluation)",
@@ -143,10 +125,7 @@ class Evaluate(Inference):
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
-        _refuse_unordered("--scales", self.scales)
-        _check_cascade(self.cascade, self.confidence)
-        if self.max_loss is not None and (self.cascade is None or self.confidence is not None):
-            raise InputError(f"--max-loss {self.max_loss:g} would be ignored: it needs --cascade without --confidence")
+        check_evaluate(self.scales, self.cascade, self.confidence, self.max_loss)
         return self
 
 
@@ -180,16 +159,8 @@ class Predict(Inference):
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
-        _refuse_unordered("--scales", self.scales)
-        _check_cascade(self.cascade, self.confidence)
-        if self.cascade is not None and self.scales is not None:
-            raise InputError("--scales would be ignored with --cascade: drop one of them")
-        if not self.paths:
-            raise InputError("PATH is missing: name images, or folders of them, after RUN")
-        if self.output != "-" and not self.output.endswith((".csv", ".jsonl")):
-            raise InputError(f"--output {self.output}: must end in .csv or .jsonl")
-        if self.output == "-" and self.overwrite:
-            raise InputError("--overwrite would be ignored: it needs --output")
+        check_predict(self.paths, self.scales, self.cascade, self.confidence)
+        check_output(self.output, self.overwrite)
         return self
 
 

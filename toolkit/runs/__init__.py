@@ -1,4 +1,4 @@
-"""All that a run leaves behind: its directory, checkpoints, best model, predictions, dashboards and report.
+"""Everything that a run writes: its directory, checkpoints, best model, predictions, dashboards and report.
 
-A new record, checkpoint field or dashboard goes here. Every file is whole or not there. Never: how to train.
+A new record, checkpoint field or dashboard goes here. Every file is complete or absent. Never: how to train.
 """

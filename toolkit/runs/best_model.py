@@ -1,4 +1,4 @@
-"""The best model of a run: one safetensors file with its facts in it, replaced by one rename and verified when read."""
+"""The best model of a run: one safetensors file with its metadata, replaced by one rename and verified when read."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ BEST = "model.safetensors"
 
 
 def save(folder: Path, model: Tensors, metadata: Mapping[str, Any]) -> None:
-    """Replace the exported best model, one file with its facts in it; a reader finds the old one or the new one."""
+    """Replace the exported best model and its metadata; a reader sees the old or the new file. Raises SaveError."""
     staging, final = folder / f"{STAGED}{BEST}", folder / BEST
     try:
         folder.mkdir(exist_ok=True)
         tensors = on_host(model)
-        # One key: safetensors writes several in any order.
+        # One key, because safetensors writes several keys in any order.
         save_file(tensors, staging, metadata={"facts": json.dumps({**metadata, "sha256": _hash_of(tensors)})})
         files.sync(staging)
         os.replace(staging, final)
@@ -35,9 +35,9 @@ def save(folder: Path, model: Tensors, metadata: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The best model's tensors and facts; raises InputError where they cannot be read or are not what was written."""
+    """The best model's tensors and metadata; raises InputError if the file cannot be read or was changed."""
     try:
-        with safe_open(folder / BEST, "pt") as file:  # once: it may be replaced now
+        with safe_open(folder / BEST, "pt") as file:  # opened once: it may be replaced meanwhile
             metadata = json.loads(file.metadata()["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if _hash_of(tensors) != metadata.pop("sha256"):

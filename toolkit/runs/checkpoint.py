@@ -1,7 +1,7 @@
-"""Checkpoints on disk: committed by one rename, verified when read, safetensors and JSON. Nothing is pickled.
+"""Checkpoints on disk: committed by one rename and verified when read. They use safetensors and JSON, never pickle.
 
-A checkpoint is a folder `step-000012000` of files and of two that vouch for them: MANIFEST.json with every size and
-SHA-256, and COMMITTED with the manifest's own. It is written as `.tmp-step-...`, forced to the disk, and renamed.
+A checkpoint is a folder such as `step-000012000`. MANIFEST.json holds the size and SHA-256 of every file, COMMITTED
+the SHA-256 of the manifest. The folder is written as `.tmp-step-...`, fsynced, and renamed.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def step_of(path: Path) -> int:
 
 
 def rank_file(rank: int) -> str:
-    """Where a process keeps what is its own."""
+    """The file with the state of one process, relative to the checkpoint."""
     return f"rng/rank-{rank:05d}.safetensors"
 
 
@@ -48,7 +48,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Store:
-    """The checkpoints of one run; `keep` of them stay, and those that they name as the best."""
+    """The checkpoints of one run. Keeps the newest `keep`, at least 2, and those of the best model that these name."""
 
     root: Path
     keep: int = 3
@@ -57,11 +57,11 @@ class Store:
         return self.root / f"step-{step:09d}"
 
     def staging(self, step: int) -> Path:
-        """Beside the final folder, on the same file system."""
+        """The staging folder, next to the final one so that both are on the same file system."""
         return self.root / f"{STAGED}{self.path(step).name}"
 
     def stage(self, step: int, name: str, content: Tensors | Mapping[str, Any]) -> None:
-        """Write one file of a checkpoint to the disk; raises SaveError with its path and size."""
+        """Write and fsync one file of a checkpoint; raises SaveError with its path and size."""
         path = self.staging(step) / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,16 +74,16 @@ class Store:
             raise self._failed(step, error, path, bytes_of(content)) from None
 
     def commit(self, step: int, contents: Contents, metadata: Mapping[str, Any]) -> Path:
-        """Add `contents` to what is staged and make it a checkpoint; only then older ones go. Raises SaveError.
+        """Add `contents` to the staged files, commit the checkpoint, then delete old ones. Raises SaveError.
 
-        `metadata` stand in the manifest; its `best_step` names the checkpoint of the best model.
+        The manifest stores `metadata`; its `best_step` names the checkpoint of the best model.
         """
         for name, content in contents.items():
             self.stage(step, name, content)
         staging, final = self.staging(step), self.path(step)
         try:
             _vouch(staging, {"schema": SCHEMA, "step": step, **metadata})
-            if final.exists():  # the same step in an earlier state: of an epoch that was not closed yet
+            if final.exists():  # saved at the same step before the epoch was closed
                 os.replace(final, self._former(final))
             os.replace(staging, final)
             files.sync(self.root)
@@ -109,15 +109,15 @@ class Store:
         )
 
     def abandon(self, step: int) -> None:
-        """Drop what was staged; what cannot be removed now goes at the next start."""
+        """Delete the staged files; the next start deletes any that remain."""
         shutil.rmtree(self.staging(step), ignore_errors=True)
 
     def _former(self, final: Path) -> Path:
-        """Where a checkpoint waits that is about to be replaced by the same step."""
+        """Temporary path of a checkpoint while a new one of the same step replaces it."""
         return final.with_name(f"{FORMER}{final.name}")
 
     def _put_back_former(self) -> None:
-        """Whatever waits there and was not replaced is a checkpoint again."""
+        """Restore each former checkpoint that was not replaced, and delete the others."""
         for former in self.root.glob(f"{FORMER}step-*"):
             final = former.with_name(former.name.removeprefix(FORMER))
             if final.exists():
@@ -127,7 +127,7 @@ class Store:
                     os.replace(former, final)
 
     def _remove(self, path: Path) -> None:
-        """By a rename first: half a folder under its own name would look damaged."""
+        """Rename, then delete: a partly deleted folder under its own name would look like a damaged checkpoint."""
         doomed = path.with_name(f"{STAGED}old-{path.name}")
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
@@ -142,7 +142,7 @@ class Store:
                 self._remove(path)
 
     def committed(self) -> list[Path]:
-        """Checkpoints that were committed whole, as far as sizes tell; oldest step first."""
+        """Committed checkpoints, oldest step first. Checks manifests and file sizes, but not the files' hashes."""
         return [path for path in self._folders() if not _fault(path, hashes=False)]
 
     def newest(self) -> Path | None:
@@ -154,10 +154,10 @@ class Store:
         return sorted(found, key=step_of)
 
     def recover(self) -> Path | None:
-        """The newest checkpoint whose every byte is what was committed; damaged ones on the way are set aside.
+        """The newest checkpoint with correct hashes; None if there is none. Sets damaged newer ones aside.
 
-        For the run's owner alone, before anything is written. Half-written ones are removed. Raises InputError where
-        there were checkpoints but none is left to go on from.
+        Only for the owner of the run lock, before anything is written. Removes partly written checkpoints. Raises
+        InputError if there were checkpoints but all are damaged.
         """
         self._put_back_former()
         for leftover in self.root.glob(f"{STAGED}*"):
@@ -176,14 +176,14 @@ class Store:
         return None
 
     def go_back_to(self, start: Path) -> None:
-        """Set aside the checkpoints after `start`, which the run is about to replace."""
+        """Set aside the checkpoints after `start`, because the run will write these steps again."""
         for path in self._folders():
             if step_of(path) > step_of(start):
                 log.warning("%s: set aside as %s", path, set_aside(path, REPLACED).name)
 
 
 def set_aside(path: Path, mark: str) -> Path:
-    """Rename a checkpoint so that it is no longer one, and keep it."""
+    """Rename a checkpoint so that it no longer counts as one, without deleting it; returns its new path."""
     names = (path.with_name(f"{mark}{path.name}" + (f"-{i}" if i else "")) for i in range(1000))
     free = next(name for name in names if not name.exists())
     os.replace(path, free)
@@ -191,7 +191,7 @@ def set_aside(path: Path, mark: str) -> Path:
 
 
 def _vouch(staging: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the manifest of all that is in a folder, and the mark that vouches for the manifest; all to the disk."""
+    """Write a manifest of all files in a folder, then COMMITTED with its hash; fsync both files and the folders."""
     found = sorted(path for path in staging.rglob("*") if path.is_file())
     described = {
         path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
@@ -206,7 +206,7 @@ def _vouch(staging: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def on_host(tensors: Tensors) -> dict[str, Tensor]:
-    """As safetensors takes them."""
+    """Detached and contiguous tensors on the CPU, as safetensors requires."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -222,7 +222,7 @@ def _room(folder: Path) -> str:
 
 
 def _fault(path: Path, hashes: bool) -> str:
-    """What is wrong with a checkpoint, naming the file; empty if nothing is. `hashes`: every byte is read."""
+    """The first fault of a checkpoint, with the file's name; empty if there is none. `hashes`: read every byte."""
     try:
         mark, manifest = (path / COMMITTED).read_bytes(), (path / MANIFEST).read_bytes()
         if mark != f"{hashlib.sha256(manifest).hexdigest()}\n".encode():
@@ -234,7 +234,7 @@ def _fault(path: Path, hashes: bool) -> str:
                 return f"{name} was changed since it was saved"
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-            raise  # the storage is at fault, not the checkpoint
+            raise  # a storage error, not a damaged checkpoint
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
@@ -242,21 +242,21 @@ def _fault(path: Path, hashes: bool) -> str:
 
 
 def is_committed(path: Path) -> bool:
-    """Whether the folder was committed whole: its mark fits its manifest, and all files have their sizes."""
+    """Whether the folder is a committed checkpoint: COMMITTED matches the manifest, and all files have their sizes."""
     return not _fault(path, hashes=False)
 
 
 def check(path: Path) -> None:
-    """Raises InputError unless every byte of a checkpoint is what was committed."""
+    """Verify all hashes of a checkpoint; raises InputError on a mismatch or a missing file."""
     fault = _fault(path, hashes=True)
     if fault:
         raise InputError(f"{path}: {fault}")
 
 
 def load(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """The files of a checkpoint that was verified, by name; those of `names` that it holds, else all.
+    """Read files of a verified checkpoint, by name: those in `names` that exist, or all if None.
 
-    Raises InputError where one cannot be read, though its hash is right.
+    Raises InputError if a file cannot be read although its hash is correct.
     """
     held = read_manifest(path)["files"]
     contents: dict[str, Any] = {}

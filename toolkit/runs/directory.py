@@ -24,7 +24,7 @@ WENT_BACK = ".went-back-to"
 
 
 class RunDirectory:
-    """Paths and records of one run; every process may read, only rank 0 writes (but samples.jsonl)."""
+    """Paths and records of one run; all processes may read, only rank 0 writes (except `samples` and `quarantine`)."""
 
     def __init__(self, path: Path, keep: int = 3) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class RunDirectory:
         self.lock = RunLock(path)
 
     def is_empty(self) -> bool:
-        """Whether nothing is there but what a start leaves that was killed before its first file was written."""
+        """Whether there is nothing except leftovers of a start that was killed before it wrote its first file."""
         entries = [*self.path.iterdir()] if self.path.is_dir() else []
         return all(entry.name in (LOCK, NOTE) or entry.name.startswith(STAGED) for entry in entries)
 
@@ -47,7 +47,7 @@ class RunDirectory:
         return self.summary().get("exit_reason")
 
     def summary(self) -> dict[str, Any]:
-        """summary.json, empty where the run has not ended; raises InputError where it cannot be read."""
+        """summary.json, empty if the run has not ended; raises InputError if the file cannot be read."""
         try:
             return dict(earlier.keys_now(json.loads(self._summary.read_text())))
         except FileNotFoundError:
@@ -56,16 +56,16 @@ class RunDirectory:
             raise InputError(f"{self._summary}: cannot be read: {error}") from None
 
     def went_back_to(self) -> str | None:
-        """The name of the checkpoint that the run was last sent back to: what is newer comes after that."""
+        """Name of the checkpoint that the run last went back to, or None; newer checkpoints were saved after that."""
         note = self.path / WENT_BACK
         return note.read_text().strip() if note.exists() else None
 
     def had_saved(self) -> bool:
-        """Whether a checkpoint was committed: it is before a best model is exported, and before a third epoch ends."""
+        """Whether a checkpoint was committed. One always is before a best model is exported or a third epoch ends."""
         return self.best.exists() or self.went_back_to() is not None or len(self.metrics()) > 2
 
     def go_back_to(self, start: Path) -> None:
-        """Set aside the checkpoints after `start`; the same command again must not do that again."""
+        """Set aside the checkpoints after `start`, and record it: the same command must not do that twice."""
         self.store.go_back_to(start)
         files.write_text(self.path / WENT_BACK, f"{start.name}\n")
 
@@ -73,12 +73,12 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(f"{STAGED}*"):
             leftover.unlink()
-        files.write_text(self._config, to_yaml(config))  # first: it makes the folder a run's
+        files.write_text(self._config, to_yaml(config))  # first: a folder with this file counts as a run
         self.store.root.mkdir(parents=True, exist_ok=True)
         files.write_json(self.path / "class_map.json", dict(enumerate(classes)))
 
     def classes(self) -> tuple[str, ...]:
-        """Names by label; raises InputError where class_map.json is not one."""
+        """Class names, in the order of labels; raises InputError if class_map.json cannot be read."""
         path = self.path / "class_map.json"
         try:
             return tuple(json.loads(path.read_text()).values())
@@ -89,14 +89,14 @@ class RunDirectory:
         return earlier.settings_now(read_yaml(self._config)) if self._config.exists() else {}
 
     def truncate_to(self, progress: Progress) -> None:
-        """Drop the records of what will be repeated: epochs that are not closed, steps that are not done."""
+        """Drop records that will be written again: those of epochs not closed and of steps not done."""
         rows = [row for row in self.metrics() if row.epoch < progress.epoch]
         if self._metrics.exists():
             self._write_metrics(rows)
         sample_log.truncate_samples(self.samples, progress.step)
 
     def metrics(self) -> list[MetricsRow]:
-        """The rows of metrics.csv; raises InputError where one names no epoch."""
+        """The rows of metrics.csv; raises InputError if one has no epoch."""
         if not self._metrics.exists():
             return []
         try:
@@ -106,7 +106,7 @@ class RunDirectory:
             raise InputError(f"{self._metrics}: not what a run writes: {error}") from None
 
     def add_metrics(self, row: MetricsRow) -> None:
-        """Append one epoch; columns that were not there before are added."""
+        """Append the row of one epoch; adds its new columns."""
         self._write_metrics([*self.metrics(), row])
 
     def _write_metrics(self, rows: Sequence[MetricsRow]) -> None:
@@ -117,12 +117,12 @@ class RunDirectory:
         files.write_text(self._metrics, text.getvalue())
 
     def add_notes(self, notes: Mapping[str, Any], main: bool) -> None:
-        """Write further JSON files, by name; what stood there is replaced."""
+        """Write more JSON files, by name, on the main process only; replaces existing ones."""
         for name, values in notes.items() if main else ():
             files.write_json(self.path / name, values)
 
     def remove_summary(self) -> None:
-        """Take summary.json away, where there is one."""
+        """Delete summary.json, if it exists."""
         self._summary.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

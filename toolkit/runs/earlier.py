@@ -1,4 +1,4 @@
-"""Names that earlier versions wrote into a run's files, as they are called now; readers see the new ones only."""
+"""Rename keys and values that earlier versions wrote into a run's files, so that readers see only the current ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ VALUES = {("cache", "tier"): "disk"}  # of settings in config.yaml and in a chec
 
 
 def keys_now(value: Any) -> Any:
-    """What a JSON file holds, at any depth."""
+    """A JSON value with the current keys, in nested objects too."""
     if isinstance(value, dict):
         return {KEYS.get(name, name): keys_now(below) for name, below in value.items()}
     return value
 
 
 def settings_now(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name."""
+    """Settings by name, with the current values."""
     return {
         name: VALUES.get((name, value), value) if isinstance(value, str) else value for name, value in config.items()
     }

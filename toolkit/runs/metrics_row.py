@@ -1,4 +1,4 @@
-"""One row of metrics.csv: what an epoch came to. This module owns the names of its columns."""
+"""One row of metrics.csv: the results of an epoch. This module owns the column names."""
 
 import contextlib
 import re
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from toolkit.models.evaluator import Score
 
 PLACE = ("epoch", "step", "images_seen", "phase", "sizes")  # the first columns
-FORMER = {"strength": "regularization"}  # columns that earlier versions wrote, as they are called now
+FORMER = {"strength": "regularization"}  # columns of earlier versions -> current names
 Number = int | float
 T = TypeVar("T")
 
@@ -20,12 +20,12 @@ def eval_columns(scores: Mapping[str, Score]) -> dict[str, float]:
 
 
 def train_columns(parts: Mapping[str, T]) -> dict[str, T]:
-    """The parts of a training loss by column: `loss/64px` is `train_loss/64px`."""
+    """The parts of a training loss by column: `loss/64px` becomes `train_loss/64px`."""
     return {f"train_{part}": value for part, value in parts.items()}
 
 
 def evaluated_specs(columns: Iterable[str]) -> list[str]:
-    """The eval specs that have a column."""
+    """The eval specs that have a top-1 column."""
     return [column.removesuffix("/top1") for column in columns if re.fullmatch(r"[^/]+/top1", column)]
 
 
@@ -63,7 +63,7 @@ class MetricsRow:
 
     @classmethod
     def from_cells(cls, cells: Mapping[str, str | None]) -> "MetricsRow":
-        """From a line of the file; a metric that is not a number is left out. Raises ValueError without an epoch."""
+        """Parse a line of the file. Drops metrics that are not numbers; raises ValueError if the epoch is missing."""
         now = {FORMER.get(name, name): text for name, text in cells.items()}
         if not (now.get("epoch") or "").isdecimal():
             raise ValueError(f"epoch {now.get('epoch')!r} is not a number")
@@ -80,7 +80,7 @@ class MetricsRow:
 
 
 def number(text: str) -> Number | None:
-    """The number in a cell; None where there is none."""
+    """The number in a cell; None if it holds none."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)

@@ -1,4 +1,4 @@
-"""How far a run has come: everything about it that is neither a tensor nor a function of the step."""
+"""Progress of a run: all state that is neither a tensor nor a function of the step."""
 
 import copy
 from dataclasses import dataclass, field
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Counts, clocks and the best model so far; every checkpoint holds it."""
+    """Counts, clocks and the best model so far; stored in every checkpoint."""
 
     step: int = 0  # optimizer steps done, each on a global batch
     epoch: int = 0  # epochs closed: trained, evaluated, recorded
     images_seen: int = 0
-    optimizer_updates: int = 0  # steps that moved the weights: all but those that overflowed in float16
+    optimizer_updates: int = 0  # steps that changed the weights: all except float16 overflows
     rollbacks: int = 0
     best_top1: float | None = None  # in percent, at the selection size
     best: dict[str, Any] = field(default_factory=dict)  # of the best model: epoch, step, metrics
-    reference_top1: float | None = None  # what patience and plateau compare with, in the last phase
-    stale_epochs: int = 0  # since it was last exceeded by min_delta
+    reference_top1: float | None = None  # patience and plateau compare with it in the last phase
+    stale_epochs: int = 0  # since reference_top1 was last exceeded by min_delta
     plateau_epochs: int = 0
     plateau_factor: float = 1.0
     stopped_early: bool = False
@@ -39,5 +39,5 @@ class Progress:
         return self.step, self.epoch
 
     def become(self, other: "Progress") -> None:
-        """Copy another's values in place: all holders of this object see them."""
+        """Copy another's values in place, so that all holders of this object see them."""
         vars(self).update(copy.deepcopy(vars(other)))

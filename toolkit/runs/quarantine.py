@@ -14,21 +14,21 @@ log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """quarantine.jsonl: one line for each image that could not be read, whichever process met it first, and when."""
+    """quarantine.jsonl: one line for each unreadable image, across all processes and starts of a run."""
 
     def __init__(self, path: Path, rank: int) -> None:
         self._path, self._rank = path, rank
         self._known: set[str] = set()
 
     def add(self, bad: Sequence[tuple[str, str]]) -> None:
-        """List (name, reason) of images that are not listed yet, neither by this nor by another process or start."""
+        """Append (name, reason) of each image that no process or earlier start has listed yet."""
         new = {name: reason for name, reason in bad if name not in self._known}
         if not new:
             return
         with FileLock(self._path.with_name(f".{self._path.name}.lock")):
             text = self._path.read_text() if self._path.exists() else ""
             lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            if len("".join(lines)) < len(text):  # half a line, left by a kill or a full disk
+            if len("".join(lines)) < len(text):  # a partial line, left by a kill or a full disk
                 files.write_text(self._path, "".join(lines))
             self._known |= {json.loads(line)["name"] for line in lines}
             for name, reason in new.items():

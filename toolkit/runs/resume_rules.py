@@ -1,4 +1,4 @@
-"""Which directory a run gets, and whether it may continue there: the rules of --output-dir and --resume."""
+"""The rules of --output-dir and --resume: which directory a run uses, and whether it may resume there."""
 
 import contextlib
 import itertools
@@ -24,10 +24,10 @@ RUNS = Path("runs")
 def acquire_run(
     settings: Settings, recipe: str, fingerprint: Mapping[str, Any]
 ) -> tuple[RunDirectory, Path | None, str]:
-    """The run directory, locked, the checkpoint to go on from, and a line for the user; for rank 0 alone.
+    """Lock the run directory. Returns it, the checkpoint to resume from, and a line for the user; rank 0 only.
 
-    `fingerprint`: what the run would be of, as in a manifest. Nothing but the directory and its lock is made. Raises
-    InputError rather than meet another run's files.
+    `fingerprint`: of settings, images and classes, as in a manifest. Creates only the directory and its lock. Raises
+    InputError rather than change another run's files.
     """
     try:
         if settings.resume not in ("auto", "never"):
@@ -44,7 +44,7 @@ def acquire_run(
 
 
 def _new(recipe: str, settings: Settings) -> RunDirectory:
-    """A directory of our own, also where several runs start within a second."""
+    """Create and lock a new directory; its name is unique even if several runs start within a second."""
     base = RUNS / f"{recipe}-{settings.arch.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
     RUNS.mkdir(exist_ok=True)
     path = base
@@ -59,7 +59,7 @@ def _new(recipe: str, settings: Settings) -> RunDirectory:
 
 
 def _unfinished(recipe: str, fingerprint: Mapping[str, Any], keep: int) -> RunDirectory | None:
-    """The newest run under `runs/` of this recipe, of these settings and images, that has more to do, and no owner."""
+    """Lock the newest unfinished run in `runs/` with this recipe and fingerprint, not in use; None if there is none."""
     folders = [path for path in RUNS.glob(f"{recipe}-*") if path.is_dir()]
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunDirectory(path, keep)
@@ -68,7 +68,7 @@ def _unfinished(recipe: str, fingerprint: Mapping[str, Any], keep: int) -> RunDi
             if newest and run.exit_reason() not in FINISHED and not _changes(run, newest, fingerprint):
                 run.lock.acquire()
                 return run
-        except InputError as error:  # somebody is at it, or a file of it is damaged
+        except InputError as error:  # another process uses it, or one of its files is damaged
             log.info("resume    not %s: %s", path, error)
     return None
 
@@ -76,7 +76,7 @@ def _unfinished(recipe: str, fingerprint: Mapping[str, Any], keep: int) -> RunDi
 def _given(
     settings: Settings, run: RunDirectory, fingerprint: Mapping[str, Any]
 ) -> tuple[RunDirectory, Path | None, str]:
-    """`--output-dir`, new or holding a run."""
+    """Apply `--output-dir`: a new or empty folder, or one that holds a run."""
     if not run.config():
         if not run.is_empty():
             raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
@@ -98,7 +98,7 @@ def _given(
 
 
 def _named(settings: Settings, path: Path, fingerprint: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
-    """`--resume PATH`, of a run or of one of its checkpoints."""
+    """Apply `--resume PATH`: a run, or one of its checkpoints."""
     run = RunDirectory(run_of(path), settings.keep)
     is_checkpoint = run.path != path
     if not (checkpoint.is_committed(path) if is_checkpoint else run.store.newest()):
@@ -131,7 +131,7 @@ def _check_same(run: RunDirectory, start: Path | None, fingerprint: Mapping[str,
 
 
 def _changes(run: RunDirectory, start: Path | None, fingerprint: Mapping[str, Any]) -> list[str]:
-    """What is not as the run was started: settings; images and classes, as far as it has a checkpoint, `start`."""
+    """What changed since the run was started: settings and, if it has a checkpoint `start`, images and classes."""
     changes = difference(run.config(), fingerprint["config"])
     saved = checkpoint.read_manifest(start) if start else {"schema": SCHEMA, **fingerprint}
     if saved["schema"] != SCHEMA:
@@ -143,7 +143,7 @@ def _changes(run: RunDirectory, start: Path | None, fingerprint: Mapping[str, An
 
 
 def changed_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two `Splits.digests`, a line each."""
+    """Differences between two `Splits.digests`, one line each."""
     changes = []
     for split in before:
         if before[split]["images"] != now[split]["images"]:
@@ -158,6 +158,6 @@ def _brief(names: Sequence[str]) -> str:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Learning settings that are not the same, as `name: old -> new`; a cache left open is the one that there was."""
+    """Changed settings that affect the trained model, as `name: old -> new`; `cache: auto` keeps the old cache."""
     names = [name for name in learned({**old, **new}) if (name, new.get(name)) != ("cache", "auto")]
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]

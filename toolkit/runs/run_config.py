@@ -1,4 +1,4 @@
-"""config.yaml: the settings and the strategy of a run, and the part of them that decides what is learned."""
+"""config.yaml: the settings and the strategy of a run, and which of them affect the trained model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from toolkit.strategies.base import Strategy
 
 
 def learned(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides what is learned."""
+    """The part of a configuration that affects the trained model."""
     return {name: value for name, value in config.items() if name not in NOT_LEARNED}
 
 
 def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
-    """Everything resolved but the directory itself, as it stands in config.yaml."""
+    """All resolved settings except `output_dir` and `resume`, and the strategy, as stored in config.yaml."""
     return {**settings.model_dump(mode="json", exclude={"output_dir", "resume"}), **strategy.to_dict()}

@@ -1,4 +1,4 @@
-"""samples.jsonl: one JSON line per micro-batch that was really served, to verify determinism."""
+"""samples.jsonl: one JSON line per micro-batch served, to verify determinism."""
 
 import errno
 import json
@@ -14,10 +14,10 @@ from toolkit.system import files
 
 
 class SampleLog:
-    """What was really delivered, a line per micro-batch, with the learning rate; `path` None: nothing is written.
+    """Logs each micro-batch served, with its learning rate; if `path` is None, nothing is written.
 
-    Every rank appends whole lines to the same file. `digests` are the CRC-32 of each delivered image, so that the
-    proof covers augmentation too; `mixing` those of how it is mixed with its neighbor.
+    Every rank appends whole lines to the same file. `digests` holds the CRC-32 of each served image, which verifies
+    augmentation too; `mixing` holds the CRC-32 of how each image is mixed with its neighbor.
     """
 
     def __init__(self, path: Path | None, rank: int) -> None:
@@ -41,14 +41,14 @@ class SampleLog:
 
 
 def truncate_samples(path: Path, step: int) -> None:
-    """Drop the lines of optimizer steps from `step` on, which will be repeated."""
+    """Drop the lines of optimizer steps >= `step`, because the run will repeat these steps."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         files.write_text(path, "".join(line for line in lines if _step_of(line) < step))
 
 
 def _step_of(line: str) -> float:
-    """The step of a sample's line; infinite where a kill or a full disk left half of it."""
+    """The step of a line; infinity for a partial line, left by a kill or a full disk."""
     try:
         return json.loads(line)["step"] if line.endswith("\n") else math.inf
     except ValueError:
@@ -56,7 +56,7 @@ def _step_of(line: str) -> float:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """One write call, so that lines of several processes do not mix; raises OSError where it is not all written."""
+    """Append a line with one write call, so that processes' lines do not mix; raises OSError on a partial write."""
     line = (json.dumps(values) + "\n").encode()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

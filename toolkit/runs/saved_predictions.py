@@ -1,4 +1,7 @@
-"""What a finished model said of each image, for people, reports and dashboards: a CSV file and its hardest images."""
+"""Per-image predictions of the best model, as a CSV file with thumbnails of the hardest images.
+
+People, reports and dashboards read them.
+"""
 
 import csv
 import io
@@ -18,14 +21,14 @@ log = logging.getLogger(__name__)
 
 HARDEST = 24
 THUMBNAIL_PX = 128
-COLUMNS = ("predicted", "confidence", "p_label")  # per eval spec; read by position: earlier versions had other names
+COLUMNS = ("predicted", "confidence", "p_label")  # per eval spec; read by position: earlier versions used other names
 
 
 @dataclass(frozen=True)
 class SavedPredictions:
-    """Predictions read back from a run's folder: N image names, their table, thumbnails of the hardest, worst first.
+    """Predictions read from a run's folder: N image names, their table, and thumbnails of the hardest images.
 
-    `hardest` maps a position in `names` to a JPEG of at most 128 px.
+    `hardest` maps an index into `names` to a JPEG of at most 128 px, worst first.
     """
 
     names: tuple[str, ...]
@@ -34,7 +37,7 @@ class SavedPredictions:
 
 
 def keep(folder: Path, split: str, table: PredictionTable, images: ImageReader) -> None:
-    """`write` for a run, whose metrics are known already: a failure is a warning."""
+    """Call `write`, and log a warning if it fails: the run's metrics are already known."""
     try:
         write(folder, split, table, images)
     except (OSError, LoaderError) as error:
@@ -42,9 +45,9 @@ def keep(folder: Path, split: str, table: PredictionTable, images: ImageReader) 
 
 
 def write(folder: Path, split: str, table: PredictionTable, images: ImageReader) -> None:
-    """Write SPLIT.csv, a row per image: name, label, and COLUMNS of each eval spec; and SPLIT-hardest/ID.jpg.
+    """Write SPLIT.csv, one row per image with name, label and COLUMNS of each eval spec, and SPLIT-hardest/ID.jpg.
 
-    Classes are numbers of class_map.json; -1: the image could not be read.
+    Classes are keys of class_map.json; -1 marks an unreadable image.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -61,7 +64,7 @@ def write(folder: Path, split: str, table: PredictionTable, images: ImageReader)
     for i in table.hardest(HARDEST).tolist():
         try:
             image = Image.fromarray(images.whole(i))
-        except BadSampleError:  # since it was evaluated
+        except BadSampleError:  # it became unreadable after the evaluation
             continue
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         image.save(thumbnails / f"{i:09d}.jpg", quality=85)
@@ -69,7 +72,7 @@ def write(folder: Path, split: str, table: PredictionTable, images: ImageReader)
 
 
 def clear(folder: Path) -> None:
-    """Remove what `write` wrote there, of whatever splits."""
+    """Remove the files that `write` wrote to the folder, for all splits."""
     for thumbnails in folder.glob("*-hardest"):
         for image in thumbnails.glob("*.jpg"):
             image.unlink()
@@ -77,7 +80,7 @@ def clear(folder: Path) -> None:
 
 
 def read(folder: Path, split: str) -> SavedPredictions | None:
-    """What `write` wrote, or None where nothing was written yet; raises InputError on a file that it did not write."""
+    """Read what `write` wrote; None if there is no file yet. Raises InputError on a file that `write` did not write."""
     path = folder / f"{split}.csv"
     if not path.exists():
         return None

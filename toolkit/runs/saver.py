@@ -1,4 +1,4 @@
-"""Checkpoints of a run with any number of processes, committed in the background while training goes on."""
+"""Checkpoints of a run with any number of processes, committed in the background while training continues."""
 
 import logging
 import time
@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Every process calls alike. What goes wrong anywhere comes out everywhere, as a SaveError; then nothing commits.
+    """Saves checkpoints. All processes make the same calls.
 
-    Each process writes its own generators and running means. Rank 0 copies the rest to host memory, for which training
-    waits, and writes it in a thread, one checkpoint at a time.
+    If one process fails, all raise SaveError and nothing is committed. Each process writes its own random generators
+    and running means. Rank 0 copies the rest to host memory while training waits, then writes it in a thread, one
+    checkpoint at a time.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Saver:
     ) -> None:
         self._accelerator, self._store, self._best = accelerator, store, best
         self.newest = newest  # steps and epochs done at the last save
-        self.seconds = 0.0  # that training waited
+        self.seconds = 0.0  # that training waited for saves
         self._told = 0.0
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -45,9 +46,9 @@ class Saver:
         metadata: Mapping[str, Any],
         best: bool = False,
     ) -> None:
-        """Save each process's `own`, and what `capture` returns copies of, on rank 0 only.
+        """Save `own` of each process and, on rank 0 only, the copies that `capture` returns.
 
-        `best`: this is the best model so far, to be exported.
+        `best`: also export the weights, as the best model so far.
         """
         started, step = time.perf_counter(), progress.step
 
@@ -64,16 +65,16 @@ class Saver:
         self.seconds += time.perf_counter() - started
 
     def lap(self) -> float:
-        """Seconds that training waited since the last call."""
+        """Seconds that training waited for saves since the last call."""
         seconds, self._told = self.seconds - self._told, self.seconds
         return seconds
 
     def join(self, step: int) -> None:
-        """Wait until everything is on the disk."""
+        """Wait until everything is on disk."""
         self._everywhere(self._wait, step)
 
     def close(self) -> None:
-        """Let what is being written end, without asking the other processes: the run is over."""
+        """Wait for the write in progress, without the other processes, because the run is over."""
         self._writer.shutdown()
 
     def _wait(self) -> None:
@@ -91,13 +92,13 @@ class Saver:
             best_model.save(self._best, snapshot.exported, best)
 
     def _everywhere(self, work: Callable[[], None], step: int) -> None:
-        """Do something on each process; raises SaveError on all of them where it failed on one."""
+        """Run `work` on each process; raises SaveError on all of them if it failed on one."""
         failure = ""
         try:
             work()
         except SaveError as error:
             failure = str(error)
-        except Exception as error:  # a bug, which the other processes must hear of too
+        except Exception as error:  # a bug: the other processes must fail, too
             log.exception("the checkpoint of step %d could not be written", step)
             failure = f"the checkpoint of step {step} could not be written: {type(error).__name__}: {error}"
         failures = gather_object([failure])

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the state of a run at one step, and the names of its files."""
+"""The state of a run at one step, and the names of the checkpoint files that store it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,10 +15,10 @@ OPTIMIZER_REST, TRAINER = "optimizer.json", "trainer.json"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All state but the generators and running means, which each process saves for itself.
+    """All state except the random generators and running means, which each process saves itself.
 
-    `average`: the moving average of the weights, empty without one; `optimizer` and `optimizer_rest`: as
-    `split_optimizer` returns them; `scaler`: state of the float16 gradient scaler, None without one.
+    `average`: the moving average of the weights, empty if there is none; `optimizer` and `optimizer_rest`: as
+    `split_optimizer` returns them; `scaler`: state of the float16 gradient scaler, None if there is none.
     """
 
     model: Tensors
@@ -40,16 +40,16 @@ class Snapshot:
 
     @property
     def exported(self) -> Tensors:
-        """The weights that are evaluated and exported: the moving average where there is one."""
+        """The weights that are evaluated and exported: the moving average if there is one, else the model."""
         return self.average or self.model
 
     def optimizer_state(self) -> dict[str, Any]:
-        """What `Optimizer.load_state_dict` takes."""
+        """The argument of `Optimizer.load_state_dict`."""
         return join_optimizer(self.optimizer, self.optimizer_rest)
 
 
 def read_snapshot(checkpoint: Path) -> Snapshot:
-    """The state in a verified checkpoint; raises InputError where a file cannot be read."""
+    """Read the state in a verified checkpoint; raises InputError if a file cannot be read."""
     held = load(checkpoint, (MODEL, EMA, OPTIMIZER, OPTIMIZER_REST, TRAINER))
     trainer = held[TRAINER]
     return Snapshot(
@@ -63,6 +63,6 @@ def read_snapshot(checkpoint: Path) -> Snapshot:
 
 
 def read_exported(checkpoint: Path) -> Tensors:
-    """The weights that a verified checkpoint would export; raises InputError where they cannot be read."""
+    """Read the weights that a verified checkpoint would export; raises InputError if they cannot be read."""
     held = load(checkpoint, (MODEL, EMA))
     return held.get(EMA) or held[MODEL]

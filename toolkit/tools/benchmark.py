@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from toolkit.config.choices import Precision
 from toolkit.config.settings import Settings
 from toolkit.data.loading.batches import Batch
 from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
@@ -55,13 +56,14 @@ class BenchmarkReport:
 def benchmark(
     settings: Settings,
     strategy: Strategy,
-    precisions: Sequence[str] = (),
+    *,
+    precisions: Sequence[Precision] = (),
     batch_sizes: Sequence[int] = (),
     steps: int = TIMED_STEPS,
 ) -> BenchmarkReport:
     """Measure each scale alone, then the strategy's own steps; prints tables, trains nothing that is kept.
 
-    `precisions`: some of `device.precisions`, unset all; `batch_sizes`: unset that of the settings. Raises InputError
+    `precisions`: some of `device.precisions`, empty: all; `batch_sizes`: empty: that of the settings. Raises InputError
     as a run would.
     """
     strange = {*precisions} - {*device.precisions()}

@@ -1,12 +1,10 @@
 """A run's best model at one scale, for use without the toolkit: each format checked, and a model card.
 
-What is written is opened again and must say of real images what the run's own model says, or nothing is left behind.
+Each file is opened again and must give the logits of the run's own model on real images; otherwise nothing is written.
 """
 
 import contextlib
-import copy
 import importlib.util
-import io
 import logging
 import os
 import tempfile
@@ -14,81 +12,84 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from timm.data import resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.config.tool_settings import Export, Format
+from toolkit.config.choices import Format
 from toolkit.data.images import views
-from toolkit.data.images.header import UNREADABLE
-from toolkit.data.loading.batches import EvalBatchBuilder, load
-from toolkit.data.loading.reader import ImageReader
-from toolkit.data.sources.index import Splits
-from toolkit.data.sources.read import read_bytes
-from toolkit.models.multiview import MultiView, ScaleNorm
 from toolkit.system import files
 from toolkit.system.errors import ExportError, InputError, first_line
 from toolkit.tools.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source, answer, difference
+from toolkit.tools.export_images import measure_gap, read_check_images
+from toolkit.tools.export_model import describe, one_scale
 from toolkit.tools.loaded_run import LoadedRun, load_run
 from toolkit.tools.model_card import Card, Gap, write_card
 from toolkit.tools.run_data import own_splits
-from toolkit.tools.timm_model import TimmModel, middle
+from toolkit.tools.timm_model import TimmModel
 
 log = logging.getLogger(__name__)
 
-IMAGES = 32  # of the check, where there are so many
 TRACED = 2  # images of the example that graphs are made from; the check uses other batches
 CARD, CONFIG, CLASS_MAP = "README.md", "config.json", "class_map.json"
 OURS = frozenset({*FILES.values(), WEIGHTS_BESIDE, CARD, CONFIG, CLASS_MAP})
-# Of the constructor: what only training needs, and where pretrained weights came from.
-DROPPED = ("drop_rate", "drop_path_rate", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The same N images: `ours` uint8, as evaluation decodes them; the others normalized.
+class ExportReport:
+    """`differences`: the largest of a logit by format, over `checked` images at `size` px.
 
-    `by_card` are made by the model card's lines, `by_timm` by timm's transform alone; NaN where PIL cannot read one.
+    The gaps are those of the preprocessing in the model card, and of timm's transform alone.
     """
 
-    ours: Tensor
-    by_card: Tensor
-    by_timm: Tensor
+    folder: Path
+    size: int
+    checked: int
+    differences: dict[Format, float]
+    by_card: Gap
+    by_timm: Gap
 
 
-def export(flags: Export) -> Path:
-    """Write what was asked for, or all that can be made; returns its folder.
+def export(
+    run: Path,
+    *,
+    scale: int | None = None,
+    formats: Sequence[Format] | None = None,
+    data_root: str | None = None,
+    output_dir: Path | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write the run's best model to `output_dir`; the flags of recipes/export.py describe the arguments.
 
     Raises InputError, and ExportError where a format cannot be made or is off, with nothing written.
     """
-    folder = flags.output_dir or flags.run / "export"
-    refuse_if_locked(folder, flags.overwrite)
-    formats = choose(flags.formats)
-    loaded = load_run(flags.run)
-    model = describe(loaded, flags.scale)
-    splits = own_splits(loaded, flags.data_root)
-    seen = look(splits, model)
-    log.info("%-11s %d px, checked on %d images of the run", "scale", model.size, len(seen.ours))
+    folder = run / "export" if output_dir is None else output_dir
+    refuse_existing_export(folder, overwrite)
+    chosen = choose(formats)
+    loaded = load_run(run)
+    model = describe(loaded, scale)
+    splits = own_splits(loaded, data_root)
+    images = read_check_images(splits, model)
+    log.info("%-11s %d px, checked on %d images of the run", "scale", model.size, len(images.ours))
     with _staged(folder) as staging:
-        differences = _write(loaded, model, seen, formats, staging, must=flags.formats is not None)
-        gaps = [measure_gap(loaded, seen.ours, theirs) for theirs in (seen.by_card, seen.by_timm)]
-        card = Card(loaded, splits, model, differences, len(seen.ours), *gaps)
+        differences = _write(loaded, model, images.ours, chosen, staging, must=formats is not None)
+        by_card, by_timm = (measure_gap(loaded, images.ours, theirs) for theirs in (images.by_card, images.by_timm))
+        card = Card(loaded, splits, model, differences, len(images.ours), by_card, by_timm)
         files.write_json(staging / CLASS_MAP, dict(enumerate(loaded.classes)))
         files.write_json(staging / CONFIG, model.config())
         files.write_text(staging / CARD, write_card(card))
-    return folder
+    log.info("%-11s %s: %s", "wrote", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
+    return ExportReport(folder, model.size, len(images.ours), differences, by_card, by_timm)
 
 
 def _write(
-    loaded: LoadedRun, model: TimmModel, seen: Seen, formats: Sequence[Format], folder: Path, *, must: bool
+    loaded: LoadedRun, model: TimmModel, ours: Tensor, formats: Sequence[Format], folder: Path, *, must: bool
 ) -> dict[Format, float]:
-    """Write and check each format; the largest differences of a logit. One that cannot be made is left out or, if it
-    `must` be there, raises ExportError."""
-    pixels = views.normalize(seen.ours, loaded.mean, loaded.std)
+    """Write and check each format; returns the largest difference of a logit. `ours`: uint8, as evaluation decodes.
+
+    A format that cannot be made is left out or, if it `must` be there, raises ExportError.
+    """
+    pixels = views.normalize(ours, loaded.mean, loaded.std)
     expected = answer(lambda batch: loaded.model(batch)[0], pixels)
     plain = model.create()
     plain.load_state_dict(one_scale(loaded.model, model.size).state_dict())
@@ -97,7 +98,7 @@ def _write(
         path = folder / FILES[name]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what exporters say of their own parts
+                warnings.simplefilter("ignore")  # of the exporters, about their own parts
                 say = WRITERS[name](source, path)
         except OSError:
             raise
@@ -113,7 +114,7 @@ def _write(
     return differences
 
 
-def refuse_if_locked(folder: Path, overwrite: bool) -> None:
+def refuse_existing_export(folder: Path, overwrite: bool) -> None:
     """Raises InputError unless the folder is new or empty, or holds an export and nothing else, to be replaced."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output-dir {folder}: not a folder")
@@ -138,85 +139,6 @@ def choose(asked: Sequence[Format] | None) -> list[Format]:
             raise InputError(f"--formats {line}")
         log.warning("%-11s left out: %s", name, line)
     return chosen
-
-
-def describe(loaded: LoadedRun, scale: int | None) -> TimmModel:
-    """The timm model that is exported; raises InputError on a size that the run never measured."""
-    size = scale or loaded.strategy.selection().sizes[-1]
-    known = sorted({*loaded.sizes, *loaded.strategy.norm().scales})
-    if size not in known:
-        raise InputError(f"--scale {size}: this run's sizes are {', '.join(map(str, known))} px: choose one of them")
-    network: Any = loaded.model.model
-    data = resolve_model_data_config(network)
-    arguments = {name: value for name, value in loaded.arguments.items() if name not in DROPPED}
-    return TimmModel(
-        arch=loaded.settings.arch,
-        arguments=arguments,
-        size=size,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        classes=loaded.classes,
-        known=dict(network.pretrained_cfg),
-    )
-
-
-def one_scale(model: MultiView, size: int) -> nn.Module:
-    """A copy of the network with the normalization that serves `size` px alone: its names are timm's own."""
-    network, scale = copy.deepcopy(model.model), str(model.policy.scale_for(size))
-    for name, module in [*network.named_modules()]:
-        if isinstance(module, ScaleNorm):
-            network.set_submodule(name, module.norms[scale])
-    return network
-
-
-def look(splits: Splits, model: TimmModel) -> Seen:
-    """Some images of all classes: validation's, and where they are few the others'; raises InputError if there is none.
-
-    They stand in the order of classes as a rule, so every k-th is taken.
-    """
-    ours: list[Tensor] = []
-    theirs: list[tuple[Tensor, Tensor]] = []
-    transform = model.transform()
-    for index in (splits.val, splits.test, splits.train):
-        count = min(IMAGES - len(theirs), 0 if index is None else len(index))
-        if index is None or not count:
-            continue
-        ids = np.linspace(0, len(index) - 1, count).astype(np.int64)
-        batch = load(EvalBatchBuilder(ImageReader(index), (model.size,), leave_out=True), ids)
-        ours.append(batch.images[model.size])
-        theirs += [_by_pil(read_bytes(index, i), transform, model.size) for i in batch.ids.tolist()]
-    if not theirs:
-        raise InputError(f"{splits.source}: no image can be read, so nothing can be checked")
-    by_card, by_timm = (torch.stack(tensors) for tensors in zip(*theirs, strict=True))
-    return Seen(torch.cat(ours), by_card, by_timm)
-
-
-def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:
-    """3 x S x S as the model card makes it, and as timm does; NaN where PIL cannot read the image."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        try:
-            with Image.open(io.BytesIO(content)) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except UNREADABLE:
-            nothing = torch.full((3, size, size), torch.nan)
-            return nothing, nothing
-    return transform(middle(image)), transform(image)
-
-
-def measure_gap(loaded: LoadedRun, ours: Tensor, theirs: Tensor) -> Gap:
-    """How far another preprocessing is from evaluation's, on images that both can read; `ours` uint8."""
-    there = ~theirs.isnan().any(dim=(1, 2, 3))
-    theirs, ours = theirs[there], views.normalize(ours[there], loaded.mean, loaded.std)
-    levels = 255 * (theirs - ours).abs() * loaded.std[:, None, None]
-    by_theirs, by_ours = (answer(lambda batch: loaded.model(batch)[0], x).softmax(1) for x in (theirs, ours))
-    return Gap(
-        images=len(theirs),
-        mean_levels=float(levels.mean()),
-        most_levels=float(levels.max()),
-        same=int((by_theirs.argmax(1) == by_ours.argmax(1)).sum()),
-        probability=float((by_theirs - by_ours).abs().max()),
-    )
 
 
 @contextlib.contextmanager

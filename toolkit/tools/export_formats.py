@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from toolkit.config.tool_settings import Format
+from toolkit.config.choices import Format
 from toolkit.system.errors import ExportError
 from toolkit.tools.timm_model import TimmModel
 

@@ -1,8 +1,7 @@
-"""What a recipe does once it has its strategy: show the plan, measure, train."""
+"""A training recipe after its flags are parsed: show the plan, measure, train."""
 
 import logging
 
-from toolkit.config.cli import Command
 from toolkit.config.settings import Settings
 from toolkit.strategies.base import Strategy
 from toolkit.system import console
@@ -25,14 +24,16 @@ def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
         device.stop()
 
 
-def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
-    """Do what the command line asks for."""
-    if command.dry_run:
-        for line in plan_of(command.settings, strategy):
+def carry_out(
+    settings: Settings, strategy: Strategy, recipe: str, *, dry_run: bool = False, measure_first: bool = False
+) -> None:
+    """Train; with `dry_run` only show the plan, with `measure_first` measure first and note the result in the run."""
+    if dry_run:
+        for line in plan_of(settings, strategy):
             log.info(line)
         return
     notes = {}
-    if command.benchmark:
-        plan_of(command.settings, strategy)  # nothing is measured for a run that is refused
-        notes["benchmark.json"] = benchmark(command.settings, strategy).to_json()
-    train(command.settings, strategy, recipe, notes)
+    if measure_first:
+        plan_of(settings, strategy)  # nothing is measured for a run that is refused
+        notes["benchmark.json"] = benchmark(settings, strategy).to_json()
+    train(settings, strategy, recipe, notes)

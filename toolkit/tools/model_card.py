@@ -10,8 +10,8 @@ import timm
 import torch
 
 from toolkit.config.base import to_yaml
+from toolkit.config.choices import Format
 from toolkit.config.settings import SYNTHETIC
-from toolkit.config.tool_settings import Format
 from toolkit.data.sources.index import Splits
 from toolkit.runs.run_config import learned
 from toolkit.strategies.base import at_size

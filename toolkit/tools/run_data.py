@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from toolkit.config.choices import Split
 from toolkit.config.settings import HUB
 from toolkit.data.loading.reader import ImageReader
+from toolkit.data.sources.detect import SourceKind, detect
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import TRAIN, class_folders, find_split, list_images
+from toolkit.data.sources.folders import class_folders, list_images
 from toolkit.data.sources.index import Index, Splits
-from toolkit.data.sources.shards import holds_shards
 from toolkit.data.sources.splits import find_splits, open_splits
 from toolkit.runs.resume_rules import changed_images
 from toolkit.system import files
@@ -52,6 +54,40 @@ def own_images(loaded: LoadedRun) -> dict[str, ImageReader]:
     return _pixels(splits)
 
 
+class EvaluationData(NamedTuple):
+    """`images` to evaluate, by split; the run's `own` by split, empty where nothing needs them.
+
+    `is_own`: `images` are some of `own`.
+    """
+
+    images: dict[str, ImageReader]
+    own: dict[str, ImageReader]
+    is_own: bool
+
+
+def evaluation_data(
+    loaded: LoadedRun, data_root: str | None, split: Split | None, *, needs_own: bool
+) -> EvaluationData:
+    """The run's own images, which may have moved to `data_root`, or other images there.
+
+    `split` None: all splits but train. Raises InputError where there are none, or they do not fit the run.
+    """
+    moved = moved_images(loaded, data_root) if data_root else None
+    if data_root is None or moved is not None:
+        own = moved or own_images(loaded)
+        return EvaluationData(_of_split(own, split), own, is_own=True)
+    own = own_images(loaded) if needs_own else {}
+    return EvaluationData(_of_split(other_images(loaded, data_root), split), own, is_own=False)
+
+
+def _of_split(images: dict[str, ImageReader], split: Split | None) -> dict[str, ImageReader]:
+    names = [split] if split else [name for name in images if name != "train"]
+    if not names or names[0] not in images:
+        there = ", ".join(images)
+        raise InputError(f"--split {split or 'val or test'}: the data has none; give one of: {there}")
+    return {name: images[name] for name in names}
+
+
 def _pixels(splits: Splits) -> dict[str, ImageReader]:
     return {name: ImageReader(index) for name, index in splits.all().items()}
 
@@ -59,7 +95,7 @@ def _pixels(splits: Splits) -> dict[str, ImageReader]:
 def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
     """Other data by split, or a folder of class folders by its own name; raises InputError on other classes."""
     root = Path(data_root).expanduser()
-    if root.is_dir() and not holds_shards(root) and not find_split(root, TRAIN) and not find_split(root, TRAIN, ".csv"):
+    if detect(root) is SourceKind.UNSPLIT:
         return {root.resolve().name: ImageReader(_class_folders(root, loaded))}
     fresh = {"data_root": data_root, "val_split": None, "synthetic_size": None, "synthetic_count": None}
     found, source = find_splits(loaded.settings.model_copy(update=fresh), loaded.strategy.selection().sizes[-1])

@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 
 from toolkit.config.settings import WANDB_PROJECT
-from toolkit.config.tool_settings import Verify
 from toolkit.system.errors import InputError, ResumeError
 
 LOOK_EVERY_S = 0.02
@@ -51,9 +50,11 @@ class TrialPlan:
     every: int
 
 
-def plan(flags: Verify) -> TrialPlan:
-    """Raises InputError where the command cannot be tried."""
-    command = flags.command
+def plan(command: Sequence[str], *, steps: int = 60, save_every_steps: int | None = None) -> TrialPlan:
+    """`save_every_steps` None: as the command has it, else a sixth of `steps`.
+
+    Raises InputError where the command cannot be tried.
+    """
     recipe = next((i for i, word in enumerate(command) if word.endswith(".py") and Path(word).is_file()), None)
     if recipe is None:
         raise InputError(f"no recipe in the command {' '.join(command)!r}: it must name a .py file that is there")
@@ -64,13 +65,13 @@ def plan(flags: Verify) -> TrialPlan:
     own = value_of("--save-every-steps", words)
     if own is not None and not re.fullmatch("[1-9][0-9]*", own):
         raise InputError(f"--save-every-steps {own} in the command: it must be a positive number")
-    if own and flags.save_every_steps:
-        raise InputError(f"--save-every-steps {own} in the command and {flags.save_every_steps} before it: drop one")
-    every = int(own or flags.save_every_steps or max(1, flags.steps // 6))
+    if own and save_every_steps:
+        raise InputError(f"--save-every-steps {own} in the command and {save_every_steps} before it: drop one")
+    every = int(own or save_every_steps or max(1, steps // 6))
     ours = ("--resume", "auto", "--save-every-steps", str(every), "--keep", str(KEPT), "--record-samples")
     # All of them, as the command or its --config may ask for what nothing but wandb has.
     quiet = ("--log-with", "none", "--wandb-mode", "auto", "--wandb-project", WANDB_PROJECT, "--no-wandb-artifact")
-    return TrialPlan((*command, *ours, *quiet), -(-flags.steps // every) * every, every)
+    return TrialPlan((*command, *ours, *quiet), -(-steps // every) * every, every)
 
 
 @dataclass(frozen=True)

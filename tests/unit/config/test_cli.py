@@ -11,9 +11,10 @@ from pydantic import Field
 from toolkit import InputError, NonFiniteError
 from toolkit.config import tool_settings
 from toolkit.config.base import Section
-from toolkit.config.cli import OTHER, Command, exit_code, help_of, metavar, parse
+from toolkit.config.cli import OTHER, Command, help_of, metavar, parse
 from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS
+from toolkit.system.exit_codes import exit_code
 
 SCALE_FLAGS = ("strategy", "progressive", "scales", "scale_epochs")
 

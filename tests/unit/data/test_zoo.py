@@ -289,7 +289,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from tests.conftest import index_of, write_image
-from toolkit.data.loading.reader import Pixels
+from toolkit.data.loading.reader import ImageReader
 from toolkit.system.errors import BadSampleError
 
 def peak_mb():
@@ -298,11 +298,11 @@ def peak_mb():
     return int(lines["VmHWM"].split()[0]) / 1024
 
 folder = Path(sys.argv[1])
-Pixels(index_of(folder, [write_image(folder / "warm-up.png").name], [0])).whole(0)
+ImageReader(index_of(folder, [write_image(folder / "warm-up.png").name], [0])).whole(0)
 before = peak_mb()
 for name in sys.argv[2:]:
     try:
-        Pixels(index_of(folder, [name], [0])).whole(0)
+        ImageReader(index_of(folder, [name], [0])).whole(0)
     except BadSampleError as error:
         print(error.reason)
 print(peak_mb() - before)

@@ -12,8 +12,9 @@ from PIL import Image
 from toolkit.models.multiview import MultiView
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import ExportError, InputError
-from toolkit.tools.export import choose, one_scale, refuse_if_locked
+from toolkit.tools.export import choose, refuse_existing_export
 from toolkit.tools.export_formats import answer, difference
+from toolkit.tools.export_model import one_scale
 from toolkit.tools.model_card import SizeRow, recommended
 from toolkit.tools.timm_model import TimmModel, middle
 
@@ -134,13 +135,13 @@ def test_onnx_is_left_out_with_a_warning_when_a_package_is_missing(caplog, monke
 
 
 def test_a_folder_is_refused_when_it_is_not_an_export(tmp_path):
-    refuse_if_locked(tmp_path / "new", overwrite=False)
-    refuse_if_locked(tmp_path, overwrite=False)  # empty
+    refuse_existing_export(tmp_path / "new", overwrite=False)
+    refuse_existing_export(tmp_path, overwrite=False)  # empty
     (tmp_path / "model.safetensors").write_bytes(b"a run's best/ looks like this")
     with pytest.raises(InputError, match=r"holds other files \(model.safetensors\)"):
-        refuse_if_locked(tmp_path, overwrite=True)
+        refuse_existing_export(tmp_path, overwrite=True)
     for name in ("README.md", "config.json"):
         (tmp_path / name).write_text("")
-    refuse_if_locked(tmp_path, overwrite=True)
+    refuse_existing_export(tmp_path, overwrite=True)
     with pytest.raises(InputError, match="--overwrite replaces it"):
-        refuse_if_locked(tmp_path, overwrite=False)
+        refuse_existing_export(tmp_path, overwrite=False)

@@ -23,8 +23,11 @@ from toolkit.data.images.decode import WHOLE
 from toolkit.data.sources.index import Index, Names
 from toolkit.data.sources.splits import open_splits
 from toolkit.data.sources.survey import Finding, Survey, survey
-from toolkit.tools.scan import ScanReport, scan
-from toolkit.tools.scan_outputs import refuse_manifest, table, to_json, verdict, write_contact_sheets, write_manifest
+from toolkit.tools.clean_manifest import refuse_manifest, write_manifest
+from toolkit.tools.contact_sheets import write_contact_sheets
+from toolkit.tools.scan import check_images
+from toolkit.tools.scan_outputs import table, to_json, verdict
+from toolkit.tools.scan_report import ScanReport
 
 
 def write_set(root: Path, ending: str = "png", classes: tuple[str, ...] = ("cat", "dog")) -> Path:
@@ -38,7 +41,7 @@ def write_set(root: Path, ending: str = "png", classes: tuple[str, ...] = ("cat"
 
 
 def scanned(root: Path, threads: int = 2) -> ScanReport:
-    return scan(survey(str(root)), threads)
+    return check_images(survey(str(root)), threads)
 
 
 def found(report: ScanReport) -> list[tuple[str, str, str]]:
@@ -114,7 +117,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from toolkit.data.sources.survey import survey
-from toolkit.tools.scan import scan
+from toolkit.tools.scan import check_images
 
 def peak_mb():
     # not getrusage: a process that was just started has its parent's peak there
@@ -122,9 +125,9 @@ def peak_mb():
     return int(lines["VmHWM"].split()[0]) / 1024
 
 clean, bombs = sys.argv[1:]
-assert not scan(survey(clean), 2).findings
+assert not check_images(survey(clean), 2).findings
 before = peak_mb()
-assert [finding.kind for finding in scan(survey(bombs), 2).findings] == ["too large"] * 8
+assert [finding.kind for finding in check_images(survey(bombs), 2).findings] == ["too large"] * 8
 after = peak_mb()
 np.ones(300_000_000, dtype=np.uint8)
 print(after - before, peak_mb() - after)
@@ -396,7 +399,7 @@ def test_parts_of_a_file_are_scanned_when_a_source_packs_many_into_one(tmp_path:
         return Index("", names, (str(tmp_path / "pack.bin"),), zeros, starts, lengths[ids], labels, zeros, zeros, zeros)
 
     packed = Survey({"train": part(slice(0, 8)), "val": part(slice(7, 9))}, ("a", "b"), "pack")
-    assert found(scan(packed, 2)) == [("train", "pack/2.png", "truncated"), ("train", "pack/7.png", "leak")]
+    assert found(check_images(packed, 2)) == [("train", "pack/2.png", "truncated"), ("train", "pack/7.png", "leak")]
     with pytest.raises(InputError, match="the images of pack are not files of one folder"):
         refuse_manifest(packed, tmp_path / "manifest")
 
@@ -603,14 +606,14 @@ SHEETS = """
 import sys
 from pathlib import Path
 from toolkit.data.sources.survey import survey
-from toolkit.tools.scan import scan
-from toolkit.tools.scan_outputs import write_contact_sheets
+from toolkit.tools.scan import check_images
+from toolkit.tools.contact_sheets import write_contact_sheets
 
 def peak_mb():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) / 1024
 
-report = scan(survey(sys.argv[1]), 2)
+report = check_images(survey(sys.argv[1]), 2)
 before = peak_mb()
 write_contact_sheets(report, Path(sys.argv[2]))
 print(peak_mb() - before)

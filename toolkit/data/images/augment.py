@@ -1,7 +1,7 @@
-"""Augmentation as a pure function of (seed, epoch, sample id), and the fixed crop of evaluation.
+"""Augmentation as a pure function of (seed, epoch, sample id), and the fixed evaluation crop.
 
-What is drawn here is the same for any process, worker, batch and scale. The crop, the mirror and what comes after are
-done once, at the largest size of a step; smaller views are derived from the result.
+The random draws do not depend on process, worker, batch or scale. All augmentation is applied once, at the largest size
+of a step; smaller views are derived from the result.
 """
 
 import random
@@ -20,20 +20,20 @@ from toolkit.data.images.decode import Box
 CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # as in timm
-CROP_STREAM, COLOR_STREAM, ERASE_STREAM = 1, 2, 3  # keep the uses of one sample's keys apart
+CROP_STREAM, COLOR_STREAM, ERASE_STREAM = 1, 2, 3  # separate the random draws of one sample
 
 
 def center_square(width: int, height: int) -> Box:
-    """The largest square in the middle: what evaluation sees."""
+    """The largest centered square: the crop of evaluation."""
     side = min(width, height)
     return Box((width - side) // 2, (height - side) // 2, side, side)
 
 
 def random_resized_crops(widths: np.ndarray, heights: np.ndarray, smallest: float, draws: np.ndarray) -> np.ndarray:
-    """N x 4 boxes of `smallest` to 1 of the area and 3/4 to 4/3 in shape (Inception, arXiv:1409.4842).
+    """N x 4 boxes of `smallest` to 1 of the area, with aspect ratio 3/4 to 4/3 (Inception, arXiv:1409.4842).
 
-    `draws` are N x 40 uniform numbers for ten tries; where none fits, and with `smallest` = 1, it is the largest square
-    in the middle, as in evaluation.
+    `draws`: N x 40 uniform numbers for ten tries. If no try fits, or with `smallest` = 1, the box is the largest
+    centered square, as in evaluation.
     """
     side = np.minimum(widths, heights)
     middle = np.stack([(widths - side) // 2, (heights - side) // 2, side, side], axis=1)
@@ -53,7 +53,7 @@ def random_resized_crops(widths: np.ndarray, heights: np.ndarray, smallest: floa
 
 
 def mirrored(pixels: np.ndarray) -> np.ndarray:
-    """H x W x 3 from right to left: a channel at a time, 6 times as fast as NumPy copies pixels of three."""
+    """H x W x 3 pixels flipped horizontally: copying one channel at a time is 6 times as fast as all three at once."""
     turned = np.empty(pixels.shape, dtype=pixels.dtype)
     for channel in range(pixels.shape[2]):
         turned[..., channel] = pixels[:, ::-1, channel]
@@ -65,7 +65,7 @@ class Augmenter:
     """Random resized crop, mirror, RandAugment, color jitter and erasing, scaled by the phase's `regularization`.
 
     `rand_augment`: timm's magnitude, 0 to 10; `color_jitter`: largest change of brightness, contrast and saturation;
-    `random_erasing`: probability. 0 turns each of the three off.
+    `random_erasing`: probability. 0 disables each of the three.
     """
 
     crop_scale: float
@@ -77,20 +77,23 @@ class Augmenter:
 
     @property
     def holds_interpreter(self) -> bool:
-        """Whether it runs Python and global generators for each image, so that threads neither help nor repeat."""
+        """Whether it runs Python code and global random generators for each image.
+
+        Threads would not make that faster, and their results would not be reproducible.
+        """
         return self.rand_augment > 0 or self.color_jitter > 0
 
     def draw(
         self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, regularization: float
     ) -> tuple[list[Box], list[bool]]:
-        """Where to crop each image, and whether to mirror it."""
+        """The crop box of each image, and whether to mirror it."""
         draws = uniforms(self.seed, CROP_STREAM, epoch, ids, 1 + 4 * CROP_TRIES)
         smallest = 1 - regularization * (1 - self.crop_scale)
         boxes = random_resized_crops(widths.astype(np.int64), heights.astype(np.int64), smallest, draws[:, 1:])
         return [Box(*box) for box in boxes.tolist()], (self.hflip & (draws[:, 0] < 0.5)).tolist()
 
     def change(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
-        """Colors and erasing of one S x S x 3 uint8 image, cropped and mirrored."""
+        """Apply color changes and erasing to one S x S x 3 uint8 image, already cropped and mirrored."""
         if self.holds_interpreter and regularization > 0:
             pixels = self._recolor(pixels, epoch, sample, regularization)
         if self.random_erasing:
@@ -98,7 +101,7 @@ class Augmenter:
         return pixels
 
     def _recolor(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
-        """timm's RandAugment, then jitter; both draw from global generators, which are seeded for this sample."""
+        """timm's RandAugment, then color jitter; both use the global generators, which are seeded here per sample."""
         keys = words(self.seed, COLOR_STREAM, epoch, np.array([sample]), 3)[0].tolist()
         random.seed(keys[0])
         np.random.seed(keys[1] & 0xFFFFFFFF)
@@ -111,7 +114,7 @@ class Augmenter:
         return np.array(image)
 
     def _erase(self, pixels: np.ndarray, epoch: int, sample: int, probability: float) -> np.ndarray:
-        """One rectangle becomes noise, each pixel for itself (arXiv:1708.04896)."""
+        """Replace one rectangle by noise, independent for each pixel (arXiv:1708.04896)."""
         chance, area, shape, left, top, key = uniforms(self.seed, ERASE_STREAM, epoch, np.array([sample]), 6)[0]
         if chance >= probability:
             return pixels
@@ -130,16 +133,16 @@ class Augmenter:
 
 @lru_cache(maxsize=64)
 def _color_transforms(magnitude: float, jitter: float, size: int) -> tuple[Callable[[Any], Any], ...]:
-    """timm's RandAugment of that magnitude for images of `size` px, and torchvision's jitter, of PIL images."""
+    """timm's RandAugment for images of `size` px, and torchvision's color jitter; both transform PIL images."""
     from timm.data.auto_augment import rand_augment_transform
     from torchvision.transforms import ColorJitter
 
     transforms: list[Callable[[Any], Any]] = []
     if magnitude:
-        # Just below 10: at 10 timm keeps 0 bits of a posterized image, which Pillow refuses.
+        # Just below 10: at 10 timm posterizes to 0 bits, which Pillow rejects.
         options = {"translate_const": round(0.45 * size), "img_mean": (124, 116, 104), "magnitude_max": 9.999}
         transform = rand_augment_transform("rand-m10-mstd0.5-inc1", options)
-        for operation in transform.ops:  # the text above takes whole magnitudes only
+        for operation in transform.ops:  # the string above accepts only whole magnitudes
             operation.magnitude = magnitude
         transforms.append(transform)
     if jitter:

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of keys, for many samples at once.
 
-A generator object per sample would cost some 30 us of interpreter time each; this is SplitMix64 (Steele et al., OOPSLA
-2014), whose outputs may be computed in any order.
+This is SplitMix64 (Steele et al., OOPSLA 2014), whose outputs can be computed in any order. A generator object per
+sample would cost about 30 us of interpreter time each.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def words(seed: int, stream: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
-    """N x count random uint64 for N sample ids; `stream` keeps uses apart that share the other keys."""
+    """N x count random uint64 for N sample ids; `stream` separates uses that share the other keys."""
     state = np.zeros(len(ids), dtype=np.uint64)
     for key in (seed & 0xFFFFFFFFFFFFFFFF, stream, epoch, ids):
         state = _mix(state + GOLDEN + np.asarray(key).astype(np.uint64))

@@ -1,4 +1,4 @@
-"""What an image file says of itself before any pixel is decoded: size, orientation, format."""
+"""Reads the header of an image file, without decoding any pixel: size, orientation, format."""
 
 import re
 import struct
@@ -10,17 +10,17 @@ from PIL import Image
 
 from toolkit.system.errors import first_line
 
-# What is tried, and nothing else: others of PIL's formats run programs (EPS calls Ghostscript) or wait for plugins.
+# The only formats tried: other formats of PIL run programs (EPS calls Ghostscript) or need plugins.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 ORIENTATION = 0x0112  # the EXIF tag
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 MAX_PIXELS = 2 * 89_478_485  # PIL's limit for decompression bombs, applied to every format
-FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that carry the size
+FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of segments that hold the size
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})  # without a length
-MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEG, by the number of components
-# What PIL raises on content that is no image, or half of one; found by flipping bits of files of every format.
+BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})  # JPEG markers without a length
+MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of a JPEG, by its number of components
+# Errors that PIL raises on invalid or truncated images; found by flipping bits in files of every format.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -36,11 +36,11 @@ UNREADABLE = (
 
 
 class TooLargeError(ValueError):
-    """More pixels than any image may have: found out from the header, before memory is taken for them."""
+    """The header gives more pixels than allowed; raised before memory is allocated for them."""
 
 
 class Header(NamedTuple):
-    """Size in px as seen upright; `orientation` is EXIF's, 1 ... 8; `form` and `mode` are PIL's names."""
+    """Size in px in upright orientation; `orientation`: EXIF's, 1 ... 8; `form` and `mode`: PIL's names."""
 
     width: int
     height: int
@@ -51,9 +51,9 @@ class Header(NamedTuple):
 
 
 def read_header(stream: IO[bytes]) -> Header:
-    """Read no more than needed from the start of an image file; raises ValueError with the reason.
+    """Read the header, and no more than needed, from the start of an image file; raises ValueError with the reason.
 
-    OSError is left to storage that fails: it says nothing about the image.
+    Raises OSError only if the storage fails, not because of the image.
     """
     start = stream.read(3)
     if not start:
@@ -75,31 +75,31 @@ def read_header(stream: IO[bytes]) -> Header:
 
 
 def reason_of(error: Exception) -> str:
-    """One line of an exception's text."""
+    """The message of an exception as one line."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "the content is no image in a known format"
     return first_line(error)
 
 
 def open_image(stream: IO[bytes]) -> Image.Image:
-    """Image.open, of FORMATS only."""
+    """Image.open, restricted to FORMATS."""
     return Image.open(stream, formats=_formats())
 
 
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(form for form in FORMATS if form in Image.OPEN)  # AVIF came with Pillow 11.3
+    return tuple(form for form in FORMATS if form in Image.OPEN)  # AVIF needs Pillow 11.3
 
 
 def _orientation(exif: Image.Exif) -> int | None:
-    """None where EXIF does not tell it, 1 where it makes no sense."""
+    """The EXIF orientation; None if there is none, 1 if it is invalid."""
     value = exif.get(ORIENTATION)
     return value if value is None or value in range(1, 9) else 1
 
 
 def _told_by_segment(content: bytes) -> tuple[int | None, int | None]:
-    """Orientation by the EXIF and by the XMP of a JPEG's segment; None where it does not tell."""
+    """Orientation in the EXIF and in the XMP data of a JPEG segment; None for each if it has none."""
     if content.startswith(XMP):
         match = XMP_ORIENTATION.search(content)
         return None, int(match[1]) if match else None
@@ -114,7 +114,7 @@ def _told_by_segment(content: bytes) -> tuple[int | None, int | None]:
 
 
 def _read_jpeg(stream: IO[bytes]) -> Header:
-    """Walk the segments up to the frame header: some 20 us, against 100 us for PIL's whole parse."""
+    """Walk the segments up to the frame header: about 20 us, against 100 us for PIL's full parse."""
     stream.seek(2)
     by_exif = by_xmp = None
     while True:
@@ -146,15 +146,15 @@ def _read_jpeg(stream: IO[bytes]) -> Header:
 
 def _read_other(stream: IO[bytes]) -> Header:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong is told by the error; our limit stands above
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # faults raise errors; MAX_PIXELS limits the size
         with open_image(stream) as image:
             orientation = None if image.format == "TIFF" else _told_at_the_start(image)  # PIL turns TIFF upright
             return Header(*image.size, orientation or 1, image.format or "?", image.mode)
 
 
 def _told_at_the_start(image: Image.Image) -> int | None:
-    """Orientation by EXIF, else by XMP, as far as they stand before the pixels."""
+    """Orientation from EXIF, else from XMP; only from data before the pixels."""
     try:
-        return _orientation(Image.Image.getexif(image))  # a PNG's own would decode it
+        return _orientation(Image.Image.getexif(image))  # PNG's own getexif would decode the pixels
     except UNREADABLE:
         return None

@@ -1,7 +1,7 @@
-"""MixUp and CutMix: drawn by pair, applied on the device to a whole batch at once.
+"""MixUp and CutMix: drawn per pair, applied on the device to a whole batch at once.
 
-The partner of an image is its neighbor, position XOR 1, of the global batch. Micro-batches are even and contiguous,
-so pairs never cross processes; the weight is keyed by (seed, epoch, first image of the pair).
+The partner of an image is its neighbor in the global batch, at position XOR 1. Micro-batches are contiguous and of even
+size, so pairs never cross processes. The weight is keyed by (seed, epoch, first image of the pair).
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ MIX_STREAM = 4
 
 @dataclass(frozen=True)
 class Mixer:
-    """Beta(alpha, alpha) weights for MixUp (arXiv:1710.09412) and CutMix (arXiv:1905.04899); 0 turns one off.
+    """Beta(alpha, alpha) weights for MixUp (arXiv:1710.09412) and CutMix (arXiv:1905.04899); 0 disables one.
 
-    With both on, each pair takes one of the two at random.
+    If both are enabled, each pair uses one of the two at random.
     """
 
     mixup: float
@@ -28,9 +28,10 @@ class Mixer:
     seed: int
 
     def draw(self, epoch: int, ids: np.ndarray, regularization: float) -> Tensor | None:
-        """N x 5 float32 for N images: weight of the image itself, and the box of its partner as shares of the side.
+        """N x 5 float32 for N images: weight of the image itself, and the box of its partner.
 
-        None where nothing is mixed. MixUp has an empty box. `regularization` of the phase scales alpha.
+        The box is left, top, right, bottom as fractions of the side; it is empty for MixUp. Returns None if nothing is
+        mixed. The phase's `regularization` scales alpha.
         """
         alphas = [alpha * regularization for alpha in (self.mixup, self.cutmix)]
         if not any(alphas):
@@ -50,7 +51,7 @@ class Mixer:
 
 
 def mix(images: Tensor, targets: Tensor, drawn: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mixed uint8 N x 3 x S x S and N x C targets that sum to 1; `drawn` is N x 5 as from Mixer.draw, on the device."""
+    """Mixed uint8 N x 3 x S x S, and N x C targets that sum to 1; `drawn`: N x 5 as from Mixer.draw, on the device."""
     size = images.shape[-1]
     own, box = drawn[:, 0], torch.round(drawn[:, 1:] * size)
     partner = images.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
@@ -59,7 +60,7 @@ def mix(images: Tensor, targets: Tensor, drawn: Tensor, classes: int) -> tuple[T
     inside_y = (grid >= box[:, 1:2]) & (grid < box[:, 3:4])
     inside = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]  # N x 1 x S x S
     cut = drawn[:, 3] > 0
-    share = torch.where(cut, 1 - inside.sum((1, 2, 3)) / size**2, own)  # of the image itself, to the pixel
+    share = torch.where(cut, 1 - inside.sum((1, 2, 3)) / size**2, own)  # weight of the image itself, exact to the pixel
     blended = torch.lerp(partner.float(), images.float(), share[:, None, None, None]).round().to(torch.uint8)
     mixed = torch.where(cut[:, None, None, None], torch.where(inside, partner, images), blended)
     labels = F.one_hot(targets, classes).float()

@@ -1,4 +1,4 @@
-"""Batches of images on the device: normalization and the views at each size. Pure functions."""
+"""Image batches on the device: normalization and the views at each size. Pure functions."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 N x C x H x W to float32 of zero mean and unit deviation; mean and std: C values, for pixels in [0, 1].
+    """Normalize uint8 N x C x H x W to float32; `mean` and `std`: C values each, for pixels in [0, 1].
 
-    One multiply-add over whole rows of pixels, channels last: 4 times as fast as three passes over C-wide ones.
+    One multiply-add over whole rows of channels-last pixels is 4 times as fast as three passes over rows C wide.
     """
     count, _, height, width = images.shape
     rows = images.permute(0, 2, 3, 1).reshape(count * height, -1).float()
@@ -28,8 +28,8 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def views(images: Tensor, sizes: Sequence[int], mean: Tensor, std: Tensor) -> tuple[Tensor, ...]:
     """The uint8 batch at each size, normalized, channels last; each view is derived from the full images.
 
-    On CPUs bytes are resized, as in evaluation: 6 times as fast as floats, a gray level apart at most. Other devices
-    resize floats only.
+    CPUs resize uint8, as in evaluation: 6 times as fast as floats, with a difference of at most one gray level. Other
+    devices resize only floats.
     """
     if images.device.type == "cpu":
         return tuple(normalize(resize(images, size), mean, std) for size in sizes)

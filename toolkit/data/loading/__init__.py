@@ -1,4 +1,4 @@
-"""From an index to batches: order, batches, workers, prefetching, caches.
+"""From an index to batches: sample order, batches, workers, prefetching, caches.
 
-The order is a pure function of (seed, epoch) and the same on any number of processes. Never: a new kind of source.
+The order is a pure function of (seed, epoch, rollbacks), the same for any number of processes. Never: a data source.
 """

@@ -1,4 +1,4 @@
-"""What a request becomes: how a training or an evaluation batch is filled, piece by piece."""
+"""Builds training and evaluation batches from batch specs."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -19,26 +19,26 @@ from toolkit.system.errors import BadSampleError, InputError
 
 R = TypeVar("R", contravariant=True)
 T = TypeVar("T", covariant=True)
-MOST_SUBSTITUTES = 100  # unreadable images one after the other before training gives up
+MOST_SUBSTITUTES = 100  # consecutive unreadable images before training gives up
 
 
 class Batch(NamedTuple):
-    """A training micro-batch: N x 3 x S x S uint8 in channels-last memory, N labels, and where they come from.
+    """A training micro-batch: N x 3 x S x S uint8 in channels-last memory, N labels, and N image ids.
 
-    `mixing` is what Mixer.draw says, N x 5. `bad` are (name, reason) of images that others stand in for.
+    `mixing`: N x 5 as from Mixer.draw. `bad`: (name, reason) of each unreadable image that was replaced.
     """
 
     images: Tensor
     targets: Tensor
     ids: np.ndarray
     step: Step
-    number: int  # of the optimizer step in the run
+    number: int  # optimizer step in the run, from 0
     mixing: Tensor | None = None
     bad: tuple[tuple[str, str], ...] = ()
 
 
 class EvalBatch(NamedTuple):
-    """An evaluation batch: one N x 3 x S x S uint8 tensor per size; `bad` are (name, reason) of images left out."""
+    """An evaluation batch: one N x 3 x S x S uint8 tensor per size; `bad`: (name, reason) of each image left out."""
 
     images: dict[int, Tensor]
     targets: Tensor
@@ -47,10 +47,10 @@ class EvalBatch(NamedTuple):
 
 
 class BatchBuilder(Protocol[R, T]):
-    """How a request becomes a batch, piece by piece; the pieces of a batch are filled by any threads in any order."""
+    """Turns a batch spec into a batch: open, fill, close. Any thread may fill any slots, in any order."""
 
     def open(self, spec: R) -> tuple[int, Any]:
-        """The number of slots, and the memory that they lie in."""
+        """The number of slots, and the memory that `fill` writes to."""
 
     def fill(self, spec: R, memory: Any, slots: range) -> None: ...
 
@@ -58,22 +58,25 @@ class BatchBuilder(Protocol[R, T]):
 
 
 def empty_batch(count: int, size: int) -> Tensor:
-    """Pinned where there is a GPU to copy to; torch hands the same pages out again once a copy has ended."""
-    pin = torch.cuda.is_available() and get_worker_info() is None  # a forked process must leave the GPU alone
+    """An uninitialized N x 3 x S x S uint8 batch, channels last; pinned if there is a GPU.
+
+    torch reuses the pinned pages once their copy to the GPU has finished.
+    """
+    pin = torch.cuda.is_available() and get_worker_info() is None  # a forked worker process must not use the GPU
     return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=pin).permute(0, 3, 1, 2)
 
 
 def _rows(batch: Tensor) -> np.ndarray:
-    """N x S x S x 3 view for NumPy, which unlike torch starts no threads of its own for a copy."""
+    """N x S x S x 3 view for NumPy, which unlike torch starts no threads to copy."""
     return batch.permute(0, 2, 3, 1).numpy()
 
 
 @dataclass(frozen=True)
 class TrainBatchBuilder:
-    """Decode once at the largest size of the step; smaller views are derived from it on the device.
+    """Decodes each image once, at the largest size of the step; the device derives the smaller views from it.
 
-    `substitute`: an image that cannot be read is replaced by the next one of the index that can, with that one's own
-    label, the same for any process; otherwise it raises BadSampleError.
+    `substitute`: replace an unreadable image by the next readable one of the index, with that image's own label. The
+    choice is the same on every process. Otherwise raise BadSampleError.
     """
 
     pixels: ImageReader
@@ -130,19 +133,19 @@ class TrainBatchBuilder:
 
 
 class Images(Protocol):
-    """What an index is of, to be evaluated."""
+    """The images of an index, as evaluation reads them."""
 
     index: Index
 
     def whole(self, i: int) -> np.ndarray:
-        """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+        """Image i in upright orientation, H x W x 3 uint8, decoded in full; raises BadSampleError."""
 
 
 @dataclass(frozen=True)
 class EvalBatchBuilder:
-    """Each size straight from the decoded original, so that no figure depends on which other sizes are asked for.
+    """Resizes the decoded original directly to each size, so that no metric depends on the other sizes evaluated.
 
-    `leave_out`: images that cannot be read are left out of the batch and named in it; otherwise BadSampleError.
+    `leave_out`: leave unreadable images out of the batch and list them in its `bad`. Otherwise raise BadSampleError.
     """
 
     pixels: Images
@@ -176,7 +179,7 @@ class EvalBatchBuilder:
 
 
 def load(builder: BatchBuilder[R, T], spec: R) -> T:
-    """One batch, here and now."""
+    """Build one batch in the calling thread."""
     count, memory = builder.open(spec)
     builder.fill(spec, memory, range(count))
     return builder.close(spec, memory)

@@ -1,4 +1,4 @@
-"""The choice of `--cache`: resolved once for a run, described in its plan, and turned into readers."""
+"""Resolves `--cache` once per run, describes the choice in the run's plan, and opens the readers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from toolkit.system import files
 from toolkit.system.errors import InputError
 
 GB = 1e9
-MOST_OF_MEMORY = 0.8  # of what is free, for decoded images
+MOST_OF_MEMORY = 0.8  # share of free memory that decoded images may take
 
 
 @dataclass(frozen=True)
 class CacheChoice:
-    """What is kept of the images, and at which size each phase reads them.
+    """The cache of a run, and the image size that each phase reads.
 
-    `sides`: per phase the shorter side, px, of downscaled images, None where the originals serve as well;
-    `decoded_gb`: memory that decoded images take in each process.
+    `sides`: per phase, the shorter side in px of the downscaled images, or None to read the originals. `decoded_gb`:
+    memory that the decoded images take in each process.
     """
 
     kind: CacheKind
@@ -30,7 +30,7 @@ class CacheChoice:
     decoded_gb: float
 
     def describe(self, phases: Sequence[Phase]) -> str:
-        """A part of the plan's line on the data."""
+        """The cache part of the plan's data line."""
         if self.kind == "off":
             return "nothing cached"
         sides = zip(phases, self.sides, strict=True)
@@ -41,14 +41,14 @@ class CacheChoice:
 
 
 def choose_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], free_gb: float) -> CacheChoice:
-    """What `--cache` means for this data where each process could still take `free_gb` of memory.
+    """Resolve `--cache` for this data, when each process can still take `free_gb` of memory.
 
-    All processes must give the same `free_gb`. Raises InputError where `--cache ram` does not fit.
+    All processes must pass the same `free_gb`. Raises InputError if `--cache ram` does not fit.
     """
     train, bound = splits.train, settings.cache_gb
     wanted = [downscaled_side(max(phase.sizes), settings.crop_scale) for phase in phases]
     sides = tuple(side if is_worthwhile(train, side) else None for side in wanted)
-    # Training images at each size that a phase reads, validation images in full.
+    # In memory: training images at each size that a phase reads, validation images at full size.
     kept = [shrunk(train, side) if side else train for side in {*sides}]
     needed = sum(index.decoded_bytes for index in (*kept, splits.val)) / GB
     fits = needed <= MOST_OF_MEMORY * free_gb
@@ -68,9 +68,9 @@ def choose_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], fr
 
 
 def open_readers(choice: CacheChoice, index: Index, cache_dir: Path | None) -> tuple[ImageReader, ...]:
-    """A reader of the training images for each phase; phases of the same size share theirs.
+    """One reader of the training images per phase; phases with the same size share a reader.
 
-    Writes the downscaled copies that are not there yet.
+    Writes missing downscaled copies. Raises InputError if memory or disk space runs out.
     """
     folder = cache_dir or files.cache_dir()
     remember = choice.kind == "ram"
@@ -82,7 +82,7 @@ def open_readers(choice: CacheChoice, index: Index, cache_dir: Path | None) -> t
             if remember:
                 return ImageReader(shrunk(index, side), True, index)
             return ImageReader(open_downscaled(index, side, folder))
-        except OSError as error:  # no memory, or no room on the disk
+        except OSError as error:  # out of memory or disk space
             where = error.filename or folder
             raise InputError(
                 f"--cache {choice.kind}: {where}: {error.strerror}; --cache-dir names another place, and "

@@ -1,4 +1,4 @@
-"""Smaller images for phases of low resolution: in memory, or as JPEGs that are written once."""
+"""Downscaled copies of the images for low-resolution phases: in memory, or as JPEGs that are written once."""
 
 import math
 import os
@@ -21,26 +21,27 @@ from toolkit.data.sources.index import ALONE, Index
 from toolkit.system import files, host
 from toolkit.system.errors import BadSampleError
 
-VERSION = 6  # of the files and of what decoding means
-# At half of a copy's size or less, where it is used, halved chroma has all of its pixels; decoding takes a third less.
+VERSION = 6  # of the file format and of how images are decoded
+# Training uses a copy at half of its size or less. There, halved chroma still has a value for each pixel, and decoding
+# takes a third less time.
 JPEG_QUALITY, CHROMA = 92, "420"
-MARGIN = 2  # the shorter side is at least so many times the training size
-WORTHWHILE = 2  # the original's shorter side is at least so many times the copy's: a quarter of the pixels
+MARGIN = 2  # the copy's shorter side is at least this many times the training size
+WORTHWHILE = 2  # the original's shorter side is at least this many times the copy's: a quarter of the pixels
 COLUMNS = ("offset", "length", "width", "height")
 
 
 def downscaled_side(size: int, crop_scale: float) -> int:
-    """The shorter side of downscaled images for training at `size` px, so that no crop has to be enlarged."""
+    """The shorter side in px of the copies for training at `size` px, so that no crop has to be enlarged."""
     return math.ceil(size * max(MARGIN, 1 / math.sqrt(crop_scale)))
 
 
 def is_worthwhile(index: Index, side: int) -> bool:
-    """Whether half of the images or more are so much larger that a downscaled copy of them is really cheaper."""
+    """Whether at least half of the images are large enough for a downscaled copy to save time."""
     return float(np.median(np.minimum(index.width, index.height))) >= WORTHWHILE * side
 
 
 def shrunk(index: Index, side: int) -> Index:
-    """The same images with a shorter side of `side` px at most, as they are to be kept in memory."""
+    """The same images with a shorter side of at most `side` px: the sizes at which memory keeps them."""
     shorter = np.maximum(1, np.minimum(index.width, index.height))
     scale = np.minimum(1, side / shorter)
     width, height = (
@@ -51,9 +52,10 @@ def shrunk(index: Index, side: int) -> Index:
 
 
 def open_downscaled(index: Index, side: int, cache: Path) -> Index:
-    """The same images with a shorter side of `side` px at most; written under `cache` where it is not there yet.
+    """The same images with a shorter side of at most `side` px; writes the copy under `cache` if it is missing.
 
-    An image that cannot be read stays the original, which then says why. Raises OSError where the disk is full.
+    An unreadable image keeps its original file, so that reading it raises the reason. Raises OSError if the disk is
+    full.
     """
     folder = cache / "tiers" / f"{_key(index)}-{side}px-v{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def open_downscaled(index: Index, side: int, cache: Path) -> Index:
 
 
 def _read(folder: Path) -> dict[str, np.ndarray] | None:
-    """The columns of a downscaled copy; None where it is not there or not whole, as after a copy that was cut."""
+    """The columns of a downscaled copy; None if the copy is missing or incomplete, as after an interrupted transfer."""
     arrays, images = files.read_arrays(folder / "index.npz", COLUMNS), folder / "images.bin"
     if arrays is None or not images.exists():
         return None
@@ -94,7 +96,7 @@ def _key(index: Index) -> str:
 
 
 def _write(index: Index, side: int, folder: Path) -> None:
-    """images.bin, one JPEG after the other, and index.npz."""
+    """Write images.bin, which holds one JPEG after the other, and index.npz."""
     columns = {name: np.zeros(len(index), dtype=np.int64 if name in COLUMNS[:2] else np.int32) for name in COLUMNS}
     end = 0
     with (folder / "images.bin").open("wb") as file:
@@ -111,7 +113,7 @@ def _write(index: Index, side: int, folder: Path) -> None:
 
 
 def _encode_all(pixels: ImageReader, small: Index) -> Iterator[tuple[bytes, int, int]]:
-    """Every image in order, by all cores."""
+    """Encode every image on all cores; yields the results in order."""
     pending: deque[Future[tuple[bytes, int, int]]] = deque()
     with ThreadPoolExecutor(host.cpu_quota()) as pool:
         for i in range(len(pixels.index)):
@@ -123,7 +125,7 @@ def _encode_all(pixels: ImageReader, small: Index) -> Iterator[tuple[bytes, int,
 
 
 def _encode(pixels: ImageReader, i: int, width: int, height: int) -> tuple[bytes, int, int]:
-    """One image as a JPEG, and its size; nothing where it cannot be read."""
+    """One image as a JPEG, and its width and height in px; empty bytes and zeros if it cannot be read."""
     try:
         image = np.ascontiguousarray(reduce_to(pixels.whole(i), height, width))
     except BadSampleError:

@@ -1,4 +1,4 @@
-"""The data of a run: order, augmentation, a reader for each phase, and workers that load batches."""
+"""The data pipeline of a run: sample order, augmentation, one reader per phase, and workers that load batches."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from toolkit.system.errors import InputError
 
 @dataclass(frozen=True)
 class DataPipeline:
-    """`sources` read the training images, one per phase; `evaluated` those of the other splits, by name."""
+    """Loads the batches of a run.
+
+    `sources`: readers of the training images, one per phase. `evaluated`: readers of the other splits, by name.
+    """
 
     sampler: Sampler
     augmenter: Augmenter
@@ -36,7 +39,7 @@ class DataPipeline:
         return TrainBatchBuilder(self.sources[phase.index], self.augmenter, self.mixer, self.quarantine)
 
     def batches(self, epoch: Epoch, from_step: int, share: RankShare) -> Iterator[Batch]:
-        """One process's batches of an epoch, from optimizer step `from_step` of the run on."""
+        """One process's micro-batches of an epoch, starting at optimizer step `from_step` of the run."""
         whole = self.sampler.batch_specs(epoch, from_step)
         batch_specs = (part for spec in whole for part in micro_batches(spec, share))
         by, builder = by_processes if self.augmenter.holds_interpreter else by_threads, self.builder(epoch.phase)
@@ -54,7 +57,7 @@ class DataPipeline:
 def open_pipeline(
     settings: Settings, strategy: Strategy, splits: Splits, cache: CacheChoice, workers: int
 ) -> DataPipeline:
-    """The pipeline of a run; writes the downscaled copies that are not there yet."""
+    """The pipeline of a run; writes missing downscaled copies."""
     seed, remember = settings.seed, cache.kind == "ram"
     return DataPipeline(
         sampler=Sampler(len(splits.train), seed, strategy, _shards(splits.train)),
@@ -80,7 +83,7 @@ def open_pipeline(
 
 
 def _shards(index: Index) -> Shards | None:
-    """The shards of remote images; half of the cache is drawn from while the other half takes what comes next."""
+    """The shards of remote images, else None; half of the cache holds the current window, the other half the next."""
     if index.blocks is None:
         return None
     sizes = tuple(index.blocks.files[url].size for url in index.containers)
@@ -89,7 +92,7 @@ def _shards(index: Index) -> Shards | None:
 
 
 def check_readable(splits: Splits) -> None:
-    """Raises InputError naming the first image whose header cannot be read, and how many there are."""
+    """Raise InputError if the header of any image cannot be read; names the first one and gives their number."""
     bad = {name: index.unreadable() for name, index in splits.all().items()}
     total = sum(map(len, bad.values()))
     for name, ids in bad.items():

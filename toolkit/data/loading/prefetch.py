@@ -1,4 +1,4 @@
-"""Fetches the next window of remote shards while images are drawn from this one, so that nobody waits at its start."""
+"""Fetches the next window of remote shards while training uses the current one, so that no process has to wait."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from toolkit.data.loading.workers import Threads
 from toolkit.data.sources.index import Index
 from toolkit.system import host
 
-STREAMS = 4  # threads that fetch, one block each at a time
+STREAMS = 4  # fetching threads; each fetches one block at a time
 
 
 def fetching_ahead(
@@ -21,9 +21,10 @@ def fetching_ahead(
     windows: Sequence[Sequence[int]],
     rank: int,
 ) -> Iterator[Batch]:
-    """What `load` makes of the requests of an epoch; `windows` are the numbers of the shards that are mixed.
+    """The batches that `load` builds from the specs of an epoch; `windows`: numbers of the shards shuffled together.
 
-    The processes of a machine share the work. An error is left to whoever needs the block: it meets the same one.
+    The processes of a machine share the fetching. Errors of fetching are ignored here: the worker that needs the block
+    fetches it and raises the same error.
     """
     assert index.blocks is not None
     cache, local = index.blocks, host.local_processes()
@@ -31,7 +32,7 @@ def fetching_ahead(
     window_of = np.empty(len(index.containers), dtype=np.int64)
     for number, shards in enumerate(windows):
         window_of[shards] = number
-    drawn = asked = begun = -1  # windows: delivered from, requested from, and whose next one is being fetched
+    drawn = asked = begun = -1  # windows: last delivered, last requested, last that started a prefetch
 
     def noted() -> Iterator[BatchSpec]:
         nonlocal asked
@@ -53,12 +54,13 @@ def fetching_ahead(
     try:
         for batch in load(noted()):
             yield batch
-            # Whoever asks for the next batch has ended the step before: so has every process, and none needs an
-            # earlier window. In the cache's two halves there is room for this one and the next.
+            # The caller takes the next batch after a step is complete. Then every process has completed that step, and
+            # none needs an earlier window. The two halves of the cache have room for this window and the next.
             drawn = int(window_of[index.container[batch.ids]].min())
             if drawn == asked > begun and drawn + 1 < len(windows) and fit(drawn, drawn + 1):
                 begun = drawn
-                # All of this window before any of the next: what was used last must not go first.
+                # All of this window before any of the next: the cache drops the least recently used blocks first, and
+                # this window is still in use.
                 for window, part in ((drawn, own), (drawn, everything), (drawn + 1, own)):
                     blocks = [(url, block) for url in urls(window) for block in range(cache.count(url))]
                     for url, block in blocks[part]:

@@ -1,4 +1,4 @@
-"""From an image's number to its pixels by the quickest way there is: memory, else its file."""
+"""Reads the pixels of an image by its number: from memory if it is cached there, else from its file."""
 
 import io
 import mmap
@@ -14,9 +14,9 @@ from toolkit.system.errors import BadSampleError
 
 
 class Memory:
-    """All decoded images of an index, filled as they are first met; worker processes forked later share it.
+    """Memory for all decoded images of an index, filled on first use; worker processes forked later share it.
 
-    Takes `index.decoded_bytes` at most: pages that nobody wrote to cost nothing.
+    Takes at most `index.decoded_bytes`: pages that were never written take no memory.
     """
 
     def __init__(self, index: Index) -> None:
@@ -28,7 +28,7 @@ class Memory:
         self._pixels = np.frombuffer(self._bytes, dtype=np.uint8)
 
     def slot(self, i: int) -> np.ndarray:
-        """Where image i goes, H x W x 3."""
+        """The H x W x 3 memory of image i."""
         height, width = self._shapes[i]
         start = self._starts[i]
         return self._pixels[start : start + 3 * height * width].reshape(height, width, 3)
@@ -42,10 +42,10 @@ class Memory:
 
 
 class ImageReader:
-    """The images of one index.
+    """Reads the images of one index.
 
-    `remember` keeps every decoded image in memory; `originals` are the files where the index has smaller sizes than
-    they, to be remembered so.
+    `remember`: keep every decoded image in memory. `originals`: the index of the files to decode, if `index` gives
+    smaller sizes to keep the images at.
     """
 
     def __init__(self, index: Index, remember: bool = False, originals: Index | None = None) -> None:
@@ -55,11 +55,11 @@ class ImageReader:
 
     @property
     def remote(self) -> bool:
-        """Whether the files, rather than a copy of them, are read each time, and from a store."""
+        """Whether every read goes to files in remote storage, not to memory or a local copy."""
         return self._memory is None and self.index.blocks is not None and is_url(self.index.containers[0])
 
     def whole(self, i: int) -> np.ndarray:
-        """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+        """Image i in upright orientation, H x W x 3 uint8, decoded in full; raises BadSampleError."""
         if self._memory is None:
             return self._decode(i)
         pixels = self._memory.get(i)
@@ -69,9 +69,9 @@ class ImageReader:
         return pixels
 
     def crop(self, i: int, box: Box, size: int) -> np.ndarray:
-        """The box of image i as size x size x 3 uint8, for training: decoded at a fraction where that suffices.
+        """The box of image i as size x size x 3 uint8, for training; raises BadSampleError.
 
-        Raises BadSampleError.
+        A JPEG is decoded at a fraction of its size if that is enough.
         """
         if self._memory is None:
             return self._decode(i, box, size)
@@ -81,7 +81,7 @@ class ImageReader:
         files = self._files
         content = read_bytes(files, i)
         try:
-            if not files.width[i]:  # it was unreadable when it was indexed: say why
+            if not files.width[i]:  # unreadable when it was indexed: raise the reason
                 read_header(io.BytesIO(content))
                 raise ValueError("the file changed since it was indexed")
             pixels = decode(content, box, size, int(files.orientation[i]), scaled=True)

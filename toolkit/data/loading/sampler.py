@@ -1,4 +1,4 @@
-"""Which images each optimizer step sees: a pure function of (seed, epoch, rollbacks), for any number of processes."""
+"""The images of each optimizer step: a pure function of (seed, epoch, rollbacks), for any number of processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import numpy as np
 
 from toolkit.strategies.base import Phase, Step, Strategy
 
-ORDER_STREAM = 0  # keeps this generator apart from the one of augmentation
+ORDER_STREAM = 0  # separates this generator from those of augmentation
 
 
 @dataclass(frozen=True)
 class RankShare:
-    """What one process takes of each global batch, in `accumulation` equal micro-batches."""
+    """The share of each global batch that one process takes, in `accumulation` equal micro-batches."""
 
     rank: int
     processes: int
@@ -21,18 +21,18 @@ class RankShare:
 
 
 class Epoch(NamedTuple):
-    """One pass over the images: `first` is its first step's number in the phase, `start` the same in the run."""
+    """One pass over the images; `first`: number of its first step in the phase, `start`: the same in the run."""
 
     number: int
     phase: Phase
     first: int
     start: int
     steps: int
-    rollbacks: int = 0  # how often the run went back to a checkpoint: each time the images come in another order
+    rollbacks: int = 0  # how often the run went back to a checkpoint; each time changes the order
 
     @property
     def end(self) -> int:
-        """The number in the run of the step after the last."""
+        """The number in the run of the step after the last one of the epoch."""
         return self.start + self.steps
 
     @property
@@ -41,25 +41,25 @@ class Epoch(NamedTuple):
 
 
 class BatchSpec(NamedTuple):
-    """One micro-batch to be loaded: which images, how large, of which epoch and step, how strongly augmented."""
+    """A global batch or micro-batch to load: image ids, sizes, step, epoch, and strength of augmentation."""
 
     ids: np.ndarray
     step: Step
-    number: int  # of the optimizer step in the run, from 0
+    number: int  # optimizer step in the run, from 0
     epoch: int
     regularization: float
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Remote files that hold the images: the ids in each, its size in bytes, and how much is drawn from at a time."""
+    """Remote files that hold the images: the ids in each, its size in bytes, and how much is shuffled at a time."""
 
     ids: tuple[np.ndarray, ...]
     sizes: tuple[int, ...]
     window: int  # bytes
 
     def windows(self, rng: np.random.Generator) -> list[list[int]]:
-        """Shards in any order, so many at a time as the window holds, at least one."""
+        """The shards in random order, grouped into windows of at most `window` bytes, or of one larger shard."""
         windows: list[list[int]] = []
         room = 0
         for shard in rng.permutation(len(self.ids)).tolist():
@@ -71,7 +71,7 @@ class Shards:
         return windows
 
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
-        """One window after the other, all images of each mixed."""
+        """All images, one window after the other; images are shuffled within their window."""
         mixed = [np.concatenate([self.ids[shard] for shard in window]) for window in self.windows(rng)]
         return np.concatenate([rng.permutation(ids) for ids in mixed])
 
@@ -93,11 +93,11 @@ class Sampler:
         return rng.permutation(self.images) if self.shards is None else self.shards.permutation(rng)
 
     def windows(self, epoch: int, rollbacks: int = 0) -> list[list[int]]:
-        """The shards that are drawn from together, in the order of the epoch; none where images lie in no shards."""
+        """The shards that are shuffled together, in the order of the epoch; empty if the images are not in shards."""
         return [] if self.shards is None else self.shards.windows(self._rng(epoch, rollbacks))
 
     def batch_specs(self, epoch: Epoch, from_step: int = 0) -> Iterator[BatchSpec]:
-        """The global batches of one epoch, in order; those of steps before `from_step` of the run are left out."""
+        """The global batches of one epoch, in order, without those of steps before `from_step` of the run."""
         order, taken = self.permutation(epoch.number, epoch.rollbacks), 0
         for i in range(epoch.steps):
             step = self.strategy.step(epoch.phase, epoch.first + i)
@@ -108,7 +108,7 @@ class Sampler:
 
 
 def micro_batches(spec: BatchSpec, share: RankShare) -> Iterator[BatchSpec]:
-    """One process's part of a global batch: contiguous, so that neighbors in the batch stay together."""
+    """One process's share of a global batch: contiguous, so that neighbors in the batch stay together."""
     per_process = len(spec.ids) // share.processes
     own = spec.ids[share.rank * per_process : (share.rank + 1) * per_process]
     for ids in np.split(own, share.accumulation):

@@ -1,4 +1,4 @@
-"""From requests to uint8 batches, in order, a few ahead: by threads, or by processes where Python would hold them."""
+"""Loads uint8 batches in order, a few ahead: in threads, or in processes for work that holds the interpreter lock."""
 
 import multiprocessing
 import os
@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 from toolkit.data.loading.batches import BatchBuilder, R, T, load
 from toolkit.system.errors import WORKER_DIED, InputError, LoaderError, expected
 
-AHEAD = 2  # batches in flight beyond the one that is taken
-PIECE = 8  # images that one thread takes at a time, at least
-STOP_S = 6  # how long a worker process outlives a SIGTERM: all have agreed on the step by then
-LEAVE = signal.SIGALRM  # has a worker process leave at once, with exit code 0: torch raises for any other
-CLOSE_S = 5.0  # longest wait for the threads when a reader stops
+AHEAD = 2  # batches in flight beyond the one that the caller takes
+PIECE = 8  # minimum number of images that one thread takes at a time
+STOP_S = 6  # how long a worker process survives SIGTERM: by then all ranks know the step to stop at
+LEAVE = signal.SIGALRM  # makes a worker process exit at once, with code 0: torch raises for any other code
+CLOSE_S = 5.0  # longest wait for the threads on close
 HINT = "is the storage of --data-root alive? --loader-timeout-s waits longer"
 
 
 class Threads:
-    """Daemon threads, so that one that hangs in a read never keeps the process alive."""
+    """A pool of daemon threads: one that hangs in a read does not keep the process alive."""
 
     def __init__(self, count: int) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = queue.SimpleQueue()
@@ -46,7 +46,7 @@ class Threads:
             try:
                 work()
                 future.set_result(None)
-            except BaseException as error:  # it comes out where the batch is taken
+            except BaseException as error:  # raised where the batch is taken
                 future.set_exception(error)
 
     def submit(self, work: Callable[[], None]) -> Future[None]:
@@ -55,7 +55,7 @@ class Threads:
         return future
 
     def close(self) -> None:
-        """Let the threads end what they are at; one that hangs is left behind."""
+        """Let each thread finish its current task, for at most CLOSE_S in all; a thread that hangs is abandoned."""
         self._closed = True
         for _ in self._threads:
             self._tasks.put(None)
@@ -76,7 +76,10 @@ def _pieces(count: int, threads: int) -> Iterator[range]:
 
 
 def by_threads(batch_specs: Iterable[R], builder: BatchBuilder[R, T], threads: int, timeout_s: float) -> Iterator[T]:
-    """One batch per request, in order; 0 threads: loaded when taken. An error comes out where its batch would have."""
+    """One batch per spec, in order; with 0 threads, loaded in the calling thread.
+
+    An error is raised in place of its batch; LoaderError if a thread takes longer than `timeout_s`.
+    """
     if threads == 0:
         yield from (load(builder, spec) for spec in batch_specs)
         return
@@ -111,7 +114,7 @@ class _Loading(Dataset[Any]):
         self._job = builder
 
     def __getitem__(self, spec: Any) -> Any:
-        """An error travels as a value: torch would wrap it in a worker's traceback."""
+        """One batch, or its error as a value: torch would wrap a raised error in a worker's traceback."""
         try:
             return load(self._job, spec)
         except (InputError, LoaderError) as error:
@@ -119,9 +122,9 @@ class _Loading(Dataset[Any]):
 
 
 def _outlive_a_stop(_: int) -> None:
-    """A worker's answer to SIGTERM, which some schedulers send to every process of a job: to live on for a while.
+    """Keep a worker alive for STOP_S after SIGTERM, which some schedulers send to every process of a job.
 
-    The run stops at a step and saves, for which it still needs batches. A worker that is not needed ends by itself.
+    The run stops at a later step and saves, and needs batches until then. An idle worker exits by itself.
     """
     signal.signal(LEAVE, lambda number, frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_S))
@@ -132,10 +135,10 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _without_traces(batches: Iterator[T]) -> Iterator[T]:
-    """The same, where an error's traceback does not keep the iterator alive.
+    """The same batches; the traceback of an error does not keep the iterator alive.
 
-    Else the collector of cycles would end it, closing its queues first: the workers would not hear that they are to
-    end, and whatever thread the collector runs in would wait 10 s for each.
+    Otherwise the garbage collector would finalize the iterator, and close its queues first. The workers would never
+    receive the message to exit, and the thread that runs the collector would wait 10 s for each.
     """
     try:
         yield from batches
@@ -147,7 +150,7 @@ def _without_traces(batches: Iterator[T]) -> Iterator[T]:
 
 
 def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers: int, timeout_s: float) -> Iterator[T]:
-    """The same by forked worker processes: for work that needs the interpreter for each image."""
+    """As `by_threads`, in forked worker processes: for work that holds the interpreter lock for each image."""
     loader = DataLoader(
         _Loading(builder),
         batch_size=None,
@@ -157,8 +160,8 @@ def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers:
         pin_memory=torch.cuda.is_available(),
         timeout=timeout_s,
         worker_init_fn=_outlive_a_stop,
-        generator=torch.Generator(),  # torch draws a seed for the workers: not from the generator that training uses
-        multiprocessing_context="fork",  # the others run a user's unguarded script again
+        generator=torch.Generator(),  # torch draws the workers' seed from it, not from the generator of training
+        multiprocessing_context="fork",  # other methods run a user's unguarded script again
     )
     others = multiprocessing.active_children()
     batches = iter(loader)
@@ -170,13 +173,13 @@ def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers:
             yield batch
     except RuntimeError as error:
         if str(error).startswith("DataLoader timed out"):
-            for process in own:  # those that hang would be waited for
+            for process in own:  # torch would wait for those that hang
                 os.kill(process.pid, LEAVE)  # type: ignore[arg-type]
             raise LoaderError(f"a loader process gave nothing for {timeout_s:g} s: {HINT}") from None
         raise (expected(error) or error) from None
     except (ConnectionError, EOFError) as error:
-        if str(error).startswith("Caught"):  # torch's words for an error of the job itself
+        if str(error).startswith("Caught"):  # torch's prefix for an error raised by the builder
             raise
         raise LoaderError(f"{WORKER_DIED}: it left half a batch behind") from None
     finally:
-        del batches  # its last reference: now the workers are told to end, and waited for
+        del batches  # the last reference: torch now stops the workers and waits for them

@@ -1,4 +1,4 @@
-"""An index of images that are parts of larger files: each file is read once, and again when it changed."""
+"""An index of images that are parts of larger files: each file is read once, and again if it changes."""
 
 import itertools
 import os
@@ -17,14 +17,14 @@ from toolkit.data.sources.index import COLUMNS, Index, Names
 from toolkit.data.sources.remote import BlockCache, FileVersion
 from toolkit.system import files, host
 
-VERSION = 3  # of the table's format and of what reading a container means
+VERSION = 3  # of the table's format and of how containers are read
 TYPES = dict(zip(COLUMNS, (np.int32, np.int64, np.int64, np.int64, np.int32, np.int32, np.uint8), strict=True))
 MOST_THREADS = 16  # each holds a few MB of a remote shard
-READ = COLUMNS[1:]  # what a table holds besides names; the container's number depends on its neighbors
+READ = COLUMNS[1:]  # the columns of a table besides names; a container's number is not stored: it depends on the others
 
 
 class Container(NamedTuple):
-    """A file with images in it: `name` is how a person calls it, `path` where it is."""
+    """A file that holds images; `name` is its name in messages, `path` its location."""
 
     name: str
     path: str
@@ -32,7 +32,7 @@ class Container(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One image of a container: where it begins, how long it is, bytes; sizes as in `Index`."""
+    """One image of a container: offset and length in bytes; size and orientation as in `Index`."""
 
     name: str
     offset: int
@@ -49,7 +49,7 @@ def file_version(path: str) -> FileVersion:
 
 
 def read_size(stream: IO[bytes]) -> tuple[int, int, int]:
-    """Width, height and orientation of an image; zeros where its header cannot be read."""
+    """Width, height and orientation of an image; UNREAD if its header cannot be read."""
     try:
         return read_header(stream)[:3]
     except ValueError:
@@ -63,7 +63,7 @@ def index_containers(
     cache: Path,
     blocks: BlockCache | None = None,
 ) -> Index:
-    """All parts of all containers, in order; `read` is called for those that are new or changed, by threads."""
+    """All parts of all containers, in order; threads call `read` for containers that are new or changed."""
     (cache / "index").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(min(MOST_THREADS, 4 * host.cpu_quota())) as pool:
         todo = pool.map(lambda container: _table(container, read, cache / "index"), containers)
@@ -82,7 +82,7 @@ def index_containers(
 
 
 def _table(container: Container, read: Callable[[Container], Iterable[Part]], folder: Path) -> dict[str, np.ndarray]:
-    """The columns of one container, kept in `folder`; of several processes one reads, the others find it done."""
+    """The columns of one container, cached in `folder`; one process reads the container, the others wait for it."""
     file = folder / f"{files.key(repr(container))}-parts-v{VERSION}.npz"
     with FileLock(f"{file}.lock"):
         known = files.read_arrays(file, ("blob", "ends", *READ))

@@ -1,4 +1,4 @@
-"""An index of images that are files of their own: their headers, read once and cached."""
+"""An index of images that are single files; their headers are read once and cached."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from toolkit.data.images.header import read_header
 from toolkit.data.sources.index import Index
 from toolkit.system import files, host
 
-VERSION = 2  # of the table's format and of what reading a header means
+VERSION = 2  # of the table's format and of how headers are read
 FIELDS = ("bytes", "mtime", "width", "height", "orientation")
-NEVER = -1  # a time that no file has
+NEVER = -1  # a modification time that no file has
 UNREAD = (0, 0, 1)  # width, height, orientation of a file whose header cannot be read
-BAR_FROM = 2000  # files; fewer are read before a bar would show
+BAR_FROM = 2000  # files; fewer are done before a progress bar would appear
 PIECE = 64  # files that one thread takes at a time
 
 A = TypeVar("A")
@@ -29,11 +29,11 @@ B = TypeVar("B")
 def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: Path) -> Index:
     """Files under `root` with their sizes in px.
 
-    Headers are read by threads and kept in `cache`; a file whose size and time are as before is not opened again.
+    Threads read the headers, and `cache` keeps them. A file of unchanged size and time stamp is not opened again.
     """
     table = cache / "index" / f"{files.key(str(root.resolve()), *names)}-v{VERSION}.npz"
     table.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{table}.lock"):  # of several processes the first reads, the others find it done
+    with FileLock(f"{table}.lock"):  # the first process reads, the others wait and use its table
         columns = _read_changed(root, names, _load(table, len(names)))
         if columns is not None:
             files.write_arrays(table, dict(zip(FIELDS, columns, strict=True)))
@@ -52,7 +52,7 @@ def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: 
 
 
 def _load(table: Path, count: int) -> list[np.ndarray] | None:
-    """The cached columns; None where there are none that can be used."""
+    """The cached columns; None if there are no usable ones."""
     arrays = files.read_arrays(table, FIELDS)
     return [*arrays.values()] if arrays and all(len(column) == count for column in arrays.values()) else None
 
@@ -66,7 +66,7 @@ def _stat(path: str) -> tuple[int, int]:
 
 
 def _header(path: str) -> tuple[int, int, int, bool]:
-    """Width, height, orientation, and whether that will stay so while the file does: storage may only have failed."""
+    """Width, height, orientation, and whether that holds until the file changes: False if the storage failed."""
     try:
         with open(path, "rb") as stream:
             return (*read_header(stream)[:3], True)
@@ -77,8 +77,8 @@ def _header(path: str) -> tuple[int, int, int, bool]:
 
 
 def each(work: Callable[[A], B], items: Sequence[A], what: str) -> list[B]:
-    """`work` of every file, in order, by threads; a bar called `what` where there are many."""
-    pieces = [items[start : start + PIECE] for start in range(0, len(items), PIECE)]  # a future each costs 40 us
+    """Call `work` on each item in threads, results in order; shows a progress bar named `what` for many items."""
+    pieces = [items[start : start + PIECE] for start in range(0, len(items), PIECE)]  # one future costs 40 us
     bar = tqdm(total=len(items), desc=what, unit="file", disable=None if len(items) > BAR_FROM else True)
     done: list[B] = []
     with ThreadPoolExecutor(4 * host.cpu_quota()) as pool, bar:
@@ -89,7 +89,7 @@ def each(work: Callable[[A], B], items: Sequence[A], what: str) -> list[B]:
 
 
 def _read_changed(root: Path, names: Sequence[str], known: list[np.ndarray] | None) -> list[np.ndarray] | None:
-    """All columns with what changed read again; None where nothing did."""
+    """All columns, with changed files read again; None if no file changed."""
     paths = [f"{root}/{name}" for name in names]
     stats = np.array(each(_stat, paths, "looking at files"), dtype=np.int64).reshape(-1, 2)
     if known is None:
@@ -103,5 +103,5 @@ def _read_changed(root: Path, names: Sequence[str], known: list[np.ndarray] | No
     headers = each(_header, [paths[i] for i in stale.tolist()], "reading image headers")
     for column, values in zip(known[2:], np.array(headers, dtype=np.int64).reshape(-1, 4).T, strict=False):
         column[stale] = values
-    known[1][stale[[not lasting for *_, lasting in headers]]] = NEVER  # to be read again at the next start
+    known[1][stale[[not lasting for *_, lasting in headers]]] = NEVER  # read again at the next start
     return known

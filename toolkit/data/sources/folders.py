@@ -1,4 +1,4 @@
-"""`root/train/CLASS/*.jpg`, and val (or validation, or valid), and test."""
+"""Image folders: `root/train/CLASS/*.jpg`, and the same in val (or validation, or valid) and test."""
 
 import logging
 import os
@@ -14,19 +14,19 @@ log = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"})
 TRAIN, VALIDATION, TEST = ("train",), ("val", "validation", "valid"), ("test",)
-MOST_KINDS = 5  # of left out files that one line tells
+MOST_KINDS = 5  # of left out files that one log line lists
 NOT_REGULAR = "is no regular file"
 
 
 def find_split(root: Path, names: Iterable[str], suffix: str = "") -> Path | None:
-    """What a split lies in, under whichever of its names, also if a link to nothing; raises InputError on two."""
+    """The path of a split under any of its names, even a broken link; raises InputError if there are several."""
     places = [root / f"{name}{suffix}" for name in names if os.path.lexists(root / f"{name}{suffix}")]
     check_single(str(root), [place.name for place in places])
     return places[0] if places else None
 
 
 def check_single(where: str, names: Sequence[str]) -> None:
-    """Raises InputError where a split is there under several of its names: one of them would be dropped."""
+    """Raise InputError if a split exists under several of its names: only one of them would be used."""
     if len(names) > 1:
         raise InputError(f"{where}: has {' and '.join(names)}, which are names of one and the same split: keep one")
 
@@ -56,7 +56,7 @@ def read_folders(root: Path, cache: Path) -> Found:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Sub-folders that are not hidden; a link to nothing is one too, or classes would change their numbers."""
+    """Sub-folders that are not hidden; broken links count, because classes would otherwise change their numbers."""
     return tuple(
         sorted(
             entry.name
@@ -69,7 +69,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 def _read_other(
     root: Path, folder: Path | None, classes: Sequence[str], cache: Path, left_out: list[str]
 ) -> Index | None:
-    """A split besides train; it must have the very same classes, or labels would mean different things."""
+    """A split other than train; it must have the same classes, otherwise its labels would mean other classes."""
     if folder is None:
         return None
     if not folder.is_dir():
@@ -95,18 +95,18 @@ def _read_split(root: Path, folder: Path, classes: Sequence[str], cache: Path, l
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file is taken for an image, by its name."""
+    """Whether a file counts as an image, by its extension."""
     return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
 def loose_files(folder: Path) -> list[str]:
-    """What lies beside the class folders of a split, by name: it belongs to no class."""
+    """Names of the entries beside the class folders of a split, which belong to no class."""
     classes = {*class_folders(folder)}
     return sorted(name for name in os.listdir(folder) if name not in classes and not name.startswith("."))
 
 
 def kinds_of(left_out: Iterable[str]) -> dict[str, list[str]]:
-    """Files that are left out, each SPLIT/FILE or SPLIT/CLASS/FILE, by what they have in common; most first."""
+    """Group left out files, SPLIT/FILE or SPLIT/CLASS/FILE, by the reason or suffix; largest group first."""
     kinds: dict[str, list[str]] = {}
     for name in left_out:
         suffix = os.path.splitext(name)[1].lower()
@@ -116,10 +116,10 @@ def kinds_of(left_out: Iterable[str]) -> dict[str, list[str]]:
 
 
 class Listing(NamedTuple):
-    """What lies under a folder, relative to it, images in order; `others` are no images by their names.
+    """The files under a folder, by relative path; `images` are in order, `others` have no image extension.
 
-    `unreadable`: why a folder cannot be listed, or a pipe with the name of an image not be read. `dangling`: links to
-    nothing without the name of an image; what they led to may have been a folder of images.
+    `unreadable`: the reason for each folder that cannot be listed, or special file, such as a pipe, with an image
+    extension. `dangling`: broken links without an image extension; the target may have been a folder of images.
     """
 
     images: list[str]
@@ -129,9 +129,9 @@ class Listing(NamedTuple):
 
 
 def list_images(folder: Path) -> Listing:
-    """All files under a folder, as `search_folder`, for images that must all be there.
+    """All files under a folder, as `search_folder`, when no image may be missing.
 
-    Raises InputError naming a link to a folder that is not there, or what cannot be read.
+    Raises InputError naming a broken link that may be a folder, or an entry that cannot be read.
     """
     if _leads_nowhere(folder):
         raise InputError(_nowhere(folder))
@@ -144,17 +144,17 @@ def list_images(folder: Path) -> Listing:
 
 
 def search_folder(folder: str | Path) -> Listing:
-    """All files under a folder: hidden ones left out, no folder entered twice or upwards."""
+    """All files under a folder except hidden ones; enters no folder twice, and no parent of the given folder."""
     given = Path(folder)
-    named = () if ".." in given.parts else given.absolute().parents  # a folder before `..` may lie within
+    named = () if ".." in given.parts else given.absolute().parents  # a folder before `..` may be inside
     entered = {_identity(parent) for parent in (*named, *given.resolve().parents)}
     found = Listing([], [], {}, [])
-    todo = [(str(folder), "")]  # not by recursion: Python's depth is bounded
+    todo = [(str(folder), "")]  # no recursion: Python limits its depth
     while todo:
         path, prefix = todo.pop()
         try:
             identity = _identity(path)
-            if identity in entered:  # a link to a folder above or beside
+            if identity in entered:  # a link to a parent or to a folder already searched
                 continue
             entered.add(identity)
             todo += reversed(_search_one(path, prefix, found))
@@ -165,14 +165,14 @@ def search_folder(folder: str | Path) -> Listing:
 
 
 def _search_one(path: str, prefix: str, found: Listing) -> list[tuple[str, str]]:
-    """The folders in a folder, each with what its files' names begin with; its own files are added to `found`."""
+    """The sub-folders of a folder, each with the prefix of its files' names; adds the folder's files to `found`."""
     folders = []
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
             name = prefix + entry.name
             if entry.name.startswith("."):
                 continue
-            # of a link that leads to itself, entry.is_dir() would raise
+            # entry.is_dir() would raise for a link to itself
             if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 folders.append((entry.path, f"{name}/"))
             elif is_image(entry.name):
@@ -188,7 +188,7 @@ def _search_one(path: str, prefix: str, found: Listing) -> list[tuple[str, str]]
 
 
 def _leads_nowhere(path: str | Path) -> bool:
-    """Whether it is a link to nothing; not if it leads in a circle."""
+    """Whether the path is a link to a missing target; False for a circular link."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -203,7 +203,7 @@ def _nowhere(path: str | Path) -> str:
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:
-    """A pipe, socket or device, or a link to one: to read it could wait for ever. Costs nothing for a plain file."""
+    """Whether it is a pipe, socket or device, or a link to one: a read could block forever. Free for a plain file."""
     return not entry.is_file(follow_symlinks=False) and os.path.exists(entry.path) and not os.path.isfile(entry.path)
 
 

@@ -1,7 +1,7 @@
-"""Hugging Face datasets, a local folder or a name on the hub: images stay in the files that `datasets` keeps.
+"""Hugging Face datasets, from a local folder or by name on the hub; images stay in the files that `datasets` keeps.
 
-It stores encoded images uncompressed in Arrow files, so each is a part of such a file, read by offset; a data set of
-image files stays one of files.
+`datasets` stores encoded images uncompressed in Arrow files, so each image is a part of such a file, read by offset. A
+data set of image files is indexed as single files.
 """
 
 import functools
@@ -27,11 +27,11 @@ from toolkit.system.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
-PROBES = (0, 0.5, 1)  # rows of each split, from first to last, that are compared with what `datasets` itself says
+PROBES = (0, 0.5, 1)  # rows of each split, as fractions of its length, that are compared with those of `datasets`
 
 
 class Columns(NamedTuple):
-    """Names of the image and label columns; `classes` where the data set names them."""
+    """Names of the image and label columns; `classes`: names of the classes, None if the data set has none."""
 
     image: str
     label: str
@@ -39,7 +39,7 @@ class Columns(NamedTuple):
 
 
 def read_hub(name: str, cache: Path) -> Found:
-    """The index of each split; raises InputError that names the data set and what is wrong with it."""
+    """The index of each split; raises InputError naming the data set and its fault."""
     loaded = _load(name, cache)
     present = [[key for key in names if key in loaded] for names in (TRAIN, VALIDATION, TEST)]
     for keys in present:
@@ -50,7 +50,7 @@ def read_hub(name: str, cache: Path) -> Found:
     columns = _columns(name, splits[0])
     train, val, test = (_read_split(name, split, columns, cache) if split is not None else None for split in splits)
     assert train is not None
-    if test is not None and (test.labels == -1).all():  # the hub's way to keep a test set's labels secret
+    if test is not None and (test.labels == -1).all():  # the hub's convention for secret test labels
         log.info("data      hf:%s: the labels of its split test are secret: it is left out", name)
         test = None
     _check_rows(train, None, f"hf:{name}: train")
@@ -69,14 +69,14 @@ def read_hub(name: str, cache: Path) -> Found:
 
 
 def _check_rows(split: Index, classes: int | None, where: str) -> None:
-    """Raises InputError naming the first row whose label is out of range; `classes` as in `check_range`."""
+    """Raise InputError naming the first row whose label is out of range; `classes` as in `check_range`."""
     strange = np.flatnonzero((split.labels < 0) | (split.labels >= (MOST_CLASSES if classes is None else classes)))
     if len(strange):
         check_range(int(split.labels[strange[0]]), classes, f"{where}, row {strange[0]}")
 
 
 def _load(name: str, cache: Path) -> Any:
-    """The splits as `datasets` has them, on disk."""
+    """The splits as `datasets` loads them, from disk."""
     try:
         import datasets
     except ImportError:
@@ -86,7 +86,7 @@ def _load(name: str, cache: Path) -> Any:
     folder = Path(name).expanduser()
     try:
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, cache_dir=str(cache / "hub"))
-    except Exception as error:  # whatever a loader, its files or the network come up with
+    except Exception as error:  # a loader, its files and the network raise errors of any kind
         reason = first_line(error)
         raise InputError(f"hf:{name}: cannot be loaded: {reason}") from None
 
@@ -108,7 +108,7 @@ def _columns(name: str, split: Any) -> Columns:
 
 
 def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
-    """Rows of files become files, rows of bytes become parts of the Arrow files they lie in."""
+    """The index of a split: rows with paths become single files, rows with bytes become parts of the Arrow files."""
     import datasets
 
     where = f"hf:{name}: {split.split}"
@@ -138,7 +138,7 @@ def _index_files(split: Any, columns: Columns, cache: Path, where: str) -> Index
 
 
 def _mapped(path: str) -> tuple[Any, Iterator[Any]]:
-    """The bytes of an Arrow file, mapped into memory, and its batches of rows, which point into them."""
+    """The bytes of an Arrow file, mapped into memory, and its batches of rows, which point into these bytes."""
     import pyarrow as pa
 
     content = pa.memory_map(path).read_buffer()
@@ -146,9 +146,9 @@ def _mapped(path: str) -> tuple[Any, Iterator[Any]]:
 
 
 def _spans(batch: Any, image: str, content: Any) -> np.ndarray:
-    """Where each image of a batch begins in the file and where the next one does, N + 1 offsets.
+    """Offsets of the N images of a batch in the file, N + 1 values: each image ends where the next one begins.
 
-    They lie outside of the file where the batch was compressed.
+    The offsets are outside of the file if the batch was compressed.
     """
     encoded = batch.column(image).field("bytes")
     _, ends, data = encoded.buffers()
@@ -158,7 +158,7 @@ def _spans(batch: Any, image: str, content: Any) -> np.ndarray:
 
 
 def _uncompressed(path: str, image: str, cache: Path) -> str:
-    """The file itself, or where images are compressed in it a copy, written once, where they are not."""
+    """The path of the file itself, or of an uncompressed copy, written once, if its images are compressed."""
     import pyarrow as pa
 
     content, batches = _mapped(path)
@@ -192,7 +192,7 @@ def _read_arrow(container: Container, columns: Columns, where: str) -> Iterator[
 
 
 def _verify(index: Index, split: Any, columns: Columns, where: str) -> None:
-    """Compare a few rows with what `datasets` says; its layout of files is no promise."""
+    """Compare a few rows with those of `datasets`, because its file layout is not guaranteed."""
     if len(index) != len(split):
         raise InputError(f"{where}: {len(split)} rows, but {len(index)} in its files")
     for i in {round(share * (len(index) - 1)) for share in PROBES}:

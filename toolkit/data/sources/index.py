@@ -1,4 +1,4 @@
-"""What images there are: one index per split, whatever they lie in. Samplers and loaders see numbers only."""
+"""The images of a data set: one index per split, for any kind of source. Samplers and loaders use only numbers."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +11,12 @@ import numpy as np
 
 from toolkit.data.sources.remote import BlockCache
 
-ALONE = -1  # an image that is a file of its own
+ALONE = -1  # an image that is a single file
 COLUMNS = ("container", "offset", "length", "labels", "width", "height", "orientation")
 
 
 class Names:
-    """Many strings in two arrays: a list of a million would take ten times the memory in every process."""
+    """Many strings in two arrays; a list of a million strings would take ten times the memory in every process."""
 
     def __init__(self, blob: np.ndarray, ends: np.ndarray) -> None:
         self.blob, self.ends = blob, ends
@@ -45,7 +45,7 @@ class Names:
 
 
 class Place(NamedTuple):
-    """Where an image's bytes are: a file or URL, and a part of it; `length` None: all of it."""
+    """Location of an image's bytes: a file or URL, and a part of it in bytes; `length` None: the whole file."""
 
     path: str
     offset: int
@@ -56,10 +56,10 @@ class Place(NamedTuple):
 class Index:
     """The images of one split; the id of an image is its number.
 
-    `names[i]` is what a person calls it: a path relative to `root`, or SHARD/MEMBER. `container[i]` is the number in
-    `containers` of the file that holds it, -1 where it is a file of its own; `width` and `height` are as seen upright,
-    px, 0 where its header could not be read; `orientation` is EXIF's. `stamp` is another text once a file was written
-    again. `blocks` reads the containers that are URLs.
+    `names[i]`: the name in messages, a path relative to `root`, or SHARD/MEMBER. `container[i]`: number in `containers`
+    of the file that holds the image, -1 if it is a single file. `width`, `height`: px in upright orientation, 0 if the
+    header could not be read. `orientation`: EXIF's. `stamp`: changes if a file is written again. `blocks`: reads the
+    containers that are URLs.
     """
 
     root: str
@@ -77,7 +77,7 @@ class Index:
 
     @classmethod
     def of_files(cls, root: Path, names: Sequence[str], labels: Sequence[int]) -> "Index":
-        """Images that are files of their own, of sizes not known yet."""
+        """An index of images that are single files, whose sizes are not known yet."""
         count = len(names)
         pixels, size = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int64)
         return cls(
@@ -97,7 +97,7 @@ class Index:
         return len(self.labels)
 
     def take(self, ids: np.ndarray) -> "Index":
-        """Some of the images, in the order of `ids`."""
+        """The images `ids`, in that order."""
         names = Names.of(self.names[i] for i in ids.tolist())
         return replace(self, names=names, **{name: getattr(self, name)[ids] for name in COLUMNS})
 
@@ -111,7 +111,7 @@ class Index:
         return np.flatnonzero(self.width == 0)
 
     def digest(self) -> str:
-        """A hash of names, labels and sizes, in bytes and px, in order."""
+        """SHA-256 of names, labels, and sizes in bytes and px, in order."""
         digest = hashlib.sha256()
         for column in (self.names.blob, self.names.ends, self.labels, self.length, self.width, self.height):
             digest.update(column.tobytes())
@@ -119,13 +119,13 @@ class Index:
 
     @cached_property
     def decoded_bytes(self) -> int:
-        """What all images take when decoded, bytes."""
+        """Size of all images when decoded, bytes."""
         return int(3 * (self.width.astype(np.int64) * self.height).sum())
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A whole data set; `test` is None where there is none; a label's name is `classes[label]`."""
+    """A whole data set; `test` is None if there is no test split; `classes[label]` is the name of a label."""
 
     train: Index
     val: Index
@@ -134,18 +134,18 @@ class Splits:
     source: str
 
     def all(self) -> dict[str, Index]:
-        """The splits that there are, by name."""
+        """The splits that exist, by name."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: index for name, index in named.items() if index is not None}
 
     def digests(self) -> dict[str, dict[str, Any]]:
-        """Number and hash of the images that are trained on, and of those that select the best model, by split."""
+        """Number and hash of the images of train, and of val, which selects the best model."""
         learned = {"train": self.train, "val": self.val}
         return {name: {"images": len(index), "sha256": index.digest()} for name, index in learned.items()}
 
 
 class Found(NamedTuple):
-    """What a source holds: `val` and `test` None where it has none."""
+    """The splits of a source; `val` and `test` are None if it has none."""
 
     train: Index
     val: Index | None

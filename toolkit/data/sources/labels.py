@@ -1,4 +1,4 @@
-"""What labels must be where numbers are given, not names: 0 ... C-1, each used."""
+"""Checks of labels given as numbers, not names: they must be 0 ... C-1, each used."""
 
 import re
 
@@ -8,12 +8,12 @@ from toolkit.data.sources.index import Index
 from toolkit.system.errors import InputError
 
 MOST_CLASSES = 2**31
-CLASS_NAMES = "class_names.txt"  # beside manifests or shards: one name a line, in the order of the labels
+CLASS_NAMES = "class_names.txt"  # beside manifests or shards: one name per line, in the order of the labels
 
 
 def parse_label(text: str | None, where: str) -> int:
-    """A label from its text; raises InputError that begins with `where`."""
-    if text is None or not re.fullmatch(r"\s*-?[0-9]{1,40}\s*", text):  # int() takes 1_0 and other alphabets' digits
+    """Parse a label; raises InputError whose message begins with `where`."""
+    if text is None or not re.fullmatch(r"\s*-?[0-9]{1,40}\s*", text):  # int() accepts 1_0 and digits of other scripts
         raise InputError(f"{where}: label {text and text[:40]!r} is not a whole number")
     label = int(text)
     check_range(label, None, where)
@@ -21,14 +21,14 @@ def parse_label(text: str | None, where: str) -> int:
 
 
 def check_range(label: int, classes: int | None, where: str, train: str = "train") -> None:
-    """`classes`: the number of them in `train`, where that is known."""
+    """Raise InputError if a label is out of range; `classes`: the number of classes in `train`, None if unknown."""
     if not 0 <= label < (MOST_CLASSES if classes is None else classes):
         limit = "0 or more" if classes is None else f"0 to {classes - 1}, as in {train}"
         raise InputError(f"{where}: label {label} is out of range: {limit}")
 
 
 def count_classes(train: Index, where: str) -> int:
-    """The number of classes; raises InputError where train leaves one out."""
+    """The number of classes; raises InputError if train skips a label or has fewer than 2 classes."""
     used = np.unique(train.labels)
     gap = next((label for label, other in enumerate(used.tolist()) if label != other), None)
     if gap is not None or len(used) < 2:
@@ -38,21 +38,21 @@ def count_classes(train: Index, where: str) -> int:
 
 
 def check_known(split: Index, classes: int, where: str) -> None:
-    """Raises InputError naming the first image whose label train does not have."""
+    """Raise InputError naming the first image whose label is not in train."""
     strange = np.flatnonzero(split.labels >= classes)
     if len(strange):
         check_range(int(split.labels[strange[0]]), classes, f"{where}: {split.names[int(strange[0])]}")
 
 
 def check_complete(val: Index, classes: int, where: str, what: str) -> None:
-    """Raises InputError where a class has no image in the validation split, which is called `what`."""
+    """Raise InputError if a class has no image in the validation split; `what`: name of the split in the message."""
     absent = sorted(set(range(classes)) - set(val.labels.tolist()))
     if absent:
         raise InputError(f"{where}: class {absent[0]} has no image in {what}")
 
 
 def named(content: bytes | None, count: int, where: str) -> tuple[str, ...]:
-    """The classes by the content of a file of names; None, where there is no such file: by their numbers."""
+    """Class names from the content of a file of names; the labels as text if `content` is None (no such file)."""
     if content is None:
         return tuple(map(str, range(count)))
     try:

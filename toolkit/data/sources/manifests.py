@@ -1,6 +1,6 @@
-"""`train.csv`, and val.csv and test.csv where there are, of `filepath,label`; labels are 0 ... C-1.
+"""CSV manifests: `train.csv`, and optionally val.csv and test.csv, of `filepath,label`; labels are 0 ... C-1.
 
-`class_names.txt`, where there is one, names them.
+An optional `class_names.txt` names the classes.
 """
 
 import csv
@@ -42,7 +42,7 @@ def _read_csv(file: Path, classes: int | None, cache: Path) -> Index:
 
 
 def parse_rows(file: Path, classes: int | None) -> Iterator[tuple[str, int] | InputError]:
-    """Each row's file and label, or what is wrong with that row; raises InputError where nothing can be read."""
+    """File and label of each row, or the error in that row; raises InputError if the manifest cannot be read."""
     rows = list(_read_rows(file, classes))
     paths = [f"{file.parent}/{row.name}" for row in rows if not isinstance(row, InputError)]
     there = iter(each(os.path.isfile, paths, f"looking for the files of {file.name}"))
@@ -64,7 +64,7 @@ class _Row(NamedTuple):
 def _read_rows(file: Path, classes: int | None) -> Iterator[_Row | InputError]:
     some = False
     try:
-        with file.open(newline="", encoding="utf-8-sig") as handle:  # a byte-order mark is no part of the first name
+        with file.open(newline="", encoding="utf-8-sig") as handle:  # drops a byte-order mark before the first name
             reader = csv.DictReader(handle)
             reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
             if not {"filepath", "label"} <= {*columns}:

@@ -1,4 +1,4 @@
-"""Images that are named on a command line, each file as it is given, each folder with all that is under it."""
+"""Images named on a command line: each file as given, each folder with all images under it."""
 
 import os
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ EMPTY = "there are no images in it"
 
 
 class Listed(NamedTuple):
-    """What is to be told of, by the names that the user knows it by.
+    """The paths to report on, named as the user gave them.
 
-    `unreadable`: why some of it cannot be read, which is not to be tried: a pipe could be waited for for ever.
-    `left_out`: how many files are no images by their names.
+    `unreadable`: the reason for each name that must not be read: reading a pipe could block forever. `left_out`: number
+    of files without an image extension.
     """
 
     names: list[str]
@@ -23,9 +23,9 @@ class Listed(NamedTuple):
 
 
 def list_paths(paths: Sequence[str]) -> Listed:
-    """Files as they are given, folders with all that is under them; raises InputError where there is none.
+    """Files as given, and all images under the given folders; raises InputError if there are none.
 
-    What is not there, cannot be entered or holds no images is told beside the images.
+    The names include missing files, and folders that cannot be listed or hold no images.
     """
     names: list[str] = []
     unreadable: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The bytes of an image, whatever it lies in."""
+"""Reads the bytes of an image, from any kind of source."""
 
 import errno
 import os
@@ -8,14 +8,14 @@ from toolkit.config.settings import is_url
 from toolkit.data.sources.index import Index
 from toolkit.system.errors import BadSampleError, LoaderError
 
-# None: a remote object that is gone
+# None: a remote object that no longer exists
 FAULTS_OF_FILES = frozenset(
     {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 )
 
 
 class _File:
-    """An open file, closed when nobody reads from it any more."""
+    """An open file, closed with its last reference."""
 
     handle = -1
 
@@ -23,21 +23,20 @@ class _File:
         self.handle = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if self.handle >= 0:  # else it could not be opened
+        if self.handle >= 0:  # -1: it could not be opened
             os.close(self.handle)
 
 
 @lru_cache(maxsize=64)
 def _opened(path: str, stamp: str) -> _File:
-    """A file that holds many images, kept open: three calls less for each, in which threads would wait for another."""
+    """A file that holds many images, kept open: saves three system calls per image, in which threads could wait."""
     return _File(path)
 
 
 def read_bytes(index: Index, i: int) -> bytes:
-    """The content of an image's file, or of its part of one.
+    """The bytes of an image: of its file, or of its part of a larger file.
 
-    Raises BadSampleError where the file is at fault, LoaderError where it is the storage, whose images are as good as
-    ever.
+    Raises BadSampleError if the file is at fault, LoaderError if the storage failed, which does not make the image bad.
     """
     path, offset, length = index.place(i)
     try:
@@ -46,9 +45,9 @@ def read_bytes(index: Index, i: int) -> bytes:
             assert length is not None
             return index.blocks.read(path, offset, length)
         if length is not None:
-            file = _opened(path, index.stamp)  # held while it is read
+            file = _opened(path, index.stamp)  # keeps it open during the read
             return os.pread(file.handle, length, offset)
-        handle = os.open(path, os.O_RDONLY)  # a Path's read_bytes takes 4 times as long
+        handle = os.open(path, os.O_RDONLY)  # Path.read_bytes takes 4 times as long
         try:
             return os.pread(handle, os.fstat(handle).st_size, 0)
         finally:

@@ -1,6 +1,6 @@
-"""Files at URLs (s3://, gs://, az://), read in blocks that are kept on disk up to a bound. Free of torch.
+"""Files at URLs (s3://, gs://, az://), read in blocks that are cached on disk up to a bound. Does not import torch.
 
-The cache is shared by all threads, loader processes and ranks of a machine: whoever needs a block first fetches it.
+All threads, loader processes and ranks of a machine share the cache; the first that needs a block fetches it.
 """
 
 import io
@@ -16,11 +16,11 @@ from filelock import FileLock
 from toolkit.system import files
 from toolkit.system.errors import InputError, LoaderError, first_line
 
-BLOCK = 8 * 2**20  # bytes; less where the bound is small
-LEAST_BLOCKS = 16  # that fit into the bound
-LOCKS = 64  # files; blocks share them, so that they do not pile up
-POLL_S = 0.01  # between looks at a lock that another thread or process holds
-# what the storages call the facts that change with the content, the surest first
+BLOCK = 8 * 2**20  # bytes; less if the bound is small
+LEAST_BLOCKS = 16  # minimum number of blocks that fit into the bound
+LOCKS = 64  # lock files; blocks share them, so that their number stays small
+POLL_S = 0.01  # between attempts to take a lock that another thread or process holds
+# storage metadata that changes with the content, the most reliable first
 VERSION_KEYS = ("generation", "ETag", "etag", "LastModified", "last_modified", "modificationTime", "mtime")
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
@@ -28,33 +28,33 @@ T = TypeVar("T")
 
 
 class ReplacedError(InputError):
-    """A file is not the one that was listed: unlike an image that cannot be read, nothing can stand in for it."""
+    """A file changed since it was listed; unlike an unreadable image, it has no substitute."""
 
 
 class FileVersion(NamedTuple):
-    """Of one file: its size in bytes, and a text that is another one once the content is."""
+    """Size of a file in bytes, and a text that changes with its content."""
 
     size: int
     version: str
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], keys: Iterable[str] = VERSION_KEYS) -> "FileVersion":
-        """What a storage says of a file, by the first of `keys` that it has."""
-        known = ((key, str(entry.get(key) or "").strip('"')) for key in keys)  # Azure quotes a tag only when asked
+        """The version from a storage's metadata, by the first of `keys` in it."""
+        known = ((key, str(entry.get(key) or "").strip('"')) for key in keys)  # Azure quotes a tag only in some replies
         return cls(entry["size"], next((f"{key} {value}" for key, value in known if value), ""))
 
     def fit(self, entry: Mapping[str, Any]) -> bool:
-        """Whether a storage still says the same, of what it says at all."""
+        """Whether the current metadata matches this version, as far as the storage gives it."""
         now = FileVersion.of(entry, [self.version.split(" ")[0]])
         return self.size == now.size and now.version in ("", self.version)
 
 
 def asked(url: str, question: Callable[[Any, str], T]) -> T:
-    """What `question(file system, path)` says; raises FileNotFoundError, or InputError in one line.
+    """The result of `question(file system, path)`; raises FileNotFoundError, or InputError in one line.
 
-    The file system is asked for anew each time: fsspec keeps one per process, and none survives a fork.
+    Gets the file system from fsspec on each call, because none survives a fork; fsspec keeps one per process.
     """
-    import fsspec  # 0.1 s that local data does not need
+    import fsspec  # imported here: takes 0.1 s, which local data does not need
 
     protocol = url.split("://")[0]
     try:
@@ -65,7 +65,7 @@ def asked(url: str, question: Callable[[Any, str], T]) -> T:
         package = PACKAGES.get(protocol)
         advice = f"pip install {package}" if package else str(error)
         raise InputError(f"{url}: needs a package for {protocol}:// that is not installed: {advice}") from None
-    except Exception as error:  # each storage has its own kinds
+    except Exception as error:  # each storage has its own error types
         reason = first_line(error)
         raise InputError(
             f"{url}: cannot be read: {reason}; are the name, the credentials and the network right?"
@@ -73,7 +73,7 @@ def asked(url: str, question: Callable[[Any, str], T]) -> T:
 
 
 def listed(url: str) -> dict[str, FileVersion | None]:
-    """Names in a folder; None stands for a folder in it. Nothing where there is no such folder."""
+    """Entries of a folder, by name; None marks a sub-folder. Empty if the folder does not exist."""
 
     def ask(files: Any, path: str) -> dict[str, FileVersion | None]:
         files.invalidate_cache()
@@ -90,17 +90,17 @@ def listed(url: str) -> dict[str, FileVersion | None]:
 
 
 def fetch(url: str, start: int, end: int, version: FileVersion) -> bytes:
-    """Bytes start ... end - 1 of a file as it was when `version` were told.
+    """Bytes start ... end - 1 of a file, which must still have `version`.
 
-    Raises OSError where it is gone, ReplacedError where it is another one, LoaderError where the storage fails.
+    Raises OSError if the file is gone, ReplacedError if it changed, LoaderError if the storage fails.
     """
 
     def ask(files: Any, path: str) -> bytes:
         try:
             return files.cat_file(path, start=start, end=end)
-        finally:  # also where the part lies beyond the end of what is there now
+        finally:  # also if the part is beyond the end of the current file
             files.invalidate_cache()
-            if not version.fit(files.info(path)):  # asked for last: what it tells held while the part was read
+            if not version.fit(files.info(path)):  # checked last, so that it covers the read
                 raise ReplacedError(
                     f"{url}: was replaced since it was listed at the start of this run: start again, once nobody "
                     "writes there"
@@ -112,7 +112,7 @@ def fetch(url: str, start: int, end: int, version: FileVersion) -> bytes:
         raise OSError(f"{url} is not there any more") from None
     except ReplacedError:
         raise
-    except InputError as error:  # what was listed before is not the user's mistake
+    except InputError as error:  # the file was listed before, so it is not a user error
         raise LoaderError(str(error)) from None
     if len(content) != end - start:
         raise LoaderError(f"{url}: gave {len(content)} of {end - start} bytes from {start} on: the storage failed")
@@ -120,14 +120,14 @@ def fetch(url: str, start: int, end: int, version: FileVersion) -> bytes:
 
 
 def _touch(file: int | Path) -> None:
-    """Say that a block was used, for the least recently used one goes first; the kernel's own clock ticks in ms."""
+    """Mark a block as used: the least recently used is deleted first. The kernel's own clock has ms resolution."""
     now = time.time_ns()
     os.utime(file, ns=(now, now))
 
 
 @dataclass(frozen=True)
 class BlockCache:
-    """Blocks of `files` (by URL) in `folder`; all of them together take `bound` bytes at most."""
+    """Disk cache of blocks of `files` (by URL) in `folder`; all blocks together take at most `bound` bytes."""
 
     folder: Path
     bound: int
@@ -138,7 +138,7 @@ class BlockCache:
         return min(BLOCK, max(1, self.bound // LEAST_BLOCKS))
 
     def read(self, url: str, offset: int, length: int) -> bytes:
-        """A part of a file; raises what `fetch` does, and InputError where there is no room on the disk."""
+        """A part of a file; raises the errors of `fetch`, and InputError if the disk is full."""
         end, parts = offset + length, []
         while offset < end:
             number, start = divmod(offset, self.block)
@@ -148,11 +148,11 @@ class BlockCache:
         return b"".join(parts)
 
     def count(self, url: str) -> int:
-        """How many blocks a file has."""
+        """Number of blocks of a file."""
         return -(-self.files[url].size // self.block)
 
     def hold(self, url: str, number: int) -> None:
-        """See that a block is there, and among the last to go; raises what `read` does."""
+        """Ensure that a block is cached, and mark it as used; raises the errors of `read`."""
         path = self._path(url, number)
         try:
             _touch(path)
@@ -172,14 +172,14 @@ class BlockCache:
             os.close(handle)
         if len(content) == count:
             return content
-        path.unlink(missing_ok=True)  # cut short, as after a power failure
+        path.unlink(missing_ok=True)  # truncated, as after a power failure
         return self._fetched(url, number, path)[start : start + count]
 
     def _path(self, url: str, number: int) -> Path:
         return self.folder / "blocks" / f"{files.key(url, str(self.files[url]))}-{self.block}-{number}"
 
     def _fetched(self, url: str, number: int, path: Path) -> bytes:
-        """The whole block: from storage, unless another thread or process was quicker."""
+        """The whole block, from storage unless another thread or process has fetched it meanwhile."""
         locks = self.folder / "locks"
         for folder in (path.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ class BlockCache:
         return content
 
     def _keep(self, path: Path, content: bytes) -> None:
-        """Write a block once there is room; what a killed process left half written counts and goes like the rest."""
+        """Write a block after making room; half-written files of killed processes count and are deleted like blocks."""
         with os.scandir(path.parent) as entries:
             stats = [(entry.path, entry.stat()) for entry in entries]
         known = sorted((version.st_mtime_ns, version.st_size, name) for name, version in stats)
@@ -206,7 +206,7 @@ class BlockCache:
         for _, size, oldest in known:
             if total <= self.bound:
                 break
-            Path(oldest).unlink()  # who has it open still reads it
+            Path(oldest).unlink()  # processes that have it open can still read it
             total -= size
         staging = path.with_name(f".tmp-{path.name}")
         staging.write_bytes(content)
@@ -215,7 +215,7 @@ class BlockCache:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file at a URL, to be read and sought in like any other."""
+    """A file at a URL as a readable, seekable stream."""
 
     def __init__(self, cache: BlockCache, url: str) -> None:
         self._cache, self._url, self._at = cache, url, 0

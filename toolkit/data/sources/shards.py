@@ -1,8 +1,9 @@
-"""Tar shards in WebDataset layout, local or at a URL: `root/train/*.tar` or `root/train*.tar`, and val and test.
+"""Tar shards in WebDataset layout, local or at a URL: `root/train/*.tar` or `root/train*.tar`, same for val and test.
 
-A sample is an image and its label, members of the same path up to the last dot of the file's name: 0001.jpg and
-0001.cls (a whole number), or 0001.json with a whole number as "label". What shares only the part up to the first dot
-with a sample (0001.seg.png) is a further field of it, as WebDataset has it, and not used. Nothing is ever extracted.
+A sample is an image and its label: members with the same path up to the last dot of the file name, such as 0001.jpg and
+0001.cls (a whole number), or 0001.json with a whole number as "label". A member that shares only the part up to the
+first dot with a sample (0001.seg.png) is a further field of the sample, as in WebDataset, and is not used. Nothing is
+extracted to disk.
 """
 
 import functools
@@ -17,7 +18,7 @@ from typing import IO
 
 from toolkit.config.settings import is_url
 from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
-from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, class_folders, is_image
+from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, is_image
 from toolkit.data.sources.index import Found
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
 from toolkit.data.sources.remote import BlockCache, FileVersion, RemoteFile, asked, listed
@@ -29,15 +30,8 @@ BLOCK = tarfile.BLOCKSIZE
 BUFFER = 2**16  # bytes read at a time from a remote shard's blocks
 
 
-def holds_shards(root: Path) -> bool:
-    """Whether a local folder is a set of shards; a tar beside or among class folders is what these were made from."""
-    if not (root / "train").is_dir():
-        return any(root.glob("train*.tar"))
-    return not class_folders(root / "train") and any((root / "train").glob("[!.]*.tar"))
-
-
 def find_shards(root: str) -> list[list[Container]]:
-    """The shards of train, validation and test: each in a folder of that name, else beside the others."""
+    """The shards of train, validation and test: in a folder of that name, else in `root` with that prefix."""
     top = _listing(root)
     beside = _tars(root, "", top)
     found = []
@@ -46,7 +40,7 @@ def find_shards(root: str) -> list[list[Container]]:
         check_single(root, folders)
         inside = _tars(root, f"{folders[0]}/", _listing(f"{root}/{folders[0]}")) if folders else []
         own = [shard for shard in beside if shard.name.startswith(names)]
-        if not inside:  # of `valid-0.tar` both `val` and `valid` are a beginning
+        if not inside:  # both `val` and `valid` are prefixes of `valid-0.tar`
             check_single(root, sorted({max(filter(shard.name.startswith, names), key=len) for shard in own}))
         found.append(inside or own)
     return found
@@ -61,7 +55,7 @@ def _tars(root: str, prefix: str, listing: dict[str, FileVersion | None]) -> lis
 
 
 def _listing(folder: str) -> dict[str, FileVersion | None]:
-    """What is in a folder, by name; None stands for a folder."""
+    """Entries of a folder, by name; None marks a sub-folder."""
     if is_url(folder):
         return listed(folder)
     with os.scandir(folder) as entries:
@@ -123,13 +117,13 @@ def _read_tar(stream: IO[bytes], shard: Container) -> list[Part]:
         folder, _, base = member.name.rpartition("/")
         key, _, ending = base.rpartition(".")
         where, ending, sample = f"{shard.path}: {member.name}", ending.lower(), f"{folder}/{key}"
-        if base.startswith("."):  # hidden files, such as those a file manager leaves
+        if base.startswith("."):  # hidden files, such as those of file managers
             continue
         if is_image(base):
             if sample in images:
                 raise InputError(f"{where}: a second image of the same sample, beside {images[sample][0]}")
             name = f"{shard.name}/{member.name}"
-            # A storage that fails must not pass for an image that does: what is remote is read first.
+            # Read remote content first, so that a storage failure is not taken for an unreadable image.
             image = io.BytesIO(content.read()) if is_url(shard.path) else content
             images[sample] = (name, member.offset_data, member.size, *read_size(image))
         elif ending in ("cls", "json"):
@@ -147,7 +141,7 @@ def _read_tar(stream: IO[bytes], shard: Container) -> list[Part]:
 def _paired(
     images: dict[str, tuple[str, int, int, int, int, int]], labels: dict[str, dict[str, int]], shard: Container
 ) -> Iterator[Part]:
-    """Samples in the order of their images; of two labels that of .cls counts."""
+    """Samples in the order of their images; of two labels, .cls takes precedence."""
 
     def is_further(sample: str) -> bool:
         folder, _, key = sample.rpartition("/")
@@ -170,7 +164,7 @@ def _paired(
 
 
 def _label(content: bytes, ending: str, where: str) -> int | None:
-    """None from JSON that is not about labels."""
+    """The label in a .cls or .json member; None for JSON without "label"."""
     if ending == "cls":
         return parse_label(content.decode("utf-8", "replace").strip(), where)
     try:
@@ -187,14 +181,14 @@ def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _members(stream: IO[bytes], shard: Container) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """The files in a tar; raises InputError where it is broken or a name leads out of it."""
+    """The files in a tar; raises InputError if the tar is damaged, or a name is absolute or contains `..`."""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 if member.name.startswith("/") or ".." in member.name.split("/"):
                     raise InputError(f"{shard.path}: {member.name}: an absolute name, or one with '..', is refused")
                 if member.isreg() and not member.issparse():
-                    content = tar.extractfile(member)  # a window of the stream: nothing is written
+                    content = tar.extractfile(member)  # a part of the stream: nothing is written
                     assert content is not None
                     yield member, content
             end = tar.offset
@@ -204,5 +198,5 @@ def _members(stream: IO[bytes], shard: Container) -> Iterator[tuple[tarfile.TarI
         raise InputError(f"{shard.path}: not a whole uncompressed tar: {error}") from None
     except OSError as error:
         raise InputError(f"{shard.path}: {error.strerror or error}") from None
-    if not marked:  # tarfile itself takes damage after the first member for the end
+    if not marked:  # tarfile itself treats damage after the first member as the end
         raise InputError(f"{shard.path}: truncated or damaged at byte {end}, where a member or the end should be")

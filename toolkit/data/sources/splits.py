@@ -1,17 +1,19 @@
-"""From `--data-root` to the splits of a data set, whatever it is."""
+"""Opens the splits of a data set from `--data-root`, for any kind of source."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from toolkit.config.settings import HUB, SYNTHETIC, Settings, is_url
 from toolkit.data.sources import synthetic
+from toolkit.data.sources.detect import SourceKind, detect
 from toolkit.data.sources.folders import read_folders
 from toolkit.data.sources.hub import read_hub
 from toolkit.data.sources.index import Found, Index, Splits
 from toolkit.data.sources.manifests import read_manifests
-from toolkit.data.sources.shards import holds_shards, read_shards
+from toolkit.data.sources.shards import read_shards
 from toolkit.system import files
 from toolkit.system.errors import InputError
 
@@ -20,7 +22,7 @@ DEFAULT_VAL_SPLIT = 0.1
 
 
 def open_splits(settings: Settings, largest: int) -> Splits:
-    """The data of `--data-root`, with a validation split; `largest` px and errors as in `find_splits`."""
+    """The data of `--data-root`, with a validation split; `largest` and errors as in `find_splits`."""
     (train, val, test, classes), source = find_splits(settings, largest)
     if val is None:
         train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
@@ -30,19 +32,28 @@ def open_splits(settings: Settings, largest: int) -> Splits:
 
 
 def find_splits(settings: Settings, largest: int) -> tuple[Found, str]:
-    """The data of `--data-root` as it lies there, and what to call it.
+    """The splits that `--data-root` itself has, and the name of the source.
 
-    `largest` px is the native size of built-in images where none was asked for. Raises InputError that names the
+    `largest`: native size in px of the built-in images, unless the settings give one. Raises InputError naming the
     folder, file or row at fault.
     """
     cache = settings.cache_dir or files.cache_dir()
     root, source = settings.data_root, absolute(settings.data_root)
-    if root == SYNTHETIC:
+    with _errors_named(cache):
+        kind = detect(root)
+    if kind is SourceKind.SYNTHETIC:
         size = settings.synthetic_size or largest
         root = str(synthetic.prepare(size, settings.synthetic_count or synthetic.COUNT))
-        source = f"built-in, {size} px"
+        kind, source = SourceKind.FOLDERS, f"built-in, {size} px"
+    with _errors_named(cache):
+        return _read(kind, root, cache, round(settings.cache_gb * GB)), source
+
+
+@contextlib.contextmanager
+def _errors_named(cache: Path) -> Iterator[None]:
+    """Turns an OSError into an InputError that names the place; in the cache also the flag that moves it."""
     try:
-        return _read(root, cache, round(settings.cache_gb * GB)), source
+        yield
     except OSError as error:
         place = Path(error.filename or cache)
         ours = place in (cache, *cache.parents) or cache in place.parents
@@ -51,7 +62,7 @@ def find_splits(settings: Settings, largest: int) -> tuple[Found, str]:
 
 
 def absolute(data_root: str) -> str:
-    """The same data, whatever the working directory."""
+    """The data root as an absolute path, independent of the working directory; URLs and names stay unchanged."""
     if is_url(data_root) or data_root == SYNTHETIC:
         return data_root
     scheme = HUB if data_root.startswith(HUB) else ""
@@ -59,23 +70,24 @@ def absolute(data_root: str) -> str:
     return f"{scheme}{folder.resolve()}" if folder.is_dir() or not scheme else data_root
 
 
-def _read(data_root: str, cache: Path, cache_bytes: int) -> Found:
-    if is_url(data_root):
-        return read_shards(data_root, cache, cache_bytes)
-    if data_root.startswith(HUB):
-        return read_hub(data_root.removeprefix(HUB), cache)
+def _read(kind: SourceKind, data_root: str, cache: Path, cache_bytes: int) -> Found:
     root = Path(data_root).expanduser()
-    if not root.is_dir():
-        raise InputError(f"--data-root {data_root}: no such folder")
-    if (root / "train.csv").is_file():
-        return read_manifests(root, cache)
-    if holds_shards(root):
-        return read_shards(str(root), cache, cache_bytes)
-    return read_folders(root, cache)
+    match kind:
+        case SourceKind.URL:
+            return read_shards(data_root, cache, cache_bytes)
+        case SourceKind.HUB:
+            return read_hub(data_root.removeprefix(HUB), cache)
+        case SourceKind.MISSING:
+            raise InputError(f"--data-root {data_root}: no such folder")
+        case SourceKind.MANIFESTS:
+            return read_manifests(root, cache)
+        case SourceKind.SHARDS:
+            return read_shards(str(root), cache, cache_bytes)
+    return read_folders(root, cache)  # which names what a folder lacks
 
 
 def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> tuple[Index, Index]:
-    """Split once, by index, seeded, the same share of each class (at least one image)."""
+    """Split off a seeded random sample for validation: the same share of each class, at least one image."""
     rng = np.random.default_rng((seed, 0))
     held: list[int] = []
     for label, name in enumerate(classes):

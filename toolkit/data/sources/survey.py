@@ -1,4 +1,4 @@
-"""What a data set holds, read leniently: what training would refuse becomes a finding beside all others."""
+"""Lists a data set leniently: faults that training would reject become findings, so that all of them are reported."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from toolkit.config.choices import CACHE_GB
 from toolkit.config.settings import make_settings
-from toolkit.config.tool_settings import Scan
+from toolkit.data.sources.detect import SourceKind, detect
 from toolkit.data.sources.folders import (
     TEST,
     TRAIN,
@@ -27,13 +28,12 @@ from toolkit.data.sources.splits import find_splits
 from toolkit.system.errors import InputError
 
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
-CACHE_GB: float = Scan.model_fields["cache_gb"].default
 BUILT_IN_PX = 64  # native size of the built-in images
 ALONE_IN_CLASS = "1 image, too few to hold one out for validation"
 
 
 class Finding(NamedTuple):
-    """Something wrong: `name` is that of an image, a class or a manifest."""
+    """A fault; `name` is that of an image, a class or a manifest."""
 
     split: str
     name: str
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """The images of each split, their labels numbering `classes`; `findings` are about the data set as a whole."""
+    """The images of each split, whose labels index `classes`; `findings` are about the data set as a whole."""
 
     splits: dict[str, Index]
     classes: tuple[str, ...]
@@ -52,23 +52,21 @@ class Survey:
 
 
 class _Listing(NamedTuple):
-    """A split as it lies there: (file, class) of each image, and all classes that it names."""
+    """A split as stored: (file, class) of each image, and all classes that it names."""
 
     images: list[tuple[str, str]]
     classes: frozenset[str]
 
 
 def survey(data: str, cache_dir: Path | None = None, cache_gb: float = CACHE_GB) -> Survey:
-    """List a data set; folders and manifests leniently, other sources as training does, which may raise InputError."""
+    """List a data set: folders and manifests leniently, other sources as training does, which may raise InputError."""
     root = Path(data).expanduser()
     findings: list[Finding] = []
-    if (root / "train.csv").is_file():
-        suffix = ".csv"
-    elif (root / "train").is_dir() and class_folders(root / "train"):
-        suffix = ""
-    else:
+    kind = detect(root)
+    if kind not in (SourceKind.MANIFESTS, SourceKind.FOLDERS):
         values = {"data_root": data, "cache_dir": cache_dir, "cache_gb": cache_gb}
         return _as_trained(*find_splits(make_settings(values), BUILT_IN_PX))
+    suffix = ".csv" if kind is SourceKind.MANIFESTS else ""
     read = _list_manifest if suffix else _list_folders
     places = {split: find_split(root, names, suffix) for split, names in SPLITS.items()}
     listings = {split: read(split, place, findings) for split, place in places.items() if place is not None}
@@ -83,13 +81,13 @@ def survey(data: str, cache_dir: Path | None = None, cache_gb: float = CACHE_GB)
     if suffix:
         taught = sorted(listings["train"].classes, key=int)
         findings += _gaps(taught)
-        if [*map(int, taught)] == [*range(len(taught))]:  # else nobody knows whose names they are
+        if [*map(int, taught)] == [*range(len(taught))]:  # otherwise the names cannot be matched to labels
             classes = [*_names(root / CLASS_NAMES, taught, findings), *classes[len(taught) :]]
     return Survey(indices, tuple(classes), str(root), tuple(findings))
 
 
 def _as_trained(found: Found, source: str) -> Survey:
-    """What was read strictly; only whether training could hold out images of each class is still to be seen."""
+    """The survey of a data set that was read strictly; checks only that each class has an image to hold out."""
     splits = {split: index for split in SPLITS if (index := getattr(found, split)) is not None}
     counts = np.bincount(found.train.labels, minlength=len(found.classes)).tolist()
     alone = [] if "val" in splits else [name for name, n in zip(found.classes, counts, strict=True) if n == 1]
@@ -131,7 +129,7 @@ def _list_manifest(split: str, file: Path, findings: list[Finding]) -> _Listing:
 
 
 def _names(file: Path, taught: Sequence[str], findings: list[Finding]) -> Sequence[str]:
-    """What the labels of train are called: by the file of names, where there is one that fits them."""
+    """Class names of the labels of train: from the file of names if it is valid, else the labels themselves."""
     try:
         return named(file.read_bytes() if file.is_file() else None, len(taught), str(file))
     except (OSError, InputError) as error:
@@ -140,7 +138,7 @@ def _names(file: Path, taught: Sequence[str], findings: list[Finding]) -> Sequen
 
 
 def _compare_classes(listings: dict[str, _Listing], classes: Sequence[str], test_may_lack: bool) -> Iterable[Finding]:
-    """Every class must be in every split, or figures speak of different things than was learned."""
+    """Findings on classes that are not in every split; metrics would not be comparable with training."""
     counts = {split: Counter(name for _, name in listing.images) for split, listing in listings.items()}
     taught = listings["train"].classes
     if len(taught) < 2:
@@ -160,7 +158,7 @@ def _compare_classes(listings: dict[str, _Listing], classes: Sequence[str], test
 
 
 def _gaps(classes: Sequence[str]) -> Iterable[Finding]:
-    """Labels of manifests must be 0 ... C-1."""
+    """A finding if the labels of a manifest are not 0 ... C-1."""
     gap = next((label for label, name in enumerate(classes) if label != int(name)), None)
     if gap is not None:
         reason = f"labels must be 0 ... C-1, each used; {classes[-1]} is used, {gap} is not"

@@ -1,8 +1,8 @@
-"""The built-in data: real JPEG files, drawn once, that tell scales apart.
+"""The built-in data: real JPEG files, drawn once, on which accuracy depends on the image size.
 
-Ten classes = 5 shapes x 2 fine textures on 1/f color noise. The shape is seen at any resolution, the texture
-only where its period of 4-7 px (at 64 px) survives: what a scale costs shows in the accuracy. No torch here, so that
-the drawing processes start quickly.
+Ten classes = 5 shapes x 2 fine textures on 1/f color noise. The shape is visible at any resolution. The texture is
+visible only if its period of 4-7 px (at 64 px) survives, so the accuracy shows the cost of a smaller size. Does not
+import torch, so that the drawing processes start quickly.
 """
 
 import errno
@@ -24,13 +24,13 @@ SHAPES = ("disc", "square", "triangle", "star", "cross")
 TEXTURES = ("stripes", "checks")
 CLASSES = tuple(f"{shape}-{texture}" for shape in SHAPES for texture in TEXTURES)
 JPEG_QUALITY = 92
-COUNT = 6000  # train images unless asked otherwise
-FLUSH_EVERY = 100  # images, of the drawing processes' progress
-VERSION = 1  # part of the folder's name: a change of the drawing must not meet old files
+COUNT = 6000  # default number of train images
+FLUSH_EVERY = 100  # images: how often the drawing processes report progress
+VERSION = 1  # part of the folder's name, so that a changed drawing does not use old files
 
 
 def _outline(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How far inside the shape of radius 1 each point lies: positive inside, about 1 unit per radius."""
+    """Distance of each point to the outline of a shape of radius 1: positive inside, about 1 unit per radius."""
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     if shape == "disc":
         return 0.95 - radius
@@ -56,7 +56,7 @@ def _noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One image of a class: size x size x 3 uint8; any position, size, rotation and color."""
+    """One image of a class: size x size x 3 uint8; random position, size, rotation and color."""
     shape, texture = SHAPES[label // len(TEXTURES)], TEXTURES[label % len(TEXTURES)]
     radius = size * rng.uniform(0.28, 0.44)
     cx, cy = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)
@@ -79,12 +79,12 @@ def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _counts(count: int) -> dict[str, int]:
-    """Images per split: a sixth of `count` for val, a third for test, at least one a class."""
+    """Images per split: `count` for train, a sixth of it for val, a third for test, at least one per class."""
     return {"train": count, "val": max(count // 6, len(CLASSES)), "test": max(count // 3, len(CLASSES))}
 
 
 def _write_share(folder: Path, size: int, count: int, seed: int, worker: int, workers: int) -> None:
-    """Draw every `workers`-th image from number `worker` on; a dot on stdout for each."""
+    """Draw every `workers`-th image, starting at number `worker`; prints a dot to stdout for each."""
     for key, (split, number) in enumerate(_counts(count).items()):
         for i in range(worker, number, workers):
             label = i % len(CLASSES)
@@ -95,12 +95,12 @@ def _write_share(folder: Path, size: int, count: int, seed: int, worker: int, wo
 
 
 def write(folder: Path, size: int, count: int, seed: int = 0) -> None:
-    """Draw the images of all splits at `size` px with all cores; raises OSError where that fails."""
+    """Draw the images of all splits at `size` px on all cores; raises OSError on failure."""
     counts = _counts(count)
     for split in counts:
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True, exist_ok=True)
-    # Plain processes: a pool would run a user's script again in each worker, or fork a process that holds threads.
+    # Plain processes: a pool would run a user's script again in each worker, or fork a process that has threads.
     here = str(Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
     workers = host.cpu_quota()
@@ -120,7 +120,7 @@ def write(folder: Path, size: int, count: int, seed: int = 0) -> None:
 
 
 def prepare(size: int, count: int, seed: int = 0) -> Path:
-    """The folder of the built-in data, drawn if it is not there yet; safe to call from many processes at once."""
+    """The folder of the built-in data, drawn if it is missing; safe to call from many processes at once."""
     folder = files.cache_dir() / f"synthetic-v{VERSION}-{size}px-{count}-seed{seed}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Metrics to a dashboard. A dashboard never stops or changes a run."""
+"""Log a run's metrics to a dashboard. A dashboard never stops or changes a run."""
 
 import importlib.util
 import logging
@@ -27,14 +27,16 @@ LONGEST_ALERT = 1000  # characters
 
 
 class RowKind(IntEnum):
-    """Kinds of rows, in the order in which they come at one step."""
+    """Kinds of rows, in the order in which they are logged at one step."""
 
     STEPS, EPOCH, END = range(3)
 
 
 def check(settings: Settings) -> None:
-    """Raises InputError where the dashboard's package is missing, which Accelerate would drop in silence, or is told
-    to send a run away from a machine that it is to stay on."""
+    """Raise InputError if the dashboard's package is missing, or if a variable makes trackio use another machine.
+
+    Accelerate would ignore a missing package without an error.
+    """
     name = settings.log_with
     if name != "none" and importlib.util.find_spec(name) is None:
         raise InputError(f"--log-with {name}: the package is not installed: pip install {name}")
@@ -45,7 +47,7 @@ def check(settings: Settings) -> None:
 def _open(
     settings: Settings, config: Mapping[str, Any], directory: RunDirectory, strategy: Strategy, step: int
 ) -> tuple[Dashboard, Notes]:
-    """The dashboard, with the configuration stored and the axes named; only the chosen one's package is imported."""
+    """Open the dashboard, store the configuration and name the axes; imports only the chosen dashboard's package."""
     folder = directory.path
     notes = Notes.open(folder, settings.log_with)
     if settings.log_with == "tensorboard":
@@ -62,13 +64,13 @@ def _open(
 
 
 class Tracking:
-    """The dashboard of one run, or nothing on processes other than the main one."""
+    """The dashboard of one run; does nothing on processes other than the main one."""
 
     def __init__(self, settings: Settings, directory: RunDirectory, selection: str) -> None:
         self._settings, self._directory, self._selection = settings, directory, selection
         self._dashboard: Dashboard | None = None
         self._notes: Notes
-        self._seen = [0, 0]  # rows up to here, step and kind, were logged before the run went back
+        self._seen = [0, 0]  # step and kind of the last row logged before this start or rewind
 
     @classmethod
     def start(
@@ -80,19 +82,19 @@ class Tracking:
         progress: Progress,
         accelerator: Accelerator,
     ) -> "Tracking":
-        """Open the dashboard, continued where the run is, and store the configuration."""
+        """Open the dashboard, or continue it at the run's step, and store the configuration."""
         tracking = cls(settings, directory, strategy.selection().name)
         if not accelerator.is_main_process or settings.log_with == "none":
             return tracking
         try:
             tracking._dashboard, tracking._notes = _open(settings, config, directory, strategy, progress.step)
             tracking._seen = [*tracking._notes.shown]
-        except Exception as error:  # whatever a dashboard raises, training goes on
+        except Exception as error:  # training continues whatever a dashboard raises
             log.warning("%s could not be started, going on without it: %s", settings.log_with, error)
         return tracking
 
     def _tell(self, work: Callable[[Dashboard], None]) -> None:
-        """Whatever a dashboard raises, training goes on."""
+        """Call `work` with the dashboard. If it raises, log a warning and drop the dashboard; training continues."""
         if self._dashboard is None:
             return
         try:
@@ -102,7 +104,7 @@ class Tracking:
             self._dashboard = None
 
     def log(self, values: Mapping[str, Any], step: int, epoch: float, kind: RowKind = RowKind.STEPS) -> None:
-        """Log every number of `values` at optimizer step `step`, which is `epoch` epochs into the run."""
+        """Log the finite numbers of `values` at optimizer step `step`, `epoch` epochs after the start."""
 
         def work(dashboard: Dashboard) -> None:
             if self._repeated(dashboard, step, kind):
@@ -122,13 +124,13 @@ class Tracking:
             self.log({**names.of_epoch(row), **further}, row.step, row.epoch + 1, RowKind.EPOCH)
 
     def _repeated(self, dashboard: Dashboard, step: int, kind: RowKind) -> bool:
-        """Whether a row was logged before the run went back: an axis that goes back cannot be read."""
+        """Whether to skip a row logged before the run went back: plots with an axis that goes back are unreadable."""
         return not dashboard.can_rewind and [step, kind] <= self._seen
 
     def conclude(
         self, values: Mapping[str, float], progress: Progress, saved: Callable[[], SavedPredictions | None]
     ) -> None:
-        """At the run's end: the last figures, the mistakes of the best model, and by flag that model itself."""
+        """At the run's end, log final metrics and the best model's errors; with --wandb-artifact, upload that model."""
 
         def work(dashboard: Dashboard) -> None:
             found, step = saved(), progress.best_step
@@ -144,17 +146,17 @@ class Tracking:
         self._tell(work)
 
     def alert(self, title: str, text: str, step: int) -> None:
-        """Tell those who watch from afar."""
+        """Send an alert to the dashboard's users; `text` is cut to LONGEST_ALERT characters."""
         self._tell(lambda dashboard: dashboard.alert(title, text[:LONGEST_ALERT], step))
 
     def rewind(self, step: int) -> None:
-        """The run went back to optimizer step `step`."""
+        """Rewind the dashboard to optimizer step `step`, to which the run went back."""
         self._tell(lambda dashboard: dashboard.rewind(step))
         if self._dashboard is not None:
             self._seen = [*self._notes.shown]
 
     def preempting(self, reason: str, step: int) -> None:
-        """Tell the dashboard that the run stops here and is to go on elsewhere."""
+        """Send an alert and mark the run as preempted: it stops here and will be resumed elsewhere."""
         self.alert("Preempted", reason, step)
         self._tell(lambda dashboard: dashboard.preempting())
 

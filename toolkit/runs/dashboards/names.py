@@ -1,4 +1,4 @@
-"""What a metric is called on a dashboard: its section, then its name as metrics.csv has it."""
+"""Names of metrics on a dashboard: the section, then the name in metrics.csv."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,11 +25,11 @@ SECTIONS = {
     "run": ("phase", "largest_size_px", "regularization", "images_seen", "cost", "preemptions"),
 }
 AXES = ("global_step", "epoch")
-# quality: everything else, which is losses and accuracies named after what the strategy trains and evaluates
+# Section `quality` holds all other metrics: losses and accuracies, named after the trained sizes and eval specs.
 
 
 def named(values: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers under their names on a dashboard; what is none, e.g. an empty cell, is left out."""
+    """Numbers by their names on a dashboard; values that are not numbers, such as empty cells, are left out."""
     return {
         f"{_section(name)}/{name}": value
         for name, value in values.items()
@@ -43,7 +43,7 @@ def _section(name: str) -> str:
 
 
 def of_epoch(row: MetricsRow) -> dict[str, Any]:
-    """The metrics of an epoch, and those that dashboards add."""
+    """The metrics of an epoch, and those that only dashboards show."""
     more: dict[str, Any] = {"largest_size_px": row.sizes[-1]}
     if "peak_memory_gb" in row.metrics:
         more[f"peak_memory_gb/{row.sizes_name}px"] = row.metrics["peak_memory_gb"]

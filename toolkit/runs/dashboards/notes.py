@@ -1,4 +1,4 @@
-"""What a run's folder remembers of its dashboard, so that a resumed run goes on where that stands."""
+"""The state of a run's dashboard, stored in the run's folder, so that a resumed run continues the dashboard."""
 
 import json
 import logging
@@ -15,23 +15,23 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Notes:
-    """`.dashboard-NAME.json`: the run's id there, how often it started, and what the dashboard has seen.
+    """`.dashboard-NAME.json`: the run's id on the dashboard, its number of starts, and the last row logged.
 
-    Behind them stand the rows that were shown since, a line each with its step and kind. These are not forced to the
-    disk, which would hold up training: a kill leaves them there, and a machine that dies loses the last seconds.
+    Rows logged since the last `write` follow the JSON, one line each with step and kind. They are not fsynced, because
+    that would delay training: they survive a kill, but a machine crash loses those of the last seconds.
     """
 
     path: Path
     id: str
     starts: int = 1
-    shown: list[int] = field(default_factory=lambda: [0, 0])  # step of the last row, and its kind
-    model: int | None = None  # step of the model that was uploaded
+    shown: list[int] = field(default_factory=lambda: [0, 0])  # step and kind of the last row
+    model: int | None = None  # step of the uploaded model
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "Notes":
-        """Those of an earlier start, counted on, or new ones; they are on the disk when this returns."""
+        """Read those of an earlier start and count this one, or create new ones; fsynced when this returns."""
         path = folder / f".dashboard-{name}.json"
-        notes = cls(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))  # a sweep's agent gives the id
+        notes = cls(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))  # a sweep's agent sets the id
         try:
             text = path.read_text()
             known, end = json.JSONDecoder().raw_decode(text)
@@ -45,11 +45,11 @@ class Notes:
         return notes
 
     def show(self, step: int, kind: int) -> None:
-        """Note a row that is on the dashboard."""
+        """Record a row that was logged to the dashboard."""
         self.shown = [step, kind]
         with self.path.open("a") as file:
             file.write(f"{step} {kind}\n")
 
     def write(self) -> None:
-        """Force everything to the disk."""
+        """Rewrite the file and fsync it."""
         files.write_json(self.path, {name: value for name, value in asdict(self).items() if name != "path"})

@@ -15,13 +15,16 @@ THUMBNAIL_PX = 128
 
 
 class OnTensorBoard(Dashboard):
-    """Event files of all starts of a run lie in one folder; what a later one repeats, readers hide of the earlier."""
+    """Event files of one run, in one folder for all its starts.
+
+    Readers hide rows of an earlier file whose steps a later file repeats.
+    """
 
     can_rewind = True
 
     @classmethod
     def open(cls, folder: Path, config: Mapping[str, Any], step: int, first: bool) -> "OnTensorBoard":
-        """`step`: optimizer steps done."""
+        """Open an event file. `step`: optimizer steps done; `first`: the first start of the run."""
         tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder), purge_step=step + 1)
         tracker.start()
         if first:
@@ -30,7 +33,7 @@ class OnTensorBoard(Dashboard):
 
     def rewind(self, step: int) -> None:
         self.tracker.writer.close()
-        self.tracker.writer.purge_step = step + 1  # told to readers by the next file, which the next row opens
+        self.tracker.writer.purge_step = step + 1  # the next row opens a file that stores it
 
     def alert(self, title: str, text: str, step: int) -> None:
         self.tracker.writer.add_text("run/alerts", f"**{title}** {text}", step)
@@ -51,7 +54,7 @@ def _markdown(table: Table) -> str:
 
 
 def _thumbnail(file: Path) -> np.ndarray:
-    """One image in the middle of a square, for TensorBoard wants them all alike."""
+    """One image centered on a square, because TensorBoard needs equal shapes; THUMBNAIL_PX x THUMBNAIL_PX x 3."""
     square = Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
     with Image.open(file) as image:
         square.paste(image, ((THUMBNAIL_PX - image.width) // 2, (THUMBNAIL_PX - image.height) // 2))

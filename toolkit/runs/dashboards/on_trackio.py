@@ -19,13 +19,13 @@ LEAVES_THE_MACHINE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 def sent_away() -> str | None:
-    """The environment variable, if any, by which trackio would send a run to another machine."""
+    """The environment variable that would make trackio send a run to another machine; None if none is set."""
     return next((name for name in LEAVES_THE_MACHINE if os.environ.get(name)), None)
 
 
 @contextlib.contextmanager
 def _quiet_and_offline() -> Iterator[None]:
-    """trackio prints what it does, and asks Hugging Face for the user's name where it finds a token."""
+    """Hide what trackio prints, and keep it from asking Hugging Face for the user's name if it finds a token."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -37,7 +37,7 @@ def _quiet_and_offline() -> Iterator[None]:
 
 
 class OnTrackio(Dashboard):
-    """Continued under its name, which is that of no other run."""
+    """One trackio run, continued under its name, which no other run has."""
 
     tracker: TrackioTracker
 
@@ -69,4 +69,5 @@ class OnTrackio(Dashboard):
         import trackio
 
         with contextlib.redirect_stdout(io.StringIO()):
-            trackio.finish()  # the tracker's would leave it to be finished, and said, once more at the process's end
+            # Not the tracker's finish: after it, trackio would finish the run again at process exit, and print that.
+            trackio.finish()

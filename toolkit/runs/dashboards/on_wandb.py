@@ -1,4 +1,4 @@
-"""Weights & Biases: online where there is a key and a network, else a folder that `wandb sync` uploads later."""
+"""Weights & Biases: online if there is a key and a network, else a folder that `wandb sync` uploads later."""
 
 import logging
 import netrc
@@ -27,15 +27,17 @@ from toolkit.system.errors import first_line
 log = logging.getLogger(__name__)
 
 WANDB_HOST = "https://api.wandb.ai"
-ANSWER_S = 5.0  # longest wait for wandb's server at the start
-UNREGISTERED = "-offline"  # behind a run's id where the server did not register it: wandb holds the id of such a start
-START_S = 8  # wandb's own, where the server answers but the run's registration hangs
-STAGING = "WANDB_DATA_DIR"  # where wandb copies what it is to upload
-FINISH_S = 60.0  # longest wait for the best model's upload, and then for all that is left; it stays on the disk
+ANSWER_S = 5.0  # longest wait for a reply of wandb's server before a run starts
+# Suffix of a run's id after the server failed to register it: wandb does not release the id of a failed start.
+UNREGISTERED = "-offline"
+START_S = 8  # wandb's own timeout, for a server that answers but hangs while registering the run
+STAGING = "WANDB_DATA_DIR"  # the folder to which wandb copies files before it uploads them
+# Longest wait for the upload of the best model, then again for the rest; what is not uploaded stays on disk.
+FINISH_S = 60.0
 
 
 def why_offline() -> str | None:
-    """What is missing for going online; None: nothing."""
+    """Why wandb cannot go online; None if it can."""
     if not _key():
         return "no API key was found"
     server = os.environ.get("WANDB_BASE_URL", WANDB_HOST)
@@ -54,7 +56,7 @@ def _key() -> bool:
 
 
 def _answers(url: str) -> bool:
-    """Whether anything answers there, however; a thread asks, as no timeout bounds the look-up of a name."""
+    """Whether a server answers at all within ANSWER_S; asks in a thread, because no timeout limits a DNS lookup."""
     reply: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -62,7 +64,8 @@ def _answers(url: str) -> bool:
             urlopen(url, timeout=ANSWER_S).close()
             reply.put(True)
         except (OSError, ValueError, HTTPException) as error:
-            refused = isinstance(getattr(error, "reason", error), SSLError)  # by us: wandb knows other certificates
+            # A certificate rejected here counts as an answer: wandb uses other root certificates.
+            refused = isinstance(getattr(error, "reason", error), SSLError)
             reply.put(isinstance(error, HTTPError) or refused)
 
     threading.Thread(target=ask, daemon=True, name="wandb probe").start()
@@ -79,7 +82,7 @@ def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
         )
         tracker = WandBTracker(
             settings.wandb_project,
-            dir=str(folder.resolve()),  # its service may have another working directory
+            dir=str(folder.resolve()),  # wandb's service may have another working directory
             name=folder.resolve().name,
             id=run_id,
             resume="allow",
@@ -114,8 +117,8 @@ class OnWandb(Dashboard):
     def open(
         cls, settings: Settings, folder: Path, run_id: str, config: Mapping[str, Any], eval_specs: Sequence[str]
     ) -> "OnWandb":
-        """`eval_specs` names the figures counted in epochs."""
-        staging = str(folder.resolve() / "wandb")  # of what is uploaded later; else it would lie in the user's home
+        """Start the run; metrics of `eval_specs` (names) are plotted against epochs, all others against steps."""
+        staging = str(folder.resolve() / "wandb")  # of files to upload; the default is in the user's home
         os.environ.setdefault(STAGING, staging)
         tracker = _start(settings, folder, run_id)
         tracker.store_init_configuration(flat(config))
@@ -128,7 +131,7 @@ class OnWandb(Dashboard):
         return dashboard
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        self.tracker.log(dict(row))  # without `step`: wandb drops rows that go back, as after a resume
+        self.tracker.log(dict(row))  # no `step`: wandb drops rows whose step goes back, as after a resume
 
     def alert(self, title: str, text: str, step: int) -> None:
         self.tracker.run.alert(title, text, level="WARN")
@@ -164,7 +167,7 @@ class OnWandb(Dashboard):
             run.log_artifact(artifact, aliases=aliases)
             if not run.offline and not run.disabled:
                 artifact.wait(timeout=FINISH_S)
-        except Exception as error:  # the time, the network, or what the server has against it
+        except Exception as error:  # a timeout, a network error, or a rejection by the server
             name = f"{run.entity}/{run.project}/{artifact.name.partition(':')[0]}"
             words = ["--type", "model", *(word for alias in aliases for word in ("--alias", alias)), "--name", name]
             later = shlex.join(["wandb", "artifact", "put", *words, str(folder / "best")])
@@ -179,5 +182,5 @@ class OnWandb(Dashboard):
         except TimeoutError:
             later = shlex.join(["wandb", "sync", "--include-online", run.sync_dir])
             log.warning("wandb     took longer than %g s to upload: `%s` sends the rest later", FINISH_S, later)
-        if os.environ.get(STAGING) == self.staging:  # the next run in this process has its own
+        if os.environ.get(STAGING) == self.staging:  # the next run in this process sets its own
             del os.environ[STAGING]

@@ -1,4 +1,4 @@
-"""What a dashboard shows of a finished model's mistakes, bounded however many classes and images there are."""
+"""Tables of the best model's errors for dashboards, limited in size for any number of classes and images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,10 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Errors:
-    """Validation mistakes of the best model, of at most 50 classes: those that take part in the most of them.
+    """Validation errors of the best model, for at most 50 classes: those involved in the most errors.
 
-    `confusion`: C x C counts of these at the selection size, row the label. `numbers`: figures over all classes.
+    `confusion`: C x C counts of these classes at the selection size; rows are labels. `numbers`: metrics over all
+    classes.
     """
 
     classes: list[str]
@@ -40,8 +41,8 @@ class Errors:
 
 
 def errors_of(saved: SavedPredictions, classes: Sequence[str], selection: str) -> Errors:
-    """`selection` names the figure that picks the best model."""
-    classes = [printable(name) for name in classes]  # dashboards want text, file systems hold bytes
+    """Summarize saved predictions; `selection` names the eval spec that selects the best model."""
+    classes = [printable(name) for name in classes]  # dashboards need text; folder names may be other bytes
     table, count = saved.table, len(classes)
     selected, specs = table.of(selection), table.specs
     shown = _most_confused(selected, count)
@@ -81,7 +82,7 @@ def _predicted(saved: SavedPredictions, i: int, classes: Sequence[str]) -> list[
 
 
 def _most_confused(selected: Predictions, classes: int) -> np.ndarray:
-    """At most 50 classes, ascending."""
+    """The classes involved in the most errors, as label or prediction; at most 50, ascending."""
     wrong = selected.labels != selected.predicted
     trouble = np.bincount(selected.labels[wrong], minlength=classes) + np.bincount(
         selected.predicted[wrong], minlength=classes

@@ -5,7 +5,7 @@ from wandb_workspaces.workspaces import Section, Workspace
 
 from toolkit.runs.dashboards.names import AXES, SECTIONS
 
-QUALITY = {  # panel -> the metrics in it
+QUALITY = {  # title of a chart -> regex of its metrics
     "Training loss, nats": "^quality/train_[^/]+$",
     "Training loss by size, nats": "^quality/train_.+/",
     "Validation loss by size, nats": "^quality/[^/]+/loss$",
@@ -15,7 +15,7 @@ QUALITY = {  # panel -> the metrics in it
     "Best top-1 so far, %": "^quality/best_top1$",
     "At the end: best model, top-1, %": "^quality/(best|test)/.+/top1$",
 }
-TITLES = {  # metric outside of quality -> its panel's title
+TITLES = {  # metric outside `quality` -> title of its chart
     "lr": "Learning rate",
     "gradient_norm": "Norm of the gradient before it is clipped",
     "clipped_share": "Steps that were clipped, 0 to 1",

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page that shows a run, made from what lies in its directory and nothing else."""
+"""report.html: one self-contained page about a run, made only from the files in its directory."""
 
 import logging
 import time
@@ -9,19 +9,19 @@ from toolkit.system import files
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
-REFRESH_S = 10.0  # at most one page in so many seconds while a run goes on: it costs half a second
+REFRESH_S = 10.0  # shortest time between two pages of an unfinished run: each costs half a second
 
 
 def refresh(directory: Path, at_once: bool = False) -> None:
-    """Write a run's page anew unless it is less than REFRESH_S old, or `at_once`; never raises.
+    """Write a run's page if the old one and config.yaml are at least REFRESH_S old, or if `at_once`; never raises.
 
-    While training it is asked for at each epoch's end, `at_once` where the run goes on after a stop, and ends.
+    Training calls it at the end of each epoch, and with `at_once` when a run resumes and when it ends.
     """
     try:
         marks = [path.stat().st_mtime for name in (PAGE, "config.yaml") if (path := directory / name).exists()]
         if at_once or not marks or time.time() - max(marks) >= REFRESH_S:
             write_report(directory)
-    except Exception as error:  # a run never fails for its page
+    except Exception as error:  # a page must never fail a run
         log.warning("%s could not be written: %s: %s", directory / PAGE, type(error).__name__, error)
 
 
@@ -33,11 +33,11 @@ def write_if_stale(directory: Path) -> None:
 
 
 def write_report(directory: Path) -> Path:
-    """Write report.html of a run, whatever stage it is in; raises InputError where the folder holds none."""
-    from toolkit.runs.report.page import render  # jinja2 and matplotlib: only where a page is written
+    """Write report.html of a run, finished or not; raises InputError if the folder holds no run."""
+    from toolkit.runs.report.page import render  # imports jinja2 and matplotlib, for a page only
     from toolkit.runs.report.records import read_records
 
     page = render(read_records(directory))
-    # A file's name that is no text, as the file system may hold, becomes one.
+    # File names may hold bytes that are not valid text: replace these.
     files.write_text(directory / PAGE, page.encode("utf-8", "replace").decode())
     return directory / PAGE

@@ -1,4 +1,4 @@
-"""The section of report.html on errors: confusion, calibration, weakest classes, hardest images."""
+"""The errors section of report.html: confusion, calibration, weakest classes, hardest images."""
 
 import base64
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from markupsafe import Markup
 
 from toolkit.models.metrics import Predictions, class_accuracy, confused, confusion, reliability
 from toolkit.runs.report.plots import reliability_diagram
-from toolkit.runs.report.records import Records
+from toolkit.runs.report.records import ReportData
 from toolkit.runs.report.svg import scale_color
 from toolkit.runs.saved_predictions import SavedPredictions
 
-MOST_CLASSES = 20  # of a confusion matrix; above it the most confused pairs stand in a table
+MOST_CLASSES = 20  # of a confusion matrix; with more, a table lists the most confused pairs
 MOST_PAIRS, MOST_WEAK = 15, 10
 
 
-def errors_section(records: Records) -> dict[str, Any] | None:
-    """Confusion, calibration and the worst images of the validation set, once the run has ended."""
+def errors_section(records: ReportData) -> dict[str, Any] | None:
+    """Confusion, calibration and hardest images of the validation set; None without readable saved predictions."""
     found = records.predictions.get("val")
     specs = found.table.specs if found else ()
     if found is None or not specs or not found.table.readable.any():
@@ -39,7 +39,7 @@ def errors_section(records: Records) -> dict[str, Any] | None:
 
 
 class _Names:
-    """The name of a class; its number where there is none."""
+    """Class names by label; the label's number if it has no name."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
@@ -49,7 +49,7 @@ class _Names:
 
 
 def _matrix(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
-    """A row for each class that was met: its name, and (images, share of its images in percent, is right)."""
+    """A row per class: its name and, per predicted class, (images, percent of the row's images, is correct)."""
     counts = confusion(predictions, len(names.classes))
     return [
         {
@@ -77,14 +77,14 @@ def _pairs(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
 
 
 def _weak(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
-    """The classes that are recognized least."""
+    """The MOST_WEAK classes with the lowest top-1, in percent; classes without images are left out."""
     accuracy, of_class = class_accuracy(predictions, len(names.classes)), np.bincount(predictions.labels)
     order = [label for label in np.argsort(accuracy, kind="stable").tolist() if np.isfinite(accuracy[label])]
     return [{"name": names[i], "top1": accuracy[i], "images": int(of_class[i])} for i in order[:MOST_WEAK]]
 
 
-def _worst(records: Records, found: SavedPredictions, names: _Names) -> list[dict[str, Any]]:
-    """The hardest images, embedded, with what was said of each at every scale."""
+def _worst(records: ReportData, found: SavedPredictions, names: _Names) -> list[dict[str, Any]]:
+    """The hardest images as data URLs, each with its prediction at every eval spec."""
     table, places = found.table, {name: place for place, name in enumerate(records.scales)}
     return [
         {

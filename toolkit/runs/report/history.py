@@ -1,4 +1,4 @@
-"""A run's metrics.csv as columns of numbers, for plots and tables. Free of torch."""
+"""A run's metrics.csv as columns of numbers, for plots and tables. Does not use torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from toolkit.runs.metrics_row import MetricsRow, evaluated_specs, trained_parts
 
 
 class Band(NamedTuple):
-    """Epochs of one phase, `first` to `last`, and its sizes as `16+32`."""
+    """Epochs of one phase, `first` to `last`, and its training sizes, such as `16+32`."""
 
     first: float
     last: float
@@ -21,7 +21,7 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """A value per epoch in each column, NaN where there is none; `sizes` such as `16+32`."""
+    """One value per epoch in each column, NaN if missing; `sizes` are training sizes, such as `16+32`."""
 
     columns: Mapping[str, np.ndarray]
     sizes: tuple[str, ...]
@@ -31,7 +31,7 @@ class History:
         return len(self.sizes)
 
     def get(self, name: str) -> np.ndarray | None:
-        """A column, or None where it holds no number."""
+        """A column; None if it does not exist or holds no finite number."""
         values = self.columns.get(name)
         return values if values is not None and np.isfinite(values).any() else None
 
@@ -40,23 +40,23 @@ class History:
         return self.columns.get("epoch", np.empty(0))
 
     def bands(self) -> list[Band]:
-        """The phases, where there is more than one."""
+        """The phases; empty if there is only one."""
         starts = [i for i in range(len(self)) if i == 0 or self.phases[i] != self.phases[i - 1]]
         stretches = pairwise([*starts, len(self)])
         bands = [Band(self.epochs[start], self.epochs[end - 1], self.sizes[start]) for start, end in stretches]
         return bands if len(bands) > 1 else []
 
     def evaluated(self) -> list[str]:
-        """What was evaluated in any epoch, such as `32px`, by size."""
+        """The specs evaluated in any epoch, such as `32px`, in ascending size."""
         specs = evaluated_specs(self.columns)
         return sorted((name for name in specs if self.get(f"{name}/top1") is not None), key=size_of)
 
     def trained(self) -> list[str]:
-        """What has a training loss of its own, by size."""
+        """The sizes with their own training loss, ascending."""
         return sorted(trained_parts(self.columns), key=size_of)
 
     def per_epoch(self, cumulative: str) -> np.ndarray | None:
-        """The increase of a running total in each epoch."""
+        """The increase of a running total in each epoch; None if the column is missing."""
         total = self.get(cumulative)
         return None if total is None else np.diff(total, prepend=0.0)
 
@@ -70,6 +70,6 @@ def read_history(rows: Sequence[MetricsRow]) -> History:
 
 
 def size_of(name: str) -> tuple[float, str]:
-    """Sorts `16px` before `112px`, and what is no size to the end."""
+    """Sort key: `16px` before `112px`; names that are not sizes come last."""
     found = re.fullmatch(r"(\d+)px", name)
     return (int(found[1]) if found else np.inf, name)

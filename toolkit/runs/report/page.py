@@ -1,4 +1,4 @@
-"""The contents of report.html, section by section; what there is nothing to say about is left out."""
+"""The contents of report.html, section by section; empty sections are left out."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,7 +10,16 @@ from markupsafe import Markup
 
 from toolkit.runs.report.errors_section import errors_section
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes
-from toolkit.runs.report.records import FILLED_IN, Records, SizeResult, commands, rows, settings_of, status, time_parts
+from toolkit.runs.report.records import (
+    FILLED_IN,
+    ReportData,
+    SizeResult,
+    commands,
+    rows,
+    settings_of,
+    status,
+    time_parts,
+)
 from toolkit.runs.report.svg import INK, MUTED, milliseconds, scale_color, scale_colors
 
 PEAK = "Of what one large matrix product reaches on this device."
@@ -24,7 +33,7 @@ class Plot(NamedTuple):
     note: str = ""
 
 
-def render(records: Records) -> str:
+def render(records: ReportData) -> str:
     """The whole page as HTML."""
     table = rows(records)
     target = next((row for row in table if row.name == records.target), None)
@@ -82,12 +91,12 @@ def duration(seconds: float) -> str:
 
 
 def _spoken(name: str) -> str:
-    """`32px` as people write it."""
+    """`32 px` for `32px`; other names are unchanged."""
     return f"{name[:-2]} px" if name.endswith("px") and name[:-2].isdigit() else name
 
 
 def _left_out(table: Sequence[SizeResult]) -> str:
-    """How many images of each split no figure counts, such as `2 of validation, 1 of test`."""
+    """Unreadable images of each split, which no metric counts, such as `2 of validation, 1 of test`."""
     counts = {
         name: max((row.splits.get(split, {}).get("unreadable", 0) for row in table), default=0)
         for split, name in SPLIT_NAMES.items()
@@ -96,7 +105,7 @@ def _left_out(table: Sequence[SizeResult]) -> str:
 
 
 def _against_size(table: Sequence[SizeResult], device: str) -> Plot | None:
-    """Accuracy, and the latency where it was measured, at several sizes."""
+    """Top-1, and latency if it was measured, against image size; None for fewer than two sizes."""
     at = [row for row in table if row.name.endswith("px") and row.name[:-2].isdigit()]
     if len(at) < 2:
         return None
@@ -111,8 +120,8 @@ def _against_size(table: Sequence[SizeResult], device: str) -> Plot | None:
     return Plot("Top-1 against image size", Markup(over_sizes(sizes, colors, accuracy, latency)), note)
 
 
-def _learning(records: Records) -> list[Plot]:
-    """What happened over the epochs; nothing where there are not two of them."""
+def _learning(records: ReportData) -> list[Plot]:
+    """Loss, accuracy and schedules over the epochs; empty for fewer than two epochs."""
     history, places = records.history, {name: place for place, name in enumerate(records.scales)}
     if len(history) < 2:
         return []
@@ -140,8 +149,8 @@ def _learning(records: Records) -> list[Plot]:
     return _drawn(records, plots)
 
 
-def _cost(records: Records) -> list[Plot]:
-    """Throughput, step time and memory over the epochs."""
+def _cost(records: ReportData) -> list[Plot]:
+    """Throughput, step time and memory over the epochs; empty for fewer than two epochs."""
     history = records.history
     if len(history) < 2:
         return []
@@ -157,7 +166,7 @@ def _cost(records: Records) -> list[Plot]:
     return _drawn(records, plots)
 
 
-def _drawn(records: Records, plots: Sequence[tuple[str, list[Line], str, bool, str]]) -> list[Plot]:
+def _drawn(records: ReportData, plots: Sequence[tuple[str, list[Line], str, bool, str]]) -> list[Plot]:
     epochs, bands = records.history.epochs, records.history.bands()
     return [
         Plot(title, Markup(over_epochs(title, epochs, lines, bands, unit, floor)), note)
@@ -175,13 +184,13 @@ def _percent(shares: np.ndarray | None) -> list[Line]:
 
 
 def _varying(values: np.ndarray | None) -> np.ndarray | None:
-    """Nothing where every epoch has about the same: a number says that better than a plot."""
+    """The values; None if they differ by at most 2%, because one number is then clearer than a plot."""
     flat = values is None or np.nanmax(values) - np.nanmin(values) <= 0.02 * abs(np.nanmax(values))
     return None if flat else values
 
 
-def _facts(records: Records) -> list[tuple[str, str]]:
-    """Short figures of the run as (name, value with its unit)."""
+def _facts(records: ReportData) -> list[tuple[str, str]]:
+    """Key numbers of the run, as (name, value with its unit)."""
     summary, history = records.summary, records.history
 
     def last(column: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The plots of a report, each as SVG for its page."""
+"""The plots of a report, each as SVG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from toolkit.runs.report.svg import FAINT, HEIGHT, INK, LEFT, MUTED, RIGHT, TEXT
 
 @dataclass(frozen=True)
 class Line:
-    """One series over epochs; `label` stands at its end, empty: nothing does; `ring` is the place of a marked point."""
+    """One series over epochs; `label` is drawn at its end unless empty; `ring` is the index of a circled point."""
 
     label: str
     values: np.ndarray
@@ -27,7 +27,7 @@ class Line:
 def over_epochs(
     name: str, epochs: np.ndarray, lines: Sequence[Line], bands: Sequence[Band], unit: str = "", floor: bool = False
 ) -> str:
-    """Lines over epochs, labeled at their ends, with the phases behind them; `floor`: the axis starts at 0."""
+    """Plot lines over epochs, labeled at their ends, on shaded phases; `floor`: the y-axis starts at 0."""
     with drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (spec, svg):
         axes = spec.add_subplot()
         for line in lines:
@@ -64,7 +64,7 @@ def over_epochs(
 
 
 def _scale_values(axes: Axes, unit: str, floor: bool = False) -> None:
-    """The vertical axis, once all is drawn; of percents, 2 points at least, numbered beyond 100 only where one lies."""
+    """Set the y-axis, after all is drawn. Percentages span at least 2 points; ticks above 100 only if a value is."""
     if unit == "%":
         middle = float(np.clip(np.mean(axes.dataLim.intervaly), 1, 99))
         axes.update_datalim([(0, middle - 1), (0, middle + 1)], updatex=False)
@@ -72,15 +72,15 @@ def _scale_values(axes: Axes, unit: str, floor: bool = False) -> None:
     if floor:
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    if unit == "%" and axes.dataLim.y1 <= 100:  # points at 0 and 100 have some room beyond them, which needs no number
+    if unit == "%" and axes.dataLim.y1 <= 100:  # the margins beyond 0 and 100 get no ticks
         low, high = np.clip(axes.get_ylim(), 0, 100)
-        ticks = np.round(MaxNLocator(4).tick_values(low, high), 6) + 0.0  # 0, where -1e-17 or -0 came out
+        ticks = np.round(MaxNLocator(4).tick_values(low, high), 6) + 0.0  # turns -1e-17 and -0 into 0
         axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks.tolist() if 0 <= tick <= 100]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
 
 
 def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
-    """Every second phase is shaded; its sizes stand above it where they fit."""
+    """Shade every second phase; write the sizes of each phase above it if they fit."""
     per_epoch = (WIDTH - LEFT - RIGHT) / max(1e-9, np.ptp(axes.get_xlim()))
     for i, band in enumerate(bands):
         first, last = band.first - 0.5, band.last + 0.5
@@ -95,7 +95,7 @@ def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
 
 
 class End(NamedTuple):
-    """The last point of a line, and what stands beside it."""
+    """The last point of a line, and the label next to it."""
 
     label: str
     x: float
@@ -104,7 +104,7 @@ class End(NamedTuple):
 
 
 def _label_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Names at the last points of lines, pushed apart where they would meet; to be called once the axes are final."""
+    """Label the last points of lines, moving apart labels that would overlap. Call it once the axes are final."""
     places = [axes.transData.transform((end.x, end.y)) for end in ends]
     for i, y in _apart([place[1] for place in places], TEXT + 2):
         axes.annotate(
@@ -119,7 +119,7 @@ def _label_ends(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def _apart(heights: Sequence[float], least: float) -> list[tuple[int, float]]:
-    """Places in `heights` with heights that are at least so far apart, the groups staying where they were."""
+    """Indices into `heights`, each with a new height, at least `least` apart; groups of moved ones keep their mean."""
     groups: list[tuple[list[int], float]] = []  # members, ascending, and the middle of the group
     for i in np.argsort(heights, kind="stable").tolist():
         members, middle = [i], float(heights[i])
@@ -138,7 +138,7 @@ def over_sizes(
     accuracy: Mapping[str, Sequence[float | None]],
     latency_ms: Sequence[float | None],
 ) -> str:
-    """Top-1 of each split (the first one filled, others hollow) against size, and below it the latency, if any."""
+    """Plot top-1 of each split against size (first split filled, others hollow) and, below, the latency if known."""
     timed = all(value is not None for value in latency_ms)
     with drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (spec, svg):
         upper, *lower = spec.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
@@ -181,8 +181,8 @@ def over_sizes(
 
 
 def _fitting(axes: Axes, sizes: Sequence[int], labels: Sequence[str]) -> list[int]:
-    """Which labels can stand at their sizes, ascending, without meeting: the last one, then all that fit, downwards."""
-    least, kept = 6 + 6 * max(map(len, labels)), [len(sizes) - 1]  # px: 24 of 3 digits
+    """Indices, ascending, of labels that do not overlap: the last, then each smaller one that fits."""
+    least, kept = 6 + 6 * max(map(len, labels)), [len(sizes) - 1]  # px: 24 for 3 digits
     places = [axes.transData.transform((size, 0))[0] for size in sizes]
     for i in reversed(range(len(sizes) - 1)):
         if places[kept[-1]] - places[i] >= least:
@@ -208,7 +208,7 @@ def _point(axes: Axes, x: float, y: float, color: str, filled: bool) -> None:
 
 
 def reliability_diagram(bins: Sequence[Bin], color: str) -> str:
-    """The share that is right against confidence: bars on the diagonal are calibrated; below, where the answers lie."""
+    """Plot accuracy against confidence (calibrated bars end on the diagonal) and, below, the images per bin."""
     with drawing("Reliability", "reliability diagram", 330) as (spec, svg):
         upper, lower = spec.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         left, width = [b.low for b in bins], [b.high - b.low for b in bins]

@@ -1,4 +1,4 @@
-"""What the records in a run directory say: how the run stands, its figures, time, settings and commands."""
+"""The records in a run directory, summarized for the page: status, metrics, time, settings and commands."""
 
 import shlex
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ SPLITS = ("val", "test")
 
 
 @dataclass(frozen=True)
-class Records:
-    """What a run has written so far; `summary` is empty while it goes on, `predictions` until it has ended."""
+class ReportData:
+    """What a run has written so far; `summary` and `predictions` are empty until it has ended."""
 
     directory: Path
     config: dict[str, Any]
@@ -31,13 +31,14 @@ class Records:
     history: History
     classes: tuple[str, ...]
     predictions: dict[str, SavedPredictions]  # by split
-    as_of: float  # when the newest of them was written
+    as_of: float  # Unix time at which the newest of them was written
 
     @property
     def target(self) -> str:
-        """The figure that selects the best model, such as `64px`; empty where nothing tells it yet.
+        """The eval spec that selects the best model, such as `64px`; empty if it is not known yet.
 
-        Of the figures it alone is there for every epoch. While each epoch ends a phase, that of the last scale is it.
+        Before the run has ended, it is inferred: only this spec is evaluated in every epoch. If every epoch so far
+        ended a phase, others are too; then it is the spec of the last scale.
         """
         sizes = self.config.get("scales") or [self.config.get("img_size")]
         usual = f"{sizes[-1]}px" if sizes[-1] else ""
@@ -46,13 +47,13 @@ class Records:
 
     @property
     def scales(self) -> list[str]:
-        """Everything that is trained or evaluated, by size; a place in it decides the color."""
+        """Everything that is trained or evaluated, in ascending size; the index determines the color."""
         found = {*self.history.evaluated(), *self.history.trained(), *self.summary.get("val", {}), self.target}
         return sorted(found - {""}, key=size_of)
 
     @property
     def best_row(self) -> int | None:
-        """The row of the best epoch."""
+        """Index of the row of the best epoch; None if no epoch was evaluated."""
         top1 = self.history.get(f"{self.target}/top1")
         if top1 is None:
             return None
@@ -60,8 +61,8 @@ class Records:
         return int(found[0]) if len(found) else int(np.nanargmax(top1))
 
 
-def read_records(directory: Path) -> Records:
-    """Everything that a page needs; raises InputError where there is no run, or a record is damaged."""
+def read_records(directory: Path) -> ReportData:
+    """Read everything that a page needs; raises InputError if there is no run or a record is damaged."""
     run = RunDirectory(directory)
     config = run.config()
     if not config:
@@ -69,8 +70,8 @@ def read_records(directory: Path) -> Records:
     summary, classes = run.summary(), directory / "class_map.json"
     found = {split: saved_predictions.read(run.predictions, split) for split in SPLITS}
     written = [path for name in ("config.yaml", "metrics.csv", "summary.json") if (path := directory / name).exists()]
-    return Records(
-        directory=directory if directory.name not in ("", "..") else directory.resolve(),  # its name is the page's
+    return ReportData(
+        directory=directory if directory.name not in ("", "..") else directory.resolve(),  # the page shows its name
         config=config,
         summary=summary,
         history=read_history(run.metrics()),
@@ -88,8 +89,8 @@ class Status(NamedTuple):
     text: str
 
 
-def status(records: Records) -> Status:
-    """How the run stands."""
+def status(records: ReportData) -> Status:
+    """The status of the run: running, finished, stopped or failed."""
     reason, done = records.summary.get("exit_reason"), len(records.history)
     progress = f"{done} of {records.config.get('epochs')} epochs done"
     if reason is None:
@@ -109,9 +110,10 @@ def status(records: Records) -> Status:
 
 @dataclass(frozen=True)
 class SizeResult:
-    """What the best model reaches at one size; `splits` holds top1, top5, loss, ece (percent, percent, nats, percent).
+    """Metrics of the best model at one size.
 
-    And `unreadable`, how many images were left out, if any. `place` decides its color.
+    `splits` holds, per split, top1, top5 and ece in percent, loss in nats, and `unreadable`, the number of images
+    left out, if any. `place` is the index of the scale, which determines its color.
     """
 
     name: str
@@ -121,7 +123,7 @@ class SizeResult:
     norm_from: int | None
 
 
-def rows(records: Records) -> list[SizeResult]:
+def rows(records: ReportData) -> list[SizeResult]:
     """A row for each size at which the best model was evaluated."""
     best, history, found = records.best_row, records.history, []
     for place, name in enumerate(records.scales):
@@ -144,16 +146,16 @@ def rows(records: Records) -> list[SizeResult]:
     return found
 
 
-class Part(NamedTuple):
-    """A share of the run's time."""
+class TimePart(NamedTuple):
+    """The time of one activity; `share` is its part of the wall time, 0 to 1."""
 
     name: str
     seconds: float
     share: float
 
 
-def time_parts(history: History) -> list[Part]:
-    """Where the wall time went: as finely as it was recorded."""
+def time_parts(history: History) -> list[TimePart]:
+    """Wall time by activity, as detailed as it was recorded."""
     wall, train = history.get("wall_seconds"), history.per_epoch("train_seconds")
     if wall is None or train is None or not wall[-1] > 0:
         return []
@@ -170,11 +172,11 @@ def time_parts(history: History) -> list[Part]:
     total = max(float(wall[-1]), sum(seconds for _, seconds in parts))
     rest = total - sum(seconds for _, seconds in parts)
     parts.append(("the rest" if len(parts) > 1 else "evaluation, checkpoints and the rest", rest))
-    return [Part(name, seconds, seconds / total) for name, seconds in parts if seconds > 0.001 * total]
+    return [TimePart(name, seconds, seconds / total) for name, seconds in parts if seconds > 0.001 * total]
 
 
 class Value(NamedTuple):
-    """One setting; `changed`: somebody chose another than the default."""
+    """One setting; `changed`: it differs from the default."""
 
     name: str
     text: str
@@ -182,7 +184,7 @@ class Value(NamedTuple):
 
 
 def settings_of(config: dict[str, Any]) -> list[tuple[str, list[Value]]]:
-    """Every setting under its section, those of the strategy first."""
+    """Every setting by section, those of the strategy first."""
     defaults = _defaults(config)
     sections = [(section.__name__, tuple(section.__annotations__)) for section in SECTIONS]
     known = {name for _, names in sections for name in names}
@@ -200,12 +202,12 @@ def settings_of(config: dict[str, Any]) -> list[tuple[str, list[Value]]]:
     ]
 
 
-# What a run fills in where it is left open: config.yaml does not tell whether somebody chose it.
+# Settings that a run fills in if unset: config.yaml does not show whether the user set them.
 FILLED_IN = ("amp", "cache", "img_size", "synthetic_count", "synthetic_size")
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What each setting is where nobody chooses it, in view of the others; nothing of those that this cannot tell."""
+    """The default of each setting, given the others; settings without a known default are left out."""
     chosen = make_settings({name: value for name, value in config.items() if name in Settings.model_fields})
     of_settings = {
         name: field.get_default(call_default_factory=True, validated_data=dict(chosen))
@@ -213,10 +215,10 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         if name not in FILLED_IN
     }
     kind = STRATEGIES.get(str(config.get("strategy")))
-    if kind is None:  # one of the user's own, whose defaults only its class knows
+    if kind is None:  # a user's own strategy: only its class holds its defaults
         return of_settings
     of_strategy = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
-    usual = SingleScale if kind is SingleScale else Simultaneous  # of the recipe
+    usual = SingleScale if kind is SingleScale else Simultaneous  # the recipe's default
     scales = list(default_scales(config.get("data_root", SYNTHETIC)))
     return {**of_settings, **of_strategy, "strategy": usual.name, "scales": scales}
 
@@ -231,8 +233,8 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def commands(records: Records) -> list[tuple[str, str]]:
-    """What each one does, and the command: to repeat the run, to use it, to write this page again."""
+def commands(records: ReportData) -> list[tuple[str, str]]:
+    """(purpose, command) pairs: to repeat the run and to write this page again."""
     run, summary = str(records.directory), records.summary
     processes, device = summary.get("processes", 1), summary.get("device")
     kind = {"cpu": "cpu", "cuda": "gpu"}.get(str(device))
@@ -243,7 +245,7 @@ def commands(records: Records) -> list[tuple[str, str]]:
         launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
     recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
     again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
-    known = records.config.get("strategy") in STRATEGIES  # recipes cannot train one of the user's own
+    known = records.config.get("strategy") in STRATEGIES  # recipes cannot train a user's own strategy
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
         ("Write this page again", shlex.join(["python", "recipes/report.py", run])),

@@ -1,6 +1,6 @@
-"""A figure as SVG to be set into a page: its text is text, its colors are the page's.
+"""A Matplotlib figure as SVG for embedding in a page: text stays text, and the page's variables set the colors.
 
-It is as wide as a phone's page, so that its text needs no scaling; the page sets figures side by side.
+A figure is as wide as a phone's screen, so that its text needs no scaling; the page places figures side by side.
 """
 
 import io
@@ -14,15 +14,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
-# Colors of the page, which differ between light and dark: drawn as these, and replaced by the page's variables.
+# Placeholders for colors that differ between light and dark pages; the page's variables replace them.
 INK, MUTED, FAINT = "#010101", "#010102", "#010103"
 VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint"}
-SCALE = "#0102"  # then two digits: the scale's place, ascending
+SCALE = "#0102"  # then two digits: the index of the scale, ascending
 WIDTH, HEIGHT = 400, 230  # px
 LEFT, RIGHT, TOP, BOTTOM = 46, 50, 22, 38  # margins, px
 TEXT = 12  # px
 STYLE: dict[str, Any] = {
-    "figure.dpi": 72,  # of SVG: so points are px
+    "figure.dpi": 72,  # the resolution of SVG, so that points are px
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": TEXT,
@@ -53,7 +53,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-# From small scales to large ones; lightness runs one way, so that they differ without hue, too.
+# From small scales to large ones; lightness is monotonic, so that the colors differ without hue, too.
 RAMPS = {"light": ("#a36200", "#c2416f", "#5a3fc0"), "dark": ("#f5c04a", "#f081a4", "#9a8cff")}
 
 
@@ -63,19 +63,19 @@ def milliseconds(value: float) -> str:
 
 
 def scale_colors(count: int, scheme: str) -> list[str]:
-    """What the colors of so many scales are on a light or dark page."""
+    """Hex colors of `count` scales, on a page whose `scheme` is light or dark."""
     ramp = LinearSegmentedColormap.from_list(scheme, RAMPS[scheme])
     return [to_hex(ramp(place / max(1, count - 1) if count > 1 else 1.0)) for place in range(count)]
 
 
 def scale_color(place: int) -> str:
-    """The color of a scale, in every plot."""
+    """Placeholder for the color of a scale, the same in every plot."""
     return f"{SCALE}{place:02d}"
 
 
 @contextmanager
 def drawing(name: str, description: str, height: int = HEIGHT, top: int = TOP) -> Iterator[tuple[Figure, list[str]]]:
-    """A figure in our style; what it became, once the block ends, is the list's only element."""
+    """Yield a figure in the report's style and an empty list, which gets the SVG text when the block ends."""
     svg: list[str] = []
     style: Any = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):
@@ -90,7 +90,7 @@ def drawing(name: str, description: str, height: int = HEIGHT, top: int = TOP) -
 
 
 def _for_a_page(svg: str, description: str) -> str:
-    """The file's `<svg>` element with what a page needs: no namespaces, no fixed size, the page's colors."""
+    """The `<svg>` element, adapted to a page: no namespaces, no fixed size, the page's colors."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"/>| transform="rotate\(-0 [^"]*"', "", re.sub(r'<g id="[^"]*">', "<g>", svg))

@@ -1,0 +1,50 @@
+"""Checks of arguments against each other, for flags before heavy imports and for Python callers. Free of torch.
+
+All raise InputError in the words of the command line.
+"""
+
+from collections.abc import Sequence
+
+from toolkit.system.errors import InputError
+
+
+def check_ascending(flag: str, sizes: Sequence[int] | None) -> None:
+    if sizes is not None and list(sizes) != sorted({*sizes}):
+        raise InputError(f"{flag} {','.join(map(str, sizes))}: sizes must be ascending")
+
+
+def check_cascade(sizes: Sequence[int] | None, confidence: float | None) -> None:
+    check_ascending("--cascade", sizes)
+    if sizes is not None and len(sizes) < 2:
+        given = ",".join(map(str, sizes))
+        raise InputError(f"--cascade {given}: needs two sizes or more, such as 64,224; for one size take --scales")
+    if sizes is None and confidence is not None:
+        raise InputError(f"--confidence {confidence:g} would be ignored: it needs --cascade")
+
+
+def check_evaluate(
+    scales: Sequence[int] | None, cascade: Sequence[int] | None, confidence: float | None, max_loss: float | None
+) -> None:
+    check_ascending("--scales", scales)
+    check_cascade(cascade, confidence)
+    if max_loss is not None and (cascade is None or confidence is not None):
+        raise InputError(f"--max-loss {max_loss:g} would be ignored: it needs --cascade without --confidence")
+
+
+def check_predict(
+    paths: Sequence[str], scales: Sequence[int] | None, cascade: Sequence[int] | None, confidence: float | None
+) -> None:
+    check_ascending("--scales", scales)
+    check_cascade(cascade, confidence)
+    if cascade is not None and scales is not None:
+        raise InputError("--scales would be ignored with --cascade: drop one of them")
+    if not paths:
+        raise InputError("PATH is missing: name images, or folders of them, after RUN")
+
+
+def check_output(output: str, overwrite: bool) -> None:
+    """The file of predictions; `-` is standard output."""
+    if output != "-" and not output.endswith((".csv", ".jsonl")):
+        raise InputError(f"--output {output}: must end in .csv or .jsonl")
+    if output == "-" and overwrite:
+        raise InputError("--overwrite would be ignored: it needs --output")

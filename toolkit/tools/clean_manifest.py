@@ -1,0 +1,96 @@
+"""Manifests of the images that a scan found worth keeping: training reads them as its data."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from toolkit.data.sources.index import ALONE, Index
+from toolkit.data.sources.labels import CLASS_NAMES
+from toolkit.data.sources.survey import Survey
+from toolkit.system import files
+from toolkit.system.errors import InputError
+from toolkit.tools.prediction_rows import csv_line
+from toolkit.tools.scan_report import ScanReport
+
+IMAGES = "images"  # the link in a manifest's folder to the data set
+
+
+def refuse_manifest(found: Survey, folder: Path) -> None:
+    """Raise InputError where no manifest could be written into `folder`: better before the scan than after it."""
+    if folder.exists():
+        raise InputError(f"--write-manifest: {folder} is there already: give another --output-dir")
+    indices = found.splits.values()
+    if len({index.root for index in indices}) != 1 or any((index.container != ALONE).any() for index in indices):
+        raise InputError(f"--write-manifest: the images of {found.source} are not files of one folder")
+
+
+def write_manifest(report: ScanReport, folder: Path) -> None:
+    """`train.csv`, ... of the images worth keeping, and the names of their classes; `--data-root` on it trains.
+
+    Paths in a manifest must not lead out of its folder: it gets a link to the data set. Raises InputError where what
+    is left could not be trained on.
+    """
+    kept = {split: index.take(report.kept[split]) for split, index in report.indices.items()}
+    left = {split: {*index.labels.tolist()} for split, index in kept.items()}
+    labels = sorted(left["train"])
+    counts = Counter(kept["train"].labels.tolist())
+    rules = [
+        *([f"{len(labels)} class would be left in train"] if len(labels) < 2 else []),
+        *(
+            f"class {report.classes[label]!r} would have no image in val"
+            for label in labels
+            if label not in left.get("val", labels)
+        ),
+        *(
+            f"class {report.classes[label]!r} would have 1 image in train, too few to hold one out for validation"
+            for label in labels
+            if "val" not in left and counts[label] == 1
+        ),
+    ]
+    if rules:
+        raise InputError(f"--write-manifest: {rules[0]}: mend that in {report.source}")
+    staging = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        _fill(staging, kept, labels, report)
+        os.replace(staging, folder)
+    except OSError as error:
+        raise InputError(f"--write-manifest: {error.filename or staging}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fill(folder: Path, kept: dict[str, Index], labels: Sequence[int], report: ScanReport) -> None:
+    """The manifests of what is kept, of the classes `labels` only."""
+    try:
+        (folder / IMAGES).symlink_to(Path(report.indices["train"].root).resolve(), target_is_directory=True)
+    except OSError as error:
+        raise InputError(f"--write-manifest: no link can be made in {folder.parent}: {error.strerror}") from None
+    _write_names(folder / CLASS_NAMES, [report.classes[label] for label in labels])
+    number = {label: new for new, label in enumerate(labels)}
+    for split, index in kept.items():
+        if not len(index):  # of a test split nothing may be left
+            continue
+        rows = zip(index.names, index.labels.tolist(), strict=True)
+        _write_csv(folder / f"{split}.csv", ((name, number[label]) for name, label in rows if label in number))
+
+
+def _write_names(file: Path, names: Sequence[str]) -> None:
+    """Raises InputError where a name would be read back as another: it ends in a space, say, or is not UTF-8."""
+    for name in names:
+        if name.encode("utf-8", "replace").decode("utf-8-sig").splitlines() != [name] or name != name.strip():
+            raise InputError(f"--write-manifest: class {name!r} cannot stand in {CLASS_NAMES}: rename it in the data")
+    files.write_text(file, "".join(f"{name}\n" for name in names))
+
+
+def _write_csv(file: Path, rows: Iterable[tuple[str, int]]) -> None:
+    cells = (("filepath", "label"), *((f"{IMAGES}/{name}", label) for name, label in rows))
+    try:
+        text = "".join(map(csv_line, cells))
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"--write-manifest: {file.name} would be in UTF-8, and the name of an image is not") from None
+    files.write_text(file, text)

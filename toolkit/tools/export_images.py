@@ -1,0 +1,87 @@
+"""Images of the run that an export is checked on, and how far other preprocessing is from evaluation's."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from toolkit.data.images import views
+from toolkit.data.images.header import UNREADABLE
+from toolkit.data.loading.batches import EvalBatchBuilder, load
+from toolkit.data.loading.reader import ImageReader
+from toolkit.data.sources.index import Splits
+from toolkit.data.sources.read import read_bytes
+from toolkit.system.errors import InputError
+from toolkit.tools.export_formats import answer
+from toolkit.tools.loaded_run import LoadedRun
+from toolkit.tools.model_card import Gap
+from toolkit.tools.timm_model import TimmModel, middle
+
+IMAGES = 32  # of the check, where there are so many
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """The same N images: `ours` uint8, as evaluation decodes them; the others normalized.
+
+    `by_card` are made by the model card's lines, `by_timm` by timm's transform alone; NaN where PIL cannot read one.
+    """
+
+    ours: Tensor
+    by_card: Tensor
+    by_timm: Tensor
+
+
+def read_check_images(splits: Splits, model: TimmModel) -> CheckImages:
+    """Images of validation, and where these are few, of test and train; raises InputError where none can be read.
+
+    Images are mostly in the order of their classes, so that every k-th is of all classes.
+    """
+    ours: list[Tensor] = []
+    theirs: list[tuple[Tensor, Tensor]] = []
+    transform = model.transform()
+    for index in (splits.val, splits.test, splits.train):
+        count = min(IMAGES - len(theirs), 0 if index is None else len(index))
+        if index is None or not count:
+            continue
+        ids = np.linspace(0, len(index) - 1, count).astype(np.int64)
+        batch = load(EvalBatchBuilder(ImageReader(index), (model.size,), leave_out=True), ids)
+        ours.append(batch.images[model.size])
+        theirs += [_by_pil(read_bytes(index, i), transform, model.size) for i in batch.ids.tolist()]
+    if not theirs:
+        raise InputError(f"{splits.source}: no image can be read, so nothing can be checked")
+    by_card, by_timm = (torch.stack(tensors) for tensors in zip(*theirs, strict=True))
+    return CheckImages(torch.cat(ours), by_card, by_timm)
+
+
+def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:
+    """3 x S x S as the model card makes it, and as timm does; NaN where PIL cannot read the image."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            with Image.open(io.BytesIO(content)) as file:
+                image = ImageOps.exif_transpose(file).convert("RGB")
+        except UNREADABLE:
+            nothing = torch.full((3, size, size), torch.nan)
+            return nothing, nothing
+    return transform(middle(image)), transform(image)
+
+
+def measure_gap(loaded: LoadedRun, ours: Tensor, theirs: Tensor) -> Gap:
+    """How far another preprocessing is from evaluation's, on images that both can read; `ours` uint8."""
+    there = ~theirs.isnan().any(dim=(1, 2, 3))
+    theirs, ours = theirs[there], views.normalize(ours[there], loaded.mean, loaded.std)
+    levels = 255 * (theirs - ours).abs() * loaded.std[:, None, None]
+    by_theirs, by_ours = (answer(lambda batch: loaded.model(batch)[0], x).softmax(1) for x in (theirs, ours))
+    return Gap(
+        images=len(theirs),
+        mean_levels=float(levels.mean()),
+        most_levels=float(levels.max()),
+        same=int((by_theirs.argmax(1) == by_ours.argmax(1)).sum()),
+        probability=float((by_theirs - by_ours).abs().max()),
+    )

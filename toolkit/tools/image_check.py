@@ -1,0 +1,87 @@
+"""One image of a data set, read and decoded once: its faults, and a digest of its content."""
+
+import hashlib
+import io
+from pathlib import PurePath
+from typing import NamedTuple
+
+import simplejpeg
+
+from toolkit.data.images.decode import DAMAGE, WHOLE, read_pixels
+from toolkit.data.images.header import Header, TooLargeError, read_header
+from toolkit.data.sources.index import Index
+from toolkit.data.sources.read import read_bytes
+from toolkit.system.errors import BadSampleError
+
+DIGEST_BYTES = 16
+BAD = ("unreadable", "empty", "truncated", "damaged", "too large")  # kinds of images that cannot be used
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+    ".avif": "AVIF",
+}
+
+
+class ImageCheck(NamedTuple):
+    """`kind` and `reason` of a fault, `digest` of the content of a good image."""
+
+    size: int = 0  # bytes
+    header: Header | None = None
+    digest: bytes = b""
+    kind: str = ""
+    reason: str = ""
+
+
+def examine(index: Index, i: int) -> ImageCheck:
+    """One image, read once."""
+    try:
+        content = read_bytes(index, i)
+    except BadSampleError as error:
+        return ImageCheck(kind="unreadable", reason=error.reason)
+    if not content:
+        return ImageCheck(kind="empty", reason="the file is empty")
+    size, header = len(content), None
+    try:
+        header = read_header(io.BytesIO(content))
+        damage = _decode(content, header)
+    except TooLargeError as error:
+        return ImageCheck(size, kind="too large", reason=str(error))
+    except ValueError as error:
+        kind = "damaged" if DAMAGE.match(str(error)) else "unreadable"
+        return ImageCheck(size, header, kind="truncated" if _is_cut(content, str(error)) else kind, reason=str(error))
+    if damage:
+        return ImageCheck(size, header, kind="damaged", reason=damage)
+    digest = hashlib.sha256(content).digest()[:DIGEST_BYTES]
+    promised = FORMATS.get(PurePath(index.names[i]).suffix.lower(), header.form)
+    if promised != header.form:
+        return ImageCheck(size, header, digest, "wrong type", f"the content is {header.form}, the name says {promised}")
+    return ImageCheck(size, header, digest)
+
+
+def _decode(content: bytes, header: Header) -> str:
+    """What the decoder warned of in an image that training would accept; raises ValueError where it would not."""
+    if header.form != "JPEG" or header.mode not in ("L", "RGB"):
+        read_pixels(content)
+        return ""
+    try:
+        simplejpeg.decode_jpeg(content, "RGB", **WHOLE)
+    except (ValueError, KeyError) as error:
+        read_pixels(content)
+        return str(error) if str(error).startswith("Corrupt JPEG data") else ""  # bytes left over before the end
+    return ""
+
+
+def _is_cut(content: bytes, reason: str) -> bool:
+    """Whether an unreadable file is the beginning of a readable one, as far as that can be told."""
+    if content[:4] == b"RIFF":  # WebP says how long it is
+        return int.from_bytes(content[4:8], "little") + 8 > len(content)
+    if content[:3] == b"\xff\xd8\xff" and not content.rstrip(b"\0").endswith(b"\xff\xd9"):
+        return True
+    return "truncated" in reason.lower()

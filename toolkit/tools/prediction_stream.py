@@ -1,0 +1,98 @@
+"""Rows of predictions for files on a disk, batch after batch: each file is read and decoded once, then forgotten."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.data.images.decode import decode
+from toolkit.data.images.header import read_header
+from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder
+from toolkit.data.loading.workers import by_threads
+from toolkit.data.sources.index import Index
+from toolkit.data.sources.paths import Listed
+from toolkit.data.sources.read import read_bytes
+from toolkit.models.cascade import Cascade
+from toolkit.models.evaluator import Evaluator
+from toolkit.system.errors import BadSampleError
+from toolkit.tools.prediction_rows import PredictionRow
+
+TOP = 5  # classes in the row of an image
+
+
+class Files:
+    """Images that are read once: header and pixels together, where an index would read headers first."""
+
+    def __init__(self, index: Index, unreadable: Mapping[int, str]) -> None:
+        self.index, self._unreadable = index, unreadable
+
+    def whole(self, i: int) -> np.ndarray:
+        """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+        if i in self._unreadable:
+            raise BadSampleError(self.index.names[i], self._unreadable[i])
+        content = read_bytes(self.index, i)
+        try:
+            return decode(content, orientation=read_header(io.BytesIO(content)).orientation)
+        except ValueError as error:
+            raise BadSampleError(self.index.names[i], str(error)) from None
+
+
+@dataclass(frozen=True)
+class PredictionStream:
+    """The model, the cascade and the names of the classes, ready to predict the images of `listed`."""
+
+    evaluator: Evaluator
+    cascade: Cascade
+    classes: tuple[str, ...]
+    listed: Listed
+
+    @property
+    def top(self) -> int:
+        """Classes in each row."""
+        return min(TOP, len(self.classes))
+
+    @property
+    def rounds(self) -> int:
+        """Batches on each process; some get no images in the last one."""
+        return -(-len(self.listed.names) // (self.evaluator.batch_size * self.evaluator.accelerator.num_processes))
+
+    def rows(self) -> Iterator[list[PredictionRow]]:
+        """The rows of this process's batches: every n-th batch of n processes."""
+        names, size, accelerator = self.listed.names, self.evaluator.batch_size, self.evaluator.accelerator
+        firsts = range(accelerator.process_index * size, len(names), size * accelerator.num_processes)
+        batches = [np.arange(first, min(first + size, len(names))) for first in firsts]
+        builder = EvalBatchBuilder(self._files(), self.cascade.sizes, leave_out=True)
+        loaded = by_threads(batches, builder, self.evaluator.threads, self.evaluator.timeout_s)
+        for ids, batch in zip(batches, loaded, strict=True):
+            rows = {int(i): row for i, row in zip(batch.ids, self._predicted(batch), strict=True)}
+            missing = [i for i in ids.tolist() if i not in rows]
+            rows |= {
+                i: PredictionRow(names[i], error=reason) for i, (_, reason) in zip(missing, batch.bad, strict=True)
+            }
+            yield [rows[i] for i in ids.tolist()]
+
+    def _files(self) -> Files:
+        here = str(Path.cwd())[1:]
+        names, unreadable = self.listed.names, self.listed.unreadable
+        inside = [name[1:] if name.startswith("/") else f"{here}/{name}" for name in names]
+        reasons = {i: unreadable[name] for i, name in enumerate(names) if name in unreadable}
+        return Files(Index.of_files(Path("/"), inside, [0] * len(inside)), reasons)
+
+    def _predicted(self, batch: EvalBatch) -> list[PredictionRow]:
+        """One row for each image that was read."""
+        if not len(batch.ids):
+            return []
+        probabilities, exit_index = self.cascade.predict(self.evaluator, batch.images)
+        best = probabilities.topk(self.top, 1)
+        sizes = ["+".join(map(str, spec.sizes)) for spec in self.cascade.exits]
+        return [
+            PredictionRow(self.listed.names[i], self._named(labels, values), sizes[place])
+            for i, labels, values, place in zip(
+                batch.ids.tolist(), best.indices.tolist(), best.values.tolist(), exit_index, strict=True
+            )
+        ]
+
+    def _named(self, labels: Sequence[int], values: Sequence[float]) -> tuple[tuple[str, float], ...]:
+        return tuple(zip([self.classes[label] for label in labels], values, strict=True))

@@ -1,0 +1,58 @@
+"""Counts of a call of `predict`, and the lines that report them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from toolkit.models.cascade import saving
+from toolkit.tools.prediction_rows import STDOUT
+
+
+@dataclass(frozen=True)
+class PredictionSummary:
+    """Of `images` that were named, `read` are predicted and `bad` cannot be read, the first for `first_error`.
+
+    `left_out`: other files in the folders. `exits`: images that left the cascade at each size, as the column `size`
+    has it. `stopped`: Ctrl-C ended it early; `closed`: the reader of standard output left. `cascade`: its sizes, px,
+    empty without one; `gmacs`: 10^9 multiply-adds of one image by size; `norm_from`: sizes that the run was not
+    trained at, and the size whose normalization they took.
+    """
+
+    output: str
+    images: int
+    read: int
+    bad: int
+    first_error: str
+    left_out: int
+    exits: Mapping[str, int]
+    stopped: bool
+    closed: bool
+    cascade: tuple[int, ...]
+    gmacs: Mapping[int, float]
+    norm_from: Mapping[int, int]
+
+    @property
+    def none_read(self) -> bool:
+        """Whether every image was tried and none can be read."""
+        return bool(self.bad) and not self.read and not self.stopped
+
+    def lines(self) -> Iterator[str]:
+        if self.stopped:
+            yield f"stopped   after {self.read + self.bad} of {self.images} images"
+        where = "" if self.output == STDOUT else f", written to {self.output}"
+        bad = f", {self.bad} cannot be read (column error)" if self.bad else ""
+        left_out = f", {self.left_out} other files left out" if self.left_out else ""
+        yield f"images    {self.read} predicted{bad}{left_out}{where}"
+        if self.cascade and self.read:
+            yield self._cascade_line()
+        for size, scale in self.norm_from.items():
+            yield f"{f'{size} px':9} normalization of {scale} px: the run was not trained at {size} px"
+
+    def _cascade_line(self) -> str:
+        last = self.cascade[-1]
+        shares = [self.exits.get(str(size), 0) / self.read for size in self.cascade]
+        costs = np.cumsum([self.gmacs[size] for size in self.cascade])
+        decided = "  ".join(f"{size} px {100 * part:.1f}%" for size, part in zip(self.cascade, shares, strict=True))
+        saved = saving(float(costs @ shares), self.gmacs[last])
+        return f"cascade   decided at {decided}: {saved} compute than {last} px alone"
