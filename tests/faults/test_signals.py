@@ -298,7 +298,7 @@ def test_two_ranks_save_the_same_step_when_one_process_is_signaled(tmp_path: Pat
         os.kill(pid, number)
         text, _ = process.communicate(timeout=PATIENCE_S)
         assert gone(output)
-    assert "Traceback" not in text.split("error: preempted")[0]
+    assert "Traceback" not in text.split("error: stopped")[0]
     assert not list(output.glob(".tmp-*"))
     reason = json.loads((output / "summary.json").read_text())["exit_reason"].removeprefix("preempted by ")
     assert reason in {"SIGTERM", "another process of this run", "the end of the launcher"}
