@@ -69,10 +69,11 @@ def forks(cache: Path) -> Iterator[None]:
 def brief(request: pytest.FixtureRequest) -> Iterator[None]:
     """Training in this process leaves out a second of each run's end that few tests look at.
 
-    No page is written, unless the module is marked `pages`; latency is timed by as few forwards as may be.
+    No page is written, unless the module is marked `pages`; times of a forward are those of as few as may be.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("toolkit.models.evaluator.LATENCY_S", 0.0)
+        patch.setattr("toolkit.tools.inference_cost.TIMED_S", 0.0)
         if request.node.get_closest_marker("pages") is None:
             patch.setattr("toolkit.runs.report.write_report", lambda directory: directory / "report.html")
         yield
