@@ -5,7 +5,8 @@ python benchmarks/same_training.py OLD_CHECKOUT NEW_CHECKOUT [--cases NAME ...] 
 Compared are all tensors of the newest checkpoint and of the best model, the progress that the checkpoint holds, every
 line of samples.jsonl (images, their checksums, learning rates), the columns of metrics.csv, the metrics of summary.json
 and every prediction. What clocks and memory measure is left out. RENAMED maps names of the old checkout to those of the
-new one. Exit code: 0 nothing differs; 1 something does, or a control (another seed) does not.
+new one. With --speed N instead: both train the demo's model N times in turn, and the ratios of their times are printed.
+Exit code: 0 nothing differs; 1 something does, or a control (another learning rate) does not.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -191,12 +193,50 @@ def differences(old: Path, new: Path) -> tuple[int, list[str]]:
     return len(before), sorted(strange)
 
 
+def speed(old: Path, new: Path, pairs: int) -> None:
+    """Ratios new over old, pair by pair: of training alone, of the whole process, and of `--help`."""
+    demo = Case("multiscale", ("--synthetic-count", "1500", "--epochs", "1", "--consistency-weight", "0"))
+    ratios: dict[str, list[float]] = {"training": [], "process": [], "--help": []}
+    with tempfile.TemporaryDirectory() as place:
+        for pair in range(pairs + 1):  # the first one draws the images and warms up
+            seconds: dict[str, list[float]] = {name: [] for name in ratios}
+            for checkout in (old, new) if pair % 2 else (new, old):
+                folder = Path(place, f"{pair}-{'new' if checkout is new else 'old'}")
+                started = time.perf_counter()
+                train(
+                    checkout, demo._replace(flags=(*demo.flags, "--batch-size", "64", "--synthetic-size", "64")), folder
+                )
+                seconds["process"].append(time.perf_counter() - started)
+                seconds["training"].append(json.loads((folder / "summary.json").read_text())["train_seconds"])
+                started = time.perf_counter()
+                words = [sys.executable, str(checkout / "recipes" / "multiscale.py"), "--help"]
+                environment = {**os.environ, "PYTHONPATH": str(checkout)}
+                subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, check=True)
+                seconds["--help"].append(time.perf_counter() - started)
+            if pair:
+                first_is_old = bool(pair % 2)
+                for name, (one, other) in seconds.items():
+                    ratios[name].append(other / one if first_is_old else one / other)
+                print(
+                    f"pair {pair}: " + ", ".join(f"{name} {found[-1]:.3f}" for name, found in ratios.items()),
+                    flush=True,
+                )
+    for name, found in ratios.items():
+        print(
+            f"{name:9} {statistics.median(found):.3f} ({min(found):.3f} - {max(found):.3f}), new over old, median of {pairs}"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, metavar="OLD_CHECKOUT")
     parser.add_argument("new", type=Path, metavar="NEW_CHECKOUT")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
+    parser.add_argument("--speed", type=int, metavar="N", help="compare times instead, in N pairs")
     options = parser.parse_args()
+    if options.speed:
+        speed(options.old.resolve(), options.new.resolve(), options.speed)
+        return 0
     failed = 0
     with tempfile.TemporaryDirectory() as place:
         for number, name in enumerate(options.cases):
