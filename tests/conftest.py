@@ -42,10 +42,16 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     # Each keeps to one core, with all that it starts: models this small take 1.7 times the CPU time with two threads.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
+    os.environ["PYTHONWARNINGS"] = "ignore:This DataLoader will create:UserWarning"  # more processes than that core
 os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
 # Threads that wait by spinning take the cores from those that work: 10x the time where anything else runs beside.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if WORKER:
+        config.addinivalue_line("filterwarnings", "ignore:This DataLoader will create:UserWarning")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,7 +65,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forks(cache: Path) -> Iterator[None]:
+def forks() -> Iterator[None]:
     """Processes of plain Python start in no time: see tests/forkserver.py."""
     with forkserver.serving():
         yield
@@ -69,10 +75,11 @@ def forks(cache: Path) -> Iterator[None]:
 def brief(request: pytest.FixtureRequest) -> Iterator[None]:
     """Training in this process leaves out a second of each run's end that few tests look at.
 
-    No page is written, unless the module is marked `pages`; latency is timed by as few forwards as may be.
+    No page is written, unless the module is marked `pages`; times of a forward are those of as few as may be.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("toolkit.models.evaluator.LATENCY_S", 0.0)
+        patch.setattr("toolkit.tools.inference_cost.TIMED_S", 0.0)
         if request.node.get_closest_marker("pages") is None:
             patch.setattr("toolkit.runs.report.write_report", lambda directory: directory / "report.html")
         yield

@@ -55,6 +55,7 @@ def summary(output: Path) -> dict[str, Any]:
     return json.loads((output / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
     data = write_folders(tmp_path / "data", SPLITS)
     bad = {"train/cat/3.png", "train/dog/5.png", "val/dog/1.png", "test/cat/0.png"}

@@ -83,10 +83,8 @@ def check_aim(run: Run, delivered: list[dict[str, Any]]) -> None:
     assert (sizes[0] != sizes[1]) == (run.strategy == "progressive")
 
 
-NAMES = ["after a phase", *(pytest.param(name, marks=pytest.mark.slow) for name in AIMS if name != "after a phase")]
-
-
-@pytest.mark.parametrize("name", [*AIMS, *MORE] if ALL else NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*AIMS, *MORE] if ALL else AIMS)
 def test_a_run_sees_the_same_images_and_ends_alike_when_it_is_killed(
     undisturbed: Callable[[str, Settings], dict[str, Any]], tmp_path, name: str
 ):

@@ -91,6 +91,7 @@ def test_a_run_ends_elsewhere_when_weights_are_not_put_back(whole: Run, tmp_path
     assert mine["model.safetensors"] != theirs["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_run_ends_alike_when_it_is_asked_to_stop_in_training_and_in_evaluation(whole: Run, tmp_path: Path):
     """Saved where it stands, at any step, also where an epoch is trained but not evaluated: no step is repeated."""
     if not ALL and whole.strategy != "simultaneous":

@@ -70,6 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1] if ALL else [1])
 def test_two_processes_end_alike_when_one_was_killed(whole: Run, tmp_path: Path, rank: int):
     run = Run(whole.strategy, tmp_path / "killed")

@@ -196,7 +196,9 @@ def listen(*lines: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("before", ["preemption.ask('a notice')", "signaled(signal.SIGUSR2)"])
+@pytest.mark.parametrize(
+    "before", ["preemption.ask('a notice')", pytest.param("signaled(signal.SIGUSR2)", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 128 + signal.SIGTERM)])
 def test_only_signals_to_this_process_count_when_it_was_to_stop_already(before: str, signals: int, code: int):
     assert listen(before, f"time.sleep({DISTINCT_S})", *["signaled()"] * signals).returncode == code
@@ -206,12 +208,14 @@ def test_signals_of_one_event_count_once_when_a_launcher_passes_them_on():
     assert listen("os.kill(os.getpid(), signal.SIGINT)", "signaled()").returncode == 0
 
 
+@pytest.mark.slow
 def test_signals_to_a_forked_process_do_not_count_when_it_ends_by_them():
     fork = "pid = os.fork() or (time.sleep(0.2), signaled(), signaled(), os._exit(3))"
     ended = listen(fork, "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3", "signaled()")
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_a_process_leaves_at_once_when_its_second_signal_finds_it_waiting_for_others():
     """No handler runs there. It waits for a lock of the C library, which it holds itself, as it would for a peer."""
     stuck = "mutex = bytes(64); lock = ctypes.CDLL(None).pthread_mutex_lock; lock(mutex); lock(mutex)"
@@ -294,7 +298,7 @@ def test_two_ranks_save_the_same_step_when_one_process_is_signaled(tmp_path: Pat
         os.kill(pid, number)
         text, _ = process.communicate(timeout=PATIENCE_S)
         assert gone(output)
-    assert "Traceback" not in text.split("error: preempted")[0]
+    assert "Traceback" not in text.split("error: stopped")[0]
     assert not list(output.glob(".tmp-*"))
     reason = json.loads((output / "summary.json").read_text())["exit_reason"].removeprefix("preempted by ")
     assert reason in {"SIGTERM", "another process of this run", "the end of the launcher"}

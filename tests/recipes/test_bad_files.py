@@ -91,6 +91,7 @@ WAYS = {
     "processes": ("--cache", "auto", "--rand-augment", "5"),
     "disk-processes": ("--cache", "disk", "--rand-augment", "5"),
 }
+TESTED = [pytest.param(way, marks=[pytest.mark.slow] * (way in ("off", "disk-processes"))) for way in WAYS]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], P
     return of
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", TESTED)
 def test_a_neighbor_stands_in_and_nothing_else_moves_when_images_are_quarantined(trained, way: str):
     """The run over good data, where the same images are delivered but for the two, is the control."""
     good, bad = (delivered(trained(way, spoiled)) for spoiled in (False, True))
@@ -126,7 +127,7 @@ def test_a_neighbor_stands_in_and_nothing_else_moves_when_images_are_quarantined
         assert all(digest == pixels[step // 3, sample] for sample, digest in found)  # that image, not another
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", TESTED)
 def test_each_bad_file_is_listed_once_with_its_reason_when_images_are_quarantined(trained, way: str):
     found = listed(trained(way, True))
     assert found.keys() == BAD.keys()

@@ -139,6 +139,7 @@ def test_a_ramp_trains_when_plain_python_starts_the_recipe(run: Runner, tmp_path
     assert "progressive ramp 16 -> 32 px" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_toolkit_trains_from_python_when_imported(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "import sys\n"

@@ -321,7 +321,7 @@ def test_trackio_is_refused_when_it_would_send_a_run_away(
 def test_the_workspace_has_the_five_sections_when_it_is_written_offline(tmp_path: Path):
     file = tmp_path / "layout.json"
     command = [sys.executable, str(ROOT / "recipes/wandb_dashboard.py"), "me/toolkit", "--output", str(file)]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
+    forkserver.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
     layout = json.loads(file.read_text())
     assert (layout["entity"], layout["project"]) == ("me", "toolkit")
     sections = layout["spec"]["section"]["panelBankConfig"]["sections"]
