@@ -1,11 +1,11 @@
-"""Can a small size answer for a large one? What a cascade saves on the built-in data, and what it costs.
+"""Compute saved and accuracy lost by a cascade on the built-in data.
 
 python benchmarks/cascade.py [RUN ...] [--seeds 3] [--max-loss 0] [--output-dir runs]   5 minutes a seed on two cores
 
-Trains at two sizes, once for each seed (or takes finished runs), chooses sizes and confidence on val, and reports on
-test; ends with 1 unless each saves half of the compute and loses at most half a point of top-1. The images are 96 px
-here: at half of that their textures can still be seen, as with photos at 112 of 224 px; of those at 64 px, which the
-demo draws, a half shows little (82% against 98.5%), and no confidence makes up for what cannot be seen.
+Trains at two sizes, once per seed (or takes finished runs), chooses sizes and confidence on val, and reports on test.
+The exit code is 1 unless every run saves half of the compute and loses at most half a point of top-1. The images are 96
+px here: at half that size their textures are still visible, as in photos at 112 of 224 px. At half of the demo's 64 px
+little is visible (82% against 98.5%), and no confidence threshold compensates for that.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ("--synthetic-size", "96", "--scales", "48,96", "--epochs", "10", "--log-with", "none")
-SAVED, LOST = 2.0, 0.5  # asked for: times less compute, points of top-1
-MAX_LOSS = 0.0  # points of top-1, on val; with more, 48 px alone is cheapest and nothing goes up
+SAVED, LOST = 2.0, 0.5  # targets: times less compute, points of top-1
+MAX_LOSS = 0.0  # points of top-1, on val; with more, 48 px alone is cheapest and no image moves up
 
 
 def call(script: str, *words: str) -> None:
@@ -35,7 +35,7 @@ def evaluated(run: Path, sizes: tuple[int, ...], max_loss: float) -> dict[str, A
 
 
 def ladders(run: Path, max_loss: float) -> dict[tuple[int, ...], dict[str, Any]]:
-    """A cascade for each choice of smaller sizes below the largest."""
+    """One cascade for each subset of the smaller sizes, followed by the largest."""
     summary = json.loads((run / "summary.json").read_text())
     sizes = sorted(int(name.removesuffix("px")) for name in summary["test"])
     smaller = [part for count in range(1, len(sizes)) for part in itertools.combinations(sizes[:-1], count)]

@@ -1,17 +1,17 @@
-"""What scaled decoding and tiers cost in accuracy, against decoding in full: a table of docs/results.md.
+"""Accuracy cost of scaled decoding and downscaled caches, against full decoding: a table of docs/results.md.
 
 python benchmarks/decode_accuracy.py [--out FILE.json] [--arms tier ...] [--quick]   about two hours on two cores
 
-Each case is a training by recipes/single_scale.py on images much larger than the training size: decoded in full, which
-has no flag and is done by taking the fractions away; at a fraction where the crop allows it (--cache off); from a tier
-(--cache disk); from smaller images in memory (--cache ram). The built-in data is drawn at 256 px. The photographs are
-scikit-learn's two: a class is a quarter of one of them, training crops come from the white and test crops from the
-black fields of a chessboard on it, enlarged.
+Each case trains recipes/single_scale.py on images much larger than the training size. Arms: decoded in full (no flag
+for this: the decoder's fractions are patched out); at a fraction if the crop allows it (--cache off); from the
+downscaled cache (--cache disk); from smaller images in memory (--cache ram). The built-in data is drawn at 256 px. The
+photographs are scikit-learn's two: each quarter of one is a class. A chessboard divides a quarter into fields; training
+crops come from white fields, test crops from black ones, enlarged.
 
-Sizes, crops, epochs and fields were chosen with images decoded in full only, so that seeds differ little. Left out: of
-the built-in data 32 px and smaller crops (73 and 93%); of the photographs 12, 35 and 70 fields, and training without a
-moving average of the weights (58 to 78%, up to 8 points between seeds). A case that stands in the output file is not
-run again.
+Sizes, crops, epochs and fields were chosen with full decoding only, so that seeds differ little. Rejected: for the
+built-in data 32 px and smaller crops (73 and 93%); for the photographs 12, 35 and 70 fields, and training without a
+moving average of the weights (58 to 78%, up to 8 points between seeds). A case that is already in the output file is
+not run again.
 """
 
 import argparse
@@ -36,21 +36,21 @@ from toolkit.data.sources.splits import open_splits
 
 ROOT = Path(__file__).parent.parent
 FULL, LIMIT = "in full", 1.0  # points of top-1
-ARMS = {FULL: "off", "scaled": "off", "tier": "disk", "memory": "ram"}  # to --cache
+ARMS = {FULL: "off", "scaled": "off", "tier": "disk", "memory": "ram"}  # arm: value of --cache
 IN_FULL = """
 import runpy, sys
-from toolkit.data import decode
+from toolkit.data.images import decode
 decode.SCALES, decode.CHROMA_MARGIN = (), float("inf")
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-FIELDS = (9, 13)  # of a chessboard on each quarter, rows and columns
-PHOTO_SIZE = 192  # px of a crop's file: about 8 times the photograph's own resolution
+FIELDS = (9, 13)  # rows and columns of the chessboard on each quarter
+PHOTO_SIZE = 192  # px of a crop's file: about 8 times the photograph's resolution
 COMPARED = 400  # images whose crops are compared
 
 
 class Case(NamedTuple):
-    """A data set and how it is trained, and with how many seeds."""
+    """A data set, its training settings, and the number of seeds."""
 
     seeds: int
     size: int  # px
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 
 def write_photographs(root: Path, train: int, test: int) -> None:
-    """So many crops of each quarter of each photograph: of its white fields to train, of its black ones to test."""
+    """Write `train` and `test` crops per quarter of each photograph: train from white fields, test from black ones."""
     for photo, pixels in enumerate(load_sample_images().images):
         height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
         for quarter in range(4):
@@ -81,14 +81,14 @@ def write_photographs(root: Path, train: int, test: int) -> None:
 
 
 def random_square(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Of random size and place in H x W x 3."""
+    """A square of random size and position from an H x W x 3 field."""
     side = rng.integers(round(0.8 * min(field.shape[:2])), min(field.shape[:2]) + 1)
     y, x = (rng.integers(length - side + 1) for length in field.shape[:2])
     return field[y : y + side, x : x + side]
 
 
 def cases(photographs: Path, share: int) -> dict[str, Case]:
-    """By name; `share` takes that part of the images."""
+    """Cases by name, with 1/`share` of the images."""
     count = 6000 // share
     write_photographs(photographs, 400 // share, 250 // share)
     builtin = {"synthetic_size": 256, "synthetic_count": count}
@@ -100,7 +100,7 @@ def cases(photographs: Path, share: int) -> dict[str, Case]:
 
 
 def run(case: Case, arm: str, seed: int) -> dict[str, float]:
-    """Train once: top-1 on the test images, and seconds of training."""
+    """Train once; return top-1 on the test images, and seconds of training."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in case.settings.items()]
     flags += [f"--cache={ARMS[arm]}", f"--seed={seed}", f"--epochs={case.epochs}", f"--img-size={case.size}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def run(case: Case, arm: str, seed: int) -> dict[str, float]:
 
 
 def closeness(case: Case) -> str:
-    """Scaled decoding against decoding in full, on crops as training draws them."""
+    """Compare scaled with full decoding, on crops drawn as in training: share of crops, mean and least PSNR."""
     index = open_splits(Settings(**case.settings), case.size).train
     index = index.take(np.linspace(0, len(index) - 1, COMPARED).astype(np.int64))
     boxes, _ = Augmenter(case.crop_scale, True, 0).draw(0, np.arange(len(index)), index.width, index.height, 1.0)
@@ -129,7 +129,7 @@ def closeness(case: Case) -> str:
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and its 95% interval by Student's t."""
+    """Mean, and its 95% confidence interval by Student's t."""
     mean, count = statistics.mean(differences), len(differences)
     if count < 2:
         return mean, float("-inf"), float("inf")

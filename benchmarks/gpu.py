@@ -1,6 +1,6 @@
-"""Throughput and memory of training on this machine's GPU, per scale, architecture and precision.
+"""Training throughput and memory on this machine's GPU, per scale, architecture and precision.
 
-python benchmarks/gpu.py [--arch resnet18 resnet50] [--batch-size 256]          prints Markdown with the card's name
+python benchmarks/gpu.py [--arch resnet18 resnet50] [--batch-size 256]          prints Markdown with the GPU's name
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Speed and memory of the input side, against timm's loader and torchvision's: a table of docs/results.md.
+"""Speed and memory of the input pipeline, against the loaders of timm and torchvision: a table of docs/results.md.
 
 python benchmarks/input_pipeline.py [--rounds 5] [--out FILE.json] [--quick]        about 12 minutes on two cores
 
-All loaders read the same JPEGs, made here, by two threads or workers: random resized crop (area .35-1) and mirror, to
-normalized float32 batches on the CPU. An epoch is the files four times over, by hard links, so that its start and end
-weigh little; workers persist where a loader offers it, and an epoch before the first round is not timed. In each round
-every contender runs once, in rotated order; a figure is the median over rounds of the ratio within a round. timm runs
-with its prefetcher (bytes from the workers, normalized in the main process: its default) and without, and the faster
-of the two counts. The main process normalizes with one thread and keeps freed memory, for all alike.
+All loaders read the same generated JPEGs with two threads or workers: random resized crop (area .35-1) and mirror, to
+normalized float32 batches on the CPU. An epoch reads every file four times, through hard links, so that its start and
+end matter little. Workers persist if the loader supports it, and one epoch before the first round is not timed. In each
+round every contender runs once, in rotated order; a metric is the median over rounds of the ratio within a round. timm
+runs with its prefetcher (bytes from the workers, normalized in the main process: its default) and without, and the
+faster of the two counts. For all contenders, the main process normalizes with one thread and keeps freed memory.
 """
 
 import argparse
@@ -48,16 +48,16 @@ from toolkit.training.step_plan import make_step_plan
 
 WORKERS = 2
 CROP_SCALE = 0.35
-PASSES = 4  # of the files in an epoch
+PASSES = 4  # reads of each file in an epoch
 MEAN, STD = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
 PAGE = os.sysconf("SC_PAGE_SIZE")
-MEMORY_EPOCHS, SETTLED = 80, 60  # epochs; growth is fitted to the last 20, when the allocator has seen all it can meet
+MEMORY_EPOCHS, SETTLED = 80, 60  # epochs; growth is fitted to the last 20, when the allocator has settled
 VERSIONS = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy")
 Contender = Callable[[], int]  # one epoch; returns the number of images
 
 
 class Files(NamedTuple):
-    """JPEGs of one size that the benchmark makes: how many different ones, how many links to them."""
+    """Generated JPEGs of one size, px: `count` different ones, `links` paths in total."""
 
     name: str
     width: int
@@ -67,7 +67,7 @@ class Files(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the table: `rounds` are the ratios, one a round."""
+    """A row of the table: `rounds` holds one ratio per round."""
 
     figure: str
     rounds: list[float]
@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
 
 def photo(sources: Sequence[np.ndarray], rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A window of a photograph, mirrored or not, resized to height x width x 3, with a sensor's grain."""
+    """A random window of a photograph, randomly mirrored, resized to height x width x 3, with sensor noise."""
     source = sources[rng.integers(len(sources))]
     side = rng.uniform(0.88, 1.0)  # 375 of the source's 427 px: small files are not enlarged
     h = int(side * min(source.shape[0], source.shape[1] * height / width))
@@ -94,7 +94,7 @@ def photo(sources: Sequence[np.ndarray], rng: np.random.Generator, width: int, h
 
 
 def write_files(folder: Path, files: Files) -> Path:
-    """A data set of two classes; prints the mean size of a file."""
+    """Write a data set of two classes; prints the mean file size."""
     sources, rng, root = load_sample_images().images, np.random.default_rng(0), folder / files.name
     for name in ("train/0", "train/1", "val/0", "val/1"):
         (root / name).mkdir(parents=True)
@@ -116,7 +116,7 @@ def write_files(folder: Path, files: Files) -> Path:
 
 
 def open_ours(root: Path, sizes: tuple[int, ...], batch_size: int, cache: str) -> tuple[DataPipeline, Contender]:
-    """Our feed as a training run opens it, and its epochs one after the other, views included."""
+    """The toolkit's pipeline as a training run opens it, and a function that reads its next epoch, including views."""
     settings = Settings(
         data_root=str(root),
         crop_scale=CROP_SCALE,
@@ -181,7 +181,7 @@ def image_folder(root: Path, size: int, batch_size: int) -> Contender:
 
 
 def seconds_per_image(contender: Contender, least_s: float) -> float:
-    """Over as many epochs as take `least_s` seconds."""
+    """Mean seconds per image, over as many epochs as take `least_s` seconds."""
     started, images = time.perf_counter(), 0
     while not images or time.perf_counter() - started < least_s:
         images += contender()
@@ -241,7 +241,7 @@ def large_row(root: Path, rounds: int, least_s: float) -> Row:
 
 
 def scan_row(root: Path, rounds: int) -> Row:
-    """`check_images` against decoding every file in full on the same cores."""
+    """Time of `check_images` against full decoding of every file, on the same cores."""
     paths = sorted(root.glob("train/*/*.jpg"))
 
     def decode_all() -> int:
@@ -257,13 +257,13 @@ def scan_row(root: Path, rounds: int) -> Row:
 
 
 def resident_mb() -> dict[str, float]:
-    """Memory of this process: all that is resident, and the part of it that forked processes would share, MB."""
+    """Resident memory of this process, and the part of it that is shared memory, MB."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "RssShmem")}
 
 
 def memory_rows(root: Path) -> Iterator[dict[str, Any]]:
-    """Growth over epochs, and what the RAM cache takes."""
+    """Memory growth over epochs, and the size of the RAM cache."""
     for title, sizes, cache in (("files, 64+112+224 px", (64, 112, 224), "off"), ("RAM-cached, 64 px", (64,), "ram")):
         before = resident_mb()["RssShmem"]
         pipeline, epoch = open_ours(root, sizes, 64, cache)
@@ -275,7 +275,7 @@ def memory_rows(root: Path) -> Iterator[dict[str, Any]]:
         found = {"case": title, "resident_mb": resident, "slope_mb_per_epoch": float(slope)}
         if cache == "ram":
             index = pipeline.sources[0].index
-            bound = index.decoded_bytes + len(index) + 2 * PAGE  # a byte each says which are there
+            bound = index.decoded_bytes + len(index) + 2 * PAGE  # one byte per image marks it as cached
             found |= {"cache_mb": resident_mb()["RssShmem"] - before, "bound_mb": bound / 1e6}
         yield found
 
@@ -316,7 +316,7 @@ def main() -> None:
     options = parser.parse_args()
     rounds, share, least_s = (1, 4, 0.0) if options.quick else (options.rounds, 1, 1.0)
     device.start(Settings(log_with="none"))
-    torch.set_num_threads(1)  # in the main process: threads of its own would spin on the cores of the workers
+    torch.set_num_threads(1)  # in the main process: more threads would spin on the cores of the workers
     count, large_count = 300 // share, 40 // share
     small = Files("small", 500, 375, count, count * PASSES)
     large = Files("large", 2000, 1500, large_count, large_count * PASSES)

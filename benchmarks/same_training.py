@@ -1,4 +1,4 @@
-"""Do two checkouts train the same, bit for bit? Each case is trained by both, on this machine, and compared.
+"""Check that two checkouts train bit-identically: train each case with both, on this machine, and compare.
 
 python benchmarks/same_training.py OLD_CHECKOUT NEW_CHECKOUT [--cases NAME ...]   about 6 minutes on two cores
 
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-# Words of column and key names, old to new; names are compared part by part, as `64px/said` by `64px` and `said`.
+# Parts of column and key names, old to new; a name is split at slashes, e.g. `64px/said` into `64px` and `said`.
 RENAMED = {"strength": "regularization", "borrowed": "norm_from", "said": "predicted", "truth": "p_label"}
 CLOCKS = re.compile(
     r".*(seconds|_per_s|per_device|_ms|memory_gb|tflops|share_of_peak|data_wait_share|cost|latency).*|versions|cloud"
@@ -41,9 +41,9 @@ PATIENCE_S = 600
 
 
 class Case(NamedTuple):
-    """A training: recipe, flags, processes, whether it is killed and started again, the launcher's precision.
+    """A training: recipe, flags, number of processes, whether it is killed and restarted, the launcher's precision.
 
-    The precision is the launcher's, not `--amp`: that would be float32 on processors without bfloat16.
+    The launcher sets the precision, not `--amp`, which would select float32 on CPUs without bfloat16.
     """
 
     recipe: str
@@ -97,7 +97,7 @@ def command(checkout: Path, case: Case, folder: Path, *more: str) -> list[str]:
 
 
 def train(checkout: Path, case: Case, folder: Path, *more: str) -> None:
-    """Train to the end; a killed case loses all its processes once a checkpoint is there, and is started again."""
+    """Train to the end; a `killed` case has all its processes killed once a checkpoint exists, and is restarted."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     environment["ACCELERATE_MIXED_PRECISION"] = case.precision
     words = command(checkout, case, folder, *more, *(("--save-every-steps", "2") if case.killed else ()))
@@ -120,12 +120,12 @@ def train(checkout: Path, case: Case, folder: Path, *more: str) -> None:
 
 
 def name_now(name: str) -> str:
-    """A name of the old checkout, as the new one has it."""
+    """The new checkout's name for a name of the old one."""
     return "/".join(RENAMED.get(part, part) for part in name.split("/"))
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of nested mappings by its path; lists are leaves."""
+    """Yield (path, value) of every leaf of nested mappings; lists are leaves."""
     if not isinstance(value, dict):
         yield path, value
         return
@@ -134,14 +134,14 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def cells(path: Path) -> dict[str, Any]:
-    """Every column of a CSV file as the list of its cells."""
+    """Columns of a CSV file, each as a list of cells."""
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
     return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """All of a run that must be the same in both checkouts, by name."""
+    """Everything of a run that must be equal in both checkouts, by name."""
     checkpoint = max((run / "checkpoints").glob("step-*"))
     found: dict[str, Any] = {}
     for path in [*checkpoint.rglob("*.safetensors"), run / "best" / "model.safetensors"]:
@@ -151,7 +151,7 @@ def contents(run: Path) -> dict[str, Any]:
         for key, value in leaves(json.loads((checkpoint / f"{name}.json").read_text())):
             found[f"{name}.json:{key}"] = value
     lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-    lines.sort(key=lambda line: (line["step"], line["rank"]))  # of one rank they follow each other already
+    lines.sort(key=lambda line: (line["step"], line["rank"]))  # lines of one rank are already in order
     found |= {f"samples.jsonl:{i}": line for i, line in enumerate(lines)}
     for path in [run / "metrics.csv", *(run / "predictions").glob("*.csv")]:
         found |= {f"{path.name}:{name}": column for name, column in cells(path).items()}
@@ -161,7 +161,7 @@ def contents(run: Path) -> dict[str, Any]:
 
 
 def measured(name: str) -> bool:
-    """Whether it is what a clock or the memory told."""
+    """Whether a value measures time or memory."""
     return any(CLOCKS.fullmatch(part) for part in name.partition(":")[2].split("/"))
 
 
@@ -181,7 +181,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def differences(old: Path, new: Path) -> tuple[int, list[str]]:
-    """How many things were compared, and what is not the same."""
+    """The number of compared values, and a line for each difference."""
     before = {}
     for name, value in contents(old).items():
         if not measured(name):

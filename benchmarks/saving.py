@@ -1,11 +1,11 @@
-"""What checkpoints cost in time, at the default interval: a table of docs/results.md.
+"""Time cost of checkpoints at the default interval: a table of docs/results.md.
 
 python benchmarks/saving.py [--rounds 3] [--quick]        about 10 minutes on two cores
 
-The same training, by turns with checkpoints (each epoch; hashed, forced to the disk, written in the background) and
-without, in processes of their own; a figure is the median over rounds of the ratio within a round. Told are wall time,
-which on a shared machine says little, and what does not depend on who else is at work: the processor time of the whole
-process, and the time for which training waited. Epochs of the built-in data are short, so this is harsher than usual: a
+Runs the same training alternately with checkpoints (each epoch; hashed, fsynced, written in the background) and
+without, each in its own process; a metric is the median over rounds of the ratio within a round. Reports wall time,
+which means little on a shared machine, and two values that do not depend on its other load: the CPU time of the whole
+process, and the time that training waited. Epochs of the built-in data are short, so this is harsher than usual: a
 checkpoint every 10 to 30 seconds.
 """
 
@@ -41,13 +41,13 @@ CASES = {
 
 
 def run(flags: tuple[str, ...], saving: bool) -> dict[str, float]:
-    """Train once: seconds of the run, of all processors, of waiting for saves; and a checkpoint's MB."""
+    """Train once; return wall seconds, CPU seconds, seconds waiting for saves, and the size of a checkpoint, MB."""
     recipe, *words = flags
     with tempfile.TemporaryDirectory() as folder:
         start = [] if saving else ["-c", WITHOUT]
         output = Path(folder, "run")
         command = [sys.executable, *start, str(ROOT / "recipes" / recipe), *words, "--log-with", "none"]
-        passive = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait by spinning count as at work
+        passive = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads would count as CPU time
         before = _processor_seconds()
         subprocess.run(
             [*command, "--output-dir", str(output)], check=True, cwd=folder, stdout=subprocess.DEVNULL, env=passive

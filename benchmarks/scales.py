@@ -1,9 +1,9 @@
-"""What each strategy reaches at each scale on the built-in data, and in what time: the tables of docs/results.md.
+"""Accuracy of each strategy at each scale on the built-in data, and its training time: the tables of docs/results.md.
 
 python benchmarks/scales.py [--seeds 3] [--epochs 12] [--out benchmarks/scales.json]      about 30 minutes on two cores
 
-Each case is a recipe run as a user would run it, in a process of its own; seeds are the outer loop, so that a machine
-that gets slower meets all cases alike. A case that stands in the output file already is not run again.
+Each case runs a recipe as a user would, in its own process. Seeds are the outer loop, so that a machine that slows down
+affects all cases alike. A case that is already in the output file is not run again.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CASES = {
 
 
 def run(case: str, seed: int, epochs: int) -> dict[str, float]:
-    """Train once; test top-1 at every scale, and seconds of training without and with evaluation."""
+    """Train once; return test top-1 at every scale, and seconds of training without and with evaluation."""
     script, *flags = CASES[case]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / script), *COMMON, *flags]
@@ -44,7 +44,7 @@ def run(case: str, seed: int, epochs: int) -> dict[str, float]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and half the range over seeds."""
+    """Mean ± half the range over seeds."""
     return f"{statistics.mean(values):.1f} ± {(max(values) - min(values)) / 2:.1f}"
 
 

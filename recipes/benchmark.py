@@ -1,7 +1,7 @@
-"""How fast does a model train on this machine, in how much memory, and what bounds it? Trains nothing that is kept.
+"""Measure training speed and memory of a model on this machine, and find the bottleneck. Keeps no trained weights.
 
-Each scale is measured alone and all of them in one step, in every precision that the device supports, and the loader
-alone on the data. A line for each case says what bounds it and which flag of training to turn.
+Measures each scale alone and all of them in one step, in every precision that the device supports, and the loader alone
+on the data. One line per case names the bottleneck and the training flag to change.
 
 Example: accelerate launch --quiet recipes/benchmark.py --arch resnet50 --scales 64,112,224 --batch-sizes 64,256
 """
@@ -19,7 +19,7 @@ from toolkit.system import console
 from toolkit.system.exit_codes import exit_code
 from toolkit.system.host import is_main_process
 
-PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # to the settings of training as they stand
+PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # passed unchanged to the training settings
 
 
 def benchmark_from(argv: Sequence[str] | None) -> None:
@@ -30,7 +30,7 @@ def benchmark_from(argv: Sequence[str] | None) -> None:
     path = flags.output or Path(f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}.json")
     files.check_output(path)
     values = {name: getattr(flags, name) for name in PASSES}
-    if flags.data_root == SYNTHETIC:  # so few are drawn that this takes no time
+    if flags.data_root == SYNTHETIC:  # few images, so that drawing them takes no time
         values["synthetic_count"] = max(200, 2 * max(flags.batch_sizes))
     settings = make_settings({**values, "batch_size": max(flags.batch_sizes), "log_with": "none"})
 

@@ -1,8 +1,9 @@
-"""What a finished run's best model is worth and costs at any size: accuracy, calibration error, latency, throughput,
-multiply-adds and peak memory, on the run's own data or on other data with the same classes.
+"""Evaluate a finished run's best model at any size: accuracy, calibration error, latency, throughput, multiply-adds and
+peak memory, on the run's own data or on other data with the same classes.
 
-A size that the model was not trained at borrows the normalization of the nearest one, unless --recalibrate is given.
---cascade tells what is saved by starting small and going up only while unsure; recipes/predict.py does the same.
+A size that the model was not trained at uses the normalization of the nearest size, unless --recalibrate is given.
+--cascade reports the compute saved by starting at a small size and moving up only while the confidence is low;
+recipes/predict.py predicts with the same cascade.
 
 Exit code: 0 done; 2 a flag, the run or the data is wrong.
 

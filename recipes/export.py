@@ -1,10 +1,10 @@
-"""Write a run's best model for use without the toolkit: weights that plain timm loads, ONNX (any batch size), a
-torch.export program, and a model card with the accuracy at every size and the lines that load it.
+"""Export a run's best model for use without the toolkit: weights for plain timm, ONNX (any batch size), a torch.export
+program, and a model card with the accuracy at every size and the code that loads the model.
 
-One size is exported, with its own normalization. Each file is opened again and must give the logits of the run's own
-model, to 1e-4, on images of the run; otherwise nothing is written.
+Exports one size, with its normalization. Each file is loaded back and must reproduce the logits of the run's model to
+1e-4 on images of the run; otherwise nothing is written.
 
-Exit code: 0 written; 1 a format cannot be made or is off; 2 a flag or the run is wrong.
+Exit code: 0 written; 1 a format cannot be made or its logits differ; 2 a flag or the run is wrong.
 
 Example: python recipes/export.py runs/multiscale-resnet18-20260131-120000 --scale 112 --formats safetensors,onnx
 """
@@ -29,7 +29,7 @@ def export_from(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # A launcher's other processes are not needed.
+    # Only the main process works; other processes of a launcher exit.
     return exit_code(lambda: export_from(argv)) if is_main_process() else 0
 
 

@@ -1,6 +1,6 @@
 """Train one model for several image sizes: all of them in each step, or one after another.
 
-Without flags: the built-in data at 20, 32 and 64 px, in about 2 minutes on two CPU cores.
+Without flags it trains on the built-in data at 20, 32 and 64 px, in about 2 minutes on two CPU cores.
 
 Example: accelerate launch --quiet recipes/multiscale.py --data-root DIR --scales 64,112,224 --progressive --amp
 """
@@ -28,7 +28,7 @@ SCALE_FLAGS = (
 
 
 def strategy_name(command: Command) -> str:
-    """`--strategy`, or `--progressive` for short; raises InputError where they contradict each other."""
+    """`--strategy`, or its shorthand `--progressive`; raises InputError if they contradict each other."""
     name = command.scales.get("strategy")
     if command.scales.get("progressive"):
         if name not in (None, "progressive"):
@@ -43,7 +43,7 @@ def train_from(argv: Sequence[str] | None) -> None:
     command = parse(argv, "multiscale.py", __doc__, SCALE_FLAGS)
     choices = {"scales": default_scales(command.settings.data_root), **command.scales}
     name = strategy_name(command)
-    form, weight = choices.get("consistency", "kl"), choices.get("consistency_weight", 0)  # config.yaml names kl too
+    form, weight = choices.get("consistency", "kl"), choices.get("consistency_weight", 0)  # config.yaml has kl too
     if name == "simultaneous" and form != "kl" and weight == 0:
         raise InputError(f"--consistency {form} would be ignored with --consistency-weight 0: give a weight")
 

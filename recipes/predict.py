@@ -1,15 +1,17 @@
-"""What a finished run's best model says of images: a row of CSV or JSON lines for each, as soon as it is known.
+"""Predict images with a finished run's best model: one row of CSV or JSON Lines per image, written as soon as it is
+predicted.
 
-Folders are taken with all that is under them, hidden files left out. An image that cannot be read, or a folder that
-cannot be listed, has its reason in the column error and no label. Names stand in CSV as they are: a spreadsheet may
-compute those that begin with =, +, - or @, so import them there as text, or write JSON lines.
+Folders are searched recursively, without hidden files. An image that cannot be read, or a folder that cannot be listed,
+has the reason in the column error and no label. The CSV holds file names unchanged: a spreadsheet may evaluate names
+that begin with =, +, - or @ as formulas, so import them as text, or write JSON Lines.
 
-Without flags the run's largest size is used; of several --scales the probabilities are averaged; --cascade starts small
-and goes up only while the top probability is below --confidence, and the column size tells where it ended. The compute
-that this saves is told at the end; recipes/evaluate.py RUN --cascade tells it with the accuracy lost on labeled data.
+By default the run's largest size is used. With several --scales, probabilities are averaged. --cascade starts at the
+first size and moves up only while the top probability is below --confidence; the column size holds the size of the
+prediction. The compute saved is reported at the end; recipes/evaluate.py RUN --cascade also reports the accuracy lost,
+on labeled data.
 
-Exit code: 0 done, also if some images cannot be read; 2 none can be, or a flag is wrong; 130 stopped by Ctrl-C, the
-rows written so far are whole.
+Exit code: 0 done, even if some images cannot be read; 2 no image can be read, or a flag is wrong; 130 stopped by
+Ctrl-C, all rows written so far are complete.
 
 Example: python recipes/predict.py RUN photos/ --cascade 64,112,224 --confidence 0.9 --output photos.csv
 """

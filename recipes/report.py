@@ -1,4 +1,4 @@
-"""Write report.html of a run once more, from what lies in its directory.
+"""Rebuild report.html of a run from the files in its directory, for instance after an update.
 
 Example: python recipes/report.py runs/multiscale-resnet18-20260101-120000
 """

@@ -1,11 +1,11 @@
-"""Check a data set before money is spent on it: every image of every split is read and decoded, by all cores.
+"""Check a data set before you pay for a GPU: read and decode every image of every split, on all cores.
 
-Told are images that cannot be used (unreadable, empty, truncated, damaged, too large), copies across splits (leak), in
-train where validation images are to be drawn from it (would leak) or under two labels (contradiction), classes missing
-or extra in a split; and, as harmless, other copies within a split, content of another format than the name says, and
-files that are no images by their names or in no class folder.
+Reports images that cannot be used (unreadable, empty, truncated, damaged, too large); copies across splits (leak), in
+train if validation will be held out from it (would leak), or under two labels (contradiction); and classes missing or
+extra in a split. Reports as harmless: other copies within a split, content in another format than the file extension,
+and files without an image extension or outside the class folders.
 
-Exit code: 0 the data is usable as it is; 2 it is not, or a flag is wrong. A written manifest does not change it.
+Exit code: 0 the data is usable unchanged; 2 it is not, or a flag is wrong. --write-manifest does not change the code.
 
 Example: python recipes/scan.py DATA --write-manifest
 """
@@ -34,7 +34,7 @@ def scan_from(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: scan_from(argv)) if is_main_process() else 0  # a launcher's other processes are not needed
+    return exit_code(lambda: scan_from(argv)) if is_main_process() else 0  # other processes of a launcher exit
 
 
 if __name__ == "__main__":

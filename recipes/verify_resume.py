@@ -1,11 +1,11 @@
-"""Does your training command survive being killed? It is run twice, once undisturbed and once killed at random steps
-(SIGKILL to all its processes) and started again; both must end with the same bits: weights, moving average, optimizer,
-generators, progress, and every image delivered. Nothing of your runs is touched.
+"""Check that your training command survives being killed. It runs twice: once undisturbed, and once killed at random
+steps (SIGKILL to all its processes) and restarted. Both runs must end bit-identical: weights, moving average,
+optimizer, random generators, progress, and every image delivered. Your own runs are not touched.
 
-Give the complete command after `--`, without --output-dir and --resume. It takes about twice as long as --steps steps,
-and --kills starts more.
+Give the complete command after `--`, without --output-dir and --resume. The check takes about twice the time of --steps
+steps, plus --kills startups.
 
-Exit code: 0 equal; 1 different, with what and the likely reason; 2 a flag or the command itself is wrong.
+Exit code: 0 equal; 1 different, with the files and the likely reason; 2 a flag or the command itself is wrong.
 
 Example: python recipes/verify_resume.py -- accelerate launch --quiet recipes/multiscale.py --data-root DIR --amp
 """
@@ -29,7 +29,7 @@ from toolkit.tools.verify_resume import Trial
 
 def verify_from(argv: Sequence[str]) -> None:
     words = [*argv]
-    if "--" in words:  # the command becomes the one word that is no flag
+    if "--" in words:  # the command becomes the single positional argument
         cut = words.index("--")
         words = [shlex.join(words[cut + 1 :]), *words[:cut]]
     elif not {"-h", "--help"} & {*words}:
@@ -73,5 +73,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started ends too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM raises, so that child processes are killed too
     sys.exit(main())

@@ -1,6 +1,6 @@
-"""Lay out a project's workspace on wandb: Quality, Optimization, Throughput, Errors and Run, as docs/dashboards.md.
+"""Create the wandb workspace of a project: Quality, Optimization, Throughput, Errors and Run, as in docs/dashboards.md.
 
-Makes a new view each time and changes no other. Needs the package wandb-workspaces.
+Each call creates a new view and changes no existing one. Needs the package wandb-workspaces.
 
 Example: python recipes/wandb_dashboard.py my-team/toolkit
 """
@@ -42,7 +42,7 @@ def lay_out(argv: Sequence[str] | None) -> None:
         return
     try:
         view = workspace(entity or wandb.Api().default_entity, project).save()
-    except Exception as error:  # whatever wandb's client raises for what its server says
+    except Exception as error:  # wandb's client raises any type of exception for a server error
         raise InputError(f"{flags.project}: wandb refused it: {first_line(error)}") from None
     console.say(f"wrote     {view.url}", sys.stdout)
 

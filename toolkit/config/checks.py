@@ -1,6 +1,6 @@
-"""Checks of arguments against each other, for flags before heavy imports and for Python callers. Free of torch.
+"""Cross-checks of arguments, for flags before heavy imports and for Python callers. Free of torch.
 
-All raise InputError in the words of the command line.
+All raise InputError that names the command-line flags.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def check_predict(
 
 
 def check_output(output: str, overwrite: bool) -> None:
-    """The file of predictions; `-` is standard output."""
+    """Check the output file of predictions; `-` is standard output."""
     if output != "-" and not output.endswith((".csv", ".jsonl")):
         raise InputError(f"--output {output}: must end in .csv or .jsonl")
     if output == "-" and overwrite:

@@ -1,4 +1,4 @@
-"""The settings of the recipes that do not train. Free of torch."""
+"""Settings of the recipes that do not train. Free of torch."""
 
 import shlex
 from pathlib import Path
@@ -22,20 +22,20 @@ class Scan(Section):
         "machine": ("num_workers", "cache_dir", "cache_gb"),
     }
 
-    data: str = Field(description="the data set, as --data-root takes it")
+    data: str = Field(description="the data set, in any form that --data-root accepts")
     output_dir: Path | None = Field(
         None, description="folder for scan.json, scan.txt and contact-sheets/ (unset: scan-<name>-<time>)"
     )
     write_manifest: bool = Field(
         False,
-        description="also write manifest/ into it, without the images at fault; --data-root on that folder trains",
+        description="also write manifest/, a list of the images without faults; train on it with --data-root",
     )
-    contact_sheets: bool = Field(True, description="a PNG of up to 24 images of each class")
+    contact_sheets: bool = Field(True, description="write a PNG per class with up to 24 of its images")
     num_workers: PositiveInt | None = Field(None, description="threads (unset: the CPU quota)")
     cache_dir: Path | None = Field(
         None, description="folder for indices and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
     )
-    cache_gb: float = Field(CACHE_GB, gt=0, description="most that parts of remote shards may take on disk, GB")
+    cache_gb: float = Field(CACHE_GB, gt=0, description="disk limit for parts of remote shards, GB")
 
 
 class Verify(Section):
@@ -47,7 +47,7 @@ class Verify(Section):
         description="after --, the complete training command: launcher, recipe and all its flags"
     )
     kills: int = Field(
-        3, ge=0, description="times that the second run is killed; 0: none, to see whether the command repeats itself"
+        3, ge=0, description="times that the second run is killed; 0: never, to test if the command is reproducible"
     )
     steps: PositiveInt = Field(
         60,
@@ -55,11 +55,11 @@ class Verify(Section):
         "compared at its end",
     )
     save_every_steps: PositiveInt | None = Field(
-        None, description="steps between checkpoints (unset: as the command says, else a sixth of --steps)"
+        None, description="steps between checkpoints (unset: the value in the command, else a sixth of --steps)"
     )
-    seed: int = Field(0, ge=0, description="of the steps at which the run is killed, 0 or more")
+    seed: int = Field(0, ge=0, description="random seed (steps at which the run is killed), 0 or more")
     output_dir: Path | None = Field(
-        None, description="folder for both runs, kept (unset: verify-resume-TIME, removed where all is equal)"
+        None, description="folder for both runs, kept (unset: verify-resume-TIME, removed if the runs are equal)"
     )
 
 
@@ -67,14 +67,14 @@ class Inference(Section):
     """Inference"""
 
     flip: bool = Field(False, description="average probabilities with those of the mirrored image; doubles the cost")
-    batch_size: PositiveInt = Field(64, description="images per process and forward")
+    batch_size: PositiveInt = Field(64, description="images per process and forward pass")
     num_workers: int | None = Field(
         None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
     )
     amp: bool | None = Field(
         None,
-        description="mixed precision in the best type of the device (unset: as the run was trained, float32 where the "
-        "device cannot do that)",
+        description="mixed precision in the best type of the device (unset: the precision of the training, or float32 "
+        "if the device does not support it)",
     )
 
 
@@ -91,36 +91,36 @@ class Evaluate(Inference):
 
     run: Path = Field(description="the run directory")
     scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that the run reports)")
-    average: bool = Field(False, description="a further figure: probabilities averaged over all --scales")
+    average: bool = Field(False, description="also report probabilities averaged over all --scales")
     recalibrate: bool = Field(
         False,
-        description="sizes without normalization of their own get it, its statistics estimated anew on up to 2048 "
-        "training images of the run at that size",
+        description="estimate normalization statistics for sizes that the run was not trained at, on up to 2048 of its "
+        "training images at that size",
     )
     cascade: Numbers | None = Field(
         None,
-        description="ascending sizes, px: report what is saved by starting with the first and going up only while the "
-        "top probability is below --confidence (unset: none)",
+        description="ascending sizes, px: report the compute saved by starting at the first size and moving up only "
+        "while the top probability is below --confidence (unset: none)",
     )
     confidence: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="top probability, 0 to 1, that is enough in --cascade (unset: the cheapest that keeps "
-        "--max-loss on val)",
+        description="top probability, 0 to 1, at which --cascade stops (unset: the cheapest that keeps --max-loss on "
+        "val)",
     )
     max_loss: float | None = Field(
         None, ge=0, description="points of top-1 that --cascade may lose on val (unset: 0.5)"
     )
     data_root: str | None = Field(
         None,
-        description="where the run's data is now; or other data with the same classes, as training takes it, or a "
-        "folder of class folders (unset: the run's)",
+        description="new path of the run's data; or other data with the same classes, in any form that training "
+        "accepts or as a folder of class folders (unset: the run's)",
     )
     split: Split | None = Field(None, description="the split to evaluate (unset: val and test)")
     output_dir: Path | None = Field(
         None,
-        description="folder for evaluation.txt, .json, .svg and what was said of each image (unset: RUN/evaluation)",
+        description="folder for evaluation.txt, .json, .svg and per-image predictions (unset: RUN/evaluation)",
     )
 
     @model_validator(mode="after")
@@ -140,22 +140,22 @@ class Predict(Inference):
     }
 
     run: Path = Field(description="the run directory")
-    paths: tuple[str, ...] = Field(description="images, and folders of them")
+    paths: tuple[str, ...] = Field(description="images, and folders of images")
     scales: Numbers | None = Field(
-        None, description="ascending sizes, px; of several the probabilities are averaged (unset: the run's largest)"
+        None, description="ascending sizes, px; probabilities are averaged over several (unset: the run's largest)"
     )
     cascade: Numbers | None = Field(
         None,
-        description="ascending sizes, px: start with the first, go up only while the top probability is below "
+        description="ascending sizes, px: start at the first and move up only while the top probability is below "
         "--confidence; evaluate.py reports the accuracy lost on labeled data (unset: none)",
     )
     confidence: float | None = Field(
-        None, gt=0, le=1, description="top probability, 0 to 1, that is enough (unset: 0.9)"
+        None, gt=0, le=1, description="top probability, 0 to 1, at which --cascade stops (unset: 0.9)"
     )
     output: str = Field(
-        "-", description="file for a row per image, by its ending .csv or .jsonl; -: CSV on standard output"
+        "-", description="file for one row per image, ending in .csv or .jsonl; -: CSV on standard output"
     )
-    overwrite: bool = Field(False, description="replace an --output that exists")
+    overwrite: bool = Field(False, description="replace an existing --output")
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
@@ -169,10 +169,10 @@ class WorkspaceLayout(Section):
 
     groups: ClassVar = {"output": ("output",)}
 
-    project: str = Field(description="on wandb: ENTITY/PROJECT, or PROJECT of your default entity")
+    project: str = Field(description="wandb project: ENTITY/PROJECT, or PROJECT in your default entity")
     output: Path | None = Field(
         None,
-        description="write the layout into this JSON file, without key or network (unset: save it on wandb)",
+        description="write the layout to this JSON file; needs no API key or network (unset: save it on wandb)",
     )
 
 
@@ -187,16 +187,16 @@ class Export(Section):
 
     run: Path = Field(description="the run directory")
     scale: PositiveInt | None = Field(
-        None, description="size to export for, px, with its own normalization (unset: the size that chose the model)"
+        None, description="size to export, px, with its normalization (unset: the size that selected the best model)"
     )
     formats: Annotated[tuple[Format, ...], BeforeValidator(split_numbers), Field(min_length=1)] | None = Field(
-        None, description="what to write, comma-separated: safetensors, onnx, pt2 (unset: all that can be made here)"
+        None, description="formats, comma-separated: safetensors, onnx, pt2 (unset: all that can be written here)"
     )
     data_root: str | None = Field(
-        None, description="where the run's images are now, for the check (unset: where they were)"
+        None, description="path of the run's images, for the check (unset: the run's --data-root)"
     )
-    output_dir: Path | None = Field(None, description="folder of the export (unset: RUN/export)")
-    overwrite: bool = Field(False, description="replace an export that is there already")
+    output_dir: Path | None = Field(None, description="folder for the export (unset: RUN/export)")
+    overwrite: bool = Field(False, description="replace an existing export")
 
 
 class Benchmark(Section):
@@ -214,21 +214,21 @@ class Benchmark(Section):
     )
     scales: Numbers | None = Field(
         None,
-        description="ascending sizes, px, each measured alone and all in one step (default: 64,112,224; 20,32,64 on "
+        description="ascending sizes, px, measured each alone and all in one step (default: 64,112,224; 20,32,64 on "
         "the built-in data)",
     )
     batch_sizes: Numbers = Field((64,), description="images per optimizer step, over all processes (default: 64)")
     precisions: Precisions | None = Field(
-        None, description="of the arithmetic, comma-separated (unset: all that the device supports)"
+        None, description="float32, bf16, fp16, comma-separated (unset: all that the device supports)"
     )
-    data_root: str = Field(SYNTHETIC, description="data whose loading is timed, as --data-root of training takes it")
+    data_root: str = Field(SYNTHETIC, description="data to time the loader on, in any form that training accepts")
     num_workers: int | None = Field(
         None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
     )
-    cache: Cache = Field("auto", description="as in training; downscaled images are written")
+    cache: Cache = Field("auto", description="as in training; may write downscaled images to disk")
     compile: bool = Field(False, description="compile the model with torch.compile, once per size")
-    steps: PositiveInt = Field(10, description="timed optimizer steps of each case, after 3 to warm up")
-    output: Path | None = Field(None, description="JSON file (unset: benchmark-TIME.json)")
+    steps: PositiveInt = Field(10, description="timed optimizer steps per case, after 3 warm-up steps")
+    output: Path | None = Field(None, description="JSON file for the results (unset: benchmark-TIME.json)")
 
 
 class Report(Section):

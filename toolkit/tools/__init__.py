@@ -1,5 +1,5 @@
-"""What else one does with data or a finished run: evaluate, predict, export, scan, benchmark, verify a resume.
+"""Commands on data or a finished run: evaluate, predict, export, scan, benchmark, verify a resume.
 
-A new command is a module here and a recipe of a few lines. Tools read runs and data. Never: changing a run's training
-records, or the training loop.
+A new command is a module here and a recipe of a few lines. Tools only read runs and data. Never: a change to a run's
+training records, or the training loop.
 """

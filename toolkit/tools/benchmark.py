@@ -1,6 +1,6 @@
-"""Throughput, step time and memory of training at each scale and precision, the loader's speed, and what bounds a run.
+"""Training throughput, step time and memory at each scale and precision, loader speed, and the bottleneck.
 
-Steps are timed on batches in memory, each waited for; the loader is timed alone, on the run's own images.
+Steps are timed on batches in memory, with a device sync after each. The loader is timed alone, on the run's images.
 """
 
 import logging
@@ -31,13 +31,13 @@ from toolkit.training.train_state import TrainState, build_train_state
 log = logging.getLogger(__name__)
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 10
-LOADER_S, LOADER_BATCHES = 2.0, 100  # what the loader is timed for: whichever ends first, once
-LEAST_BATCHES = 5  # have come
+LOADER_S, LOADER_BATCHES = 2.0, 100  # the loader is timed until it reaches either limit,
+LEAST_BATCHES = 5  # but for at least this many batches
 
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """`conditions` of the machine and the run, all that was measured, and a line for each case on what bounds it."""
+    """Machine and run (`conditions`), the measured cases, and one line per case that names the bottleneck."""
 
     conditions: dict[str, Any]
     cases: list[Case]
@@ -61,10 +61,10 @@ def benchmark(
     batch_sizes: Sequence[int] = (),
     steps: int = TIMED_STEPS,
 ) -> BenchmarkReport:
-    """Measure each scale alone, then the strategy's own steps; prints tables, trains nothing that is kept.
+    """Measure each scale alone, then the strategy's own steps; logs tables, keeps no trained weights.
 
-    `precisions`: some of `device.precisions`, empty: all; `batch_sizes`: empty: that of the settings. Raises InputError
-    as a run would.
+    `precisions`: a subset of `device.precisions()`, empty: all. `batch_sizes`: empty: the one of the settings. Raises
+    InputError for the same reasons as a run, and if no case can be measured.
     """
     strange = {*precisions} - {*device.precisions()}
     if strange:
@@ -113,7 +113,7 @@ def benchmark(
 
 
 def table(report: BenchmarkReport) -> list[str]:
-    """A benchmark as lines for a person."""
+    """The report as lines of text."""
     conditions, cases = report.conditions, report.cases
     resident = " of the whole process" if conditions["device"].startswith("cpu") else ""
     limits = ", ".join(f"{name} {c['tflops']:.3g}" for name, c in conditions["ceilings"].items())
@@ -139,13 +139,13 @@ def table(report: BenchmarkReport) -> list[str]:
 
 
 def _all_sizes(run_plan: RunPlan) -> list[tuple[int, ...]]:
-    """Those of each phase, and each of them alone."""
+    """The sizes of each phase, and each size alone; fewest sizes first."""
     own = {tuple(phase.sizes) for phase in run_plan.steps.phases}
     return sorted({*own, *((size,) for sizes in own for size in sizes)}, key=lambda sizes: (len(sizes), sizes))
 
 
 def _measure(state: TrainState, run_plan: RunPlan, sizes: tuple[int, ...], steps: int, reached: Ceiling) -> Case:
-    """Everything about a case but its precision and its loader."""
+    """Measure one case; the caller fills in its precision and loader throughput."""
     accelerator, plan = state.accelerator, run_plan.steps
     if len(sizes) == 1:
         state = replace(state, strategy=SingleScale(sizes[0]))
@@ -154,8 +154,8 @@ def _measure(state: TrainState, run_plan: RunPlan, sizes: tuple[int, ...], steps
     reset_peak_memory(accelerator.device)
     p50, p95 = np.percentile(_step_seconds(state, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
     memory = peak_memory_gb(accelerator.device)
-    fewer = max(2, micro_batch // 2)  # BatchNorm needs two
-    short = -(-steps // 2)  # a median needs fewer than a percentile
+    fewer = max(2, micro_batch // 2)  # BatchNorm needs 2 images
+    short = -(-steps // 2)  # a median needs fewer samples than a percentile
     halved = np.median(_step_seconds(state, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
     fixed = None if halved is None else p50 - micro_batch * (p50 - halved) / (micro_batch - fewer)
     gflop = batch_size * training_gflop(run_plan.model.gmacs, sizes)
@@ -185,7 +185,7 @@ def _batch(sizes: tuple[int, ...], images: int, batch_size: int) -> Batch:
 def _step_seconds(
     state: TrainState, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
 ) -> list[float]:
-    """Of each timed optimizer step, on the process's own clock."""
+    """Seconds of each timed optimizer step, on this process's clock."""
     phase, batch = Phase(0, 1, 1, sizes, batch_size), _batch(sizes, micro_batch, batch_size)
     state.model.train()
     times = []
@@ -193,14 +193,14 @@ def _step_seconds(
         started = time.perf_counter()
         for _ in range(state.accelerator.gradient_accumulation_steps):
             train_step(state, batch, phase, learning_rate=0.0)
-        int(state.non_finite.first_bad)  # waits for the device
+        int(state.non_finite.first_bad)  # synchronizes with the device
         times.append(time.perf_counter() - started)
     return times[WARM_UP_STEPS:]
 
 
 @torch.no_grad()
 def _forward_bytes(state: TrainState, sizes: tuple[int, ...], micro_batch: int) -> int:
-    """What the operations of one forward pass read and write, in the precision at hand."""
+    """Bytes that the operations of one forward pass read and write, in the accelerator's precision."""
     images, _ = state.receive(_batch(sizes, micro_batch, micro_batch))
     views = state.views(images, sizes)
     with torch.compiler.set_stance("force_eager"), state.accelerator.autocast(), Traffic() as traffic:
@@ -209,10 +209,10 @@ def _forward_bytes(state: TrainState, sizes: tuple[int, ...], micro_batch: int) 
 
 
 def _loader_rates(state: TrainState, run_plan: RunPlan) -> dict[tuple[int, ...], float]:
-    """Images per second that the loader delivers at each of the sizes over all processes, with nothing beside it.
+    """Images per second that the loader alone delivers at each of the sizes, over all processes.
 
-    Each from an epoch of its own, so that the images are other ones where there are many; those kept in memory are
-    read once before, as by all epochs but the first.
+    Each case has its own epoch, so that a large data set gives it other images. With a RAM cache the images are read
+    once before timing, because in a run only the first epoch finds the cache empty.
     """
     accelerator, plan = state.accelerator, run_plan.steps
     pipeline = open_pipeline(run_plan.resolved, state.strategy, run_plan.splits, run_plan.cache, run_plan.threads)
@@ -231,10 +231,10 @@ def _loader_rates(state: TrainState, run_plan: RunPlan) -> dict[tuple[int, ...],
 
 
 def _delivered(pipeline: DataPipeline, epoch: Epoch, share: RankShare, most: int) -> tuple[float, int]:
-    """Images per second of at most so many batches of an epoch to one process, and the number of batches taken.
+    """Images per second of one process over at most `most` batches, and the number of batches timed.
 
-    What is delivered while workers start is not counted: one batch; of worker processes, which load whole ones, each
-    one's first.
+    Batches delivered while workers start are not counted: one batch with threads, one per worker with processes, each
+    of which loads whole batches.
     """
     order = pipeline.sampler
     endless = replace(pipeline, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
@@ -249,7 +249,7 @@ def _delivered(pipeline: DataPipeline, epoch: Epoch, share: RankShare, most: int
 
 
 class _Endless(Sampler):
-    """An epoch over and over, for workers that start once: few images make few batches."""
+    """Repeats an epoch without end: a small data set has few batches, and workers should start only once."""
 
     def batch_specs(self, epoch: Epoch, from_step: int = 0) -> Iterator[BatchSpec]:
         while True:

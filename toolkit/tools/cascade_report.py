@@ -1,4 +1,4 @@
-"""What a cascade saves and loses on evaluated images, and the choice of its confidence."""
+"""Compute saved and accuracy lost by a cascade on evaluated images, and the choice of its confidence threshold."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ MAX_LOSS = 0.5  # points of top-1
 
 @dataclass(frozen=True)
 class CascadeOptions:
-    """Ascending `sizes`, px; none: no cascade.
+    """Ascending `sizes`, px; empty: no cascade.
 
-    `confidence` None: the cheapest that loses at most `max_loss` points of top-1 on validation images.
+    `confidence` None: the cheapest threshold that loses at most `max_loss` points of top-1 on validation images.
     """
 
     sizes: tuple[int, ...] = ()
@@ -32,9 +32,9 @@ class CascadeOptions:
 
 @dataclass(frozen=True)
 class SplitCascade:
-    """A cascade on one split against its last size alone: top-1 in percent, mean cost of an image.
+    """A cascade on one split, compared with its last size alone: top-1 in percent, mean cost of an image in GMACs.
 
-    `shares`: of the images that each size decided, in [0, 1].
+    `shares`: share of images that exit at each size, in [0, 1].
     """
 
     top1: float
@@ -46,7 +46,7 @@ class SplitCascade:
 
 @dataclass(frozen=True)
 class CascadeReport:
-    """`splits` by name, all at `confidence`; `tuned_on`: the split that it was chosen on, None where it was given."""
+    """`splits` by name, all at `confidence`; `tuned_on`: the split `confidence` was tuned on, None if it was given."""
 
     sizes: tuple[int, ...]
     confidence: float
@@ -60,7 +60,7 @@ def report_cascade(
     evaluations: Mapping[str, Evaluation],
     evaluate_val: Callable[[], Evaluation],
 ) -> CascadeReport:
-    """The cascade on all splits; `gmacs` by the name of each size, `evaluate_val` is called to choose a confidence."""
+    """Apply the cascade to all splits; `gmacs` by size name. `evaluate_val` is called only to tune the confidence."""
     names = [at_size(size).name for size in options.sizes]
     costs = [gmacs[name] for name in names]
     confidence, tuned_on = options.confidence, None
@@ -75,7 +75,7 @@ def report_cascade(
 
 
 def _measure(evaluation: Evaluation, gmacs: Mapping[int, float], confidence: float) -> SplitCascade:
-    """On a split that was evaluated at every size; `gmacs` of one image by size, ascending."""
+    """The cascade on one split that was evaluated at every size; `gmacs` of one image by size, ascending."""
     names, costs = [at_size(size).name for size in gmacs], [*gmacs.values()]
     predictions = evaluation.predictions
     cascaded, alone = apply_cascade(predictions, names, confidence), predictions.of(names[-1])

@@ -1,4 +1,4 @@
-"""Manifests of the images that a scan found worth keeping: training reads them as its data."""
+"""Manifests of the images that passed a scan; training reads them as `--data-root`."""
 
 import os
 import shutil
@@ -14,11 +14,11 @@ from toolkit.system.errors import InputError
 from toolkit.tools.prediction_rows import csv_line
 from toolkit.tools.scan_report import ScanReport
 
-IMAGES = "images"  # the link in a manifest's folder to the data set
+IMAGES = "images"  # link to the data set in the manifest's folder
 
 
 def refuse_manifest(found: Survey, folder: Path) -> None:
-    """Raise InputError where no manifest could be written into `folder`: better before the scan than after it."""
+    """Raise InputError if no manifest could be written into `folder`; called before the scan, which takes long."""
     if folder.exists():
         raise InputError(f"--write-manifest: {folder} is there already: give another --output-dir")
     indices = found.splits.values()
@@ -27,10 +27,10 @@ def refuse_manifest(found: Survey, folder: Path) -> None:
 
 
 def write_manifest(report: ScanReport, folder: Path) -> None:
-    """`train.csv`, ... of the images worth keeping, and the names of their classes; `--data-root` on it trains.
+    """Write `train.csv`, ... of the kept images, and their class names, to a folder that `--data-root` accepts.
 
-    Paths in a manifest must not lead out of its folder: it gets a link to the data set. Raises InputError where what
-    is left could not be trained on.
+    The folder has a link to the data set, because paths in a manifest must stay inside its folder. Raises InputError
+    if training would refuse what is kept, or the folder cannot be written.
     """
     kept = {split: index.take(report.kept[split]) for split, index in report.indices.items()}
     left = {split: {*index.labels.tolist()} for split, index in kept.items()}
@@ -64,7 +64,7 @@ def write_manifest(report: ScanReport, folder: Path) -> None:
 
 
 def _fill(folder: Path, kept: dict[str, Index], labels: Sequence[int], report: ScanReport) -> None:
-    """The manifests of what is kept, of the classes `labels` only."""
+    """Write class names and manifests of the kept images, restricted to the classes in `labels`."""
     try:
         (folder / IMAGES).symlink_to(Path(report.indices["train"].root).resolve(), target_is_directory=True)
     except OSError as error:
@@ -72,14 +72,14 @@ def _fill(folder: Path, kept: dict[str, Index], labels: Sequence[int], report: S
     _write_names(folder / CLASS_NAMES, [report.classes[label] for label in labels])
     number = {label: new for new, label in enumerate(labels)}
     for split, index in kept.items():
-        if not len(index):  # of a test split nothing may be left
+        if not len(index):  # no image of a test split may be left
             continue
         rows = zip(index.names, index.labels.tolist(), strict=True)
         _write_csv(folder / f"{split}.csv", ((name, number[label]) for name, label in rows if label in number))
 
 
 def _write_names(file: Path, names: Sequence[str]) -> None:
-    """Raises InputError where a name would be read back as another: it ends in a space, say, or is not UTF-8."""
+    """Raise InputError if a name would not be read back unchanged, e.g. one that ends in a space or is not UTF-8."""
     for name in names:
         if name.encode("utf-8", "replace").decode("utf-8-sig").splitlines() != [name] or name != name.strip():
             raise InputError(f"--write-manifest: class {name!r} cannot stand in {CLASS_NAMES}: rename it in the data")

@@ -1,4 +1,4 @@
-"""A contact sheet for each class: a PNG with a few of its images."""
+"""Contact sheets: one PNG per class with a few of its images."""
 
 import io
 import re
@@ -20,7 +20,7 @@ COLUMNS, ROWS, TILE, GAP = 6, 4, 112, 4  # tile and gap in px
 
 
 def write_contact_sheets(report: ScanReport, folder: Path) -> None:
-    """`NUMBER-CLASS.png` for each class: up to 24 of its good images, spread over all there are."""
+    """Write `NUMBER-CLASS.png` for each class: up to 24 of its kept images, evenly spaced over all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     members: list[list[tuple[Index, int]]] = [[] for _ in report.classes]
     for split, index in report.indices.items():
@@ -31,7 +31,7 @@ def write_contact_sheets(report: ScanReport, folder: Path) -> None:
         safe = re.sub(r"[^\w.-]", "_", report.classes[label])[:80]
         _sheet(members[label]).save(folder / f"{label:04d}-{safe}.png")
 
-    with ThreadPoolExecutor(host.cpu_quota()) as pool:  # each thread has no more than one sheet in memory
+    with ThreadPoolExecutor(host.cpu_quota()) as pool:  # each thread holds at most one sheet in memory
         list(pool.map(draw, [label for label, some in enumerate(members) if some]))
 
 
@@ -47,7 +47,7 @@ def _sheet(members: Sequence[tuple[Index, int]]) -> Image.Image:
 
 
 def _thumbnail(index: Index, i: int) -> np.ndarray:
-    """All of an image, upright, its longer side TILE px."""
+    """The whole image, upright, H x W x 3 uint8, longer side TILE px."""
     content = read_bytes(index, i)
     header = read_header(io.BytesIO(content))
     longer = max(header.width, header.height)

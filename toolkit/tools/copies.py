@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 
 from toolkit.data.sources.survey import Survey
 
-EVALUATED_FIRST = ("test", "val", "train")  # of copies the one in the earliest of these splits stays
+EVALUATED_FIRST = ("test", "val", "train")  # the copy in the first of these splits is kept
 
 
 def find_copies(survey: Survey, digests: dict[str, list[bytes]]) -> Iterator[tuple[str, int, str, str]]:
-    """(split, id, kind, reason) of images with the very bytes of another."""
+    """Yield (split, id, kind, reason) of images whose bytes equal another image's."""
     order = [(split, i) for split in EVALUATED_FIRST if split in digests for i in range(len(digests[split]))]
     seen: dict[bytes, int] = {}
     groups: dict[int, list[int]] = {}
@@ -22,9 +22,10 @@ def find_copies(survey: Survey, digests: dict[str, list[bytes]]) -> Iterator[tup
 
 
 def _judge(survey: Survey, copies: list[tuple[str, int]]) -> Iterable[tuple[str, int, str, str]]:
-    """Copies in a split that is evaluated later leak; in one split they repeat or contradict each other.
+    """Classify one group of copies, in the order of EVALUATED_FIRST.
 
-    Where validation images will be drawn from train, a copy there leaks as well.
+    A copy in a later split than the first is a leak. Copies within one split are duplicates, or a contradiction if
+    their labels differ. Without a val split, duplicates in train would leak too: validation is held out from train.
     """
 
     def called(split: str, i: int) -> str:

@@ -46,10 +46,10 @@ def evaluate(
     amp: bool | None = None,
     output_dir: Path | None = None,
 ) -> EvaluationReport:
-    """Measure the run's best model; the flags of recipes/evaluate.py describe the arguments.
+    """Measure the run's best model. The flags of recipes/evaluate.py describe the arguments.
 
-    Writes evaluation.txt, .json, .svg and predictions/ to `output_dir`, RUN/evaluation where it is None, and logs the
-    table. Raises InputError.
+    Writes evaluation.txt, .json, .svg and predictions/ to `output_dir` (None: RUN/evaluation) and logs the table.
+    Raises InputError.
     """
     check_evaluate(scales, cascade, confidence, max_loss)
     options = InferenceOptions(batch_size, num_workers, amp, flip)
@@ -85,7 +85,7 @@ def evaluate(
 def _specs(
     loaded: LoadedRun, scales: Sequence[int] | None, cascade: Sequence[int], average: bool
 ) -> tuple[EvalSpec, ...]:
-    """What is evaluated: each size, and averages over several; raises InputError where --average has one size."""
+    """The specs to evaluate: each size, and averages over several. Raises InputError if --average has only one size."""
     sizes = tuple(sorted({*(scales or loaded.sizes)}))
     specs = [at_size(size) for size in sorted({*sizes, *cascade})]
     if scales is None:
@@ -99,7 +99,7 @@ def _specs(
 
 
 def _untrained(loaded: LoadedRun, evaluator: Evaluator, specs: Sequence[EvalSpec]) -> tuple[int, ...]:
-    """The sizes that --recalibrate is for; raises InputError where there is none."""
+    """Sizes without their own normalization, which --recalibrate estimates; raises InputError if there are none."""
     sizes = recalibration.unseen(evaluator, sorted({size for spec in specs for size in spec.sizes}))
     if not sizes:
         known = ", ".join(map(str, evaluator.model.policy.scales))
@@ -111,7 +111,7 @@ def _untrained(loaded: LoadedRun, evaluator: Evaluator, specs: Sequence[EvalSpec
 
 
 def _start_writing(accelerator: Accelerator, folder: Path) -> None:
-    """All checks have passed: from here on the files of an earlier evaluation are replaced."""
+    """Delete the list of unreadable images of an earlier evaluation; called once all checks have passed."""
     if accelerator.is_main_process:
         (folder / UNREADABLE).unlink(missing_ok=True)
     accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""An evaluation as a table, as JSON and as a plot."""
+"""Write an evaluation as a table, as JSON and as a plot."""
 
 import shlex
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from toolkit.system import files
 from toolkit.tools.cascade_report import CascadeReport, SplitCascade
 from toolkit.tools.evaluation_report import EvaluationReport
 
-SCHEMA = 1  # of evaluation.json
+SCHEMA = 1  # version of evaluation.json
 
 
 def write_files(report: EvaluationReport) -> None:
-    """evaluation.txt, evaluation.json and evaluation.svg in the folder of the report."""
+    """Write evaluation.txt, evaluation.json and evaluation.svg to the report's folder."""
     files.write_text(report.folder / "evaluation.txt", table(report))
     files.write_json(report.folder / "evaluation.json", to_json(report))
     write_plot(report, report.folder / "evaluation.svg")
 
 
 def table(report: EvaluationReport) -> str:
-    """Everything as text for a person."""
+    """The report as text."""
     return "".join(f"{line}\n" for line in _lines(report))
 
 
@@ -63,7 +63,7 @@ def _lines(report: EvaluationReport) -> Iterator[str]:
 
 
 def _predict_command(report: EvaluationReport, cascade: CascadeReport) -> str:
-    """The command whose predictions this cascade result."""
+    """The command that makes predictions with this cascade, or why no command does."""
     fresh = sorted({*cascade.sizes} & {*report.recalibrated.sizes})
     if fresh:
         sizes = ", ".join(map(str, fresh))
@@ -89,7 +89,7 @@ def _cascade_lines(split: str, result: SplitCascade, cascade: CascadeReport) -> 
 
 
 def to_json(report: EvaluationReport) -> dict[str, Any]:
-    """Everything as plain values."""
+    """The report as JSON-serializable values."""
     loaded, (sizes, images) = report.loaded, report.recalibrated
     splits = {
         split: {
@@ -119,9 +119,9 @@ def _cascade_json(cascade: CascadeReport) -> dict[str, Any]:
     return {"confidence": cascade.confidence, "tuned_on": cascade.tuned_on, "splits": splits}
 
 
-@rc_context({"text.parse_math": False})  # names may hold any characters
+@rc_context({"text.parse_math": False})  # names may contain any characters, `$` too
 def write_plot(report: EvaluationReport, path: Path) -> None:
-    """Accuracy and latency against size, and accuracy against multiply-adds, as SVG; a color for each split."""
+    """Plot accuracy and latency against size, and accuracy against multiply-adds, as SVG; one color per split."""
     single = [spec for spec in report.specs if len(spec.sizes) == 1]
     sizes, names = [spec.sizes[0] for spec in single], [spec.name for spec in single]
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""The results of an evaluation."""
+"""Results of an evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from toolkit.tools.loaded_run import LoadedRun
 
 
 class Recalibration(NamedTuple):
-    """The sizes with new statistics, px, and the number of training images that these are estimated on."""
+    """Sizes, px, whose normalization statistics were re-estimated, and the number of training images used."""
 
     sizes: tuple[int, ...] = ()
     images: int = 0
@@ -21,9 +21,9 @@ class Recalibration(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """`costs` by the name of each of `specs`, `evaluations` by split; `folder` holds the files that were written.
+    """`costs` by the name of each of `specs`, `evaluations` by split; `folder` holds the written files.
 
-    `cascade` None: none was asked for.
+    `cascade` None: no cascade was requested.
     """
 
     loaded: LoadedRun

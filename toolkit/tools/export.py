@@ -1,6 +1,6 @@
-"""A run's best model at one scale, for use without the toolkit: each format checked, and a model card.
+"""Export a run's best model at one scale, for use without the toolkit, with a model card.
 
-Each file is opened again and must give the logits of the run's own model on real images; otherwise nothing is written.
+Each file is loaded back and must reproduce the logits of the run's model on real images; otherwise nothing is written.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ from toolkit.tools.timm_model import TimmModel
 
 log = logging.getLogger(__name__)
 
-TRACED = 2  # images of the example that graphs are made from; the check uses other batches
+TRACED = 2  # images in the example batch for tracing; the check uses other batch sizes
 CARD, CONFIG, CLASS_MAP = "README.md", "config.json", "class_map.json"
 OURS = frozenset({*FILES.values(), WEIGHTS_BESIDE, CARD, CONFIG, CLASS_MAP})
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """`differences`: the largest of a logit by format, over `checked` images at `size` px.
+    """`differences`: largest absolute logit difference by format, over `checked` images at `size` px.
 
-    The gaps are those of the preprocessing in the model card, and of timm's transform alone.
+    `by_card` and `by_timm`: gap of the model card's preprocessing, and of timm's transform alone, to evaluation's.
     """
 
     folder: Path
@@ -59,9 +59,9 @@ def export(
     output_dir: Path | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write the run's best model to `output_dir`; the flags of recipes/export.py describe the arguments.
+    """Write the run's best model to `output_dir`. The flags of recipes/export.py describe the arguments.
 
-    Raises InputError, and ExportError where a format cannot be made or is off, with nothing written.
+    Raises InputError, and ExportError if a format cannot be made or its logits differ; then nothing is written.
     """
     folder = run / "export" if output_dir is None else output_dir
     refuse_existing_export(folder, overwrite)
@@ -85,9 +85,9 @@ def export(
 def _write(
     loaded: LoadedRun, model: TimmModel, ours: Tensor, formats: Sequence[Format], folder: Path, *, must: bool
 ) -> dict[Format, float]:
-    """Write and check each format; returns the largest difference of a logit. `ours`: uint8, as evaluation decodes.
+    """Write and check each format; return its largest logit difference. `ours`: N x 3 x S x S uint8, as in evaluation.
 
-    A format that cannot be made is left out or, if it `must` be there, raises ExportError.
+    A format that cannot be made is left out; with `must`, or for safetensors, it raises ExportError.
     """
     pixels = views.normalize(ours, loaded.mean, loaded.std)
     expected = answer(lambda batch: loaded.model(batch)[0], pixels)
@@ -98,11 +98,11 @@ def _write(
         path = folder / FILES[name]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the exporters, about their own parts
+                warnings.simplefilter("ignore")  # exporters warn about their own internals
                 say = WRITERS[name](source, path)
         except OSError:
             raise
-        except Exception as error:  # exporters raise whatever they run into
+        except Exception as error:  # exporters raise any type of exception
             reason = first_line(error)
             if must or name == "safetensors":
                 raise ExportError(f"{name}: {model.arch} cannot be written: {reason}") from error
@@ -115,27 +115,27 @@ def _write(
 
 
 def refuse_existing_export(folder: Path, overwrite: bool) -> None:
-    """Raises InputError unless the folder is new or empty, or holds an export and nothing else, to be replaced."""
+    """Raise InputError unless the folder is new or empty, or holds only an export and `overwrite` is set."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output-dir {folder}: not a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names and not {CARD, CONFIG} <= names <= OURS:  # a run's best/ holds a file of the same name
+    if names and not {CARD, CONFIG} <= names <= OURS:  # a run's best/ also holds model.safetensors
         strange = ", ".join(sorted(names - OURS or names)[:3])
         raise InputError(f"--output-dir {folder}: the folder holds other files ({strange}); give an empty or a new one")
     if names and not overwrite:
         raise InputError(f"{folder} holds an export already: --overwrite replaces it, --output-dir names another place")
 
 
-def choose(asked: Sequence[Format] | None) -> list[Format]:
-    """The formats to write; raises InputError where one that was asked for needs a package that is not there."""
+def choose(names: Sequence[Format] | None) -> list[Format]:
+    """The formats to write, None: all that can be made. Raises InputError if a named format needs a missing package."""
     chosen: list[Format] = []
-    for name in dict.fromkeys(asked or get_args(Format)):
+    for name in dict.fromkeys(names or get_args(Format)):
         missing = [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
         if not missing:
             chosen.append(name)
             continue
         line = f"{name} needs {', '.join(missing)}: pip install -e '.[{name}]'"
-        if asked:
+        if names:
             raise InputError(f"--formats {line}")
         log.warning("%-11s left out: %s", name, line)
     return chosen
@@ -143,7 +143,7 @@ def choose(asked: Sequence[Format] | None) -> list[Format]:
 
 @contextlib.contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` at the end of the block; where that raises, it goes."""
+    """Yield a temporary folder that replaces `folder` when the block ends; if the block raises, it is deleted."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         around = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)

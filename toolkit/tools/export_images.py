@@ -1,4 +1,4 @@
-"""Images of the run that an export is checked on, and how far other preprocessing is from evaluation's."""
+"""Images of the run to check an export on, and the gap between other preprocessing and evaluation's."""
 
 import io
 import warnings
@@ -22,14 +22,14 @@ from toolkit.tools.loaded_run import LoadedRun
 from toolkit.tools.model_card import Gap
 from toolkit.tools.timm_model import TimmModel, middle
 
-IMAGES = 32  # of the check, where there are so many
+IMAGES = 32  # images in the check, if there are as many
 
 
 @dataclass(frozen=True)
 class CheckImages:
-    """The same N images: `ours` uint8, as evaluation decodes them; the others normalized.
+    """The same images three times, each N x 3 x S x S: `ours` uint8, as evaluation decodes them; the others normalized.
 
-    `by_card` are made by the model card's lines, `by_timm` by timm's transform alone; NaN where PIL cannot read one.
+    `by_card`: from the model card's code; `by_timm`: from timm's transform alone. NaN for an image PIL cannot read.
     """
 
     ours: Tensor
@@ -38,9 +38,9 @@ class CheckImages:
 
 
 def read_check_images(splits: Splits, model: TimmModel) -> CheckImages:
-    """Images of validation, and where these are few, of test and train; raises InputError where none can be read.
+    """Read images of val, and if these are too few, of test and train; raises InputError if none can be read.
 
-    Images are mostly in the order of their classes, so that every k-th is of all classes.
+    Images are usually sorted by class, so evenly spaced ones cover all classes.
     """
     ours: list[Tensor] = []
     theirs: list[tuple[Tensor, Tensor]] = []
@@ -60,7 +60,7 @@ def read_check_images(splits: Splits, model: TimmModel) -> CheckImages:
 
 
 def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:
-    """3 x S x S as the model card makes it, and as timm does; NaN where PIL cannot read the image."""
+    """3 x S x S by the model card's code, and by timm's transform alone; NaN if PIL cannot read the image."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
@@ -73,7 +73,7 @@ def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:
 
 
 def measure_gap(loaded: LoadedRun, ours: Tensor, theirs: Tensor) -> Gap:
-    """How far another preprocessing is from evaluation's, on images that both can read; `ours` uint8."""
+    """Gap between other preprocessing (`theirs`) and evaluation's (`ours`, uint8), on images that both can read."""
     there = ~theirs.isnan().any(dim=(1, 2, 3))
     theirs, ours = theirs[there], views.normalize(ours[there], loaded.mean, loaded.std)
     levels = 255 * (theirs - ours).abs() * loaded.std[:, None, None]

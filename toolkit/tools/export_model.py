@@ -1,4 +1,4 @@
-"""The part of a run's model that is exported: one scale, under timm's own names."""
+"""Extract one scale of a run's model, under timm's parameter names, for export."""
 
 import copy
 from typing import Any
@@ -11,12 +11,12 @@ from toolkit.system.errors import InputError
 from toolkit.tools.loaded_run import LoadedRun
 from toolkit.tools.timm_model import TimmModel
 
-# Of the constructor: what only training needs, and where pretrained weights came from.
+# Constructor arguments that only training needs, or that name the source of pretrained weights.
 DROPPED = ("drop_rate", "drop_path_rate", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def describe(loaded: LoadedRun, scale: int | None) -> TimmModel:
-    """The timm model that is exported; raises InputError on a size that the run never measured."""
+    """The timm model to export; raises InputError if the run has no such size."""
     size = scale or loaded.strategy.selection().sizes[-1]
     known = sorted({*loaded.sizes, *loaded.strategy.norm().scales})
     if size not in known:
@@ -36,7 +36,7 @@ def describe(loaded: LoadedRun, scale: int | None) -> TimmModel:
 
 
 def one_scale(model: MultiView, size: int) -> nn.Module:
-    """A copy of the network with the normalization that serves `size` px alone: its names are timm's own."""
+    """A copy of the network with only the normalization used at `size` px, so that parameters have timm's names."""
     network, scale = copy.deepcopy(model.model), str(model.policy.scale_for(size))
     for name, module in [*network.named_modules()]:
         if isinstance(module, ScaleNorm):

@@ -1,4 +1,4 @@
-"""One image of a data set, read and decoded once: its faults, and a digest of its content."""
+"""Check one image of a data set: read and decode it once, report its fault or a digest of its content."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from toolkit.data.sources.read import read_bytes
 from toolkit.system.errors import BadSampleError
 
 DIGEST_BYTES = 16
-BAD = ("unreadable", "empty", "truncated", "damaged", "too large")  # kinds of images that cannot be used
+BAD = ("unreadable", "empty", "truncated", "damaged", "too large")  # kinds of faults that make an image unusable
 FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -30,7 +30,7 @@ FORMATS = {
 
 
 class ImageCheck(NamedTuple):
-    """`kind` and `reason` of a fault, `digest` of the content of a good image."""
+    """`kind` and `reason` of a fault, empty if there is none; `digest` of the content of a usable image."""
 
     size: int = 0  # bytes
     header: Header | None = None
@@ -40,7 +40,7 @@ class ImageCheck(NamedTuple):
 
 
 def examine(index: Index, i: int) -> ImageCheck:
-    """One image, read once."""
+    """Check image i; reads the file once."""
     try:
         content = read_bytes(index, i)
     except BadSampleError as error:
@@ -66,7 +66,7 @@ def examine(index: Index, i: int) -> ImageCheck:
 
 
 def _decode(content: bytes, header: Header) -> str:
-    """What the decoder warned of in an image that training would accept; raises ValueError where it would not."""
+    """The decoder's warning about an image that training would accept; raises ValueError if training would not."""
     if header.form != "JPEG" or header.mode not in ("L", "RGB"):
         read_pixels(content)
         return ""
@@ -74,13 +74,13 @@ def _decode(content: bytes, header: Header) -> str:
         simplejpeg.decode_jpeg(content, "RGB", **WHOLE)
     except (ValueError, KeyError) as error:
         read_pixels(content)
-        return str(error) if str(error).startswith("Corrupt JPEG data") else ""  # bytes left over before the end
+        return str(error) if str(error).startswith("Corrupt JPEG data") else ""  # extra bytes before the end marker
     return ""
 
 
 def _is_cut(content: bytes, reason: str) -> bool:
-    """Whether an unreadable file is the beginning of a readable one, as far as that can be told."""
-    if content[:4] == b"RIFF":  # WebP says how long it is
+    """Whether an unreadable file was probably truncated."""
+    if content[:4] == b"RIFF":  # a WebP header holds the file's length
         return int.from_bytes(content[4:8], "little") + 8 > len(content)
     if content[:3] == b"\xff\xd8\xff" and not content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return True

@@ -1,4 +1,4 @@
-"""A run's best model on the device, ready for images: the options that all of inference shares."""
+"""Inference options shared by evaluate and predict, and an Evaluator of a run's best model on the device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from toolkit.training import device
 class InferenceOptions:
     """`batch_size` images per process and forward pass; `num_workers` decoding threads per process.
 
-    `num_workers` None: the CPU quota over local processes. `amp` None: the precision of the training. `flip`: average
-    the probabilities with those of the mirrored image.
+    `num_workers` None: the CPU quota divided by local processes. `amp` None: the precision of the training. `flip`:
+    average probabilities with those of the mirrored image.
     """
 
     batch_size: int = 64
@@ -27,9 +27,9 @@ class InferenceOptions:
 
 
 def start_evaluator(loaded: LoadedRun, options: InferenceOptions, unreadable: Path | None = None) -> Evaluator:
-    """The Accelerator and a run's model on it; `device.stop` ends it.
+    """Start an Accelerator and move the run's model to its device; `device.stop` ends it.
 
-    With a file `unreadable`, images that cannot be read are left out and listed there.
+    `unreadable`: a file that lists unreadable images, which are then left out.
     """
     accelerator = _start(loaded, options.amp)
     console.start(accelerator.is_main_process)
@@ -48,7 +48,7 @@ def start_evaluator(loaded: LoadedRun, options: InferenceOptions, unreadable: Pa
 
 
 def _start(loaded: LoadedRun, amp: bool | None) -> Accelerator:
-    """`amp` None: the precision of the training, or float32 where this device lacks it."""
+    """Start the Accelerator. `amp` None: the precision of the training, or float32 if the device lacks support."""
     if amp is not None:
         return device.start(loaded.settings.model_copy(update={"amp": amp}))
     precision = loaded.precision()

@@ -1,4 +1,4 @@
-"""The cost of a prediction: multiply-adds, latency, throughput and peak memory, measured on the device at hand."""
+"""Cost of a prediction: multiply-adds, latency, throughput and peak memory, measured on the current device."""
 
 import statistics
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from toolkit.models.evaluator import Evaluator
 from toolkit.strategies.base import EvalSpec
 from toolkit.training.monitor import peak_memory_gb, reset_peak_memory
 
-TIMED_S = 1.0  # spent on each timing
+TIMED_S = 1.0  # duration of each timing
 
 
 @dataclass(frozen=True)
 class InferenceCost:
-    """Of one image, from pixels on the host to the prediction there; `gmacs`: 10^9 multiply-adds.
+    """Cost of one image, from pixels on the host to the prediction on the host; `gmacs`: 10^9 multiply-adds.
 
-    `images_per_s`: of one process, in batches; `peak_memory_gb`: with such a batch, on a CPU the most so far.
+    `images_per_s`: one process, in batches. `peak_memory_gb`: with such a batch; on a CPU the process's peak so far.
     """
 
     gmacs: float
@@ -28,7 +28,7 @@ class InferenceCost:
 
 
 def measure_cost(evaluator: Evaluator, spec: EvalSpec, gmacs: Mapping[int, float]) -> InferenceCost:
-    """Timed on the main process while the others wait; `gmacs` of one image by size."""
+    """Measure on the main process while the others wait; `gmacs` of one image by size."""
     evaluator.accelerator.wait_for_everyone()
     place, passes = evaluator.accelerator.device, 1 + evaluator.flip
     reset_peak_memory(place)

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop between two pieces of work."""
+"""Ctrl-C handling that stops between two units of work."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from types import FrameType
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """The first Ctrl-C only fills the list, so that rows are written whole; the second one ends the process."""
+    """Yield a list that the first Ctrl-C appends to, so that rows are written whole; a second interrupts at once."""
     requests: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""A training recipe after its flags are parsed: show the plan, measure, train."""
+"""Run a training recipe after its flags are parsed: show the plan, benchmark, train."""
 
 import logging
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
-    """What a run would do and cost, as lines for a person; raises InputError as the run itself would."""
+    """What a run would do and cost, as lines of text; raises InputError for the same reasons as the run."""
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
@@ -27,13 +27,13 @@ def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
 def carry_out(
     settings: Settings, strategy: Strategy, recipe: str, *, dry_run: bool = False, measure_first: bool = False
 ) -> None:
-    """Train; with `dry_run` only show the plan, with `measure_first` measure first and note the result in the run."""
+    """Train. `dry_run`: only log the plan. `measure_first`: benchmark first, and save benchmark.json in the run."""
     if dry_run:
         for line in plan_of(settings, strategy):
             log.info(line)
         return
     notes = {}
     if measure_first:
-        plan_of(settings, strategy)  # nothing is measured for a run that is refused
+        plan_of(settings, strategy)  # raises InputError before a benchmark of a run that cannot start
         notes["benchmark.json"] = benchmark(settings, strategy).to_json()
     train(settings, strategy, recipe, notes)

@@ -1,4 +1,4 @@
-"""A run's best model, opened again to be used: for evaluation, prediction and export."""
+"""Load a run's best model for evaluation, prediction and export."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from toolkit.system.errors import InputError
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """The best model of a run, on a device and in evaluation mode, and what it was trained on.
+    """The best model of a run, on a device and in evaluation mode, with the settings it was trained with.
 
-    `metadata`: epoch, step and figures of the model; `mean` and `std`: 3 values for pixels in [0, 1]; `gmacs`: 10^9
-    multiply-adds of one image at each size; `arguments`: those of the architecture, as timm was given them.
+    `metadata`: epoch, step and metrics of the model. `mean` and `std`: 3 values for pixels in [0, 1]. `gmacs`: 10^9
+    multiply-adds of one image at each size. `arguments`: those passed to `timm.create_model`.
     """
 
     directory: RunDirectory
@@ -42,28 +42,28 @@ class LoadedRun:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes on its panel, px, ascending."""
+        """The sizes that the run reports, px, ascending."""
         return eval_sizes(self.strategy)
 
     def manifest(self) -> dict[str, Any]:
-        """That of its newest checkpoint, empty where none is left."""
+        """Manifest of the newest checkpoint; empty if there is no checkpoint."""
         newest = self.directory.store.newest()
         return checkpoint.read_manifest(newest) if newest else {}
 
     def precision(self) -> str | None:
-        """What it was trained in, whoever chose that: "no", "bf16" or "fp16"; None where no record is left."""
+        """Precision of the training, set by a flag or the launcher: "no", "bf16" or "fp16"; None if not recorded."""
         return self.manifest().get("precision") or self.directory.summary().get("precision")
 
 
 def eval_sizes(strategy: Strategy) -> tuple[int, ...]:
-    """Every size that a strategy reports, px, ascending."""
+    """All sizes that a strategy reports, px, ascending."""
     return tuple(sorted({size for spec in strategy.eval_specs() for size in spec.sizes}))
 
 
 def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None = None) -> LoadedRun:
-    """The best model of the run in a folder; `sizes` px are those that it will meet beside its own.
+    """Load the best model of the run at `path`; `sizes`, px: further sizes that it will be used at.
 
-    Raises InputError where the folder holds no run, no model yet, or the architecture cannot take a size.
+    Raises InputError if the folder has no run or no best model yet, or if the architecture cannot take a size.
     """
     directory = RunDirectory(path)
     config = directory.config()
@@ -81,11 +81,11 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
     state, metadata = best_model.load(directory.best)
     own = eval_sizes(strategy)
     plan = plan_model(settings, len(classes), own)
-    if not {*sizes} <= {*own}:  # with tables as large as the run's, whatever the further sizes
+    if not {*sizes} <= {*own}:  # further sizes must not change the size of position tables
         made = {name: value for name, value in plan.arguments.items() if name == "img_size"}
         further = settings.model_copy(update={"model_kwargs": {**settings.model_kwargs, **made}})
         plan = plan_model(further, len(classes), sorted({*own, *sizes}))
-    fresh = settings.model_copy(update={"pretrained": False, "sync_bn": False})  # all weights come from the run
+    fresh = settings.model_copy(update={"pretrained": False, "sync_bn": False})  # all weights are loaded from the run
     model = create(fresh, plan.arguments, strategy.norm())
     try:
         copy_state(state, model)
@@ -109,7 +109,7 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
 
 
 def _read(config: dict[str, Any]) -> tuple[Settings, Strategy]:
-    """What a run's config.yaml describes."""
+    """Settings and strategy from the contents of config.yaml."""
     flags = {name: value for name, value in config.items() if name in Scales.model_fields and value is not None}
     settings = {name: value for name, value in config.items() if name not in Scales.model_fields}
     choices = make_scales(flags)

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, how good at each size, how to load it. In Hugging Face's format."""
+"""Model card (README.md, Hugging Face format) of an exported model: description, accuracy per size, loading code."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from toolkit.tools.export_formats import FILES, INPUT, TOLERANCE
 from toolkit.tools.loaded_run import LoadedRun
 from toolkit.tools.timm_model import MIDDLE, TimmModel
 
-MOST_CLASSES = 20  # that are named; class_map.json has all
+MOST_CLASSES = 20  # most classes that the card names; class_map.json has all
 TIMM = "https://github.com/huggingface/pytorch-image-models"
 LIMITATIONS = (
     "It knows these classes only: anything else gets one of them, too. Accuracy was measured on images of the same "
@@ -33,13 +33,13 @@ SPLITS = {"val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Gap:
-    """Another preprocessing against evaluation's, in gray levels of 255; `same`: how many images get the same class."""
+    """Gap between other preprocessing and evaluation's, in gray levels of 255; `same`: images predicted the same."""
 
     images: int
     mean_levels: float
     most_levels: float
     same: int
-    probability: float  # the largest change
+    probability: float  # largest change of a probability
 
     def __str__(self) -> str:
         return (
@@ -50,9 +50,9 @@ class Gap:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells; `differences` are the largest of a logit by format, over `checked` images of `splits`.
+    """Contents of a model card. `differences`: largest logit difference by format, over `checked` images of `splits`.
 
-    `by_card`: the lines that it shows; `by_timm`: timm's transform alone.
+    `by_card`: gap of the preprocessing code on the card; `by_timm`: gap of timm's transform alone.
     """
 
     loaded: LoadedRun
@@ -66,7 +66,7 @@ class Card:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One figure of the panel: top-1 and top-5, percent, by split; 10^9 multiply-adds; whose normalization it took."""
+    """A row of the accuracy table: top-1 and top-5, percent, by split; 10^9 multiply-adds; normalization scale."""
 
     name: str
     scores: Mapping[str, tuple[float, float]]
@@ -75,7 +75,7 @@ class SizeRow:
 
 
 def read_rows(loaded: LoadedRun) -> list[SizeRow]:
-    """The panel as summary.json has it; of a run that has not ended, what its best model was chosen for."""
+    """Metrics from summary.json; for an unfinished run, the validation metrics saved with the best model."""
     summary = loaded.directory.summary()
     found = {split: summary[split] for split in SPLITS if split in summary}
     rows = []
@@ -89,20 +89,20 @@ def read_rows(loaded: LoadedRun) -> list[SizeRow]:
 
 
 def unreadable(loaded: LoadedRun) -> dict[str, int]:
-    """How many images of each split could not be read and are in no figure."""
+    """Number of unreadable images of each split, which no metric includes."""
     target = loaded.strategy.selection().name
     tested = loaded.directory.summary().get("test", {}).get(target, {})
     return {"val": int(loaded.metadata.get(f"{target}/unreadable", 0)), "test": tested.get("unreadable", 0)}
 
 
 def recommended(rows: list[SizeRow]) -> SizeRow | None:
-    """The figure with the best top-1 on validation images, of equals the cheapest; None where none was measured."""
+    """The row with the best validation top-1, the cheapest on ties; None if there are no validation metrics."""
     measured = [row for row in rows if "val" in row.scores]
     return max(measured, key=lambda row: (row.scores["val"][0], -row.gmacs), default=None)
 
 
 def write_card(card: Card) -> str:
-    """The whole text; raises InputError where the run's summary cannot be read."""
+    """The text of the card; raises InputError if the run's summary cannot be read."""
     rows = read_rows(card.loaded)
     title = f"# {verbatim(_name(card.loaded))} at {card.model.size} px"
     sections = {
@@ -119,7 +119,7 @@ def write_card(card: Card) -> str:
 
 
 def verbatim(text: str) -> str:
-    """A line of text in Markdown, where nothing of it is markup: fenced by more backticks than it has in a row."""
+    """Markdown inline code of a line of text, with more backticks around it than it has in a row."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     around = " " if text[:1] in ("`", " ") or text[-1:] in ("`", " ") else ""
     return f"{fence}{around}{text}{around}{fence}"
@@ -130,7 +130,7 @@ def _name(loaded: LoadedRun) -> str:
 
 
 def _front(card: Card, rows: list[SizeRow]) -> dict[str, Any]:
-    """The metadata that the Hugging Face hub reads."""
+    """Front matter: the metadata that the Hugging Face Hub reads."""
     front: dict[str, Any] = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
@@ -165,7 +165,7 @@ def _introduction(card: Card) -> str:
 
 
 def _usage(card: Card) -> str:
-    """Python that needs what it imports and nothing else, and a table of the files."""
+    """Self-contained Python code that loads the files, and a table of the files."""
     model, by_timm = card.model, "safetensors" in card.differences
     lines = [
         "import timm",
@@ -208,7 +208,7 @@ def _preprocessing(card: Card) -> str:
 
 
 def _accuracy(card: Card, rows: list[SizeRow]) -> str:
-    """The table, the recommended size, and what of it this export can do."""
+    """The accuracy table, the recommended size, and the scale of this export."""
     splits = [split for split in SPLITS if any(split in row.scores for row in rows)]
     heads = [f"{SPLITS[split]} {figure}" for split in splits for figure in ("top-1", "top-5")]
     table = [f"| size | {' | '.join([*heads, '10^9 multiply-adds'])} |", "|---" * (len(heads) + 2) + "|"]
@@ -236,7 +236,7 @@ def _accuracy(card: Card, rows: list[SizeRow]) -> str:
 
 
 def _counts(card: Card) -> str:
-    """Of the images that the run had, as its checkpoint and summary tell; of each class where those were opened."""
+    """Image counts, from the run's checkpoint and summary; counts per class only if train is unchanged since."""
     now, then = card.splits.digests(), card.loaded.manifest().get("data")
     if then is None:
         return "No checkpoint of the run is left, which would tell how many images it had."
@@ -247,23 +247,23 @@ def _counts(card: Card) -> str:
         f"{total} {SPLITS[split]}" + (f" ({total - missing[split]} readable)" if missing[split] else "")
         for split, total in totals.items()
     ]
-    told = f"{then['train']['images']} training, {', '.join(sizes)} images"
+    counted = f"{then['train']['images']} training, {', '.join(sizes)} images"
     if then["train"] != now["train"]:
-        return f"{told}."
+        return f"{counted}."
     counts = np.bincount(card.splits.train.labels, minlength=len(card.splits.classes))
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    return f"{told}; {each} training images of each class."
+    return f"{counted}; {each} training images of each class."
 
 
 def _settings(loaded: LoadedRun) -> dict[str, Any]:
-    """What was learned, and how, but not from which folder."""
+    """The settings that affect what was learned, without the path of the data."""
     settings = learned(loaded.directory.config())
     return {name: value for name, value in settings.items() if name != "data_root" and value is not None}
 
 
 def _versions(loaded: LoadedRun) -> str:
-    told = ", ".join(
+    packages = ", ".join(
         f"{package} {number}" for package, number in loaded.directory.summary().get("versions", {}).items()
     )
     now = f"torch {torch.__version__}, timm {timm.__version__}"
-    return (f"Trained with {told}. " if told else "") + f"Exported with {now}."
+    return (f"Trained with {packages}. " if packages else "") + f"Exported with {now}."

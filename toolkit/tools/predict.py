@@ -1,4 +1,4 @@
-"""Predictions of a run's best model for image files, written row by row."""
+"""Predict image files with a run's best model and write one row per image."""
 
 import sys
 from collections import Counter
@@ -40,10 +40,10 @@ def predict(
     output: str = STDOUT,
     overwrite: bool = False,
 ) -> PredictionSummary:
-    """Write a row for each image to `output`; the flags of recipes/predict.py describe the arguments.
+    """Write a row for each image to `output`. The flags of recipes/predict.py describe the arguments.
 
-    An image that cannot be read has a row with the reason. Ctrl-C ends it between two batches. Raises InputError
-    where an argument or the run is wrong, DiskError where a row cannot be written.
+    The row of an unreadable image holds the reason. Ctrl-C stops after the current batch. Raises InputError if an
+    argument or the run is wrong, DiskError if a row cannot be written.
     """
     check_predict(paths, scales, cascade, confidence)
     check_output(output, overwrite)
@@ -75,7 +75,7 @@ def predict(
 
 
 def _exits(scales: Sequence[int], cascade: Sequence[int] | None, confidence: float | None) -> Cascade:
-    """Without a cascade one exit, whose probabilities are averaged over `scales`."""
+    """The cascade; without one, a single exit that averages probabilities over `scales`."""
     if cascade:
         return Cascade(tuple(at_size(size) for size in cascade), confidence or CONFIDENCE)
     return Cascade((EvalSpec("+".join(map(str, scales)), tuple(scales)),), CONFIDENCE)
@@ -88,7 +88,7 @@ def _norm_from(model: MultiView, cascade: Cascade) -> Mapping[int, int]:
 
 @dataclass
 class _Tally:
-    """Counts while rows arrive; `exits` by size."""
+    """Running counts of rows; `exits` by size."""
 
     exits: Counter[str] = field(default_factory=Counter)
     bad: int = 0
@@ -106,7 +106,7 @@ class _Tally:
 
 
 def _write(stream: PredictionStream, output: str) -> _Tally:
-    """Batch after batch, in order: each process predicts its own, the main one writes the rows of all."""
+    """Predict batch by batch, in order: each process predicts its own batches, the main process writes all rows."""
     accelerator, tally = stream.evaluator.accelerator, _Tally()
     file = RowFile(output, stream.top) if accelerator.is_main_process else None
     draws = console.bars(accelerator.is_main_process) and not (output == STDOUT and sys.stdout.isatty())

@@ -1,4 +1,4 @@
-"""Predictions as rows of CSV or JSON lines, each whole or not there. Free of torch."""
+"""Write predictions as CSV or JSON Lines; every row is complete or absent. Free of torch."""
 
 import contextlib
 import csv
@@ -16,10 +16,10 @@ STDOUT = "-"
 
 
 class PredictionRow(NamedTuple):
-    """What was said of one image: `best` are (class, probability), most probable first.
+    """Prediction for one image: `best` are (class, probability), most probable first.
 
-    `size`: px that decided, such as 64, or 32+64 where probabilities are averaged. Of an image that could not be read
-    there is an error and nothing else.
+    `size`: size of the prediction, px, such as 64, or 32+64 for averaged probabilities. An unreadable image has only
+    `path` and `error`.
     """
 
     path: str
@@ -29,14 +29,14 @@ class PredictionRow(NamedTuple):
 
 
 def csv_line(cells: Iterable[Any]) -> str:
-    """One row, which ends in a line feed; the writer quotes what holds a character of the ending that it is given."""
+    """One row, ending in LF; the writer gets CRLF, so that it quotes cells with either character."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\r\n").writerow(cells)
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 class CsvFormat:
-    """path, label, probability, size, label_2, probability_2 ... error."""
+    """Columns: path, label, probability, size, label_2, probability_2 ... error."""
 
     def __init__(self, top: int) -> None:
         self._top = top
@@ -55,7 +55,7 @@ class CsvFormat:
 
 
 class JsonLines:
-    """path, label, probability, size, top: [{label, probability}], error: null where there is none."""
+    """Keys: path, label, probability, size, top: [{label, probability}], error; null if there is none."""
 
     def header(self) -> str:
         return ""
@@ -76,7 +76,7 @@ class JsonLines:
 
 
 def refuse_existing(output: str, overwrite: bool) -> None:
-    """Raises InputError where a file is there that nobody said to replace; a device or pipe may be written to."""
+    """Raise InputError if `output` is a folder, or a file without `overwrite`; a device or pipe is allowed."""
     if Path(output).is_file() and not overwrite:
         raise InputError(f"--output {output}: is there already: give another name, or --overwrite")
     if Path(output).is_dir():
@@ -84,15 +84,15 @@ def refuse_existing(output: str, overwrite: bool) -> None:
 
 
 class RowFile:
-    """The output, written in whole rows that stand there at once; `closed` when nobody reads standard output any more.
+    """The output file, written in whole rows without buffering; `closed`: the reader of standard output has left.
 
-    Raises InputError where it cannot be opened, DiskError where it cannot be written.
+    Raises InputError if it cannot be opened, DiskError if it cannot be written.
     """
 
     def __init__(self, output: str, top: int) -> None:
         self.output, self.closed = output, False
         self._format = JsonLines() if output.endswith(".jsonl") else CsvFormat(top)
-        self._whole = 0  # bytes
+        self._whole = 0  # bytes of complete rows
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             self._handle = sys.stdout.fileno() if output == STDOUT else os.open(output, flags, 0o644)
@@ -108,15 +108,15 @@ class RowFile:
             os.close(self._handle)
 
     def _write(self, text: str) -> None:
-        rest = memoryview(text.encode("utf-8", "surrogateescape"))  # a file's name need not be text
+        rest = memoryview(text.encode("utf-8", "surrogateescape"))  # a file name may not be valid UTF-8
         length = len(rest)
         try:
             while len(rest):
                 rest = rest[os.write(self._handle, rest) :]
-        except BrokenPipeError:  # such as `head`, which has seen enough
+        except BrokenPipeError:  # the reader has left, e.g. `head`
             self.closed = True
         except OSError as error:
-            if self.output != STDOUT:  # which may be a file that held something before
+            if self.output != STDOUT:  # standard output may be a file with earlier content, so it is not truncated
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._handle, self._whole)
             name = "standard output" if self.output == STDOUT else self.output

@@ -1,4 +1,4 @@
-"""Rows of predictions for files on a disk, batch after batch: each file is read and decoded once, then forgotten."""
+"""Prediction rows for files on disk, batch by batch; each file is read and decoded once and not kept."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,17 +19,17 @@ from toolkit.models.evaluator import Evaluator
 from toolkit.system.errors import BadSampleError
 from toolkit.tools.prediction_rows import PredictionRow
 
-TOP = 5  # classes in the row of an image
+TOP = 5  # most classes in a row
 
 
 class Files:
-    """Images that are read once: header and pixels together, where an index would read headers first."""
+    """Image reader that reads each file once, header and pixels together; an index would read all headers first."""
 
     def __init__(self, index: Index, unreadable: Mapping[int, str]) -> None:
         self.index, self._unreadable = index, unreadable
 
     def whole(self, i: int) -> np.ndarray:
-        """Image i upright, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+        """Image i, upright, H x W x 3 uint8, decoded at full resolution; raises BadSampleError."""
         if i in self._unreadable:
             raise BadSampleError(self.index.names[i], self._unreadable[i])
         content = read_bytes(self.index, i)
@@ -41,7 +41,7 @@ class Files:
 
 @dataclass(frozen=True)
 class PredictionStream:
-    """The model, the cascade and the names of the classes, ready to predict the images of `listed`."""
+    """Predicts the images of `listed` with a model and a cascade."""
 
     evaluator: Evaluator
     cascade: Cascade
@@ -50,16 +50,16 @@ class PredictionStream:
 
     @property
     def top(self) -> int:
-        """Classes in each row."""
+        """Number of classes in each row."""
         return min(TOP, len(self.classes))
 
     @property
     def rounds(self) -> int:
-        """Batches on each process; some get no images in the last one."""
+        """Number of batches per process; in the last round some processes have no images."""
         return -(-len(self.listed.names) // (self.evaluator.batch_size * self.evaluator.accelerator.num_processes))
 
     def rows(self) -> Iterator[list[PredictionRow]]:
-        """The rows of this process's batches: every n-th batch of n processes."""
+        """Rows of this process's batches: every n-th batch with n processes."""
         names, size, accelerator = self.listed.names, self.evaluator.batch_size, self.evaluator.accelerator
         firsts = range(accelerator.process_index * size, len(names), size * accelerator.num_processes)
         batches = [np.arange(first, min(first + size, len(names))) for first in firsts]
@@ -81,7 +81,7 @@ class PredictionStream:
         return Files(Index.of_files(Path("/"), inside, [0] * len(inside)), reasons)
 
     def _predicted(self, batch: EvalBatch) -> list[PredictionRow]:
-        """One row for each image that was read."""
+        """One row for each readable image of the batch."""
         if not len(batch.ids):
             return []
         probabilities, exit_index = self.cascade.predict(self.evaluator, batch.images)

@@ -1,4 +1,4 @@
-"""Counts of a call of `predict`, and the lines that report them."""
+"""Counts of one call of `predict`, and the lines that report them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from toolkit.tools.prediction_rows import STDOUT
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """Of `images` that were named, `read` are predicted and `bad` cannot be read, the first for `first_error`.
+    """Of `images` in total, `read` were predicted and `bad` cannot be read; `first_error`: the first path and reason.
 
-    `left_out`: other files in the folders. `exits`: images that left the cascade at each size, as the column `size`
-    has it. `stopped`: Ctrl-C ended it early; `closed`: the reader of standard output left. `cascade`: its sizes, px,
-    empty without one; `gmacs`: 10^9 multiply-adds of one image by size; `norm_from`: sizes that the run was not
-    trained at, and the size whose normalization they took.
+    `left_out`: other files in the folders. `exits`: images per exit of the cascade, keyed as the column `size`.
+    `stopped`: Ctrl-C stopped it early. `closed`: the reader of standard output left. `cascade`: its sizes, px, empty
+    without one. `gmacs`: 10^9 multiply-adds of one image by size. `norm_from`: for each size that the run was not
+    trained at, the size whose normalization it uses.
     """
 
     output: str
@@ -34,7 +34,7 @@ class PredictionSummary:
 
     @property
     def none_read(self) -> bool:
-        """Whether every image was tried and none can be read."""
+        """Whether all images were tried and none can be read."""
         return bool(self.bad) and not self.read and not self.stopped
 
     def lines(self) -> Iterator[str]:

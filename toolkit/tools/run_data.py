@@ -1,4 +1,4 @@
-"""Labeled images for a finished run: its own data as it was split, or other data with the same classes."""
+"""Labeled images for a finished run: its own data with the same split, or other data with the same classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from toolkit.tools.loaded_run import LoadedRun
 
 
 def own_splits(loaded: LoadedRun, data_root: str | None = None) -> Splits:
-    """The run's own data, which may lie elsewhere now; raises InputError where it is gone or has other classes."""
+    """The run's own data; `data_root`: its new path. Raises InputError if it is missing or its classes differ."""
     root = loaded.settings.data_root
     folder = Path(root.removeprefix(HUB))
     if data_root is None and folder.is_absolute() and not folder.exists():
@@ -31,7 +31,7 @@ def own_splits(loaded: LoadedRun, data_root: str | None = None) -> Splits:
 
 
 def moved_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader] | None:
-    """The run's own images by split, where a folder holds just these; else None."""
+    """The run's own images by split if `data_root` holds exactly these; else None."""
     try:
         splits = own_splits(loaded, data_root)
     except InputError:
@@ -40,10 +40,10 @@ def moved_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader] | 
 
 
 def own_images(loaded: LoadedRun) -> dict[str, ImageReader]:
-    """The run's own images by split, train among them.
+    """The run's own images by split, including train.
 
-    Raises InputError as `own_splits`, and where they changed: validation images that were held out would be others
-    then, some of them trained on.
+    Raises InputError as `own_splits` does, and if the images changed: the held-out validation images would then be
+    different ones, and some of them were trained on.
     """
     splits = own_splits(loaded)
     if changes := changed_images(loaded.manifest().get("data", {}), splits.digests()):
@@ -55,9 +55,9 @@ def own_images(loaded: LoadedRun) -> dict[str, ImageReader]:
 
 
 class EvaluationData(NamedTuple):
-    """`images` to evaluate, by split; the run's `own` by split, empty where nothing needs them.
+    """`images` to evaluate, by split; `own`: the run's images by split, empty if not needed.
 
-    `is_own`: `images` are some of `own`.
+    `is_own`: `images` are a subset of `own`.
     """
 
     images: dict[str, ImageReader]
@@ -68,9 +68,9 @@ class EvaluationData(NamedTuple):
 def evaluation_data(
     loaded: LoadedRun, data_root: str | None, split: Split | None, *, needs_own: bool
 ) -> EvaluationData:
-    """The run's own images, which may have moved to `data_root`, or other images there.
+    """The run's own images, possibly moved to `data_root`, or other images at `data_root`.
 
-    `split` None: all splits but train. Raises InputError where there are none, or they do not fit the run.
+    `split` None: all splits except train. Raises InputError if there are none or their classes differ from the run's.
     """
     moved = moved_images(loaded, data_root) if data_root else None
     if data_root is None or moved is not None:
@@ -93,7 +93,7 @@ def _pixels(splits: Splits) -> dict[str, ImageReader]:
 
 
 def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
-    """Other data by split, or a folder of class folders by its own name; raises InputError on other classes."""
+    """Other data by split, or a folder of class folders under its own name; raises InputError if classes differ."""
     root = Path(data_root).expanduser()
     if detect(root) is SourceKind.UNSPLIT:
         return {root.resolve().name: ImageReader(_class_folders(root, loaded))}
@@ -105,7 +105,7 @@ def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
 
 
 def _class_folders(root: Path, loaded: LoadedRun) -> Index:
-    """Images of some or all of the classes."""
+    """Index of the images in class folders; the classes may be a subset of the run's."""
     names: list[str] = []
     labels: list[int] = []
     folders = class_folders(root)
@@ -121,11 +121,11 @@ def _class_folders(root: Path, loaded: LoadedRun) -> Index:
 
 
 def _check_classes(source: str, classes: Sequence[str], known: Sequence[str]) -> None:
-    """Raises InputError unless the names are the run's, in its order."""
+    """Raise InputError unless class names and their order are the run's."""
     if tuple(classes) == tuple(known):
         return
     unknown, lacking = sorted({*classes} - {*known}), sorted({*known} - {*classes})
-    told = [f"{name!r} is no class of the run" for name in unknown[:3]] + [
+    parts = [f"{name!r} is no class of the run" for name in unknown[:3]] + [
         f"{name!r} is missing" for name in lacking[:3]
     ]
-    raise InputError(f"--data-root {source}: other classes than the run's: {', '.join(told) or 'in another order'}")
+    raise InputError(f"--data-root {source}: other classes than the run's: {', '.join(parts) or 'in another order'}")

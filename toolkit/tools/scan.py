@@ -1,4 +1,4 @@
-"""A check of a whole data set before training: every image of every split is read and decoded once, by all cores."""
+"""Check a data set before training: read and decode every image of every split once, on all cores."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ from toolkit.tools.scan_report import HARMLESS, ScanReport, SplitReport
 
 log = logging.getLogger(__name__)
 
-PIECE = 32  # images that one thread takes at a time
+PIECE = 32  # images per task of a thread
 
 
 def scan(
@@ -37,10 +37,10 @@ def scan(
     cache_dir: Path | None = None,
     cache_gb: float = CACHE_GB,
 ) -> ScanReport:
-    """Check the data set `data`; the flags of recipes/scan.py describe the arguments.
+    """Check the data set `data`. The flags of recipes/scan.py describe the arguments.
 
-    Logs the table and writes scan.json, scan.txt, contact-sheets/ and manifest/ to `output_dir`, scan-NAME-TIME where
-    it is None. Raises InputError where nothing can be scanned or written; bad images are findings, not errors.
+    Logs the table and writes scan.json, scan.txt, contact-sheets/ and manifest/ to `output_dir` (None:
+    scan-NAME-TIME). Raises InputError if nothing can be scanned or written; bad images are findings, not errors.
     """
     folder = _folder(data) if output_dir is None else output_dir
     found = survey(data, cache_dir, cache_gb)
@@ -67,7 +67,7 @@ def _folder(data: str) -> Path:
 
 
 def check_images(found: Survey, threads: int | None = None) -> ScanReport:
-    """Read and decode every image of every split, with a progress bar on a terminal; writes nothing."""
+    """Read and decode every image of every split; shows a progress bar on a terminal, writes no files."""
     reports: dict[str, SplitReport] = {}
     findings = list(found.findings)
     digests: dict[str, list[bytes]] = {}
@@ -97,12 +97,12 @@ def check_images(found: Survey, threads: int | None = None) -> ScanReport:
 
 
 def _examine_all(index: Index, threads: int, split: str) -> Iterator[ImageCheck]:
-    """Every image in order; most of the time is spent where the interpreter is not held."""
+    """Check all images, in order; threads suffice because most time is spent without the interpreter lock."""
     pieces = [range(start, min(start + PIECE, len(index))) for start in range(0, len(index), PIECE)]
     pool = ThreadPoolExecutor(threads)
     bar = tqdm(total=len(index), desc=f"scanning {split}", unit="image", disable=None)
     with bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's own, of files that are reported all the same
+        warnings.simplefilter("ignore")  # PIL's warnings about files that the report covers anyway
         try:
             for piece in pool.map(lambda ids: [examine(index, i) for i in ids], pieces):
                 yield from piece

@@ -1,4 +1,4 @@
-"""A scan as a table and as JSON."""
+"""Format a scan as a table and as JSON."""
 
 import statistics
 from collections import Counter
@@ -8,13 +8,13 @@ from typing import Any
 from toolkit.data.sources.survey import Finding
 from toolkit.tools.scan_report import HARMLESS, Extreme, ScanReport, SplitReport
 
-SCHEMA = 1  # of scan.json
-MOST_LINES = 20  # of the table, for each kind of finding
-MOST_CLASSES = 40  # of which the table gives each one's count
+SCHEMA = 1  # version of scan.json
+MOST_LINES = 20  # lines of the table per kind of finding
+MOST_CLASSES = 40  # up to here the table has a count for each class
 
 
 def to_json(report: ScanReport) -> dict[str, Any]:
-    """All of a report as plain values."""
+    """The report as JSON-serializable values."""
     splits = {}
     for split, counts in report.splits.items():
         splits[split] = {
@@ -41,7 +41,7 @@ def to_json(report: ScanReport) -> dict[str, Any]:
 
 
 def verdict(report: ScanReport) -> str:
-    """One line: whether the data can be used as it is, and what was found."""
+    """One line: whether the data can be used unchanged, and what was found."""
     kinds = Counter(finding.kind for finding in report.findings)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     if report.serious():
@@ -50,7 +50,7 @@ def verdict(report: ScanReport) -> str:
 
 
 def table(report: ScanReport) -> str:
-    """A report for a person: a column per split, then the findings by kind."""
+    """The report as text: one column per split, then the findings by kind."""
     splits = list(report.splits.values())
     rows = [("", *report.splits), *_counts(splits), *_per_class(report, splits), *_shares(splits)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -61,7 +61,7 @@ def table(report: ScanReport) -> str:
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         lines += ["", *_findings(kind, [finding for finding in report.findings if finding.kind == kind])]
     text = "\n".join([*lines, "", verdict(report)]) + "\n"
-    return text.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
+    return text.encode("utf-8", "backslashreplace").decode()  # file names may not be valid UTF-8
 
 
 def _counts(splits: Sequence[SplitReport]) -> Iterator[tuple[str, ...]]:
@@ -96,7 +96,7 @@ def _per_class(report: ScanReport, splits: Sequence[SplitReport]) -> Iterator[tu
 
 
 def _shares(splits: Sequence[SplitReport]) -> Iterator[tuple[str, ...]]:
-    """How many images there are of each shorter side, by powers of two, and of each format and mode."""
+    """Image counts by shorter side (ranges of powers of two), by format and by mode."""
     sides: list[Counter[int]] = []
     for split in splits:
         sides.append(Counter())

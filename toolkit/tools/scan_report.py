@@ -1,4 +1,4 @@
-"""The results of a scan."""
+"""Results of a scan."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from toolkit.data.sources.index import Index
 from toolkit.data.sources.survey import Finding
 from toolkit.tools.image_check import BAD, ImageCheck
 
-# Kinds of findings with which training works and its metrics are right.
+# Kinds of findings that affect neither training nor its metrics.
 HARMLESS = frozenset({"wrong type", "duplicate", "class untested", "left out"})
 
 
 class Extreme(NamedTuple):
-    """The image of fewest or most pixels."""
+    """The image with the fewest or most pixels."""
 
     name: str
     width: int
@@ -25,7 +25,7 @@ class Extreme(NamedTuple):
 
 @dataclass
 class SplitReport:
-    """Counts over one split; `sizes`, `modes`, `formats` and the extremes are of its good images."""
+    """Counts of one split; `sizes`, `modes`, `formats`, `progressive` and the extremes cover only its usable images."""
 
     images: int = 0
     bytes: int = 0
@@ -57,7 +57,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """`kept`: the ids of each split's images worth training and evaluating on; `folder`: that of the written files."""
+    """`kept`: ids of each split's images fit for training and evaluation; `folder`: folder of the written files."""
 
     source: str
     classes: tuple[str, ...]
@@ -68,5 +68,5 @@ class ScanReport:
     folder: Path | None = None
 
     def serious(self) -> list[Finding]:
-        """Findings that training would refuse or stop at, or that make its metrics wrong."""
+        """Findings that would make training refuse to start, stop, or report wrong metrics."""
         return [finding for finding in self.findings if finding.kind not in HARMLESS]

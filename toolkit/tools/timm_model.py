@@ -1,4 +1,4 @@
-"""A trained model at one scale as plain timm describes it: the call that builds it, its preprocessing, config.json."""
+"""A trained model at one scale in terms of timm: the call that creates it, its preprocessing, config.json."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import nn
 
-MIDDLE = "ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)"  # what `middle` does
+MIDDLE = "ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)"  # code of `middle`
 
 
 def middle(image: Image.Image) -> Image.Image:
-    """The largest square in the middle, not resized: timm's transform of it is what evaluation sees, nearly."""
+    """The largest center square, not resized; timm's transform of it closely matches evaluation's preprocessing."""
     return ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)
 
 
 @dataclass(frozen=True)
 class TimmModel:
-    """`arguments` are those of `timm.create_model` beside the name; images are `size` px; `known` is what timm knows.
+    """Arguments of `timm.create_model` besides the name (`arguments`), and the image `size`, px.
 
-    `mean` and `std`: 3 values each, for pixels in [0, 1].
+    `mean` and `std`: 3 values each, for pixels in [0, 1]. `known`: the pretrained_cfg of timm's model.
     """
 
     arch: str
@@ -34,25 +34,25 @@ class TimmModel:
     known: Mapping[str, Any]
 
     def create(self, checkpoint: Path | None = None) -> nn.Module:
-        """The model in evaluation mode, made as `call` says."""
+        """The model in evaluation mode, created with the arguments of `call`."""
         path = {} if checkpoint is None else {"checkpoint_path": str(checkpoint)}
         return timm.create_model(self.arch, **self.arguments, **path).eval()
 
     def call(self, checkpoint: str) -> str:
-        """The Python text that loads a file of weights."""
+        """Python code that creates the model and loads a file of weights."""
         given = {**self.arguments, "checkpoint_path": checkpoint}
         return f"timm.create_model({self.arch!r}, {_written(given)})"
 
     def transform_call(self) -> str:
-        """The Python text that makes `transform`."""
+        """Python code that creates `transform`."""
         return f"timm.data.create_transform({_written(self.preprocessing())})"
 
     def transform(self) -> Any:
-        """From a PIL image to normalized 3 x S x S."""
+        """timm's transform of a PIL image to a normalized 3 x S x S tensor."""
         return create_transform(**self.preprocessing())
 
     def preprocessing(self) -> dict[str, Any]:
-        """As near to evaluation as timm comes: it resizes, then cuts out the square in the middle."""
+        """Arguments of timm's transform, as close to evaluation as it allows: it resizes before the center crop."""
         return {
             "input_size": (3, self.size, self.size),
             "interpolation": "bilinear",
@@ -63,7 +63,7 @@ class TimmModel:
         }
 
     def config(self) -> dict[str, Any]:
-        """config.json as timm and the Hugging Face hub read it: the folder loads as `local-dir:` or `hf-hub:`."""
+        """config.json for timm and the Hugging Face Hub, so that the folder loads as `local-dir:` or `hf-hub:`."""
         kept = {name: self.known[name] for name in ("first_conv", "classifier") if name in self.known}
         count = len(self.classes)
         return {

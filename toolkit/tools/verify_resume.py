@@ -1,8 +1,8 @@
-"""Does a training command, killed at random steps and started again, end as if nothing had happened? Free of torch.
+"""Verify that a training command, killed at random steps and restarted, ends bit-identically. Free of torch.
 
-The command runs twice: undisturbed, and killed again and again. Then the checkpoints of the same step are compared by
-the hashes in their manifests, and the logs of what was delivered line by line. Both are read without the toolkit's own
-code for them, which is what is on trial.
+The command runs twice: undisturbed, and killed repeatedly. Then the checkpoints of the same step are compared by the
+hashes in their manifests, and the sample logs line by line. Both are read without the toolkit's code for them, because
+that code is under test.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from toolkit.config.settings import WANDB_PROJECT
 from toolkit.system.errors import InputError, ResumeError
 
 LOOK_EVERY_S = 0.02
-END_S = 30  # longest wait for killed processes to be gone
+END_S = 30  # longest wait for killed processes to exit
 TAIL_BYTES, TAIL_LINES = 2**20, 12
-KEPT = 10  # checkpoints: none is removed between its commit and the end of its run
+KEPT = 10  # checkpoints: enough that none is removed between its commit and the end of its run
 OURS = ("--output-dir", "--checkpoint-dir", "--resume")
 TIMES = ("train_seconds", "wall_seconds")
 SAMPLES, PROGRESS = "samples.jsonl", "trainer.json"
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:
-    """What a command line gives a flag, the last time; empty where there is nothing after it."""
+    """The last value of a flag on a command line; empty if no value follows, None without the flag."""
     found = None
     for word, after in zip(words, (*words[1:], ""), strict=False):
         name, equals, value = word.partition("=")
@@ -43,7 +43,7 @@ def value_of(flag: str, words: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """`command` without a run directory; both runs are compared at `steps`, a multiple of `every`."""
+    """`command` without a run directory; both runs are compared at step `steps`, a multiple of `every`."""
 
     command: tuple[str, ...]
     steps: int
@@ -51,9 +51,9 @@ class TrialPlan:
 
 
 def plan(command: Sequence[str], *, steps: int = 60, save_every_steps: int | None = None) -> TrialPlan:
-    """`save_every_steps` None: as the command has it, else a sixth of `steps`.
+    """Plan a trial of `command`. `save_every_steps` None: the value in the command, else a sixth of `steps`.
 
-    Raises InputError where the command cannot be tried.
+    Raises InputError if the command cannot be used.
     """
     recipe = next((i for i, word in enumerate(command) if word.endswith(".py") and Path(word).is_file()), None)
     if recipe is None:
@@ -69,14 +69,14 @@ def plan(command: Sequence[str], *, steps: int = 60, save_every_steps: int | Non
         raise InputError(f"--save-every-steps {own} in the command and {save_every_steps} before it: drop one")
     every = int(own or save_every_steps or max(1, steps // 6))
     ours = ("--resume", "auto", "--save-every-steps", str(every), "--keep", str(KEPT), "--record-samples")
-    # All of them, as the command or its --config may ask for what nothing but wandb has.
+    # All four flags, because the command or its --config may set options that are valid only with wandb.
     quiet = ("--log-with", "none", "--wandb-mode", "auto", "--wandb-project", WANDB_PROJECT, "--no-wandb-artifact")
     return TrialPlan((*command, *ours, *quiet), -(-steps // every) * every, every)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The command in one run directory, started as often as it takes; what it says goes into a file beside it."""
+    """The command in one run directory, started as often as needed; its output goes to a log file beside it."""
 
     command: tuple[str, ...]
     folder: Path
@@ -89,7 +89,7 @@ class Trial:
         return self.folder / "checkpoints" / f"step-{step:09d}"
 
     def has(self, step: int) -> bool:
-        """Whether the checkpoint of a step was committed."""
+        """Whether the checkpoint of a step is committed."""
         path = self.checkpoint(step)
         try:
             mark, manifest = (path / "COMMITTED").read_text(), (path / "MANIFEST.json").read_bytes()
@@ -98,19 +98,19 @@ class Trial:
         return mark.strip() == hashlib.sha256(manifest).hexdigest()
 
     def newest(self) -> int:
-        """Step of the newest committed checkpoint; 0: none."""
+        """Step of the newest committed checkpoint; 0 if there is none."""
         steps = [int(path.name[5:]) for path in self.folder.glob("checkpoints/step-*") if path.name[5:].isdecimal()]
         return max((step for step in steps if self.has(step)), default=0)
 
     def mark(self, step: int) -> int | None:
-        """What tells the checkpoint of a step from another one of that step; None where there is none."""
+        """Identifies one checkpoint of a step (mtime of its manifest, ns); None if there is none."""
         try:
             return (self.checkpoint(step) / "MANIFEST.json").stat().st_mtime_ns
         except OSError:
             return None
 
     def delivered(self) -> int:
-        """Steps whose images a process was given."""
+        """Number of steps whose images were delivered to a process."""
         try:
             with (self.folder / SAMPLES).open("rb") as file:
                 file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
@@ -121,7 +121,7 @@ class Trial:
 
     @contextlib.contextmanager
     def started(self) -> Iterator[subprocess.Popen[bytes]]:
-        """The command at work; at the end of the block it and all that it started are killed."""
+        """Start the command; when the block ends, it and all its descendants are killed."""
         command = (*self.command, "--output-dir", str(self.folder))
         with self.log.open("ab") as log:
             try:
@@ -136,7 +136,7 @@ class Trial:
     def runs_until(
         self, process: subprocess.Popen[bytes], there: Callable[[], bool], failure: type[Exception] = ResumeError
     ) -> bool:
-        """Wait for something; False where the command ended in peace before. Raises `failure` where it failed."""
+        """Wait until `there()` is true; False if the command exits with 0 first, raises `failure` on other codes."""
         while not there():
             if process.poll() is not None:
                 if process.returncode:
@@ -150,10 +150,10 @@ class Trial:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process and all its descendants, whatever session they are in; returns once they are gone."""
+    """SIGKILL a process and all its descendants, in any session; returns once they have exited."""
     with contextlib.suppress(psutil.NoSuchProcess):
         doomed = psutil.Process(process.pid).children(recursive=True)
-        process.kill()  # the launcher first, so that it cannot answer the death of its workers
+        process.kill()  # the launcher first, so that it cannot react to the death of its workers
         for child in doomed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
@@ -162,9 +162,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def undisturbed(trial: Trial, steps: int) -> int:
-    """Run until the checkpoint of `steps` is there; returns that step, or the last one of a shorter run."""
+    """Run until the checkpoint of `steps` exists; returns that step, or the last one of a shorter run."""
     with trial.started() as process:
-        # Nothing was resumed yet: where it fails, the command itself is wrong.
+        # Nothing was resumed yet, so a failure means that the command itself is wrong.
         reached = trial.runs_until(process, lambda: trial.has(steps), InputError)
     if reached:
         return steps
@@ -176,24 +176,24 @@ def undisturbed(trial: Trial, steps: int) -> int:
 
 @dataclass
 class Kill:
-    """After how many delivered steps, and the step of the newest checkpoint then; 0: none, it starts over."""
+    """`at`: delivered steps at the kill; `resumes`: step of the newest checkpoint then, 0 if none (it starts over)."""
 
     at: int
     resumes: int
 
 
 def killed(trial: Trial, last: int, targets: Sequence[int]) -> Iterator[Kill]:
-    """Run until the checkpoint of `last` is there, killed once each number of steps was delivered."""
+    """Run until the checkpoint of `last` exists; kill it whenever it has delivered a number of steps in `targets`."""
     kill, mark = Kill(0, 0), None
 
     def goes_on() -> bool:
-        """Raises ResumeError where the checkpoint to go on from is gone or made anew: a fresh start would end alike."""
+        """Raise ResumeError if the checkpoint to resume from is gone or rewritten: a fresh start also ends equal."""
         if trial.newest() < kill.resumes or trial.mark(kill.resumes) not in (mark, None):
             raise ResumeError(f"the command did not go on from step {kill.resumes}, but started over; see {trial.log}")
         return True
 
     for target in targets:
-        target = max(target, kill.at + 1)  # not before it has repeated what the kill before cost
+        target = max(target, kill.at + 1)  # not before the steps lost to the last kill are repeated
         with trial.started() as process:
             trial.runs_until(process, lambda at=target: goes_on() and (trial.delivered() >= at or trial.has(last)))  # type: ignore[misc]
             if trial.has(last):
@@ -207,13 +207,13 @@ def killed(trial: Trial, last: int, targets: Sequence[int]) -> Iterator[Kill]:
 
 
 def draw(kills: int, every: int, last: int, seed: int) -> list[int]:
-    """Ascending steps to kill at, all different: after the first checkpoint, as far as the run is longer than that."""
+    """Draw distinct steps to kill at, ascending: after the first checkpoint, or in the second half of a short run."""
     steps = range(min(every, last // 2) + 1, last)
     return sorted(random.Random(seed).sample(steps, min(kills, len(steps))))
 
 
 def _files(checkpoint: Path) -> dict[str, Any]:
-    """What must be the same, by file: a hash, or the progress without times."""
+    """Contents that must be equal, by file: the hash, or for trainer.json the content without times."""
     files = json.loads((checkpoint / "MANIFEST.json").read_text())["files"]
     trainer = json.loads((checkpoint / PROGRESS).read_text())
     trainer["progress"] = {name: value for name, value in trainer["progress"].items() if name not in TIMES}
@@ -221,21 +221,21 @@ def _files(checkpoint: Path) -> dict[str, Any]:
 
 
 def _samples(folder: Path, steps: int) -> list[dict[str, Any]]:
-    """What was delivered before a step, each process's in its order."""
+    """Sample log lines before step `steps`, sorted by step and rank."""
     with (folder / SAMPLES).open() as file:
         lines = [json.loads(line) for line in file if line.endswith("\n")]
     return sorted((line for line in lines if line["step"] < steps), key=lambda line: (line["step"], line["rank"]))
 
 
 def compare(whole: Trial, tried: Trial, step: int) -> dict[str, bool]:
-    """By file, whether both runs left the same."""
+    """For each file, whether both runs are equal."""
     first, second = _files(whole.checkpoint(step)), _files(tried.checkpoint(step))
     equal = {name: first.get(name) == second.get(name) for name in sorted({*first, *second})}
     return {**equal, SAMPLES: _samples(whole.folder, step) == _samples(tried.folder, step)}
 
 
 def reasons(equal: dict[str, bool], tried: Trial, step: int) -> str:
-    """Where to look first when something is not the same."""
+    """The likely reason for a difference."""
     inexact = json.loads((tried.checkpoint(step) / PROGRESS).read_text())["progress"]["inexact"]
     if inexact:
         return f"the resume itself was not exact: {'; '.join(inexact)}"

@@ -22,6 +22,7 @@ from tests.conftest import SLOW
 from tests.storage import Storage
 from tests.unit.data.test_shards import image, samples, write_tar
 from toolkit import InputError, Settings, SingleScale
+from toolkit.data.loading.cache import choose_cache
 from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
 from toolkit.data.loading.sampler import RankShare
 from toolkit.data.sources import shards
@@ -71,7 +72,8 @@ def settings_of(root: str, data: Path, shards_in_cache: float, **values) -> Sett
 def opened(settings: Settings) -> tuple[Splits, DataPipeline]:
     splits = open_splits(settings, 16)
     plan = make_step_plan(settings, STRATEGY, len(splits.train), 1)
-    return splits, open_pipeline(settings, STRATEGY, splits, plan.phases, 2)
+    cache = choose_cache(settings, splits, plan.phases, free_gb=1)
+    return splits, open_pipeline(settings, STRATEGY, splits, cache, 2)
 
 
 def bytes_on_disk(data: Path) -> int:
