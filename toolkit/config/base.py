@@ -1,4 +1,4 @@
-"""What settings are made of: strict sections, lists, key=value pairs, YAML; what is said of mistakes. Free of torch."""
+"""Parts of settings: strict sections, lists, key=value pairs, YAML, and error messages. Imports no torch."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ def split_numbers(value: Any) -> Any:
 
 
 def _split_pairs(value: Any) -> Any:
-    """["output_stride=8"] -> {"output_stride": 8}; values are typed as in YAML."""
+    """["output_stride=8"] -> {"output_stride": 8}; values have their YAML types."""
     if isinstance(value, Mapping):
         return value
     if not isinstance(value, list | tuple):
@@ -37,16 +37,16 @@ KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the known name closest to a mistyped one, or nothing."""
+    """A hint at the known name closest to a mistyped one; empty if none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 class Section(BaseModel):
-    """Settings that belong together: frozen, and strict about names."""
+    """A group of settings: frozen, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # headings of `--help`, where one section is all that it shows
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # headings of `--help`, for a recipe of one section only
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +57,7 @@ class Section(BaseModel):
         return values
 
 
-# What a value must be, by pydantic's name of the error.
+# What a value must be, by pydantic's error type.
 RULES = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be {ge:g} or more",
@@ -73,7 +73,7 @@ RULES = {
 
 
 def explain(error: ValidationError) -> str:
-    """The first of pydantic's complaints as one line that names the flag."""
+    """The first of pydantic's errors, as one line that names the flag."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
@@ -84,7 +84,7 @@ def explain(error: ValidationError) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises InputError naming the file."""
+    """Read the mapping in a YAML file; raises InputError naming the file."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The command line of a recipe: flags from settings, and exit codes. Free of torch, so that `--help` is instant."""
+"""The command line of a recipe: flags from settings. Imports no torch, so that `--help` is fast."""
 
 import contextlib
 import io
@@ -24,12 +24,12 @@ from toolkit.system.errors import InputError
 
 S = TypeVar("S", bound=Section)
 ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
-SHARED = frozenset({"scales", "eval_scales"})  # what all strategies of several scales understand
+SHARED = frozenset({"scales", "eval_scales"})  # fields that all multi-scale strategies have
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the user asked for: settings, the given flags of the strategy, and what to do with them."""
+    """A parsed command line: settings, the given flags of the strategy, and what to do with them."""
 
     settings: Settings
     scales: Mapping[str, Any]
@@ -38,14 +38,14 @@ class Command:
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The values of a Literal, also of an optional one, or of a list of them."""
+    """The values of a Literal, also inside an optional or a list; empty if there is none."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return next(filter(None, map(_choices, get_args(annotation))), ())
 
 
 def metavar(annotation: Any) -> str:
-    """What stands for a flag's value in `--help`: N a whole number, X any number."""
+    """The placeholder of a flag's value in `--help`: N for a whole number, X for any number."""
     choices = _choices(annotation)
     if choices:
         return "{" + ",".join(map(str, choices)) + "}"
@@ -90,7 +90,7 @@ def _optional(kind: Any, help_text: str) -> Any:
 
 
 def help_of(field: FieldInfo) -> str:
-    """What `--help` says of a setting: its description, and its default unless that tells it."""
+    """The `--help` text of a setting: its description, plus its default unless the description states it."""
     default, text = field.default, field.description or ""
     if field.annotation is bool or bool in get_args(field.annotation):
         default = "on" if default else "off"
@@ -100,7 +100,7 @@ def help_of(field: FieldInfo) -> str:
 
 
 def _flag(field: FieldInfo) -> Any:
-    """The tyro type of one setting. Values stay text: pydantic types flags and YAML alike, with the same messages."""
+    """The tyro type of one setting. Values stay text: pydantic parses flags like YAML, with the same messages."""
     text = help_of(field)
     if field.annotation is bool or bool in get_args(field.annotation):
         return _optional(bool, text)
@@ -133,7 +133,7 @@ def _grammar(scale_flags: Sequence[str]) -> Any:
 
 @contextlib.contextmanager
 def _colors_as_asked() -> Iterator[None]:
-    """Tyro does not know NO_COLOR (no-color.org): it leaves colors out on a dumb terminal only."""
+    """Honor NO_COLOR (no-color.org), which tyro ignores: it omits colors only on a dumb terminal."""
     terminal = os.environ.get("TERM")
     try:
         if os.environ.get("NO_COLOR"):
@@ -145,7 +145,7 @@ def _colors_as_asked() -> Iterator[None]:
 
 
 def _read(words: Sequence[str], recipe: str, description: str | None, grammar: Any) -> tuple[Any, list[str]]:
-    """The given flags as the grammar has them, and the words that are none; tyro's boxed errors become one line."""
+    """Parse `words` into the flags of the grammar and the unknown words; tyro's boxed errors become one line."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box), _colors_as_asked():
@@ -169,17 +169,16 @@ def _read(words: Sequence[str], recipe: str, description: str | None, grammar: A
 
 
 def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]) -> Command:
-    """Flags over `--config` over defaults.
+    """Parse the command line of a training recipe: flags override `--config`, which overrides defaults.
 
-    `scale_flags` are the fields of `Scales` that the recipe understands. Raises InputError; leaves with exit code 0
-    after `--help`.
+    `scale_flags`: the fields of `Scales` that the recipe has. Raises InputError; exits with code 0 after `--help`.
     """
     words = [
         ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :]
         for word in (sys.argv[1:] if argv is None else argv)
     ]
     groups, unknown = _read(words, recipe, description, _grammar(scale_flags))
-    known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml names its strategy
+    known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml contains its strategy
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
         word = unknown[0].split("=")[0]
@@ -195,7 +194,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     if strange:
         raise InputError(f"{asked['config']}: there is no setting {strange[0]!r}{nearest(str(strange[0]), known)}")
     strategy = "progressive" if given.get("progressive") else given.get("strategy")
-    if strategy and strategy != values.get("strategy", strategy):  # flags win: the file speaks of another strategy
+    if strategy and strategy != values.get("strategy", strategy):  # flags win: the file configures another strategy
         values = {name: value for name, value in values.items() if name in SHARED or name not in Scales.model_fields}
     values = {**values, **given}
     chosen = {name: values.pop(name) for name in list(values) if name in Scales.model_fields}
@@ -215,9 +214,9 @@ def parse_section(
     positional: str | None = None,
     rest: str | None = None,
 ) -> S:
-    """The flags of a recipe that does not train, and its words without a flag: one, and those of `rest`, if any.
+    """Parse the command line of a recipe that does not train.
 
-    As `parse` otherwise.
+    `positional` and `rest`: the fields set by one word without a flag, and by all further ones. Otherwise like `parse`.
     """
     kinds = {name: kind(name.upper()) for name, kind in ((positional, _text), (rest, _words)) if name}
     shown = {name: name.upper() + " ..." * (name == rest) for name in kinds}

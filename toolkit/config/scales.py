@@ -1,4 +1,4 @@
-"""The flags from which a recipe builds its strategy. Free of torch."""
+"""The flags from which a recipe builds its strategy. Imports no torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,30 +19,30 @@ class Scales(Section):
         description="simultaneous: all scales in each step; progressive: one after another (default: simultaneous)",
     )
     progressive: bool | None = Field(None, description="the same as --strategy progressive")
-    img_size: PositiveInt | None = Field(None, description="training size, px (unset: the architecture's own)")
+    img_size: PositiveInt | None = Field(None, description="training size, px (unset: the architecture's default size)")
     scales: Numbers | None = Field(
         None, description="ascending sizes, px (default: 64,112,224; 20,32,64 on the built-in data)"
     )
     scale_epochs: Numbers | None = Field(
         None,
-        description="epochs at every scale but the last, which takes the rest; or a list that sums to --epochs "
+        description="epochs at every scale except the last, which gets the rest; or a list that sums to --epochs "
         "(unset: equal parts)",
     )
     ramp: bool | None = Field(
         None,
-        description="grow smoothly instead of in stages: half the largest size for half of the epochs, full "
-        "size for the last fifth",
+        description="increase the size smoothly instead of in stages: half the largest size for the first half of the "
+        "epochs, the largest for the last fifth",
     )
     consistency_weight: float | None = Field(
         None, ge=0, description="weight of the cross-scale consistency loss, 0 or more (default: 0, off)"
     )
     consistency: ConsistencyForm | None = Field(
-        None, description="its form: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"
+        None, description="consistency loss: KL divergence, squared error of logits, Jensen-Shannon (default: kl)"
     )
     norm_per_scale: NormMode | None = Field(
         None,
-        description="what each scale owns of normalization layers: statistics and affine, statistics only, "
-        "nothing (default: full for simultaneous, off for progressive)",
+        description="what each scale owns of normalization layers; full: statistics and affine parameters; statistics: "
+        "statistics only; off: nothing (default: full for simultaneous, off for progressive)",
     )
     eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")
 
@@ -52,7 +52,7 @@ def default_scales(data_root: str) -> tuple[int, ...]:
 
 
 def make_scales(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The given flags of `Scales`, typed; raises InputError with one line."""
+    """Convert the given flags of `Scales` to their types; raises InputError with one line."""
     try:
         return Scales(**values).model_dump(exclude_none=True)
     except ValidationError as error:

@@ -1,8 +1,8 @@
-"""Every setting of a run: what it means, its unit, its default, its range. Free of torch.
+"""Every setting of a run: meaning, unit, default, range. Imports no torch.
 
-`Settings` is flat, so a flag, a key of a YAML file and a Python keyword are one and the same name; the sections it is
-made of group the flags in `--help`. What the scales are and how they are trained belongs to a strategy object;
-`Scales` only describes the flags from which a recipe builds one.
+`Settings` is flat, so a flag, a YAML key and a Python keyword have the same name; its sections group the flags in
+`--help`. A strategy object defines the scales and how they are trained; `Scales` only describes the flags from which a
+recipe builds one.
 """
 
 import re
@@ -17,7 +17,7 @@ from toolkit.config.choices import Cache
 from toolkit.system.errors import InputError
 
 SYNTHETIC = "synthetic"
-HUB = "hf:"  # starts the name of a Hugging Face dataset
+HUB = "hf:"  # prefix of the name of a Hugging Face dataset
 WANDB_PROJECT = "toolkit"
 
 
@@ -41,36 +41,38 @@ class Data(Section):
         None,
         gt=0,
         lt=1,
-        description="share of the training images, 0 to 1, held out for validation, where the data has no "
-        "validation split of its own (unset: 0.1)",
+        description="share of the training images, 0 to 1, held out for validation if the data has no validation "
+        "split (unset: 0.1)",
     )
     num_workers: int | None = Field(
         None,
         ge=0,
-        description="decoding threads per process, or processes with --rand-augment or --color-jitter; 0: none "
-        "(unset: the CPU quota over local processes)",
+        description="decoding threads per process, or worker processes with --rand-augment or --color-jitter; 0: none "
+        "(unset: the CPU quota divided by local processes, at most 16)",
     )
     on_bad_sample: Literal["fail", "quarantine"] = Field(
         "fail",
-        description="an image that cannot be read: fail: stop and name it; quarantine: train on its neighbor, leave "
-        "it out of evaluation, and list it in quarantine.jsonl",
+        description="what to do with an unreadable image; fail: stop and name it; quarantine: train on its neighbor "
+        "instead, exclude it from evaluation, and list it in quarantine.jsonl",
     )
     cache: Cache = Field(
         "auto",
-        description="ram: decoded images in memory; disk: downscaled JPEGs on disk for phases of low resolution; auto: "
-        "ram where they fit into --cache-gb, else disk where that pays",
+        description="ram: decoded images in memory; disk: downscaled JPEGs on disk for low-resolution phases; auto: "
+        "ram if they fit into --cache-gb and free memory, else disk if it saves time",
     )
     cache_dir: Path | None = Field(
-        None, description="folder for indices, tiers and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
+        None,
+        description="folder for indices, downscaled images and remote shards (unset: $TOOLKIT_CACHE or "
+        "~/.cache/toolkit)",
     )
     cache_gb: float = Field(
         4.0,
         gt=0,
-        description="most that decoded images may take in memory per process, GB, and parts of remote shards on disk; "
-        "half of it is shuffled at a time",
+        description="limit for decoded images in memory, GB per process; also for parts of remote shards on disk, "
+        "which are shuffled in windows of half this size",
     )
     loader_timeout_s: float = Field(
-        300.0, gt=0, le=1e6, description="longest wait for a batch, s, before a run gives up"
+        300.0, gt=0, le=1e6, description="longest wait for a batch before the run stops with an error, s"
     )
 
 
@@ -87,11 +89,15 @@ class Augmentation(Section):
     hflip: bool = Field(True, description="mirror half of the training images")
     rand_augment: float = Field(0.0, ge=0, le=10, description="magnitude of RandAugment, 0 to 10, typically 5 to 9")
     color_jitter: float = Field(0.0, ge=0, le=1, description="most change of brightness, contrast, saturation, 0 to 1")
-    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images, 0 to 1, that get a rectangle of noise")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images, 0 to 1, with a rectangle of noise")
     mixup: float = Field(0.0, ge=0, description="alpha of MixUp, 0 or more, typically 0.1 to 0.8")
-    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 or more, typically 1; a pair takes it or MixUp")
+    cutmix: float = Field(
+        0.0, ge=0, description="alpha of CutMix, 0 or more, typically 1; with both, each pair gets CutMix or MixUp"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target, 0 to 1, spread over all classes")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth: share of branches dropped, 0 to 1")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="stochastic depth: share of residual branches dropped, 0 to 1"
+    )
 
 
 class Model(Section):
@@ -101,7 +107,7 @@ class Model(Section):
         default_factory=lambda known: "test_resnet" if known.get("data_root") == SYNTHETIC else "resnet18",
         description="timm architecture (default: resnet18; test_resnet on the built-in data)",
     )
-    model_kwargs: KeyValues = Field({}, description="further arguments of the architecture, e.g. output_stride=8")
+    model_kwargs: KeyValues = Field({}, description="further arguments of the timm architecture, e.g. output_stride=8")
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features, 0 to 1, dropped before the classifier")
 
@@ -115,18 +121,18 @@ class Optimization(Section):
     )
     batch_size: PositiveInt = Field(64, description="images per optimizer step, over all processes")
     device_batch_size: PositiveInt | None = Field(
-        None, description="most images per process and forward; more are accumulated (unset: no accumulation)"
+        None, description="most images per process and forward pass; the rest is accumulated (unset: no accumulation)"
     )
-    optimizer: str = Field("adamw", description="any optimizer of timm, e.g. adamw, sgd, lamb")
+    optimizer: str = Field("adamw", description="any timm optimizer, e.g. adamw, sgd, lamb")
     learning_rate: float = Field(
         default_factory=lambda known: 4e-3 if known.get("data_root") == SYNTHETIC else 1e-3,
         gt=0,
         le=1e38,
         description="peak learning rate, above 0 (default: 1e-3; 4e-3 on the built-in data)",
     )
-    weight_decay: float = Field(0.05, ge=0, description="weight decay, 0 or more; none of biases and normalization")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay, 0 or more; not on biases and normalization")
     scheduler: Literal["cosine", "plateau"] = Field(
-        "cosine", description="cosine: down to 0 at the end; plateau: halved after 2 epochs without improvement"
+        "cosine", description="learning rate; cosine: decays to 0; plateau: halves after 2 epochs without improvement"
     )
     warmup_epochs: float = Field(
         default_factory=lambda known: 1.0 if known.get("epochs", 1) > 1 else 0.0,
@@ -134,36 +140,36 @@ class Optimization(Section):
         description="epochs of linear warm-up (default: 1; 0 in a run of one epoch)",
     )
     patience: PositiveInt | None = Field(
-        None, description="stop after so many epochs of the last phase without improvement (unset: never)"
+        None, description="stop after this many epochs of the last phase without improvement (unset: never)"
     )
-    min_delta: float = Field(0.0, ge=0, description="points of top-1 that count as an improvement")
-    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm, above 0 (unset: not clipped)")
+    min_delta: float = Field(0.0, ge=0, description="smallest gain that counts as an improvement, points of top-1")
+    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm, above 0 (unset: no clipping)")
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="decay per step, 0 to 1, of a moving average of the weights, e.g. 0.9998, which is then evaluated, "
-        "selected and exported (unset: none)",
+        description="decay per step, 0 to 1, e.g. 0.9998, of a moving average of the weights; the average is then "
+        "evaluated, selected and exported (unset: none)",
     )
     on_divergence: Literal["stop", "rollback"] = Field(
         "stop",
-        description="a loss or gradient that is not finite: stop; or rollback: go back to the last checkpoint, at most "
-        "3 times, and take the images in another order",
+        description="what to do on a non-finite loss or gradient; stop: stop with an error; rollback: return to the "
+        "last checkpoint, at most 3 times, and continue with the images in another order",
     )
-    sync_bn: bool = Field(False, description="batch statistics over all processes (GPUs only)")
+    sync_bn: bool = Field(False, description="synchronize BatchNorm statistics over all processes (GPUs only)")
 
 
 class Machine(Section):
     """Machine"""
 
     amp: bool | None = Field(
-        None, description="mixed precision in the best type of the device (unset: the launcher's choice)"
+        None, description="mixed precision in the best type that the device supports (unset: the launcher's choice)"
     )
     compile: bool = Field(False, description="compile the model with torch.compile, once per size")
     cloud: Literal["auto", "none", "aws", "gcp", "azure"] = Field(
-        "auto", description="provider to record beside the instance type"
+        "auto", description="cloud provider to record with the machine type; auto: detect it"
     )
-    deterministic: bool = Field(False, description="deterministic kernels only; slower on GPUs")
+    deterministic: bool = Field(False, description="use deterministic kernels only; slower on GPUs")
     seed: int = Field(
         0, ge=0, le=2**63 - 1, description="random seed (initial weights, order, augmentation), 0 or more"
     )
@@ -177,30 +183,30 @@ class Output(Section):
     )
     resume: str = Field(
         "auto",
-        description="auto: go on with an unfinished run of the same settings; never: start anew; "
+        description="auto: continue an unfinished run with the same settings; never: start a new run; "
         "or the path of a run or checkpoint",
     )
     save_every_steps: PositiveInt | None = Field(
-        None, description="also save a checkpoint every so many steps (default: off)"
+        None, description="steps between additional checkpoints (default: off)"
     )
     save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
-    keep: int = Field(3, ge=2, description="newest checkpoints that stay, 2 or more; the best one stays too")
+    keep: int = Field(3, ge=2, description="newest checkpoints to keep, 2 or more; the best one is kept too")
     log_with: Literal["wandb", "tensorboard", "trackio", "none"] = Field(
-        "wandb", description="dashboard; trackio is one on this machine, without an account"
+        "wandb", description="dashboard; trackio runs on this machine, without an account"
     )
-    wandb_project: str = Field(WANDB_PROJECT, description="project on the dashboard, of wandb or trackio")
+    wandb_project: str = Field(WANDB_PROJECT, description="name of the project in wandb or trackio")
     wandb_mode: Literal["auto", "online", "offline"] = Field(
-        "auto", description="auto: online where there is a key and a network, else offline"
+        "auto", description="auto: online with an API key and a network, else offline"
     )
-    wandb_artifact: bool = Field(False, description="upload the best model to wandb at the run's end")
+    wandb_artifact: bool = Field(False, description="upload the best model to wandb at the end of the run")
     hourly_cost: float | None = Field(
-        None, gt=0, description="price of one machine for an hour, in any currency; shown with the run (default: off)"
+        None, gt=0, description="price of one machine per hour, in any currency, to report a run's cost (default: off)"
     )
     record_samples: bool = Field(False, description="log every sample served to samples.jsonl, to verify determinism")
 
 
 class Settings(Output, Machine, Optimization, Model, Augmentation, Data):
-    """All settings of one run but the strategy."""
+    """All settings of one run except the strategy."""
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
@@ -235,12 +241,12 @@ class Settings(Output, Machine, Optimization, Model, Augmentation, Data):
 
 SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimization, Machine, Output)
 
-# What may differ when a run goes on: it changes where and how fast, not what is learned.
+# Settings that may differ on a resume: they change where and how fast a run trains, not what it learns.
 NOT_LEARNED = frozenset(
     {
-        "data_root",  # where the images are; which they are, a checkpoint knows
+        "data_root",  # where the images are; the checkpoint stores which they are
         "num_workers",
-        "on_bad_sample",  # had there been a bad one, the run would have stopped
+        "on_bad_sample",  # with a bad sample, the run would have stopped
         "cache_dir",
         "loader_timeout_s",
         "device_batch_size",

@@ -1,4 +1,4 @@
-"""The network and what is computed with it: creation, views and normalization per scale, optimizer, EMA, evaluation.
+"""The network: creation, views and normalization per scale, optimizer, EMA, evaluation, metrics.
 
-A metric, an optimizer option or a treatment of timm's models goes here. Never: files of a run, or the training loop.
+A new metric, optimizer option or adaptation of timm's models goes here. Never: files of a run, or the training loop.
 """

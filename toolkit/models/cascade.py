@@ -1,4 +1,4 @@
-"""Cascades: start at the smallest size, go on to the next one only while the prediction is not confident enough."""
+"""Cascades: predict at the smallest size, and at the next one only if the confidence is too low."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from toolkit.strategies.base import EvalSpec
 
 @dataclass(frozen=True)
 class Cascade:
-    """An image leaves at the first of `exits` whose top probability reaches `confidence`, at the latest at the last.
+    """An image exits at the first of `exits` whose top probability reaches `confidence`, at the latest at the last.
 
-    One exit is an ordinary prediction.
+    A single exit is an ordinary prediction.
     """
 
     exits: tuple[EvalSpec, ...]
@@ -28,7 +28,7 @@ class Cascade:
         return tuple(sorted({size for spec in self.exits for size in spec.sizes}))
 
     def predict(self, evaluator: Evaluator, images: dict[int, Tensor]) -> tuple[Tensor, list[int]]:
-        """N x C probabilities on the host, and the exit that each image left at; `images` as `Evaluator.logits`."""
+        """N x C probabilities on the host, and each image's exit index; `images` as in `Evaluator.logits`."""
         count = len(next(iter(images.values())))
         exit_index, waiting, probabilities = [0] * count, torch.arange(count), None
         for exit_number, spec in enumerate(self.exits):
@@ -45,18 +45,18 @@ class Cascade:
 
 
 class CascadePredictions(NamedTuple):
-    """Predictions of a cascade; `exit_index` N: the exit that each image left at."""
+    """Predictions of a cascade; `exit_index`: N, the exit of each image."""
 
     predictions: Predictions
     exit_index: np.ndarray
 
     def cost(self, costs: Sequence[float]) -> float:
-        """Mean cost of an image; `costs` are those of each exit, and an image pays for all exits up to its own."""
+        """Mean cost of an image; `costs`: the cost of each exit. An image pays for all exits up to its own."""
         return float(np.cumsum(costs)[self.exit_index].mean())
 
 
 def apply_cascade(table: PredictionTable, specs: Sequence[str], confidence: float) -> CascadePredictions:
-    """What a cascade with the exits `specs` would have predicted, from saved predictions at each of them."""
+    """Predictions of a cascade with the exits `specs`, computed from saved predictions at each of them."""
     rows, readable = [table.specs.index(spec) for spec in specs], table.readable
     predicted, confidences = table.predicted[rows][:, readable], table.confidence[rows][:, readable]
     leaves = confidences >= confidence
@@ -70,7 +70,7 @@ def apply_cascade(table: PredictionTable, specs: Sequence[str], confidence: floa
 def cheapest_confidence(table: PredictionTable, specs: Sequence[str], costs: Sequence[float], max_loss: float) -> float:
     """The confidence, a multiple of 0.005, at which a cascade costs least and loses at most `max_loss` points of top-1.
 
-    1 where no confidence is good enough: then nearly every image goes up to the last exit.
+    1 if no confidence is good enough: then nearly every image reaches the last exit.
     """
     least = accuracy(table.of(specs[-1])) - max_loss
     tried = {level: apply_cascade(table, specs, level) for level in np.arange(1, 201) / 200}
@@ -79,5 +79,5 @@ def cheapest_confidence(table: PredictionTable, specs: Sequence[str], costs: Seq
 
 
 def saving(cost: float, alone: float) -> str:
-    """A mean cost against that of the last exit alone, such as `2.50x less` or `1.22x more`."""
+    """A mean cost relative to that of the last exit alone, such as `2.50x less` or `1.22x more`."""
     return f"{alone / cost:.2f}x less" if cost <= alone else f"{cost / alone:.2f}x more"

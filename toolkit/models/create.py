@@ -1,4 +1,4 @@
-"""timm models: names, constructor arguments, initial or pretrained weights."""
+"""Create timm models: names, constructor arguments, initial or pretrained weights."""
 
 import inspect
 import logging
@@ -17,13 +17,13 @@ from toolkit.models.multiview import MultiView
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import InputError, first_line
 
-SAFE_CHANNELS = 16  # per group
-# What a missing network, hub or file raises from inside timm and its hub client; it differs between their releases.
+SAFE_CHANNELS = 16  # per group; see `_skip_pixels_first`
+# What timm and its hub client raise for a missing network, hub or file; it differs between their releases.
 UNREACHABLE = (OSError, RuntimeError, ValueError)
 
 
 def own_size(arch: str) -> int:
-    """The size an architecture was made for, px; raises InputError on an unknown name."""
+    """The default input size of an architecture, px, 224 if timm has none; raises InputError for an unknown name."""
     check_name(arch)
     try:
         config = timm.get_pretrained_cfg(arch)
@@ -33,13 +33,13 @@ def own_size(arch: str) -> int:
 
 
 def check_name(arch: str) -> None:
-    """Raises InputError with the nearest name unless timm knows the architecture."""
+    """Raise InputError with the nearest name unless timm has the architecture."""
     if not timm.is_model(arch):
         raise InputError(f"--arch {arch}: timm has no such architecture{nearest(arch, timm.list_models())}")
 
 
 def timm_arguments(settings: Settings, classes: int, largest: int) -> dict[str, Any]:
-    """What timm's constructor is given: sizes too, where it wants to know them."""
+    """Arguments of timm's constructor, including the image size if it takes one."""
     arguments: dict[str, Any] = {"num_classes": classes, "drop_rate": settings.dropout_rate}
     if settings.drop_path:
         arguments["drop_path_rate"] = settings.drop_path
@@ -53,7 +53,7 @@ def timm_arguments(settings: Settings, classes: int, largest: int) -> dict[str, 
 
 
 def construct(settings: Settings, arguments: Mapping[str, Any], device: str = "meta") -> nn.Module:
-    """timm's model without weights from elsewhere; raises InputError where the arguments do not fit."""
+    """Create timm's model without pretrained weights; raises InputError if the arguments do not fit."""
     try:
         with torch.device(device):
             return timm.create_model(settings.arch, **{**arguments, **settings.model_kwargs})
@@ -66,7 +66,10 @@ def construct(settings: Settings, arguments: Mapping[str, Any], device: str = "m
 
 
 def create(settings: Settings, arguments: Mapping[str, Any], policy: NormPolicy) -> MultiView:
-    """The model on the CPU, its initial weights a function of the seed; raises InputError where a hub is needed."""
+    """Create the model on the CPU; random initial weights depend only on the seed.
+
+    Raises InputError if pretrained weights cannot be loaded.
+    """
     torch.manual_seed(settings.seed)
     if settings.pretrained:
         model = _pretrained(settings.arch, arguments)
@@ -77,16 +80,16 @@ def create(settings: Settings, arguments: Mapping[str, Any], policy: NormPolicy)
     _skip_pixels_first(model)
     views = MultiView(model, policy)
     for parameter in views.parameters():
-        if parameter.ndim == 4:  # convolutions of images; those of more dimensions have no such format
+        if parameter.ndim == 4:  # 2D convolutions; those of more dimensions have no such format
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return views
 
 
 def _skip_pixels_first(model: nn.Module) -> None:
-    """Have 1x1 convolutions of few channels skip the pixels of their stride beforehand: the same sums.
+    """Make strided 1x1 convolutions of few channels subsample their input first; the result is the same.
 
-    oneDNN's gradient of such a weight in float32, channels last, is wrong, and writes where it must not (torch 2.14;
-    docs/log.md): a crash, at best.
+    oneDNN computes a wrong gradient of such weights in float32, channels last, and writes out of bounds (torch 2.14;
+    docs/log.md), which crashes at best.
     """
     for module in model.modules():
         if (
@@ -107,7 +110,7 @@ def _every(stride: tuple[int, ...], _: nn.Module, images: tuple[Tensor, ...]) ->
 def _pretrained(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
-    hub_log.setLevel(logging.ERROR)  # its retries say what the error below says in one line
+    hub_log.setLevel(logging.ERROR)  # hides messages of its retries: the error below suffices
     try:
         return timm.create_model(arch, pretrained=True, **arguments)
     except UNREACHABLE as error:

@@ -1,4 +1,4 @@
-"""The weights that are evaluated, selected and exported: the training model's own, or their moving average."""
+"""The weights to evaluate, select and export: those of the training model, or their moving average."""
 
 from collections.abc import Mapping
 
@@ -9,38 +9,38 @@ from toolkit.models.multiview import copy_tensors, state_tensors
 
 
 class Weights:
-    """The training model's own weights as they stand."""
+    """The current weights of the training model, without averaging."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model  # unwrapped
-        self.updates = 0  # optimizer steps that moved the weights
+        self.updates = 0  # optimizer steps that changed the weights
 
     def follow(self) -> None:
-        """To be called after each of those steps."""
+        """Call it after each optimizer step that changed the weights."""
         self.updates += 1
 
     def state(self) -> dict[str, Tensor]:
-        """What is evaluated."""
+        """The tensors to evaluate, by name."""
         return state_tensors(self.model)
 
     def average(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside the model; empty: nothing."""
+        """The average that a checkpoint holds in addition to the model; empty without averaging."""
         return {}
 
     def restore(self, average: Mapping[str, Tensor], updates: int) -> None:
-        """Go on from a checkpoint, whose model is restored already."""
+        """Continue from a checkpoint; the model must be restored already."""
         self.updates = updates
 
     def raw(self) -> dict[str, dict[str, Tensor]]:
-        """States worth a look at the end beside the one that is evaluated, by name."""
+        """Further states to evaluate at the end of a run, by name."""
         return {}
 
 
 class Ema(Weights):
     """An exponential moving average of parameters and buffers: average += (1 - decay) (weights - average).
 
-    As timm's ModelEmaV3 without warm-up, starting from the weights after the first update; but a parameter that
-    several normalization layers share moves once, not once for each of its names.
+    Like timm's ModelEmaV3 without warm-up, it starts from the weights after the first update. Unlike it, a parameter
+    that several normalization layers share is updated once, not once for each of its names.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

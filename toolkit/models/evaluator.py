@@ -1,4 +1,4 @@
-"""Exact evaluation: each sample counted once on any number of processes; counts summed, then divided once."""
+"""Exact evaluation: each sample counts once on any number of processes; counts are summed, then divided once."""
 
 import statistics
 import time
@@ -22,26 +22,29 @@ from toolkit.models.multiview import MultiView, copy_state
 from toolkit.strategies.base import EvalSpec
 from toolkit.system.errors import InputError
 
-WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # of each timing
-LATENCY_S = 0.3  # spent on timing one figure at a run's end
+WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # forward passes of each timing
+LATENCY_S = 0.3  # time spent on measuring one latency at a run's end
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure: top-1 and top-5 in percent, loss in nats; `norm_from` names the scale whose normalization served."""
+    """Top-1 and top-5 in percent and loss in nats, for one eval spec.
+
+    `norm_from`: the scale whose normalization was used; None if the size has its own or all share one.
+    """
 
     top1: float
     top5: float
     loss: float
     images: int
     norm_from: int | None = None
-    unreadable: int = 0  # images that are left out of all of the above
+    unreadable: int = 0  # images excluded from all values above
 
     def brief(self) -> str:
         return f"{self.top1:.2f}%" + (f" ({self.unreadable} unreadable left out)" if self.unreadable else "")
 
     def metrics(self) -> dict[str, float]:
-        """What is recorded at each evaluation."""
+        """The values recorded at each evaluation."""
         masked = {"unreadable": self.unreadable} if self.unreadable else {}
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss, **masked}
 
@@ -57,27 +60,27 @@ def brief(scores: Mapping[str, Score]) -> str:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures by name, and what was said of each image."""
+    """Scores by name of the eval spec, and the predictions for each image."""
 
     scores: dict[str, Score]
     predictions: PredictionTable
 
 
 class BadImages(Protocol):
-    """Where images that cannot be read are listed."""
+    """A list of images that cannot be read."""
 
     def add(self, bad: Sequence[tuple[str, str]]) -> None:
-        """(name, reason) of each."""
+        """Add the (name, reason) of each image."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a copy of the model, so that evaluating changes nothing of the training's state.
+    """Evaluates a copy of the model, so that evaluation does not change the training state.
 
-    `model` is that copy; `batch_size` images are decoded per process and batch by `threads` threads. `quarantine`:
-    images that cannot be read are left out, counted and listed in it; without one they raise BadSampleError.
-    `between` is called between batches, on every process equally often; it may raise to leave. `flip`: probabilities
-    are averaged with those of the mirrored image.
+    `model`: that copy; `batch_size`: images per process and batch, decoded by `threads` threads. `quarantine`: lists
+    unreadable images, which are excluded and counted; without it they raise BadSampleError. `between`: called between
+    batches, equally often on every rank; it may raise to stop the evaluation. `flip`: average the probabilities with
+    those of the mirrored image.
     """
 
     accelerator: Accelerator
@@ -92,14 +95,14 @@ class Evaluator:
     flip: bool = False
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over parameters and buffers; rank 0's buffers, since BatchNorm statistics differ between ranks."""
+        """Load parameters and buffers; buffers from rank 0, because BatchNorm statistics differ between ranks."""
         copy_state(state, self.model)
         if self.accelerator.num_processes > 1:
             for buffer in self.model.buffers():
                 buffer.copy_(broadcast(buffer, from_process=0))
 
     def batches(self, images: ImageReader, sizes: Sequence[int]) -> Iterator[EvalBatch]:
-        """This process's share of the images, each decoded once for all sizes; what cannot be read is listed."""
+        """This rank's share of the images, each decoded once for all sizes; unreadable ones go to the quarantine."""
         own = np.arange(self.accelerator.process_index, len(images.index), self.accelerator.num_processes)
         batch_specs = [own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size)]
         in_common = -(-(len(images.index) // self.accelerator.num_processes) // self.batch_size)
@@ -112,14 +115,14 @@ class Evaluator:
             yield batch
 
     def views(self, images: Mapping[int, Tensor]) -> list[Tensor]:
-        """What the model is given for uint8 N x 3 x S x S of each size."""
+        """The model's input views, from uint8 N x 3 x S x S images of each size."""
         return [
             views(batch.to(self.accelerator.device), (size,), self.mean, self.std)[0] for size, batch in images.items()
         ]
 
     @torch.no_grad()
     def logits(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """N x C float32 for each size, of uint8 N x 3 x S x S."""
+        """N x C float32 logits for each size, from uint8 N x 3 x S x S images."""
         pixels = self.views(images)
         if self.flip:
             pixels += [view.flip(-1) for view in pixels]
@@ -132,16 +135,16 @@ class Evaluator:
         return dict(zip(images, logits, strict=True))
 
     def score(self, images: ImageReader, specs: Sequence[EvalSpec]) -> dict[str, Score]:
-        """Every figure of `specs` on all of the images; raises as `evaluate`."""
+        """Scores of all `specs` on all images; raises the same errors as `evaluate`."""
         return self.evaluate(images, specs).scores
 
     def evaluate(self, images: ImageReader, specs: Sequence[EvalSpec]) -> Evaluation:
-        """Every figure of `specs` and what was said of each image; raises InputError where none can be read."""
+        """Scores of all `specs` and the predictions for each image; raises InputError if no image can be read."""
         device, count = self.accelerator.device, len(images.index)
-        # Counts are exact in float64, and to 2^24 in float32.
+        # Counts are exact in float64, and up to 2^24 in float32.
         exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-        sums = torch.zeros(len(specs), 3, dtype=exact, device=device)  # right, right within 5, loss
-        packed = torch.zeros(len(specs), 3, count, dtype=exact, device=device)  # class + 1, confidence, truth
+        sums = torch.zeros(len(specs), 3, dtype=exact, device=device)  # top-1 correct, top-5 correct, loss
+        packed = torch.zeros(len(specs), 3, count, dtype=exact, device=device)  # class + 1, confidence, p_label
         for batch in self.batches(images, sorted({size for spec in specs for size in spec.sizes})):
             if not len(batch.ids):
                 continue
@@ -167,18 +170,18 @@ class Evaluator:
         return Evaluation(scores, PredictionTable(names, labels, classes, confidence.numpy(), p_label.numpy()))
 
     def latency_ms(self, specs: Sequence[EvalSpec]) -> dict[str, float]:
-        """Median milliseconds until the answer to one uint8 image is on the host, on this process; quick to take.
+        """Median milliseconds from one uint8 image to its prediction on the host, on this rank; quick to measure.
 
-        Empty on devices that compile anew for each shape.
+        Empty on devices that recompile for each shape.
         """
         if self.accelerator.device.type not in ("cpu", "cuda", "mps"):
             return {}
         return {spec.name: 1000 * statistics.median(self.seconds(spec, 1, LATENCY_S)) for spec in specs}
 
     def seconds(self, spec: EvalSpec, count: int, longest_s: float) -> list[float]:
-        """Of each of some forwards of `count` uint8 images on this process, until the answer is on the host.
+        """Time of each of several forward passes of `count` uint8 images on this rank, up to the result on the host.
 
-        As many as fit into `longest_s`, within bounds.
+        As many as fit into `longest_s`, within LEAST_RUNS and MOST_RUNS.
         """
         noise = torch.Generator().manual_seed(0)
         images = {size: empty_batch(count, size).random_(0, 256, generator=noise) for size in spec.sizes}
@@ -194,19 +197,19 @@ class Evaluator:
 
 
 def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """N x C logarithms of the probabilities averaged over several N x C logits."""
+    """N x C logarithms of the probabilities, averaged over several N x C logits."""
     return torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
 
 
 def _count(log_probabilities: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
-    """(right, right within 5, summed loss) of N x C."""
+    """(top-1 correct, top-5 correct, summed loss) of N x C log-probabilities."""
     right = log_probabilities.topk(min(5, log_probabilities.shape[1]), 1).indices == targets[:, None]
     loss = F.nll_loss(log_probabilities.to(exact), targets, reduction="sum")
     return torch.stack([right[:, 0].sum().to(exact), right.sum().to(exact), loss])
 
 
 def _packed(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """3 x N: the class said, counted from 1, its probability, and that of the label."""
+    """3 x N: the predicted class, counted from 1, its probability, and the probability of the label."""
     best, predicted = log_probabilities.topk(1, 1)
     p_label = log_probabilities.gather(1, targets[:, None])
     return torch.cat([predicted.to(best.dtype) + 1, best.exp(), p_label.exp()], 1).T

@@ -1,4 +1,4 @@
-"""Checks of an architecture at every size it will meet, without memory or arithmetic, and its cost."""
+"""Check an architecture at every size of a run and count its cost, on the meta device: no memory, no arithmetic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from toolkit.models.create import check_name, construct, timm_arguments
 from toolkit.models.multiview import BATCH_NORMS
 from toolkit.system.errors import InputError, first_line
 
-RESERVED = {  # arguments of timm's constructors that have a flag, or none on purpose
+RESERVED = {  # arguments of timm's constructors that have a flag of their own, or are not supported
     "num_classes": "the data says how many classes there are",
     "drop_rate": "use --dropout-rate",
     "drop_path_rate": "use --drop-path",
@@ -22,22 +22,22 @@ RESERVED = {  # arguments of timm's constructors that have a flag, or none on pu
     "in_chans": "images are RGB",
     "features_only": "a classifier needs its head",
 }
-REBUILT_PER_SIZE = "timm.models.swin"  # modules whose models keep tables for one size
+REBUILT_PER_SIZE = "timm.models.swin"  # start of the modules whose models keep tables for one size
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model that was tried out at every size without computing: what to build, and its cost."""
+    """A model checked at every size on the meta device: constructor arguments and cost."""
 
     arguments: Mapping[str, Any]
     parameters: int
     batch_norms: int
-    gmacs: Mapping[int, float]  # multiply-adds of one forward of one image, in 10^9, per size
-    overstrided: Mapping[int, str]  # per size, where one has, the convolution whose stride is longer than its input
+    gmacs: Mapping[int, float]  # 10^9 multiply-adds of a forward pass of one image, by size
+    overstrided: Mapping[int, str]  # by size, if there is one: the convolution whose stride exceeds its input
 
 
 def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_batch: int = 2) -> ModelPlan:
-    """Check an architecture at every size it will meet, on the meta device; raises InputError naming the size."""
+    """Check an architecture at every size of a run, on the meta device; raises InputError naming the size."""
     check_name(settings.arch)
     for key in settings.model_kwargs:
         if key in RESERVED:
@@ -71,11 +71,11 @@ def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_bat
 
 
 class _Strides(TorchDispatchMode):
-    """Notes, of each convolution that is really done, padding included, whether its stride is longer than its input."""
+    """Records the first executed convolution whose stride exceeds its input, after explicit padding."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.too_long = ""  # the first one
+        self.too_long = ""  # description of the first one
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution.default and not self.too_long:
@@ -89,7 +89,7 @@ class _Strides(TorchDispatchMode):
 
 
 def _check_one_image_batches(settings: Settings, model: nn.Module, size: int) -> None:
-    """Raises InputError where BatchNorm would meet a single value per channel."""
+    """Raise InputError if BatchNorm would get a single value per channel."""
     try:
         with torch.no_grad():
             model.train()(torch.empty(1, 3, size, size, device="meta"))

@@ -12,7 +12,7 @@ UNREADABLE = -1  # predicted class of an image that could not be read
 class PredictionTable:
     """Predictions of every image in the order of the index; one row per eval spec, such as `64px`.
 
-    `labels` N; `predicted` S x N classes, UNREADABLE where there was no image; `confidence` S x N, probability of the
+    `labels` N; `predicted` S x N classes, UNREADABLE without an image; `confidence` S x N, probability of the
     predicted class; `p_label` S x N, probability of the true label.
     """
 
@@ -24,7 +24,7 @@ class PredictionTable:
 
     @property
     def readable(self) -> np.ndarray:
-        """N booleans."""
+        """N booleans: whether the image could be read."""
         return (self.predicted != UNREADABLE).all(axis=0)
 
     def of(self, spec: str) -> "Predictions":
@@ -93,7 +93,7 @@ def confused(predictions: Predictions, count: int) -> list[Confused]:
 
 
 def reliability(predictions: Predictions, bins: int = 15) -> list[Bin]:
-    """The non-empty bins of equal width (arXiv 1706.04599, eq. 2)."""
+    """The non-empty bins of `bins` of equal width over the confidence (arXiv 1706.04599, eq. 2)."""
     bin_of = np.clip(np.ceil(predictions.confidence * bins).astype(int) - 1, 0, bins - 1)
     correct = predictions.predicted == predictions.labels
     return [
@@ -110,6 +110,6 @@ def reliability(predictions: Predictions, bins: int = 15) -> list[Bin]:
 
 
 def calibration_error(predictions: Predictions, bins: int = 15) -> float:
-    """Expected calibration error in [0, 1] (arXiv 1706.04599, eq. 3): 0 where confidence equals accuracy."""
+    """Expected calibration error in [0, 1] (arXiv 1706.04599, eq. 3): 0 if confidence equals accuracy."""
     found = reliability(predictions, bins)
     return sum(b.images * abs(b.accuracy - b.confidence) for b in found) / max(1, len(predictions.labels))

@@ -1,4 +1,4 @@
-"""One forward over views of several sizes, with normalization per scale; parameters and buffers by name."""
+"""A forward pass over views of several sizes, with normalization per scale; parameters and buffers by name."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from toolkit.strategies.base import NormPolicy
 
-# timm's BatchNormAct2d is a BatchNorm2d; RepViT, LeViT and others have the one of vectors before their classifiers
+# timm's BatchNormAct2d is a BatchNorm2d; RepViT, LeViT and others have a BatchNorm1d before their classifiers
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class ScaleNorm(nn.Module):
-    """BatchNorm with private copies per scale; `active` is set by MultiView before each view."""
+    """BatchNorm with a copy per scale; MultiView sets `active` before each view."""
 
     def __init__(self, norm: nn.Module, policy: NormPolicy) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ScaleNorm(nn.Module):
 
 
 class MultiView(nn.Module):
-    """A model and its normalization policy: one forward over the views of a batch.
+    """A model and its normalization policy: one forward pass over the views of a batch.
 
     `forward(*views)`, each N x 3 x S x S, returns one N x C tensor of logits per view.
     """
@@ -50,12 +50,12 @@ class MultiView(nn.Module):
         return logits
 
     def norm_from(self, size: int) -> int | None:
-        """The scale whose normalization `size` borrows; None where it has its own or all are shared."""
+        """The scale whose normalization is used for `size`; None if it has its own or all sizes share one."""
         own = not self.scale_norms or size in self.policy.scales
         return None if own else self.policy.scale_for(size)
 
     def own_norms(self, sizes: Sequence[int]) -> list[nn.Module]:
-        """Give further sizes normalization of their own, copied from what each used so far; returns those copies."""
+        """Give `sizes` normalization of their own, copied from what each used so far; returns the copies."""
         scales = tuple(sorted({*self.policy.scales, *sizes}))
         if self.scale_norms:
             for norm in self.scale_norms:
@@ -78,19 +78,19 @@ def _replace_norms(module: nn.Module, policy: NormPolicy) -> None:
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, by name: shared ones do not stand twice, as in `state_dict`."""
+    """Every parameter and buffer by name; unlike in `state_dict`, shared ones appear once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @torch.no_grad()
 def copy_state(source: Mapping[str, Tensor], target: nn.Module) -> None:
-    """Set every parameter and buffer of `target`; raises RuntimeError unless names and shapes agree exactly."""
+    """Set every parameter and buffer of `target`; raises RuntimeError unless names and shapes match exactly."""
     copy_tensors(source, state_tensors(target))
 
 
 @torch.no_grad()
 def copy_tensors(source: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Set `tensors` by name; raises RuntimeError unless names and shapes agree exactly."""
+    """Set `tensors` by name; raises RuntimeError unless names and shapes match exactly."""
     if source.keys() != tensors.keys():
         raise RuntimeError(f"state does not fit the model: {sorted(source.keys() ^ tensors.keys())[:4]} ...")
     for name, tensor in tensors.items():

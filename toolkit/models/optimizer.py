@@ -1,4 +1,4 @@
-"""The optimizer, by timm's name."""
+"""Create and check an optimizer of timm, by name."""
 
 import timm.optim
 import torch
@@ -11,7 +11,7 @@ from toolkit.system.errors import InputError
 
 
 def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimizer; biases and normalization are not decayed. Raises InputError on an unknown name."""
+    """Create timm's optimizer, without weight decay on biases and normalization; raises InputError if it fails."""
     known = timm.optim.list_optimizers()
     if settings.optimizer not in known:
         raise InputError(
@@ -21,19 +21,19 @@ def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimi
         return timm.optim.create_optimizer_v2(
             model, opt=settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-    except (AssertionError, ImportError, TypeError) as error:  # needs a package, or arguments that have no flag
+    except (AssertionError, ImportError, TypeError) as error:  # needs another package, or arguments without a flag
         raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
 
 
 def check_optimizer(settings: Settings, device: torch.device) -> None:
-    """One step of the optimizer with a tiny layer; raises InputError where it fails or its state cannot be saved."""
+    """Run one optimizer step on a tiny layer; raises InputError if it fails or its state cannot be saved."""
     layer = nn.Linear(2, 2, device=device)
     optimizer = create_optimizer(settings, layer)
     layer(torch.ones(1, 2, device=device)).sum().backward()
     try:
         with torch.compiler.set_stance("force_eager"):
             optimizer.step()
-    except RuntimeError as error:  # wants gradients of gradients
+    except RuntimeError as error:  # needs second-order gradients
         raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
     try:
         split_optimizer(optimizer.state_dict())

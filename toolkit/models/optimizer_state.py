@@ -1,4 +1,4 @@
-"""An optimizer's state as named tensors and JSON, and back."""
+"""Convert an optimizer's state to named tensors and JSON, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in host memory, which training does not touch any more."""
+    """Copies in host memory, which training no longer changes."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state_dict as named tensors, copied, and the JSON that is left, with their names in their places.
+    """Split an optimizer's state_dict into copied, named tensors and JSON with the names in place of the tensors.
 
-    Raises TypeError on what is neither a tensor nor plain data.
+    Raises TypeError for a value that is neither a tensor nor plain data.
     """
     tensors: dict[str, Tensor] = {}
     rest = _plain(dict(state), "", tensors)
@@ -27,7 +27,7 @@ def join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> di
 
 
 def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, where an object is a word for one thing that JSON lacks; its tensors go into `tensors`."""
+    """`value` as JSON, where an object of one key names a type that JSON lacks; its tensors go into `tensors`."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor) and path not in tensors:
@@ -39,13 +39,13 @@ def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         items = [_plain(item, f"{below}{i}", tensors) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
-    if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):  # JSON's own keys are all strings
+    if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):  # JSON allows only string keys
         return {"dict": [[key, _plain(item, f"{below}{key}", tensors)] for key, item in value.items()]}
     raise TypeError(f"{path} is a {type(value).__name__}")
 
 
 def _whole(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `_plain` was given."""
+    """The inverse of `_plain`."""
     if isinstance(value, list):
         return [_whole(item, tensors) for item in value]
     match value:

@@ -1,4 +1,4 @@
-"""How training treats its scales: the abstract `Strategy` in `base`, one frozen strategy a file, consistency losses.
+"""Strategies of training at several scales: abstract `Strategy` in `base`, one strategy per file, consistency losses.
 
 A new strategy is one file here and one line in STRATEGIES; the contract tests then run on it. A strategy is a pure
 function of its fields: it holds no model, no counter, no random state. Never: Accelerate, timm, data, optimizers.
@@ -18,7 +18,7 @@ STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (SingleScal
 
 
 def build(name: str, choices: Mapping[str, Any]) -> Strategy:
-    """The strategy of that name; raises InputError on a choice that it would ignore."""
+    """Build the strategy called `name`; raises InputError for an unknown name or a choice that it would ignore."""
     if name not in STRATEGIES:
         raise InputError(f"--strategy {name}: one of {', '.join(STRATEGIES)}")
     kind = STRATEGIES[name]

@@ -1,8 +1,8 @@
-"""All that the loop and a strategy say to each other.
+"""The interface between the training loop and a strategy.
 
-A strategy brackets the model call: which sizes go in, and what to make of the logits that come out. It is frozen,
-printable, serializable, and a pure function of its fields, phase and step, so it has nothing to checkpoint and every
-rank agrees with every other.
+A strategy chooses the sizes that go into the model and computes the loss from the logits that come out. It is frozen,
+printable, serializable, and a pure function of its fields, phase and step. So it has nothing to checkpoint, and all
+ranks agree.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Budget:
-    """What training may spend: `images` are those of an epoch that fill whole batches."""
+    """The length of training; `images`: per epoch, only those that fill whole batches."""
 
     epochs: int
     images: int
@@ -33,7 +33,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training; `sizes` are all that may occur in it, px; `regularization` scales the augmentation."""
+    """A part of training; `sizes`: all sizes used in it, px; `regularization` scales the augmentation."""
 
     index: int
     epochs: int
@@ -46,7 +46,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step over all processes: `sizes` ascend, the last one teaches."""
+    """One optimizer step over all processes; `sizes` ascend, px; the last one is the teacher."""
 
     sizes: tuple[int, ...]
     batch_size: int
@@ -54,7 +54,7 @@ class Step:
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """One figure to report; over several `sizes`, probabilities are averaged."""
+    """One evaluation to report; over several `sizes`, px, probabilities are averaged."""
 
     name: str
     sizes: tuple[int, ...]
@@ -62,7 +62,7 @@ class EvalSpec:
 
 @dataclass(frozen=True)
 class Loss:
-    """`total` is what is minimized; `parts` are for logs only."""
+    """The loss of a micro-batch; `total` is minimized, `parts` are only logged."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
@@ -70,9 +70,9 @@ class Loss:
 
 @dataclass(frozen=True)
 class NormPolicy:
-    """Which scales own normalization: statistics and affine ("full"), statistics only, or nothing ("off").
+    """What each scale owns of normalization: statistics and affine ("full"), only "statistics", or nothing ("off").
 
-    With "off" all sizes share one set, and `scales` are those that its statistics are of at the end of training.
+    With "off" all sizes share one set; `scales` are those that its statistics describe at the end of training.
     """
 
     mode: NormMode
@@ -83,18 +83,18 @@ class NormPolicy:
             raise InputError(f"--norm-per-scale {self.mode}: one of {', '.join(NORM_MODES)}")
 
     def scale_for(self, size: int) -> int:
-        """The scale whose normalization serves `size`: its own, else the nearest in log size, the larger of two."""
+        """The scale whose normalization `size` uses: its own, else the nearest in log size, the larger on a tie."""
         return min(self.scales, key=lambda scale: (max(scale / size, size / scale), -scale))
 
 
 class Strategy(ABC):
-    """What is trained at which size; subclasses are frozen dataclasses, each in a file of its own."""
+    """Which sizes to train in which phase, and the loss; subclasses are frozen dataclasses, one per file."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        """What each stretch of training looks like; epochs and steps add up to the budget."""
+        """The phases of training, in order; their epochs and steps sum to the budget."""
 
     @abstractmethod
     def step(self, phase: Phase, i: int) -> Step:
@@ -102,26 +102,26 @@ class Strategy(ABC):
 
     @abstractmethod
     def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
-        """The loss of one micro-batch; logits: one N x C per size of the step; targets: N ints or N x C floats."""
+        """The loss of one micro-batch; `logits`: N x C for each size of the step; `targets`: N ints or N x C floats."""
 
     @abstractmethod
     def eval_specs(self) -> tuple[EvalSpec, ...]:
-        """Every scale worth reporting."""
+        """The evaluations to report, one for each scale."""
 
     @abstractmethod
     def selection(self) -> EvalSpec:
-        """The one of the panel that picks the best model."""
+        """The one of `eval_specs` that selects the best model."""
 
     @abstractmethod
     def norm(self) -> NormPolicy:
-        """Which scales share normalization."""
+        """What each scale owns of normalization, and which scales share it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Its name and fields, as they stand in a configuration file."""
+        """Name and fields, as in a configuration file."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {"strategy": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 
 
 def at_size(size: int) -> EvalSpec:
-    """The figure at one size, named `64px`."""
+    """The evaluation at one size, named like `64px`."""
     return EvalSpec(f"{size}px", (size,))

@@ -1,6 +1,6 @@
-"""Consistency between the predictions at two scales. Pure functions, in float32 whatever the precision around them.
+"""Consistency losses between the predictions at two scales: pure functions, in float32 under any precision.
 
-In all of them the larger scale is the teacher: it is detached, so it is taught by the labels alone
+In all of them the larger scale is the teacher: its logits are detached, so that only the labels train it
 (RS-Nets, arXiv:2007.00193, without their ensemble teacher).
 """
 
@@ -41,6 +41,6 @@ CONSISTENCY: dict[ConsistencyForm, Callable[[Tensor, Tensor], Tensor]] = {"kl": 
 
 
 def consistency(logits: Sequence[Tensor], form: ConsistencyForm) -> Tensor:
-    """Mean over all pairs (larger -> smaller) of logits given in ascending order of size."""
+    """Mean consistency loss over all pairs (larger, smaller) of logits, given in ascending order of size."""
     pairs = [CONSISTENCY[form](larger, smaller) for smaller, larger in combinations(logits, 2)]
     return torch.stack(pairs).mean()

@@ -1,4 +1,4 @@
-"""One scale after another, from small to large."""
+"""Progressive training: one scale after another, from small to large."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolic
 from toolkit.strategies.scales import check_ascending, check_several, eval_specs
 from toolkit.system.errors import InputError
 
-RAMP_START, RAMP_DELAY, RAMP_FINISH = 0.5, 0.5, 0.2  # of the largest size; shares of the epochs (MosaicML Composer)
+RAMP_START, RAMP_DELAY, RAMP_FINISH = 0.5, 0.5, 0.2  # share of the largest size; shares of epochs (MosaicML Composer)
 RAMP_MOST_SIZES = 8  # compilers and cuDNN specialize per shape
 RAMP_GRID_PX = 4
 
@@ -22,8 +22,8 @@ RAMP_GRID_PX = 4
 class Progressive(Strategy):
     """Train at each of `scales` in turn, or with `ramp` at sizes that grow smoothly up to the largest of them.
 
-    `scale_epochs`: one number, the epochs of every scale but the last; or one number per scale, which sum to the
-    run's epochs; None: equal parts, the last scale takes what is left over.
+    `scale_epochs`: one number, the epochs of every scale except the last; or one number per scale, which sum to the
+    run's epochs; None: equal parts, and the last scale also gets the remainder.
     """
 
     name: ClassVar[str] = "progressive"
@@ -73,14 +73,14 @@ class Progressive(Strategy):
         return list(zip(self.scales, given, strict=True))
 
     def _ramp_sizes(self) -> list[int]:
-        """At most 8 sizes on a grid that ends at the largest scale."""
+        """At most 8 sizes on an even grid that ends at the largest scale."""
         largest = self.scales[-1]
         span = largest * (1 - RAMP_START)
         unit = RAMP_GRID_PX * max(1, math.ceil(span / (RAMP_MOST_SIZES - 1) / RAMP_GRID_PX))
         return [largest - k * unit for k in reversed(range(int(span // unit) + 1))]
 
     def _ramp(self, epochs: int) -> list[tuple[int, int]]:
-        """(size, epochs), the size of an epoch following the progress at its middle."""
+        """(size, epochs) of each phase; the size of an epoch depends on the progress at its middle."""
         sizes = self._ramp_sizes()
 
         def size_at(progress: float) -> int:
@@ -104,5 +104,5 @@ class Progressive(Strategy):
         return at_size(self.scales[-1])
 
     def norm(self) -> NormPolicy:
-        shared = self.norm_per_scale == "off"  # then its statistics end as those of the last size
+        shared = self.norm_per_scale == "off"  # then the statistics end as those of the last size
         return NormPolicy(self.norm_per_scale, self.scales[-1:] if shared else self.scales)

@@ -1,4 +1,4 @@
-"""What every strategy asks of its scales."""
+"""Checks of scales and eval specs, shared by all strategies."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from toolkit.system.errors import InputError
 
 
 def check_ascending(flag: str, sizes: Sequence[int]) -> None:
-    """Raises InputError unless the sizes are positive and strictly ascending."""
+    """Raise InputError unless the sizes are positive and strictly ascending."""
     if not sizes or any(size <= 0 for size in sizes) or list(sizes) != sorted(set(sizes)):
         given = ",".join(map(str, sizes))
         mended = ",".join(map(str, sorted({size for size in sizes if size > 0})))
@@ -17,14 +17,14 @@ def check_ascending(flag: str, sizes: Sequence[int]) -> None:
 
 
 def check_several(flag: str, sizes: Sequence[int]) -> None:
-    """Raises InputError unless there are at least two ascending sizes."""
+    """Raise InputError unless there are at least two ascending sizes."""
     check_ascending(flag, sizes)
     if len(sizes) < 2:
         raise InputError(f"{flag} {sizes[0]}: one size is single-scale training: use recipes/single_scale.py")
 
 
 def eval_specs(sizes: Sequence[int], eval_scales: Sequence[int] | None) -> tuple[EvalSpec, ...]:
-    """A figure at each size of `eval_scales`, or of the training sizes; the target size is always among them."""
+    """An eval spec for each of `eval_scales`, or of the training `sizes`; always includes the last training size."""
     return tuple(at_size(size) for size in sorted({*(eval_scales or sizes), sizes[-1]}))
 
 

@@ -1,4 +1,4 @@
-"""All scales in each step, with a consistency loss between them."""
+"""Simultaneous training: all scales in each step, with a consistency loss between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from toolkit.system.errors import InputError
 
 @dataclass(frozen=True)
 class Simultaneous(Strategy):
-    """Mean over scales of the classification loss + `consistency_weight` x mean over pairs of the consistency.
+    """Minimize the mean classification loss over scales + `consistency_weight` x mean consistency loss over pairs.
 
-    Source: RS-Nets (arXiv:2007.00193); here every larger scale teaches every smaller one, without an ensemble.
+    Source: RS-Nets (arXiv:2007.00193); here every larger scale is a teacher of every smaller one, without an ensemble.
     """
 
     name: ClassVar[str] = "simultaneous"

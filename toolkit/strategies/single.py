@@ -1,4 +1,4 @@
-"""One size from the first step to the last."""
+"""Single-scale training: one size in all steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

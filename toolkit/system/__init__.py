@@ -1,5 +1,5 @@
-"""The machine under a run: errors and exit codes, console, CPU and memory, clouds, preemption, files, the run lock.
+"""The environment of a run: errors and exit codes, console, CPU and memory, clouds, preemption, files, the run lock.
 
-Nothing here knows what a model or an image is. A new cloud, another way to say something on the console, or a new kind
-of error goes here. Never: torch, settings, or anything of another room.
+Nothing here depends on models or images. A new cloud, console output or kind of error goes here. Never: torch,
+settings, or imports from the toolkit's other packages.
 """

@@ -1,4 +1,4 @@
-"""Cloud providers: which one this machine belongs to, its type, and whether it is about to be taken. Free of torch."""
+"""Cloud providers: the provider and type of this machine, and preemption notices. Imports no torch."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 DMI = Path("/sys/class/dmi/id")
 AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"
 METADATA_TIMEOUT_S = 1.0  # the services answer from the same host within milliseconds
-# Where a virtual machine asks for its type: path, and the header that proves the request is meant.
+# Metadata services, and in TYPES the path of the machine type with the header that the service requires.
 HOSTS = {
     "aws": "http://169.254.169.254",
     "gcp": "http://metadata.google.internal",
@@ -22,11 +22,11 @@ TYPES = {
     "gcp": ("/computeMetadata/v1/instance/machine-type", {"Metadata-Flavor": "Google"}),
     "azure": ("/metadata/instance/compute/vmSize?api-version=2021-02-01&format=text", {"Metadata": "true"}),
 }
-AWS_TOKEN_S = 21600  # as long as a token may live
+AWS_TOKEN_S = 21600  # the longest lifetime of a token
 
 
 class Notice(NamedTuple):
-    """Where a provider says that a machine is about to be taken, how often to ask, s, and what the answer holds."""
+    """A provider's preemption notice: path and headers, polling interval in s, and what a positive answer contains."""
 
     path: str
     headers: Mapping[str, str]
@@ -34,7 +34,7 @@ class Notice(NamedTuple):
     holds: str
 
 
-NOTICES = {  # two minutes ahead on AWS, half a minute on the others
+NOTICES = {  # they come two minutes ahead on AWS, half a minute on the others
     "aws": Notice("/latest/meta-data/spot/instance-action", {}, 5.0, '"action"'),
     "gcp": Notice("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}, 1.0, "TRUE"),
     "azure": Notice("/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"}, 1.0, "Preempt"),
@@ -43,7 +43,7 @@ NOTICES = {  # two minutes ahead on AWS, half a minute on the others
 
 @dataclass(frozen=True)
 class Cloud:
-    """Where a run takes place; `instance` is the machine type, empty where neither firmware nor provider tells it."""
+    """Where a run takes place; `instance`: the machine type, empty if neither firmware nor provider reports it."""
 
     provider: str
     instance: str = ""
@@ -53,7 +53,7 @@ class Cloud:
 
 
 def detect_cloud(dmi: Path = DMI) -> Cloud:
-    """The provider that the firmware's DMI strings name, and on AWS the machine type; "none" elsewhere."""
+    """The provider named by the firmware's DMI strings, on AWS with the machine type; "none" elsewhere."""
 
     def read(name: str) -> str:
         try:
@@ -71,9 +71,9 @@ def detect_cloud(dmi: Path = DMI) -> Cloud:
 
 
 def cloud(choice: str, dmi: Path = DMI) -> Cloud:
-    """The cloud to record: detected for "auto"; a provider named by the user stands even where DMI is silent.
+    """The cloud to record: detected for "auto"; a provider given by the user is kept even if DMI names none.
 
-    Google Cloud and Azure are asked for the machine type, on their own machines only.
+    On machines of Google Cloud and Azure, requests the machine type from the metadata service.
     """
     found = detect_cloud(dmi)
     if choice not in ("auto", found.provider):
@@ -83,14 +83,14 @@ def cloud(choice: str, dmi: Path = DMI) -> Cloud:
 
 @cache
 def instance_type(provider: str) -> str:
-    """The machine type as the provider's metadata service says, e.g. "a2-highgpu-8g"; empty where it is silent."""
+    """The machine type from the provider's metadata service, e.g. "a2-highgpu-8g"; empty without an answer."""
     if provider not in TYPES:
         return ""
     return _ask(provider, *TYPES[provider]).strip().rsplit("/", 1)[-1]
 
 
 def is_preempted(provider: str) -> bool:
-    """Whether the provider's metadata service says that this machine is about to be taken."""
+    """Whether the provider's metadata service announces the preemption of this machine."""
     notice = NOTICES[provider]
     headers = {**notice.headers, **({"X-aws-ec2-metadata-token": _aws_token()} if provider == "aws" else {})}
     answer = _ask(provider, notice.path, headers)
@@ -98,7 +98,7 @@ def is_preempted(provider: str) -> bool:
 
 
 def _is_meant(answer: str) -> bool:
-    """Whether Azure is about to take this machine: it tells of all machines of a scale set."""
+    """Whether Azure's notice names this machine: it lists all machines of a scale set."""
     try:
         taken = {
             name
@@ -106,7 +106,7 @@ def _is_meant(answer: str) -> bool:
             if event["EventType"] == "Preempt"
             for name in event["Resources"]
         }
-    except (ValueError, KeyError, TypeError):  # not the document that it should be
+    except (ValueError, KeyError, TypeError):  # malformed document
         return False
     own = _ask("azure", "/metadata/instance/compute/name?api-version=2021-02-01&format=text", {"Metadata": "true"})
     return own.strip() in taken
@@ -117,11 +117,11 @@ def _aws_token() -> str:
 
 
 def _ask(provider: str, path: str, headers: Mapping[str, str], method: str = "GET") -> str:
-    """The metadata service's answer; empty where there is none. $TOOLKIT_METADATA_URL names another service."""
+    """The metadata service's answer; empty if there is none. $TOOLKIT_METADATA_URL sets another service."""
     url = os.environ.get("TOOLKIT_METADATA_URL", HOSTS[provider]) + path
     try:
         request = Request(url, headers=dict(headers), method=method)
-        with build_opener(ProxyHandler({})).open(request, timeout=METADATA_TIMEOUT_S) as answer:  # never by a proxy
+        with build_opener(ProxyHandler({})).open(request, timeout=METADATA_TIMEOUT_S) as answer:  # without a proxy
             return answer.read(1_000_000).decode(errors="replace")
     except (OSError, ValueError):
         return ""

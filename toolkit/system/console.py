@@ -1,4 +1,4 @@
-"""What a run says to a person: plain lines from the main process, a bar on a terminal."""
+"""Console output: plain lines from the main process, progress bars on a terminal."""
 
 import contextlib
 import logging
@@ -12,26 +12,26 @@ LIFE_SIGN_S = 60.0
 
 
 def say(line: str, stream: TextIO) -> None:
-    """Print a line; where nobody takes it, such as a `tee` that Ctrl-C ended first, the stream is silent from then on.
+    """Print a line; if its reader is gone, such as a `tee` that Ctrl-C ended first, discard all further output.
 
-    Else what is left in its buffer would give the process another exit code.
+    Otherwise the rest of the buffer would change the exit code of the process.
     """
     try:
         print(line, file=stream, flush=True)
-    except UnicodeEncodeError:  # a file's name that is no text in this language
+    except UnicodeEncodeError:  # a file name that the stream's encoding lacks
         print(line.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
     except OSError:
         silence(stream)
 
 
 def silence(stream: TextIO) -> None:
-    """Throw away what is written to a stream from here on, and what is left in its buffer."""
+    """Discard what is written to a stream from now on, and what is left in its buffer."""
     with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class _Lines(logging.Handler):
-    """Looks up stdout at each line, so that redirections made after the start are honored."""
+    """Looks up stdout for each line, so that later redirections are honored."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
@@ -39,7 +39,7 @@ class _Lines(logging.Handler):
 
 
 def start(main: bool) -> None:
-    """Send the toolkit's log lines to the console; on processes other than the main one warnings only."""
+    """Send the toolkit's log lines to the console; other ranks than the main process log warnings only."""
     logger = logging.getLogger("toolkit")
     logger.setLevel(logging.INFO if main else logging.WARNING)
     if not logger.handlers:
@@ -48,7 +48,7 @@ def start(main: bool) -> None:
 
 
 class Heartbeat:
-    """A line now and then where no bar shows that a run lives, as in a log file: a minute after the start at first."""
+    """Logs a line at most once a minute where no progress bar is drawn, as in a log file; the first after a minute."""
 
     def __init__(self, main: bool) -> None:
         self._needed = main and not (sys.stdout.isatty() and sys.stderr.isatty())

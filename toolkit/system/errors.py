@@ -1,4 +1,4 @@
-"""The ways a run ends badly on purpose; everything else is a bug and keeps its traceback."""
+"""Expected errors of a run; everything else is a bug and keeps its traceback."""
 
 import errno
 import sys
@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class BadSampleError(InputError):
-    """One image cannot be used: `name` is what the data set calls it, `reason` says why."""
+    """One image cannot be read; `name`: its name in the data set."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -24,21 +24,21 @@ class NonFiniteError(RuntimeError):
 
 
 class LoaderError(RuntimeError):
-    """A loader's worker hung or died, or its storage failed: one line naming the cause, exit code 1."""
+    """A loader worker hung or died, or its storage failed: one line naming the cause, exit code 1."""
 
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written, as all processes know: one line naming the file and its size, exit code 1."""
+    """A checkpoint could not be written, raised on all ranks: one line naming the file and its size, exit code 1."""
 
 
 class DiskError(RuntimeError):
-    """Another file could not be written, as one process met: one line naming it, exit code 1."""
+    """Another file could not be written, raised on one rank: one line naming it, exit code 1."""
 
 
 class PreemptedError(RuntimeError):
-    """A signal or a cloud's notice stopped the run, whose steps are saved: exit code 75, the same command continues.
+    """A signal or a cloud's notice stopped the run, with its steps saved: exit code 75, the same command continues.
 
-    `exit_reason`: what summary.json says; the message may become more detailed.
+    `exit_reason`: the text for summary.json; the message may become more detailed.
     """
 
     def __init__(self, exit_reason: str) -> None:
@@ -47,15 +47,15 @@ class PreemptedError(RuntimeError):
 
 
 class ResumeError(RuntimeError):
-    """A killed run did not go on, or did not end like an undisturbed one: exit code 1."""
+    """A killed run did not resume, or its result differs from that of an uninterrupted run: exit code 1."""
 
 
 class ExportError(RuntimeError):
-    """An exported model cannot be made, or does not say what the run's own says: one line with both, exit code 1."""
+    """A model cannot be exported, or its predictions differ from the run's: one line with both, exit code 1."""
 
 
 class PeerError(RuntimeError):
-    """Another process of the run is gone: one line that points to its message, exit code 1."""
+    """Another rank of the run is gone: one line that points to its message, exit code 1."""
 
 
 WORKER_DIED = "a loader process died, killed or out of memory"
@@ -70,24 +70,25 @@ EXPECTED = (
     ExportError,
     PeerError,
 )
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of a disk, not of our code
-NO_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # of the paths that a user gave
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # faults of a disk, not of our code
+NO_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # faults of a user's path
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type where it says nothing."""
+    """The first line of an error's message; its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def printable(text: str) -> str:
-    """On one line and valid in UTF-8, whatever a file system called it: other characters as Python escapes them."""
+    """`text`, such as any file name, on one line and in valid UTF-8: other characters are escaped as in Python."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def expected(error: Exception) -> Exception | None:
-    """One of the errors above: the error itself, or what torch's words mean; None for a bug. Imports no torch.
+    """Convert an error to one of those above: itself, or by its errno or torch's message; None for a bug.
 
-    That a loader process was killed, torch raises from a signal handler, wherever the main thread is at that moment.
+    Imports no torch. Torch reports a killed loader process from a signal handler, so that error can come from anywhere
+    in the main thread.
     """
     if isinstance(error, EXPECTED):
         return error

@@ -1,4 +1,4 @@
-"""How a recipe's process ends: its exit code, and the one line that an expected error is."""
+"""Exit codes of a recipe, and the one-line message of an expected error."""
 
 import os
 import sys
@@ -10,16 +10,19 @@ from toolkit.system.errors import InputError, PreemptedError, expected, printabl
 
 DONE, FAILED = 0, 1
 EXIT_CODES = {InputError: 2, PreemptedError: preemption.EXIT_CODE}
-INTERRUPTED = 130  # as shells have it: 128 and SIGINT
+INTERRUPTED = 130  # as in shells: 128 + SIGINT
 
 
 def exit_code_of(error: Exception) -> int:
-    """0 done, 2 the user's input, 75 preempted, 1 anything else."""
+    """2 for the user's input, 75 if preempted, 1 for anything else; 0 is success."""
     return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), FAILED)
 
 
 def report_once(cause: Exception) -> None:
-    """Print what ended the run, in one line that names the process, and its notes, lines of another program; once."""
+    """Print the error that ended the run, once: one line that names the rank, then the error's notes.
+
+    Notes are output lines of another program.
+    """
     if getattr(cause, "reported", False):
         return
     cause.reported = True  # type: ignore[attr-defined]
@@ -38,7 +41,7 @@ def exit_code(work: Callable[[], Any]) -> int:
             raise
         report_once(cause)
         return exit_code_of(cause)
-    except KeyboardInterrupt:  # Ctrl-C, which training takes for itself, as a request to save
+    except KeyboardInterrupt:  # Ctrl-C; training handles it itself, as a request to save
         console.say("error: interrupted", sys.stderr)
         return INTERRUPTED
     return DONE

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and where the cache lies. Free of torch."""
+"""Atomic writing of files, and the location of the cache. Imports no torch."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ from toolkit.system.errors import InputError
 
 
 def cache_dir() -> Path:
-    """Where made data is kept: $TOOLKIT_CACHE, else $XDG_CACHE_HOME/toolkit, else ~/.cache/toolkit."""
+    """The folder of the cache: $TOOLKIT_CACHE, else $XDG_CACHE_HOME/toolkit, else ~/.cache/toolkit."""
     if "TOOLKIT_CACHE" in os.environ:
         return Path(os.environ["TOOLKIT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toolkit"
@@ -24,7 +24,7 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an error of the disk name the file, which it does not where an open one is written to."""
+    """Add the file's name to a disk error, which lacks it if it comes from writing to an open file."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder for all that is written; raises InputError where it cannot be: better before the work than after."""
+    """Create the output folder; raises InputError, before any work is done, if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -43,7 +43,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raises InputError where the file of --output cannot be written: better before the work than after."""
+    """Raise InputError, before any work is done, if the file of --output cannot be written."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder: give the name of a file in it")
@@ -54,7 +54,7 @@ def check_output(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file or directory to the disk."""
+    """Flush a file or directory to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with naming(path):
@@ -64,10 +64,10 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, never half of it."""
+    """Write a file atomically: readers see the old file or the new one."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # several processes may write the same file
     with naming(staging):
-        staging.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be text
+        staging.write_text(text, encoding="utf-8", errors="surrogateescape")  # file names need not be valid text
     sync(staging)
     try:
         os.replace(staging, path)
@@ -87,13 +87,13 @@ def sha256(path: Path) -> str:
 
 
 def key(*parts: str | bytes) -> str:
-    """A short text, fit for a file's name, that is another one where any part is."""
+    """A hash of 24 characters, valid in a file name, that differs if any part differs."""
     encoded = (part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape") for part in parts)
     return hashlib.sha256(b"\0".join(encoded)).hexdigest()[:24]
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Arrays as one .npz file, whole or not at all; another process's staging file is not met."""
+    """Write arrays to one .npz file atomically; each process has its own staging file."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with naming(staging), staging.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -103,9 +103,9 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
-    """Some arrays of an .npz file that can be made again; None where there is none, or it is damaged (CRC-32)."""
+    """Read some arrays of an .npz file that can be rebuilt; None if it is missing or damaged (CRC-32)."""
     try:
-        with path.open("rb") as file, np.load(file) as arrays:  # NumPy itself would leave a broken one open
+        with path.open("rb") as file, np.load(file) as arrays:  # np.load(path) would leave a broken file open
             return {name: arrays[name] for name in names}
-    except Exception:  # of damage, zipfile and NumPy raise whatever they run into
+    except Exception:  # zipfile and NumPy raise many kinds of errors on damage
         return None

@@ -1,4 +1,4 @@
-"""What this machine offers: CPU quota and memory. Free of torch."""
+"""CPU quota and memory of this machine. Imports no torch."""
 
 import contextlib
 import math
@@ -10,7 +10,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def _cgroup_cpus(cgroup: Path) -> float:
-    """CPUs that the cgroup's quota grants, v2 first, then v1; infinite where none is set."""
+    """CPUs in the cgroup's quota, v2 first, then v1; infinite without a quota."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -23,15 +23,15 @@ def _cgroup_cpus(cgroup: Path) -> float:
 
 
 def cpu_quota(cgroup: Path = CGROUP) -> int:
-    """CPUs this process may really use: the smaller of its affinity and its cgroup's quota, at least 1."""
+    """CPUs available to this process: the smaller of its affinity and its cgroup's quota, at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(affinity, _cgroup_cpus(cgroup))))
 
 
 def free_memory_gb(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> float:
-    """Memory that this process could still get, GB: the smaller of the machine's and the cgroup's; infinite if unknown.
+    """Free memory, GB: the smaller of the machine's and the cgroup's; infinite if unknown.
 
-    Page cache counts as free, in both.
+    Page cache counts as free in both.
     """
     try:
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
@@ -47,15 +47,15 @@ def free_memory_gb(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"))
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak so far, where the system allows it, which is Linux."""
+    """Reset the peak; only Linux supports it."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # of proc_pid_clear_refs(5)
+        Path("/proc/self/clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
 
 
 def peak_memory_gb(status: Path = Path("/proc/self/status")) -> float:
-    """Most memory of this process that was resident since it was reset, GB.
+    """Peak resident memory of this process since the last reset, GB.
 
-    Linux keeps count of that; elsewhere `getrusage` does, where a program can begin with the peak of its launcher.
+    Read from /proc on Linux, elsewhere from `getrusage`, whose peak can include that of the program's launcher.
     """
     with contextlib.suppress(OSError, StopIteration):
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -66,15 +66,15 @@ def peak_memory_gb(status: Path = Path("/proc/self/status")) -> float:
 
 
 def local_processes() -> int:
-    """Processes of this run on this machine, as the launcher says."""
+    """Number of processes of this run on this machine, from the launcher's environment."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0; known from the launcher's environment, before any process group exists."""
+    """Whether this is rank 0, from the launcher's environment; works before any process group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def loader_threads() -> int:
-    """Decoding threads for each process: the CPU quota shared by the local processes, at most 16."""
+    """Decoding threads per process: the CPU quota divided by local processes, 1 to 16."""
     return min(16, max(1, cpu_quota() // local_processes()))

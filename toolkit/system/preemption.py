@@ -1,7 +1,7 @@
-"""Being asked to stop: by a signal, by the launcher's death, or by the cloud's notice. Free of torch.
+"""Graceful shutdown on a signal, on the launcher's death, or on a cloud preemption notice. Imports no torch.
 
-A request only sets a flag, which the loop reads between steps. Before training begins there is nothing to save, and a
-signal ends the run at once; once everything is saved, too; so does the second one that this process gets, at any time.
+A request only sets a flag, which the loop reads between steps. A signal ends the run at once before training begins,
+when there is nothing to save, and after everything is saved. A second signal to this process ends it at any time.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ from toolkit.system.errors import PreemptedError
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-# Of the launcher's death. Not SIGTERM: after Ctrl-C, which reaches the launcher too, it would count as a second signal.
+# Sent on the launcher's death. Not SIGTERM: after Ctrl-C, which also reaches the launcher, it would count as a second.
 ORPHANED = getattr(signal, "SIGUSR2", None)
-SAME_EVENT_S = 1.0  # launchers pass on what the terminal has already sent to everyone
-PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+SAME_EVENT_S = 1.0  # launchers forward signals that the terminal already sent to all processes
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
-LAUNCHER_MODULES = ("accelerate.", "torch.distributed.")  # as of `python -m torch.distributed.run`
+LAUNCHER_MODULES = ("accelerate.", "torch.distributed.")  # as in `python -m torch.distributed.run`
 
 
 class _StoppedEarly(BaseException):
-    """Raised by a signal wherever the main thread is: not an Exception, which the code there might take for its own."""
+    """Raised by a signal, anywhere in the main thread; not an Exception, so that the code there does not catch it."""
 
 
 class Preemption:
-    """Whether this process was asked to stop; `reason` says by what, and is empty while nobody did.
+    """Collects stop requests to this process; `reason`: the source of the first one, empty if there was none.
 
-    As a context manager it listens, in the main thread; what listened before is put back, unless the run was stopped:
-    then only Ctrl-C is what it was. Leaving it raises PreemptedError where a signal came before training began.
+    As a context manager in the main thread it installs signal handlers. On exit it restores the former ones; after a
+    saved stop only that of Ctrl-C. It raises PreemptedError on exit if a signal came before training began.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             try:
                 self._listen()
-            except _StoppedEarly as error:  # a signal came meanwhile
+            except _StoppedEarly as error:  # a signal came while handlers were installed
                 self.__exit__(type(error), error, None)
         return self
 
@@ -66,7 +66,7 @@ class Preemption:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._over.set()
         for number, handler in self._before.items():
-            # A further signal, as launchers send them to a run that has saved, leaves it the exit code it has.
+            # Launchers may send more signals to a run that has saved; they must not change its exit code.
             if not self._saved or number == signal.SIGINT:
                 signal.signal(number, handler)
         if self._pipe != -1:
@@ -76,7 +76,7 @@ class Preemption:
             raise PreemptedError(str(error)) from None
 
     def watch(self, provider: str) -> None:
-        """Ask the provider's metadata service for its notice from now on, in the background; once per machine."""
+        """Start polling the provider's metadata service for a notice, in the background; one process per machine."""
         if provider in clouds.NOTICES and os.environ.get("LOCAL_RANK", "0") == "0":
             threading.Thread(target=self._poll, args=(provider,), daemon=True, name="cloud notice").start()
 
@@ -87,19 +87,19 @@ class Preemption:
             self._over.wait(clouds.NOTICES[provider].every_s)
 
     def training_begins(self) -> None:
-        """From here on there is something to save: a signal only sets the flag."""
+        """Mark that there is something to save: from now on a signal only sets the flag."""
         self._training = True
 
     def training_ends(self) -> None:
-        """From here on the run takes no longer to end than to stop."""
+        """Mark that training is complete: from now on finishing the run takes no longer than stopping it."""
         self._trained = True
 
     def saved(self) -> None:
-        """Everything is on the disk: from here on a signal may end the process at once, with the exit code it has."""
+        """Mark that everything is on disk: from now on a signal ends the process at once, with exit code 75."""
         self._saved = True
 
     def ask(self, reason: str) -> None:
-        """Ask for a stop; where all is agreed on already, nothing changes."""
+        """Request a stop; a second request keeps the reason of the first."""
         self.reason = self.reason or reason
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
@@ -107,7 +107,8 @@ class Preemption:
             return
         if self._saved:
             os._exit(EXIT_CODE)
-        if self._signaled or self._over.is_set():  # a repetition, else `_leave_at_second` ends the process; or the end
+        # A repetition of the same event (`_leave_at_second` ends the process at a second signal), or the run is over.
+        if self._signaled or self._over.is_set():
             return
         self._signaled = number != ORPHANED
         name = signal.Signals(number).name if self._signaled else "the end of the launcher"
@@ -117,11 +118,11 @@ class Preemption:
         shown, again = ("Ctrl-C", "press") if number == signal.SIGINT else (name, "send it")
         then = "all is trained, the run ends" if self._trained else "saving a checkpoint ..."
         hint = "quit at once" if self._trained else "quit without saving"
-        with contextlib.suppress(OSError):  # nobody reads it any more: Ctrl-C ends a `tee` behind the run first
+        with contextlib.suppress(OSError):  # stderr is closed: Ctrl-C ends a `tee` behind the run first
             os.write(2, f"{shown}: {then} ({again} again to {hint})\n".encode())
 
     def _count_signals(self) -> None:
-        """Have the interpreter put the number of each signal into a pipe; it does so wherever the main thread waits."""
+        """Make the interpreter write each signal's number into a pipe, which works wherever the main thread waits."""
         _keep_forked_processes_out()
         reading, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
@@ -129,10 +130,13 @@ class Preemption:
         threading.Thread(target=self._leave_at_second, args=(reading,), daemon=True, name="signals").start()
 
     def _leave_at_second(self, reading: int) -> None:
-        """A thread, as handlers do not run while the main thread waits for other processes, that may never answer."""
+        """End the process at the second signal.
+
+        Runs in a thread: handlers do not run while the main thread waits for other ranks, which may never answer.
+        """
         first = math.inf
         with open(reading, "rb", buffering=0) as pipe:
-            while byte := pipe.read(1):  # nothing once the other end is closed
+            while byte := pipe.read(1):  # empty once the other end is closed
                 now, number = time.monotonic(), byte[0]
                 if number in SIGNALS and now - first > SAME_EVENT_S:
                     os._exit(EXIT_CODE if self._saved else 128 + number)
@@ -142,15 +146,15 @@ class Preemption:
 
 @cache
 def _keep_forked_processes_out() -> None:
-    """Once, as it cannot be taken back: what is sent to a forked loader process is not to be counted here."""
+    """Keep signals to forked loader processes out of this process's pipe; cached, as the hook cannot be removed."""
     if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def _tell_of_parents_death() -> None:
-    """Have the kernel signal this process when the launcher that started it dies without passing on why.
+    """Make the kernel signal this process when its launcher dies without forwarding a signal.
 
-    Only under a launcher: a run that a shell started must outlive it.
+    Only under a launcher: a run started by a shell must outlive the shell.
     """
     if sys.platform == "linux" and ORPHANED and _is_launched():
         with contextlib.suppress(OSError, AttributeError):
@@ -158,7 +162,10 @@ def _tell_of_parents_death() -> None:
 
 
 def _is_launched() -> bool:
-    """By the parent's command: what launchers export is inherited further, and set by users."""
+    """Whether a launcher started this process, by the parent's command.
+
+    Not by the environment: children inherit the launchers' variables, and users set them.
+    """
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")[:6]
     except OSError:

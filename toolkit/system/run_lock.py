@@ -1,4 +1,4 @@
-"""One run per directory: a lock that the kernel frees with its process, and a note of whose it is. Free of torch."""
+"""One run per directory: a lock that the kernel frees with its process, and a note of its owner. Imports no torch."""
 
 import contextlib
 import json
@@ -16,21 +16,21 @@ LOCK, NOTE = ".lock", ".owner.json"
 
 
 class RunLock:
-    """The right to write into a run directory."""
+    """The exclusive right to write into a run directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = FileLock(folder / LOCK)
 
     def acquire(self) -> None:
-        """Make the directory this process's own; raises InputError where another run has it."""
+        """Lock the directory and write a note of the owner; raises InputError if another run holds it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self.probe()
         note = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now().astimezone():%c %Z}"}
         (self._folder / NOTE).write_text(json.dumps(note) + "\n")
 
     def probe(self) -> None:
-        """As `acquire`, without leaving a note."""
+        """Like `acquire`, without the note."""
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -53,18 +53,18 @@ class RunLock:
 
 
 def run_of(path: Path) -> Path:
-    """The run directory that `--resume PATH` means: itself, or that of one of its checkpoints."""
+    """The run directory for `--resume PATH`: PATH itself, or the run of which PATH is a checkpoint."""
     is_checkpoint = path.parent.name == "checkpoints" and path.name.startswith("step-")
     return path.parent.parent if is_checkpoint else path
 
 
 def refuse_if_locked(output_dir: Path | None, resume: str) -> None:
-    """Raises InputError where another run is using the directory: at once, before anything heavy is imported."""
+    """Raise InputError if another run is using the directory; called before slow imports."""
     folder = output_dir or (None if resume in ("auto", "never") else run_of(Path(resume)))
     if folder is not None and host.is_main_process() and (folder / LOCK).exists():
         try:
             lock = RunLock(folder)
             lock.probe()
             lock.release()
-        except OSError:  # not ours to write in: the run itself will say so
+        except OSError:  # no permission to write there: the run itself will report it
             return

@@ -1,4 +1,4 @@
-"""What all processes of a run decide together, now and then: to stop, to save, that a value is not finite."""
+"""Flags that all ranks must agree on (stop, save, non-finite loss), reduced about once a second."""
 
 import time
 from typing import NamedTuple
@@ -10,12 +10,15 @@ from toolkit.system.errors import PreemptedError
 from toolkit.system.preemption import Preemption
 from toolkit.training.monitor import NEVER, NonFiniteMonitor
 
-ASK_EVERY_S = 1.0  # so that all have agreed well within 5 s
+ASK_EVERY_S = 1.0  # keeps the delay until all ranks agree well below 5 s
 MOST_CALLS = 100
 
 
 class Decision(NamedTuple):
-    """`first_bad`: the first optimizer step whose loss or gradient was not finite, as far as was looked."""
+    """A decision that all ranks share.
+
+    `first_bad`: first optimizer step with a non-finite loss or gradient; None if there was none or it was not checked.
+    """
 
     stop: bool = False
     save: bool = False
@@ -23,7 +26,10 @@ class Decision(NamedTuple):
 
 
 class Consensus:
-    """Every process asks equally often; most calls cost nothing, about one in a second a message to all others."""
+    """Reduces the flags of all ranks, which must call `poll` equally often.
+
+    Most calls only count; about one per second communicates.
+    """
 
     def __init__(
         self, accelerator: Accelerator, non_finite: NonFiniteMonitor, preemption: Preemption, save_every_minutes: float
@@ -35,20 +41,20 @@ class Consensus:
         self.begin()
 
     def begin(self) -> None:
-        """Calls now come at another rate than before: the next one asks."""
+        """Restart the estimate of the call rate, which changes here; the next `poll` communicates."""
         self._calls, self._next, self._asked_at = 0, 1, time.monotonic()
-        self._microseconds = 0  # from one call to the next, as far as it is known
+        self._microseconds = 0  # between two calls; 0: not measured yet
 
     def saved(self) -> None:
         self._saved_at = time.monotonic()
 
     def poll(self, force: bool = False) -> Decision:
-        """What was decided. `force`: to look for values that are not finite, which waits for the device."""
+        """Return the decision of all ranks. `force`: also check for non-finite values, which waits for the device."""
         stop = bool(self._preemption.reason)
         save = time.monotonic() - self._saved_at > self._save_every_s and self._accelerator.is_main_process
         force |= self._non_finite.reads_are_free
         if self._alone:
-            force |= stop or save  # nothing is saved that was not looked at
+            force |= stop or save  # never save a state that was not checked
             return Decision(stop, save, _step(int(self._non_finite.first_bad)) if force else None)
         self._calls += 1
         if not force and self._calls < self._next:
@@ -56,7 +62,7 @@ class Consensus:
         own = torch.tensor([stop, save, self._microseconds, 0], device=self._accelerator.device)
         own[3] = -self._non_finite.first_bad
         stops, saves, slowest, bad = self._accelerator.gather(own[None]).amax(0).tolist()
-        # From answer to answer, each of which waits for the device: calls alone return while it is still at work.
+        # Measured between two gathers, which wait for the device: other calls return while it is still computing.
         now = time.monotonic()
         self._microseconds = max(1, round(1e6 * (now - self._asked_at) / self._calls))
         self._calls, self._asked_at = 0, now
@@ -66,7 +72,7 @@ class Consensus:
         return Decision(bool(stops), bool(saves), _step(-bad))
 
     def raise_if_stopping(self) -> None:
-        """Raises PreemptedError on every process where one was asked to stop."""
+        """Raise PreemptedError on every rank if any rank received a stop request."""
         if self.poll().stop:
             raise self.stopped()
 

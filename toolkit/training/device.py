@@ -1,4 +1,4 @@
-"""The Accelerator and the machine under it: device, processes, threads, precision."""
+"""The Accelerator and the hardware it runs on: device, processes, threads, precision."""
 
 import atexit
 import contextlib
@@ -22,18 +22,18 @@ from toolkit.system.errors import InputError
 
 log = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-ACCELERATES = {"float32": "no"}  # words for precisions that differ from ours
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+ACCELERATES = {"float32": "no"}  # Accelerate's names of precisions, where they differ from ours
 
 
 def has_accelerator() -> bool:
-    """Whether there is anything faster than the CPU, a GPU of any make or a TPU, that the launcher lets us use."""
+    """Whether there is a GPU of any vendor or a TPU, and the launcher allows its use (ACCELERATE_USE_CPU)."""
     refused = parse_flag_from_env("ACCELERATE_USE_CPU")
     return not refused and (torch.accelerator.is_available() or "PJRT_DEVICE" in os.environ)
 
 
 def precisions() -> tuple[str, ...]:
-    """What the device really supports, the best mixed precision last: "float32", "fp16", "bf16"."""
+    """The precisions that the hardware supports, without emulation, the best one last: "float32", "fp16", "bf16"."""
     if not has_accelerator():
         return ("float32", "bf16") if torch.cpu._is_avx512_bf16_supported() else ("float32",)
     if "PJRT_DEVICE" in os.environ:
@@ -45,14 +45,14 @@ def precisions() -> tuple[str, ...]:
 
 
 def best_precision() -> str:
-    """The mixed precision that the device really supports, in Accelerate's words: "bf16", "fp16" or "no"."""
+    """The best mixed precision that the hardware supports, by Accelerate's name: "bf16", "fp16" or "no"."""
     return ACCELERATES.get(precisions()[-1], precisions()[-1])
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to reuse large blocks instead of returning them: 1.3-1.4x the speed of training on a CPU.
+    """Make glibc reuse large blocks instead of returning them: training on a CPU is 1.3-1.4x faster.
 
-    By default every activation is mapped anew and each of its pages cleared by the kernel. Elsewhere nothing happens.
+    By default the kernel maps and clears new pages for every activation. No effect without Linux and glibc.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # other C libraries have no mallopt
@@ -61,7 +61,7 @@ def _keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Let go of memory that is kept for reuse, on the host and on a GPU, so that a peak begins from what is needed."""
+    """Release memory cached on the host and on a GPU, so that a peak measured next counts only memory in use."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -71,28 +71,29 @@ def give_back_memory() -> None:
 
 
 def name(accelerator: Accelerator) -> str:
-    """The device's name for a person."""
+    """The device's name, for display."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
     return f"{accelerator.device.type} ({torch.get_num_threads()} threads)"
 
 
 def arithmetic(accelerator: Accelerator) -> str:
-    """What computes, as far as sums depend on it in their last bits."""
+    """The hardware that the last bits of a sum depend on: device; on a CPU also threads and instruction set."""
     if accelerator.device.type != "cpu":
         return name(accelerator)
     return f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def start(settings: Settings, precision: str | None = None) -> Accelerator:
-    """The run's Accelerator; raises InputError on processes that do not know of each other.
+    """Create the run's Accelerator and configure torch.
 
-    `precision`: one of `precisions()`, whatever the settings say.
+    `precision`: one of `precisions()`; overrides the settings. Raises InputError if the launcher's processes do not
+    form one group, or if the launcher requests fp16 on a CPU.
     """
     if precision is None:
         precision = {None: None, True: best_precision(), False: "no"}[settings.amp]
     precision = ACCELERATES.get(precision, precision) if precision else None
-    # Without a GPU a plain Accelerator() ignores torchrun's other processes: each would believe it is alone.
+    # Without a GPU a plain Accelerator() ignores torchrun's other processes: each would train alone.
     cpu = not has_accelerator()
     if cpu and precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise InputError("the launcher asks for fp16, which CPUs do not train in: use bf16 or no, or give --amp")
@@ -100,7 +101,7 @@ def start(settings: Settings, precision: str | None = None) -> Accelerator:
         cpu=cpu,
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-        # Rank 0's buffers are the run's: they are read when evaluating and saving, never sent each step.
+        # Evaluation and checkpoints use rank 0's buffers, so they need not be broadcast in each step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         step_scheduler_with_optimizer=False,
     )
@@ -122,16 +123,16 @@ def start(settings: Settings, precision: str | None = None) -> Accelerator:
 
 
 def configure(accelerator: Accelerator, accumulation: int, unused_parameters: bool) -> None:
-    """What the plan asks of the Accelerator; to be set before the model is prepared."""
+    """Set accumulation and DDP options as the plan requires; call it before `Accelerator.prepare`."""
     accelerator.gradient_accumulation_steps = accumulation
     accelerator.ddp_handler.find_unused_parameters = unused_parameters
 
 
 def warm_up_ddp_buckets(model: nn.Module, sizes: Sequence[int]) -> None:
-    """Let DistributedDataParallel lay out its gradient buckets for good, with a backward pass that leaves no trace.
+    """Make DistributedDataParallel fix its gradient buckets, by a backward pass that changes no weight or buffer.
 
-    It does so after the first one of a process, and the layout decides in which order more than two processes add up
-    their gradients: a resumed run would begin with another one. Draws from the global generators.
+    DDP lays out its buckets after the first backward pass of a process. The layout sets the order in which more than
+    two processes add up gradients, so a resumed run would start with another order. Draws from the global generators.
     """
     if not isinstance(model, DistributedDataParallel):
         return
@@ -145,10 +146,10 @@ def warm_up_ddp_buckets(model: nn.Module, sizes: Sequence[int]) -> None:
 
 
 def stop() -> None:
-    """Forget Accelerate's state, so that another run can start in the same process.
+    """Reset Accelerate's state, so that another run can start in the same process.
 
-    The process group stays until the process ends: two groups one after the other meet on the same keys of the store,
-    and a rank can read its peer's old address.
+    The process group stays until the process ends: two successive groups use the same keys of the store, and a rank
+    could read its peer's old address.
     """
     if torch.distributed.is_initialized():
         AcceleratorState._reset_state()
@@ -159,14 +160,14 @@ def stop() -> None:
 
 
 def leave() -> None:
-    """Close the connections to the other processes of a run that failed here, so that they notice at once."""
+    """Close the connections to the other ranks after a failure on this one, so that they notice at once."""
     if torch.distributed.is_initialized():
         atexit.unregister(torch.distributed.destroy_process_group)
         torch.distributed.destroy_process_group()
 
 
 def describe_machine(settings: Settings, accelerator: Accelerator) -> list[str]:
-    """Device, processes, threads and precision as lines for a person."""
+    """Lines for display: device, processes, threads, precision."""
     origin = "launcher" if settings.amp is None else "--amp" if settings.amp else "--no-amp"
     precision = accelerator.mixed_precision
     words = {"no": "float32", "bf16": "bfloat16 mixed", "fp16": "float16 mixed"}.get(precision, precision)

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: named, and answered by stopping or by going back to the last checkpoint."""
+"""Non-finite loss or gradient: report step and samples, then stop or roll back to the last checkpoint."""
 
 import contextlib
 import logging
@@ -16,7 +16,10 @@ MOST_ROLLBACKS = 3
 
 
 def check_finite(run: Run, step: int | None) -> None:
-    """Raises NonFiniteError, naming the samples of the global batch, where `step` was not finite on some process."""
+    """Raise NonFiniteError, naming the samples of the global batch, unless `step` is None.
+
+    `step`: the first optimizer step that was not finite on some rank.
+    """
     if step is None:
         return
     epoch = next(epoch for epoch in run.epochs() if epoch.start <= step < epoch.end)
@@ -29,7 +32,10 @@ def check_finite(run: Run, step: int | None) -> None:
 
 
 def roll_back(run: Run, error: NonFiniteError) -> None:
-    """Go back to the last checkpoint and continue with the images in another order; raises `error` where that ends."""
+    """Restore the last checkpoint and continue with the images in another order.
+
+    Raises NonFiniteError if `on_divergence` is "stop", there is no checkpoint, or the rollbacks are used up.
+    """
     progress, records, rollbacks = run.state.progress, run.records, run.state.progress.rollbacks + 1
     records.tracking.alert("Diverged", str(error), progress.step)
     records.saver.join(progress.step)
@@ -44,7 +50,7 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
     progress.rollbacks = rollbacks
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        restore_best(records.directory, progress)  # it may have passed a damaged checkpoint, and with it the best model
+        restore_best(records.directory, progress)  # a skipped damaged checkpoint may hold the best model
         records.directory.truncate_to(progress)
     run.accelerator.wait_for_everyone()
     records.tracking.rewind(progress.step)
@@ -53,9 +59,9 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
 
 
 def _verified(run: Run) -> Path | None:
-    """The checkpoint to go back to, as rank 0 finds it; None where there is none that is whole."""
+    """The newest intact checkpoint, found by rank 0 for all ranks; None if there is none."""
     found: list[Path | None] = [None]
     if run.accelerator.is_main_process:
-        with contextlib.suppress(InputError):  # all are damaged, as was said
+        with contextlib.suppress(InputError):  # all are damaged; already logged
             found = [run.records.directory.store.recover()]
     return broadcast_object_list(found)[0]

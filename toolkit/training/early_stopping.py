@@ -1,4 +1,4 @@
-"""Which epoch is the best so far, when to stop early, and when a plateau lowers the learning rate."""
+"""The best epoch so far, early stopping, and a lower learning rate on a plateau."""
 
 from toolkit.config.settings import Settings
 from toolkit.runs.progress import Progress
@@ -9,7 +9,7 @@ PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
 def select(settings: Settings, progress: Progress, top1: float, in_last_phase: bool) -> bool:
     """Whether `top1`, in percent at the selection size, is the best so far.
 
-    Patience and plateau are counted in `progress`, in the last phase only.
+    Updates the counters for patience and plateau in `progress`, in the last phase only.
     """
     best = progress.best_top1 is None or top1 > progress.best_top1
     if best:

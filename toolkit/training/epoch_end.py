@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
-    """Evaluate, select, record and save; a value that is not finite stops at the first line."""
+    """Evaluate, select, record and save; raises NonFiniteError before all that if a value was not finite."""
     consensus, clocks, records = run.control.consensus, run.clocks, run.records
     check_finite(run, consensus.poll(force=True).first_bad)
     progress, strategy = run.state.progress, run.strategy
@@ -66,7 +66,7 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
 
 
 def save_checkpoint(run: Run, epoch: Epoch, best: bool = False) -> None:
-    """Commit a checkpoint in the background; every process must ask. `best`: it holds the best model so far."""
+    """Save a checkpoint in the background; every rank must call it. `best`: it holds the best model so far."""
     state, progress, clocks = run.state, run.state.progress, run.clocks
     progress.train_seconds += clocks.training.lap()
     progress.wall_seconds += clocks.wall.lap()

@@ -1,4 +1,4 @@
-"""The one training loop: any strategy, any device, any number of processes."""
+"""The training loop, for any strategy, device and number of processes."""
 
 import logging
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ LOG_EVERY_STEPS = 50
 def train(
     settings: Settings, strategy: Strategy, recipe: str = "train", notes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Train, evaluate and record one run; returns what its summary.json holds.
+    """Train, evaluate and record one run; returns the contents of its summary.json.
 
-    `notes`: further JSON files for the run directory, by name. Raises InputError on settings or data that cannot work,
-    NonFiniteError on a loss that is not finite, SaveError where a checkpoint cannot be written, PreemptedError after a
-    request to stop, once all steps are saved.
+    `notes`: further JSON files for the run directory, by name. Raises InputError if settings or data cannot work,
+    NonFiniteError if the loss is not finite, SaveError if a checkpoint cannot be written, and PreemptedError after a
+    stop request, with all steps saved.
     """
     with open_run(settings, strategy, recipe, notes or {}) as run:
         if run.finished:
@@ -46,7 +46,7 @@ def train(
 
 
 def train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
-    """The steps of one epoch; returns its metrics."""
+    """Train the remaining steps of one epoch; returns its metrics."""
     state, progress, clocks = run.state, run.state.progress, run.clocks
     main = run.accelerator.is_main_process
     state.model.train()
@@ -76,7 +76,7 @@ def train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
 
 
 def _after_step(run: Run, epoch: Epoch, rate: float, heartbeat: console.Heartbeat) -> None:
-    """What is due after an optimizer step: check, log, save, stop."""
+    """Check, log, stop and save, as due after an optimizer step."""
     settings, progress, consensus = run.settings, run.state.progress, run.control.consensus
     log_due = progress.step % LOG_EVERY_STEPS == 0
     save_due = settings.save_every_steps is not None and progress.step % settings.save_every_steps == 0
@@ -91,5 +91,5 @@ def _after_step(run: Run, epoch: Epoch, rate: float, heartbeat: console.Heartbea
         )
     if decision.stop:
         raise consensus.stopped()
-    if (save_due or decision.save) and progress.step < epoch.end:  # at its end an epoch is saved once it is evaluated
+    if (save_due or decision.save) and progress.step < epoch.end:  # `close_epoch` saves after the epoch's last step
         save_checkpoint(run, epoch)

@@ -1,4 +1,4 @@
-"""Running means, step times, memory and the watch over non-finite values; no host sync in a step on a device."""
+"""Running means, step times, peak memory and detection of non-finite values, without a host sync in a step."""
 
 import time
 from array import array
@@ -13,16 +13,16 @@ from torch import Tensor
 from toolkit.system import host
 from toolkit.training.roofline import training_gflop
 
-SAVED = "mean "  # before the names of sums in a checkpoint
+SAVED = "mean "  # prefix of the sums' names in a checkpoint
 NEVER = torch.iinfo(torch.int64).max
-# Of float16 gradients; it starts at 2^16 and halves with each step that overflows. A scale below 1 makes them smaller
-# than they are: they overflow as they stand, 17 steps running at the least.
+# Lowest valid scale of float16 gradients. The scale starts at 2^16 and halves with each step that overflows, so it is
+# below 1 after at least 17 overflows in a row. It then makes gradients smaller: they overflow even without scaling.
 LEAST_SCALE = 1.0
 T = TypeVar("T")
 
 
 class RunningMeans:
-    """Means over a stretch of steps, of loss parts and gradient norms; sums stay on the device until asked for."""
+    """Means of loss parts and gradient norms over several steps; the sums stay on the device until they are read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -35,38 +35,39 @@ class RunningMeans:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes; every process must ask."""
+        """Means over steps and ranks; every rank must call it."""
         if not self.sums:
             return {}
         means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
         return dict(zip(self.sums, accelerator.reduce(means, "mean").tolist(), strict=True))
 
     def state(self) -> dict[str, Tensor]:
-        """Sum and count of this process, by name, for a checkpoint."""
+        """Sum and count on this rank, by name, for a checkpoint."""
         pairs = {name: (float(total), self.counts[name]) for name, total in self.sums.items()}
         return {f"{SAVED}{name}": torch.tensor(pair, dtype=torch.float64) for name, pair in pairs.items()}
 
     def restart(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Go on from a saved state, among other tensors, or from nothing."""
+        """Continue from a saved state, ignoring other tensors in `state`; an empty one resets to zero."""
         pairs = {name.removeprefix(SAVED): pair.tolist() for name, pair in state.items() if name.startswith(SAVED)}
         self.sums = {name: torch.tensor(total, device=device) for name, (total, _) in pairs.items()}
         self.counts = {name: round(count) for name, (_, count) in pairs.items()}
 
 
 def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What a `RunningMeans` of all processes would have saved, of the states that each of them did."""
+    """Combine the saved states of all ranks into one: sums and counts averaged over ranks."""
     names = [name for name in states[0] if name.startswith(SAVED)]
     return {name: torch.stack([state[name] for state in states]).mean(0) for name in names}
 
 
 class NonFiniteMonitor:
-    """Remembers on the device the first optimizer step whose loss or gradient norm was not finite.
+    """Records on the device the first optimizer step with a non-finite loss or gradient norm.
 
-    `gradients` False where a gradient scaler provokes infinite ones on purpose (float16): then its scale tells.
+    `gradients`: False with a gradient scaler (float16), which causes infinite gradients on purpose; then the scale is
+    checked instead.
     """
 
     def __init__(self, device: torch.device, gradients: bool) -> None:
-        self.first_bad = torch.tensor(NEVER, dtype=torch.int64, device=device)  # a step; NEVER: none yet
+        self.first_bad = torch.tensor(NEVER, dtype=torch.int64, device=device)  # step number; NEVER: none yet
         self._gradients = gradients
         self.reads_are_free = device.type == "cpu"
 
@@ -75,22 +76,22 @@ class NonFiniteMonitor:
         self.first_bad = torch.minimum(self.first_bad, here)
 
     def see_gradient(self, step: int, norm: Tensor) -> None:
-        """The norm is the same on every process, so all of them notice in the same step."""
+        """Check the gradient norm, which is the same on every rank: all ranks detect it in the same step."""
         if self._gradients:
             self.see_loss(step, norm)
 
     def see_scale(self, step: int, scale: float) -> None:
-        """The gradient scale after the step; it is the same on every process."""
+        """Check the gradient scale after the step; it is the same on every rank."""
         if scale < LEAST_SCALE:
             self.first_bad = self.first_bad.clamp(max=step)
 
     def forget(self) -> None:
-        """Begin anew, after the run went back to a step before."""
+        """Clear the record, after a rollback to an earlier step."""
         self.first_bad = torch.full_like(self.first_bad, NEVER)
 
 
 class Stopwatch:
-    """Seconds while it runs, taken in laps."""
+    """Elapsed seconds while it runs, read in laps."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -99,7 +100,7 @@ class Stopwatch:
         self._since = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the start or the last lap; 0 while it stands."""
+        """Seconds since the start or the last lap; 0 while stopped."""
         if self._since is None:
             return 0.0
         now = time.perf_counter()
@@ -113,9 +114,9 @@ class Stopwatch:
 
 
 class Throughput:
-    """Where the time of an epoch goes, as this process sees it: waiting for batches, optimizer steps, arithmetic.
+    """How this rank spends an epoch's time: waiting for batches, optimizer steps, arithmetic.
 
-    `gmacs`: 10^9 multiply-adds of a forward pass of one image, by size; `peak_tflops`: what this device reaches.
+    `gmacs`: 10^9 multiply-adds of a forward pass of one image, by size; `peak_tflops`: measured peak of this device.
     """
 
     def __init__(self, device: torch.device, gmacs: Mapping[int, float], peak_tflops: float) -> None:
@@ -123,15 +124,15 @@ class Throughput:
         self.begin()
 
     def begin(self) -> None:
-        """Count anew, from here on."""
+        """Reset all counters."""
         reset_peak_memory(self._device)
         self._began, self._waited, self._images, self._gflop = time.perf_counter(), 0.0, 0, 0.0
-        self._steps: list[tuple[Any, Any]] = []  # begin and end of those that were not looked at yet
+        self._steps: list[tuple[Any, Any]] = []  # start and end of those that are not evaluated yet
         self._step_ms = array("d")
         self._step_began: Any = None
 
     def waits(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; a step begins as its first one is asked for."""
+        """Pass batches through, timing the wait for each; a step starts with the request for its first batch."""
         while True:
             asked = time.perf_counter()
             self._step_began = self._step_began or _mark(self._device)
@@ -142,16 +143,16 @@ class Throughput:
             yield batch
 
     def step(self, images: int, sizes: Sequence[int]) -> None:
-        """An optimizer step was taken, on so many images over all processes, each at `sizes` px."""
+        """Count an optimizer step: `images` over all processes, each at every one of `sizes` px."""
         self._steps.append((self._step_began, _mark(self._device)))
         self._step_began = None
         self._images += images
         self._gflop += images * training_gflop(self._gmacs, sizes)
 
     def metrics(self, accelerator: Accelerator) -> dict[str, float]:
-        """Since `begin`; every process must ask, after it waited for the device.
+        """Metrics since `begin`; every rank must call it, after waiting for the device.
 
-        What differs between processes is of the one where it is largest; before the first step only memory is known.
+        Waiting time, step times and memory are the largest over ranks. Before the first step only memory is returned.
         """
         seconds = time.perf_counter() - self._began
         self._step_ms.extend(_milliseconds(*marks) for marks in self._steps)
@@ -161,7 +162,7 @@ class Throughput:
             own["data_wait_share"] = self._waited / seconds
             own["step_p50_ms"], own["step_p95_ms"] = np.percentile(self._step_ms, (50, 95)).tolist()
         largest = accelerator.gather(torch.tensor([[*own.values()]], device=self._device)).amax(0).tolist()
-        if not self._step_ms:  # the rest of an epoch that was trained, but not evaluated, before a resume
+        if not self._step_ms:  # resumed in an epoch that was trained but not evaluated
             return dict(zip(own, largest, strict=True))
         rate, tflops = self._images / seconds, self._gflop / 1000 / seconds / accelerator.num_processes
         return {
@@ -174,7 +175,7 @@ class Throughput:
 
 
 def _mark(device: torch.device) -> Any:
-    """This moment: of the device's own clock, which it notes when it gets there, or of the host's."""
+    """A time stamp: a CUDA event, which the device records when it reaches it, or the host's clock."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -187,7 +188,7 @@ def _milliseconds(start: Any, end: Any) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far, where the device or, for the host, Linux allows it."""
+    """Reset the peak, on CUDA devices and, for the host, on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -195,7 +196,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory held since it was reset: on the accelerator where it keeps count, else resident on the host."""
+    """Peak memory since the last reset, GB: allocated on a CUDA device, else resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return host.peak_memory_gb()

@@ -1,4 +1,4 @@
-"""Training state to a snapshot and back, for a resume and for a rollback alike."""
+"""Capture the training state in a snapshot and restore it, for a resume or a rollback."""
 
 import copy
 import logging
@@ -28,14 +28,14 @@ from toolkit.training.train_state import TrainState
 log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "accelerate", "timm", "numpy")
-# A difference in these lets a run go on, but not to the same bits.
+# A run resumes despite a difference in these, but not bit-exactly.
 PLACE = ("processes", "micro_batch", "device", "hardware", "precision", *PACKAGES)
 
 
 def fingerprint_of(
     accelerator: Accelerator, config: Mapping[str, Any], splits: Splits, plan: StepPlan
 ) -> dict[str, Any]:
-    """What a state belongs to; it stands in the manifest and is compared on a resume."""
+    """Settings, data and environment of a state; stored in the manifest and compared on a resume."""
     return {
         "config": learned(config),
         "data": splits.digests(),
@@ -51,7 +51,7 @@ def fingerprint_of(
 
 
 def capture(state: TrainState) -> Snapshot:
-    """Everything that a checkpoint holds but generators and running means, as copies in host memory."""
+    """Copy to host memory everything that a checkpoint holds, except random generators and running means."""
     scaler = state.accelerator.scaler
     tensors, rest = optimizer_state.split_optimizer(state.optimizer.state_dict())
     return Snapshot(
@@ -65,7 +65,7 @@ def capture(state: TrainState) -> Snapshot:
 
 
 def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> None:
-    """Load the run's own checkpoint, verified, into the training state and this process's generators and means."""
+    """Load the run's own, verified checkpoint into the training state and this rank's generators and means."""
     accelerator, saved, snapshot = state.accelerator, read_manifest(start), read_snapshot(start)
     progress, own = state.progress, rank_file(accelerator.process_index)
     copy_state(snapshot.model, state.weights.model)
@@ -76,7 +76,7 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> N
     progress.become(snapshot.progress)
     state.weights.restore(snapshot.average, progress.optimizer_updates)
     state.non_finite.forget()
-    # What an earlier version did not record is taken to be the same.
+    # An entry that an earlier version did not record counts as unchanged.
     changes = [
         f"{name} {saved[name]} -> {fingerprint[name]}"
         for name in PLACE
@@ -96,7 +96,7 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> N
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer's tensors the memory format of their parameters, as they had it: else steps are slower."""
+    """Restore the memory format of the optimizer's tensors to that of their parameters: otherwise steps are slower."""
     for parameter, entry in optimizer.state.items():
         for name, value in entry.items():
             if isinstance(value, torch.Tensor) and value.ndim and value.shape == parameter.shape:
@@ -104,9 +104,9 @@ def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
 
 
 def restore_best(directory: RunDirectory, progress: Progress) -> None:
-    """See that `best/` holds the model that `progress` calls the best; for rank 0 alone.
+    """Make `best/` hold the model that `progress` calls the best, if it does not; rank 0 only.
 
-    A run can be killed between a checkpoint and its export, or go on from a checkpoint before the last export.
+    A run can be killed between a checkpoint and its export, or resume from a checkpoint before the last export.
     """
     step = progress.best_step
     if step is None:
@@ -115,7 +115,7 @@ def restore_best(directory: RunDirectory, progress: Progress) -> None:
         if best_model.load(directory.best)[1]["step"] == step:
             return
     except InputError:
-        pass  # not there, or damaged: below it is written anew
+        pass  # missing or damaged: exported again below
     source = directory.store.path(step)
     try:
         checkpoint.check(source)

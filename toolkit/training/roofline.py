@@ -1,4 +1,4 @@
-"""What a machine can do at most, what a forward pass moves, and which of them bounds a measured training step."""
+"""Roofline analysis: peak rates of a machine, memory traffic of a forward pass, the bound of a training step."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRAINING = 3  # a training step over its forward pass: backward computes gradients of inputs and of weights
-SMALLEST_SIDE, LONG_ENOUGH_S = 128, 0.0015  # of the matrices that are multiplied, and of their product
-VECTOR = 2**25  # float32 values that are copied, more than any cache holds
+TRAINING = 3  # forward passes that a training step costs: backward computes gradients of inputs and of weights
+SMALLEST_SIDE, LONG_ENOUGH_S = 128, 0.0015  # first matrix side, and shortest product to time
+VECTOR = 2**25  # float32 values in the timed copy, more than any cache holds
 TRIALS = 4
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What this machine reached in one precision: 10^12 operations and 10^9 bytes per second."""
+    """Measured peak rates in one precision: 10^12 operations and 10^9 bytes per second."""
 
     tflops: float
     gb_per_s: float
@@ -28,11 +28,11 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Case:
-    """Training steps of `batch_size` images over all processes at `sizes` px, as measured.
+    """Measured training steps of `batch_size` images over all processes at `sizes` px.
 
-    `arithmetic_ms` and `traffic_ms`: what the step's operations and its reads and writes would take at the ceiling;
-    `fixed_share`: of the step's time, what does not depend on the number of images, None where it cannot be told;
-    `loader_images_per_s`: what the loader delivers alone, over all processes; `gflop`: 10^9 operations per step.
+    `arithmetic_ms`, `traffic_ms`: time for the step's operations, and for its reads and writes, at the peak rates;
+    `fixed_share`: share of the step's time that does not depend on the number of images, None if unknown;
+    `loader_images_per_s`: throughput of the loader alone, over all processes; `gflop`: 10^9 operations per step.
     """
 
     sizes: tuple[int, ...]
@@ -58,12 +58,12 @@ class Case:
 
     @property
     def bound(self) -> str:
-        """loader: it delivers fewer images per second than training takes. Else what explains most of a step's time:
+        """ "loader" if it delivers fewer images per second than training takes, else the largest part of a step's time.
 
-        launch: what is the same for half as many images: launching kernels, Python, the optimizer;
-        memory: reads and writes, at the speed of a large copy. They are those of each operation on its own, three times
-        the forward pass: operations that are fused or find their data in a cache take less;
-        arithmetic: operations, at the speed of a large matrix product.
+        launch: the time that is the same for half as many images: launching kernels, Python, the optimizer;
+        memory: reads and writes at the speed of a large copy, counted for each operation on its own and three times
+        those of the forward pass; operations that are fused or read from a cache take less;
+        arithmetic: operations at the speed of a large matrix product.
         """
         if self.loader_images_per_s < self.images_per_s:
             return "loader"
@@ -71,23 +71,23 @@ class Case:
 
     @property
     def explained(self) -> dict[str, float]:
-        """Milliseconds of a step by what may bound it."""
+        """Milliseconds of a step, by possible bound."""
         return {"launch": self.fixed_ms, "memory": self.traffic_ms, "arithmetic": self.arithmetic_ms}
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """How the flags stand that a verdict may turn."""
+    """Current values of the flags that a verdict may advise to change."""
 
     workers: int
-    cores: int  # that a process may use
+    cores: int  # available to one process
     cache: str
     compile: bool
-    size_flag: str  # where training is told its sizes
+    size_flag: str  # the flag that sets the training sizes
 
 
 def verdict(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
-    """What bounds a case, by which numbers, and which flag of training to turn; `others` are all that were measured."""
+    """One line: what bounds a case, by which numbers, and which flag to change; `others`: all measured cases."""
     reason = (
         f"the loader delivers {case.loader_images_per_s:.0f} images/s, training takes {case.images_per_s:.0f}"
         if case.bound == "loader"
@@ -116,17 +116,17 @@ def _advice(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
 
 
 def _alike(case: Case, others: Sequence[Case]) -> list[Case]:
-    """The case in each precision."""
+    """The cases of the same sizes and batch size, in all precisions."""
     return [other for other in others if (other.sizes, other.batch_size) == (case.sizes, case.batch_size)]
 
 
 def training_gflop(gmacs: Mapping[int, float], sizes: Sequence[int]) -> float:
-    """10^9 operations of training on one image at `sizes` px; `gmacs`: 10^9 multiply-adds of a forward pass of each."""
+    """10^9 operations to train on one image at `sizes` px; `gmacs`: 10^9 multiply-adds of a forward pass, by size."""
     return 2 * TRAINING * sum(gmacs[size] for size in sizes)
 
 
 def ceiling(device: torch.device, precision: str) -> Ceiling:
-    """What a large matrix product reaches in a precision, and a large copy."""
+    """Measure the peak rates: a large matrix product in a precision, and a large copy."""
     vector = torch.ones(VECTOR, device=device)
     target = torch.empty_like(vector)
     copy = _best_seconds(lambda: target.copy_(vector))
@@ -134,12 +134,12 @@ def ceiling(device: torch.device, precision: str) -> Ceiling:
 
 
 def product_tflops(device: torch.device, precision: str) -> float:
-    """10^12 operations per second of a large matrix product; quick to take, draws no numbers and keeps no memory.
+    """10^12 operations per second of a large matrix product; quick, draws no random numbers and keeps no memory.
 
-    Sides are doubled until a product takes long enough to be timed, so that slow arithmetic meets small ones; the best
-    counts. Until it also takes twice the time of the one before: a product that waits for busy cores takes no longer
-    when it is larger. On a GPU float32 products may use TF32, as convolutions do. `precision`: one of `TYPES`, else
-    float32.
+    Doubles the side until a product takes long enough to time, so that slow hardware stops at small matrices; returns
+    the best rate. The last product must also take twice as long as the one before: while products wait for busy cores,
+    a larger one takes no longer. On a GPU, float32 products may use TF32, as convolutions do. `precision`: one of
+    `TYPES`, else float32.
     """
     allowed = torch.get_float32_matmul_precision()
     if device.type == "cuda":
@@ -160,7 +160,7 @@ def product_tflops(device: torch.device, precision: str) -> float:
 
 
 def _best_seconds(work: Callable[[], Tensor]) -> float:
-    """The fastest of several trials after one to warm up, each waited for."""
+    """Time of the fastest of several trials after a warm-up; each trial waits for its result."""
     times = []
     for _ in range(1 + TRIALS):
         started = time.perf_counter()
@@ -170,7 +170,7 @@ def _best_seconds(work: Callable[[], Tensor]) -> float:
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that the operations under it read and write, each on its own."""
+    """Counts the bytes that operations inside the context read and write, each operation on its own."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A run while it trains: what the loop works with, grouped by what it is for."""
+"""An open run: everything the training loop uses, grouped by purpose."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from toolkit.training.train_state import TrainState
 
 @dataclass(frozen=True)
 class Records:
-    """What the run writes; `fingerprint` of data and settings, as a checkpoint's manifest holds it."""
+    """What the run writes; `fingerprint`: of data and settings, as in a checkpoint's manifest."""
 
     directory: RunDirectory
     samples: SampleLog
@@ -41,7 +41,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Control:
-    """What can end the run before its time."""
+    """What can stop the run early."""
 
     consensus: Consensus
     preemption: Preemption
@@ -50,7 +50,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Clocks:
-    """Where the time goes: of the open epoch, in training steps, in all."""
+    """Timers: `throughput` of the open epoch, `training` steps only, `wall` everything."""
 
     throughput: Throughput
     training: Stopwatch
@@ -59,7 +59,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has nothing left to do, and what its summary.json holds."""
+    """A run with nothing left to do, and the contents of its summary.json."""
 
     summary: dict[str, Any]
     finished: Literal[True] = True
@@ -67,7 +67,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that the loop works with."""
+    """Everything that the training loop uses."""
 
     settings: Settings
     strategy: Strategy
@@ -82,13 +82,13 @@ class Run:
     finished: Literal[False] = False
 
     def epochs(self) -> Iterator[Epoch]:
-        """The epochs that are not closed yet, in the present order."""
+        """The epochs that are not closed yet; the number of rollbacks sets their image order."""
         progress = self.state.progress
         epochs = (epoch for epoch in self.plan.epochs() if epoch.number >= progress.epoch)
         return (epoch._replace(rollbacks=progress.rollbacks) for epoch in epochs if not progress.stopped_early)
 
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
-        """The rest of this process's batches of an epoch."""
+        """This rank's remaining batches of an epoch; unreadable images go to the quarantine."""
         share = self.plan.share(self.accelerator.process_index)
         batches = self.data.batches(epoch, self.state.progress.step, share)
         for batch in self.clocks.throughput.waits(batches):
@@ -96,13 +96,13 @@ class Run:
             yield batch
 
     def learning_rate(self, phase: Phase, step: int) -> float:
-        """The rate of optimizer step `step` of the run, at its middle: neither the first nor the last is 0."""
+        """The learning rate of optimizer step `step` of the run, taken at its middle: the first and last are not 0."""
         settings = self.settings
         share = SHAPES[settings.scheduler]((step + 0.5) / self.plan.steps, settings.warmup_epochs / settings.epochs)
         return settings.learning_rate * share * phase.lr_scale * self.state.progress.plateau_factor
 
     def cost(self) -> dict[str, float]:
-        """The cost of all machines up to the last lap, where `--hourly-cost` is given."""
+        """The cost of all machines up to the last lap; empty without `--hourly-cost`."""
         hourly, processes = self.settings.hourly_cost, self.accelerator.num_processes
         if hourly is None:
             return {}
@@ -110,8 +110,8 @@ class Run:
         return {"cost": self.state.progress.wall_seconds / 3600 * machines * hourly}
 
     def metrics(self, phase: Phase, rate: float) -> dict[str, float]:
-        """Means over the steps of the open epoch so far, and its throughput. Every process must ask."""
-        means = self.state.running_means.means(self.accelerator)  # waits for the device, so that the clocks are right
+        """Means over the steps of the open epoch so far, and its throughput; every rank must call it."""
+        means = self.state.running_means.means(self.accelerator)  # waits for the device, so that the times are right
         return {
             **means,
             "lr": rate,

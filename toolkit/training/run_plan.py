@@ -1,4 +1,4 @@
-"""Everything about a run that can be checked in advance: settings, data, processes and model; nothing is written."""
+"""Check settings, data, processes and model of a run in advance, without writing to its directory."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -22,10 +22,10 @@ from toolkit.training.step_plan import StepPlan, describe_steps, make_step_plan
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run that was checked against data, processes and model, before anything is built or written.
+    """A run checked against data, processes and model, before anything is built or written.
 
-    `settings` as asked for, with what depends on launcher and data filled in, but for `cache`, which is `--cache`
-    resolved; `threads`: decoding threads per process.
+    `settings`: as requested, with values that depend on launcher and data filled in, except `--cache`; `cache`: that
+    setting resolved; `threads`: decoding threads per process.
     """
 
     settings: Settings
@@ -37,14 +37,17 @@ class RunPlan:
 
     @property
     def resolved(self) -> Settings:
-        """The settings with every choice made."""
+        """The settings with `cache` resolved too."""
         return self.settings.model_copy(update={"cache": self.cache.kind})
 
 
 def make_run_plan(
     accelerator: Accelerator, settings: Settings, strategy: Strategy, only_timed: bool = False
 ) -> RunPlan:
-    """Check everything that can be known in advance; raises InputError. `only_timed`: its gradients are not used."""
+    """Check everything that can be known in advance; raises InputError.
+
+    `only_timed`: steps are only timed, so undefined gradients are allowed.
+    """
     dashboards.check(settings)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
@@ -70,9 +73,9 @@ def make_run_plan(
 
 
 def keep_cache(run_plan: RunPlan, kind: str | None) -> RunPlan:
-    """The plan of a run that is continued with the cache it began with, unless `--cache` names one.
+    """The plan of a resumed run with the cache it started with, unless `--cache` names one.
 
-    None: a new run. Raises InputError, on all processes, where that cache does not fit into memory now.
+    `kind`: that cache; None for a new run. Raises InputError, on all ranks, if it does not fit into memory now.
     """
     if kind is None or run_plan.settings.cache != "auto":
         return run_plan
@@ -81,12 +84,12 @@ def keep_cache(run_plan: RunPlan, kind: str | None) -> RunPlan:
 
 
 def _free_gb() -> float:
-    """Memory that any process could still take, GB: the least of all, so that all decide alike."""
+    """Free memory per process, GB: the minimum over all ranks, so that all make the same choice."""
     return min(gather_object([host.free_memory_gb() / host.local_processes()]))
 
 
 def _check_alike(splits: Splits) -> None:
-    """Raises InputError on all processes unless all of them found the same images: ids would mean different ones."""
+    """Raise InputError on all ranks unless all found the same images: otherwise sample ids differ in meaning."""
     found = gather_object([splits.digests()])
     strange = next((rank for rank, other in enumerate(found) if other != found[0]), None)
     if strange is not None:
@@ -97,7 +100,7 @@ def _check_alike(splits: Splits) -> None:
 
 
 def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:
-    """Raises InputError where a choice about normalization, other than the strategy's default, would be ignored."""
+    """Raise InputError if a `--norm-per-scale` other than the strategy's default would be ignored."""
     chosen = strategy.to_dict().get("norm_per_scale")
     usual = {field.name: field.default for field in fields(strategy)}.get("norm_per_scale")  # type: ignore[arg-type]
     if chosen != usual and not model_plan.batch_norms:
@@ -105,10 +108,10 @@ def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -
 
 
 def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: Iterable[int]) -> str:
-    """At the first of these sizes, px, whose training torch would spoil: why; empty where there is none.
+    """The reason why torch leaves gradients undefined at one of `sizes`, px, the smallest such; empty if at none.
 
-    oneDNN's backward kernels for bfloat16 write only the taps of a kernel that meet the input where a stride is longer
-    than that: the others keep what was in memory, infinite values too (torch 2.14, AVX512 and AMX; docs/log.md).
+    If a stride is longer than the input, oneDNN's bfloat16 backward kernels write only the kernel taps that overlap the
+    input. The others keep uninitialized memory, even infinite values (torch 2.14, AVX512 and AMX; docs/log.md).
     """
     if accelerator.device.type != "cpu" or accelerator.mixed_precision != "bf16":
         return ""
@@ -117,7 +120,7 @@ def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: I
 
 
 def describe_run(run_plan: RunPlan, strategy: Strategy) -> list[str]:
-    """The plan of a run as lines for a person; the machine's lines are `device.describe_machine`."""
+    """Lines for display: the plan of a run; `device.describe_machine` returns those of the machine."""
     settings, splits, model_plan = run_plan.settings, run_plan.splits, run_plan.model
     counts = [
         f"{name} {len(split)}"
@@ -146,7 +149,7 @@ def describe_run(run_plan: RunPlan, strategy: Strategy) -> list[str]:
 
 
 def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:
-    """Settings with the launcher's precision and the data's whereabouts filled in, so that they repeat elsewhere."""
+    """Fill in precision, absolute data path, and size and count of synthetic data, so that settings are reusable."""
     amp = accelerator.mixed_precision != "no" if settings.amp is None else settings.amp
     if settings.data_root != SYNTHETIC:
         return settings.model_copy(update={"amp": amp, "data_root": absolute(settings.data_root)})

@@ -1,10 +1,10 @@
-"""The learning rate as a pure function of progress."""
+"""Learning-rate schedules as pure functions of progress."""
 
 import math
 
 
 def cosine(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: linear over the first `warmup` of the run, then half a cosine down to 0.
+    """Share of the peak learning rate: linear warm-up over the first `warmup` of the run, then half a cosine to 0.
 
     `progress` and `warmup` are shares of the sample budget in [0, 1] (SGDR without restarts, arXiv:1608.03983).
     """
@@ -14,7 +14,7 @@ def cosine(progress: float, warmup: float) -> float:
 
 
 def constant(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: linear over the first `warmup` of the run, then 1."""
+    """Share of the peak learning rate: linear warm-up over the first `warmup` of the run, then 1."""
     return min(1.0, progress / warmup) if warmup else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Opening a run and leaving it: checks, directory and lock, restored state, dashboards; at the end the records."""
+"""Open a run (checks, directory and lock, restored state, dashboards) and complete its records at the end."""
 
 import contextlib
 import logging
@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run lives, on every process; `start`: the checkpoint to continue from; `cache`: its choice of `--cache`.
+    """The run directory and where to continue, on every rank.
 
-    Both are None for a new run.
+    `start`: the checkpoint to continue from; `cache`: the run's choice of `--cache`. Both are None for a new run.
     """
 
     directory: RunDirectory
@@ -60,9 +60,9 @@ class ResumePoint:
 def open_run(
     settings: Settings, strategy: Strategy, recipe: str, notes: Mapping[str, Any]
 ) -> Iterator[Run | FinishedRun]:
-    """A run that is ready for its next step, or one that is finished; on leaving, its records say how it ended.
+    """Open a run, ready for its next step or finished; on exit, record how it ended.
 
-    `notes`: further JSON files for the run directory, by name. Errors as `train`.
+    `notes`: further JSON files for the run directory, by name. Raises the same errors as `train`.
     """
     with Preemption() as preemption:
         accelerator = device.start(settings)
@@ -105,7 +105,7 @@ def _finished(directory: RunDirectory, main: bool) -> FinishedRun:
 
 @contextlib.contextmanager
 def _recorded(run: Run) -> Iterator[None]:
-    """However training ends, the summary says so and the dashboard is closed."""
+    """Record the exit reason in the summary and close the dashboard, however training ends."""
     run.control.preemption.training_begins()
     clear_summary(run)
     run.clocks.wall.start()
@@ -127,7 +127,7 @@ def _recorded(run: Run) -> Iterator[None]:
 
 
 def _save_preempted(run: Run, error: PreemptedError) -> None:
-    """Save what was done since the last checkpoint."""
+    """Save the steps since the last checkpoint, and complete the error message."""
     progress, saver = run.state.progress, run.records.saver
     if saver.newest != progress.at():
         check_finite(run, run.control.consensus.poll(force=True).first_bad)
@@ -141,7 +141,7 @@ def _save_preempted(run: Run, error: PreemptedError) -> None:
 def open_run_directory(
     accelerator: Accelerator, settings: Settings, recipe: str, fingerprint: Mapping[str, Any]
 ) -> ResumePoint:
-    """Rank 0 decides and locks, the others follow, also in refusing; raises InputError.
+    """Choose and lock the run directory on rank 0; all ranks get the same result or raise the same InputError.
 
     `fingerprint`: of the run's data and settings, as in a manifest.
     """
@@ -150,7 +150,7 @@ def open_run_directory(
     if accelerator.is_main_process:
         try:
             directory, start, line = acquire_run(settings, recipe, fingerprint)
-            directory.metrics()  # damaged ones are refused here, before anything is changed
+            directory.metrics()  # raises on damaged metrics before anything is changed
             finished, cache = directory.exit_reason() in FINISHED, directory.config().get("cache")
             decision = [directory.path, start, finished, cache, line, ""]
         except InputError as error:
@@ -168,7 +168,7 @@ def open_run_directory(
 def _open_records(
     directory: RunDirectory, config: Mapping[str, Any], classes: Sequence[str], progress: Progress
 ) -> None:
-    """On rank 0: files of a new run, or those of an earlier start truncated to the step it continues from."""
+    """On rank 0: create the files of a new run, or truncate those of a resumed run to the step it resumes from."""
     directory.create(config, classes)
     restore_best(directory, progress)
     directory.truncate_to(progress)
@@ -183,10 +183,10 @@ def set_up(
     fingerprint: Mapping[str, Any],
     preemption: Preemption,
 ) -> Run:
-    """Open a run's data and records; a run that is continued gets its state back."""
+    """Open a run's data and records; restore the state of a resumed run."""
     (state, evaluated), settings, rank = built, run_plan.resolved, accelerator.process_index
     data = open_pipeline(settings, strategy, run_plan.splits, run_plan.cache, run_plan.threads)
-    seed_generators(settings.seed, 0, rank)  # dropout differs between ranks
+    seed_generators(settings.seed, 0, rank)  # per rank, so that dropout differs between ranks
     directory, config = point.directory, config_of(settings, strategy)
     fingerprint = {**fingerprint, "config": learned(config)}
     if point.start:

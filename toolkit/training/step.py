@@ -1,4 +1,4 @@
-"""One training step: the only place where a loss meets a gradient."""
+"""One training step: the only place that computes gradients of the loss and applies them."""
 
 from toolkit.data.loading.batches import Batch
 from toolkit.strategies.base import Loss, Phase
@@ -6,11 +6,11 @@ from toolkit.training.train_state import TrainState
 
 
 def train_step(state: TrainState, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
-    """One micro-batch; the optimizer moves after the last one of its step."""
+    """Train on one micro-batch; the weights change after the last micro-batch of an optimizer step."""
     accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
     images, targets = state.receive(batch)
     with accelerator.accumulate(model):
-        logits = model(*state.views(images, batch.step.sizes))  # one forward for all scales
+        logits = model(*state.views(images, batch.step.sizes))  # one forward pass for all scales
         loss = state.strategy.loss(logits, targets, state.criterion, phase, batch.step)
         state.non_finite.see_loss(batch.number, loss.total)
         accelerator.backward(loss.total)

@@ -1,4 +1,4 @@
-"""The arithmetic of a run, worked out before anything is trained."""
+"""Plan the steps of a run before training: budget, phases, micro-batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from toolkit.system.errors import InputError
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What a run will do: the budget, its phases, and how a global batch is shared."""
+    """Budget and phases of a run, and how processes and micro-batches divide a global batch."""
 
     budget: Budget
     phases: tuple[Phase, ...]
@@ -38,7 +38,7 @@ class StepPlan:
 
 
 def make_step_plan(settings: Settings, strategy: Strategy, images: int, processes: int) -> StepPlan:
-    """The plan for so many training images and processes; raises InputError that shows the arithmetic."""
+    """The plan for `images` training images on `processes`; raises InputError that shows the arithmetic."""
     batch = settings.batch_size
     if batch > images:
         raise InputError(f"--batch-size {batch} exceeds the {images} training images: there would be no full batch")
@@ -65,7 +65,7 @@ def make_step_plan(settings: Settings, strategy: Strategy, images: int, processe
 
 
 def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]:
-    """The plan as lines for a person."""
+    """Lines for display: the plan."""
     budget, dropped = plan.budget, images - plan.budget.images
     lines = [
         f"batch     {budget.batch_size} images per step = {plan.processes} process(es) x {plan.micro_batch} images "

@@ -1,4 +1,4 @@
-"""The end of a run, good or bad: final evaluation, summary.json, and what the run cost and ran on."""
+"""The end of a run, after success or failure: final evaluation, and summary.json with cost and environment."""
 
 import contextlib
 import logging
@@ -21,11 +21,11 @@ from toolkit.training.run import Run
 log = logging.getLogger(__name__)
 
 PACKAGES = ("toolkit", "torch", "torchvision", "accelerate", "timm")
-KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # ends that all processes have agreed on
+KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # errors that all ranks have agreed on
 
 
 def conclude(run: Run) -> dict[str, Any]:
-    """Evaluate the best model at every scale, on the test images where there are any, and write the summary."""
+    """Evaluate the best model at every scale on val and, if there is one, test; write and return the summary."""
     progress, records, specs = run.state.progress, run.records, run.strategy.eval_specs()
     main, directory = run.accelerator.is_main_process, run.records.directory
     if not progress.optimizer_updates:
@@ -70,7 +70,7 @@ def conclude(run: Run) -> dict[str, Any]:
 
 
 def summarize(run: Run, outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of summary.json; `outcome`: its first entries, the exit reason among them."""
+    """The contents of summary.json; `outcome`: its first entries, including the exit reason."""
     progress, accelerator = run.state.progress, run.accelerator
     rows, now = run.records.directory.metrics(), peak_memory_gb(accelerator.device)
     peaks = peaks_by_sizes(rows)
@@ -102,7 +102,7 @@ def summarize(run: Run, outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def final_row(rows: Sequence[MetricsRow]) -> dict[str, Any]:
-    """The last epoch by column; None in those that only earlier epochs have."""
+    """The last epoch's values by column; None in columns that only earlier epochs have."""
     if not rows:
         return {}
     last = rows[-1]
@@ -111,7 +111,7 @@ def final_row(rows: Sequence[MetricsRow]) -> dict[str, Any]:
 
 
 def final_metrics(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
-    """Metrics for the dashboard at the end: of the best model on val, all metrics of the other splits."""
+    """Final metrics for the dashboard: top-1 and top-5 of the best model on val, all metrics on other splits."""
     val = {
         f"best/{spec}/{metric}": value
         for spec, score in scores["val"].items()
@@ -122,7 +122,7 @@ def final_metrics(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]
 
 
 def peaks_by_sizes(rows: Sequence[MetricsRow]) -> dict[str, float]:
-    """Peak memory of training epochs at each of the sizes, GB."""
+    """Peak memory of training epochs, GB, by their sizes."""
     peaks: dict[str, float] = {}
     for row in rows:
         if "peak_memory_gb" in row.metrics:
@@ -133,12 +133,12 @@ def peaks_by_sizes(rows: Sequence[MetricsRow]) -> dict[str, float]:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # a source tree on the path, without an installation
+    except PackageNotFoundError:  # imported from a source tree that is not installed
         return "not installed"
 
 
 def clear_summary(run: Run) -> None:
-    """Drop what an earlier start said of its end, which is not this one's."""
+    """Remove the summary of an earlier start of this run, whose exit reason no longer holds."""
     if not run.accelerator.is_main_process:
         return
     run.records.directory.remove_summary()
@@ -147,18 +147,21 @@ def clear_summary(run: Run) -> None:
 
 
 def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
-    """Have summary.json say, once, why a run ended badly, and part from the other processes. `cause` None: by a bug."""
-    known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes
+    """Write why the run failed into summary.json, once, and disconnect from the other ranks.
+
+    `cause`: the expected error; None for a bug.
+    """
+    known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes the summary
     told = run.records.directory.exit_reason() if isinstance(cause, PeerError) else None
     if not told and (run.accelerator.is_main_process or not known_to_all):
         stopped = cause.exit_reason if isinstance(cause, PreemptedError) else None
         reason = str(stopped or cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
         try:
             run.records.directory.write_summary(summarize(run, {"exit_reason": reason}))
-        except OSError as failure:  # of the full disk that may be the cause
+        except OSError as failure:  # the cause may be a full disk
             log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
     if cause is not None and not known_to_all:
-        device.leave()  # the others notice now, and find the cause told above
+        device.leave()  # the other ranks notice only now, and find the reason written above
     if run.accelerator.is_main_process:
         report.refresh(run.records.directory.path, at_once=True)
     run.records.tracking.finish(EXIT_CODES.get(type(cause or error), 1))
@@ -167,10 +170,10 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
 
 
 def _leave_together(run: Run, cause: Exception | None) -> None:
-    """Wait until all have said why and rank 0 closed its records: when one leaves, the launcher ends the others."""
+    """Wait until all ranks printed the error and rank 0 closed its records: the launcher kills the rest on an exit."""
     if cause is not None and run.accelerator.num_processes > 1:
         report_once(cause)
     if isinstance(cause, PreemptedError):
         run.control.preemption.saved()
-    with contextlib.suppress(RuntimeError):  # another process is gone already: what there is to say is said
+    with contextlib.suppress(RuntimeError):  # another rank is gone already: everything is reported
         run.accelerator.wait_for_everyone()

@@ -26,7 +26,7 @@ from toolkit.training.run_plan import RunPlan
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that one training step needs and changes."""
+    """Everything that one training step reads and changes."""
 
     accelerator: Accelerator
     strategy: Strategy
@@ -43,7 +43,7 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A batch on the device: uint8 N x 3 x S x S, and N labels, or N x C targets where it is mixed."""
+        """Move a batch to the device: uint8 N x 3 x S x S images, and N labels, or N x C targets if it is mixed."""
         device = self.accelerator.device
         images, targets = batch.images.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
         if batch.mixing is None:
@@ -51,28 +51,28 @@ class TrainState:
         return mix(images, targets, batch.mixing.to(device, non_blocking=True), self.classes)
 
     def views(self, pixels: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """uint8 N x 3 x S x S to one normalized view per size."""
+        """Convert uint8 N x 3 x S x S images to one normalized view per size."""
         return views.views(pixels, sizes, self.mean, self.std)
 
     def gradient_scale(self) -> float:
-        """The factor on float16 gradients: it falls after an overflow, whose step is skipped; 1 in other precisions."""
+        """The factor on float16 gradients, 1 in other precisions; it falls after an overflow, whose step is skipped."""
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else scaler.get_scale()
 
     def metrics(self) -> dict[str, float]:
-        """The gradient scale in float16; nothing in other precisions."""
+        """The gradient scale in float16; empty in other precisions."""
         return {} if self.accelerator.scaler is None else {"gradient_scale": self.gradient_scale()}
 
 
 def build_train_state(
     accelerator: Accelerator, strategy: Strategy, run_plan: RunPlan, only_some_scales: bool = False
 ) -> tuple[TrainState, MultiView]:
-    """The training state, and a copy of the model for evaluation.
+    """Build the training state, and a copy of the model for evaluation.
 
-    `only_some_scales`: steps may leave out scales that the strategy itself would not.
+    `only_some_scales`: the caller may run steps that skip scales which the strategy itself always trains.
     """
     settings, policy, phases = run_plan.settings, strategy.norm(), run_plan.steps.phases
-    # DistributedDataParallel must know if a step can leave private parameters of a scale without a gradient.
+    # DistributedDataParallel must know whether a step can leave a scale's own parameters without a gradient.
     steps = (strategy.step(phase, i) for phase in phases for i in range(phase.steps))
     only_some_scales |= any(set(step.sizes) != set(policy.scales) for step in steps)
     device.configure(accelerator, run_plan.steps.accumulation, policy.mode == "full" and only_some_scales)
@@ -83,7 +83,7 @@ def build_train_state(
     check_optimizer(settings, accelerator.device)
     if settings.compile:
         model.compile()
-    with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate know this name only
+    with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate have only this name
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, optimizer = accelerator.prepare(model, optimizer)
     device.warm_up_ddp_buckets(model, phases[0].sizes)
