@@ -125,8 +125,8 @@ def damaging(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     roll_back, damaged = loop.roll_back, []
 
     def after_damage(run: Any, error: NonFiniteError) -> None:
-        run.saver.join(run.progress.step)
-        newest = run.directory.store.newest()
+        run.records.saver.join(run.state.progress.step)
+        newest = run.records.directory.store.newest()
         content = bytearray((newest / "model.safetensors").read_bytes())
         content[-1] ^= 1
         (newest / "model.safetensors").write_bytes(content)
