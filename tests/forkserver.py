@@ -16,10 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -307,6 +309,11 @@ def show_command_line(argv: Sequence[str]) -> None:
 
 def become(request: dict[str, Any], descriptors: Sequence[int]) -> types.CodeType:
     """Make this process look as if Python had just been started with a script; returns the script's code."""
+    for finalizer in [*weakref.finalize._registry]:
+        owner = (finalizer.peek() or [None])[0]
+        if isinstance(owner, tempfile.TemporaryDirectory):  # of a library: each process removes its own at its end
+            finalizer.detach()
+            owner.__init__()
     if request["session"]:
         os.setsid()
     for number, descriptor in enumerate(descriptors):

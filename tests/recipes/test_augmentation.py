@@ -57,7 +57,9 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
 
 
 @pytest.mark.parametrize("flag", [*PIXELS, *MIXED])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(name, marks=[pytest.mark.slow] * (name != "simultaneous")) for name in STRATEGIES]
+)
 def test_a_flag_changes_what_is_learned_from_and_nothing_else_when_given(trained, strategy: str, flag: str):
     ids, digests, losses = trained(strategy)
     more_ids, more_digests, more_losses = trained(strategy, flag, {**PIXELS, **MIXED}[flag])

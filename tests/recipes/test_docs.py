@@ -162,10 +162,8 @@ def test_the_demo_is_as_good_as_results_say(tmp_path: Path):
     assert top1["64px"] > 85
 
 
-@pytest.mark.parametrize(
-    ("page", "code"),
-    [pytest.param(page, code, id=page, marks=[pytest.mark.slow] * (page != "README.md")) for page, code in PYTHON],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
 def test_the_python_of_a_page_trains(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

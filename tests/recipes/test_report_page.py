@@ -16,7 +16,10 @@ PICTURES = ROOT / "build" / "report"
 WIDTHS = {"desktop": 1100, "phone": 390}
 LONG = "a-class-whose-name-is-longer-than-a-phone-is-wide-and-has-no-place-to-break"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_command_is_found_equal_when_it_is_killed_and_goes_on(run: Runner, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("resume: never\n")  # which the trial has no use for
     words = (sys.executable, *SINGLE, "--save-every-steps", "4", "--wandb-project", "mine", "--config", "mine.yaml")

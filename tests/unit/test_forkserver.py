@@ -77,6 +77,22 @@ def test_the_exit_code_is_the_script_s_own(tmp_path: Path, code: str, status: in
     assert done.stderr.endswith("ValueError: wrong\n") == (status == 1)
 
 
+FOLDER = """
+import os
+from wandb.sdk.data_types._private import MEDIA_TMP
+print(MEDIA_TMP.name, os.path.isdir(MEDIA_TMP.name))
+MEDIA_TMP.cleanup()
+"""
+
+
+def test_each_process_has_temporary_folders_of_its_own_when_libraries_make_them(tmp_path: Path):
+    """They are made when a library is imported, and removed at the end of the process."""
+    first, second = (forkserver.run([sys.executable, script(tmp_path, FOLDER)]).stdout.split() for _ in range(2))
+    assert first[0] != second[0]
+    assert first[1] == second[1] == "True"
+    assert not Path(second[0]).exists()
+
+
 def test_a_process_can_be_watched_and_signaled(tmp_path: Path):
     command = [sys.executable, script(tmp_path, "import time\nprint('here', flush=True)\ntime.sleep(600)")]
     options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
