@@ -52,11 +52,13 @@ def test_operations_are_those_of_three_forward_passes_when_counted_by_image(meas
         assert case["arithmetic_ms"] == pytest.approx(case["gflop"] / reached)
 
 
-def test_a_tiny_step_is_bound_by_launching_when_it_has_next_to_no_arithmetic(measured: dict[str, Any]):
-    case = measured["cases"][0]
-    assert case["bound"] == "launch"
-    assert case["fixed_share"] > 0.1
-    assert "--batch-size above 4" in case["verdict"]
+def test_each_case_says_what_bounds_it_by_the_numbers_that_were_measured(measured: dict[str, Any]):
+    """What bounds a tiny step depends on what else the machine does; fixed cases are in test_roofline.py."""
+    for case in measured["cases"]:
+        assert case["bound"] in ("launch", "memory", "arithmetic", "loader")
+        assert case["verdict"].startswith("bound by ")
+        assert f"by {case['bound']}" in case["verdict"].partition(":")[0]
+        assert case["fixed_share"] is None or 0 <= case["fixed_share"] <= 1
 
 
 def every_verdict(case: Case, others: Sequence[Case], knobs: Knobs) -> str:
