@@ -10,11 +10,11 @@ Exit code: 0 nothing differs; 1 something does, or a control (another learning r
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -104,15 +105,19 @@ def train(checkout: Path, case: Case, folder: Path, *more: str) -> None:
     words = command(checkout, case, folder, *more, *(("--save-every-steps", "2") if case.killed else ()))
     if case.killed:
         first = subprocess.Popen(
-            words, cwd=folder.parent, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
+            words, cwd=folder.parent, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + PATIENCE_S
         while not any((folder / "checkpoints").glob("step-*/COMMITTED")):
             if first.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{checkout}: no checkpoint came: {' '.join(words)}")
             time.sleep(0.01)
-        os.killpg(first.pid, signal.SIGKILL)
+        everyone = [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]  # ranks first
+        for process in everyone:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         first.wait()
+        psutil.wait_procs(everyone)
     done = subprocess.run(
         words, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
