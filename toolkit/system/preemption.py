@@ -117,9 +117,9 @@ class Preemption:
             raise _StoppedEarly(f"stopped by {name} before training began; run the same command again")
         shown, again = ("Ctrl-C", "press") if number == signal.SIGINT else (name, "send it")
         then = "all is trained, the run ends" if self._trained else "saving a checkpoint ..."
-        hint = "quit at once" if self._trained else "quit without saving"
+        hint = f" ({again} again to quit {'at once' if self._trained else 'without saving'})" if self._signaled else ""
         with contextlib.suppress(OSError):  # stderr is closed: Ctrl-C ends a `tee` behind the run first
-            os.write(2, f"{shown}: {then} ({again} again to {hint})\n".encode())
+            os.write(2, f"{shown}: {then}{hint}\n".encode())
 
     def _count_signals(self) -> None:
         """Make the interpreter write each signal's number into a pipe, which works wherever the main thread waits."""
