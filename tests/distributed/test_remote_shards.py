@@ -96,6 +96,7 @@ def test_the_pixels_are_those_of_local_shards_in_another_order(one: list[dict[in
     assert [set(step) for step in one] != [set(step) for step in local]
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_same_as_one_and_share_what_they_fetch(
     storage: Storage, one: list[dict[int, int]], data: Path, tmp_path: Path
 ):

@@ -31,6 +31,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_each_scale_and_all_in_one_step_are_measured_when_batch_sizes_are_given(measured: dict[str, Any]):
     found = [(case["sizes"], case["batch_size"], case["precision"]) for case in measured["cases"]]
     sizes = ([16], [24], [16, 24])

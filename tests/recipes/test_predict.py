@@ -97,7 +97,7 @@ FIGURES = {"16": "16px", "24": "24px", "32": "32px", "16,24,32": "16+24+32px"}  
     ("batch_size", "flip"),
     [
         ("1", ["--flip"]),
-        ("9", []),
+        pytest.param("9", [], marks=pytest.mark.slow),
         pytest.param("1", [], marks=pytest.mark.slow),
         pytest.param("9", ["--flip"], marks=pytest.mark.slow),
     ],

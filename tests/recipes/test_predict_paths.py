@@ -67,6 +67,7 @@ def test_one_odd_entry_of_a_folder_is_told_when_the_others_are_predicted(capsys,
     assert "2 predicted, 6 cannot be read (column error), 3 other files left out" in told
 
 
+@pytest.mark.slow
 @NEEDS_LOCKS
 def test_a_folder_without_permission_has_its_reason_in_the_output_when_others_are_good(
     run: Runner, finished: Path, odd: Path

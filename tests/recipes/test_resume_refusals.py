@@ -242,6 +242,7 @@ def torch_was_imported(importtime: str) -> bool:
     return any(line.rsplit("|", 1)[-1].strip() == "torch" for line in importtime.splitlines())
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_at_once_and_the_first_ends_unharmed_when_both_want_a_directory(here: Path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WAITING, *WORDS, "--record-samples"]

@@ -132,6 +132,7 @@ open_downscaled(index_of(root, names, [0] * len(names)), SIDE, root.parent)
 """
 
 
+@pytest.mark.slow
 def test_no_half_tier_is_left_when_the_writer_is_killed(tmp_path: Path):
     index = write_pictures(tmp_path / "images", 3000)
     with subprocess.Popen(
