@@ -47,7 +47,8 @@ def verify_from(argv: Sequence[str]) -> None:
     shorter = f", its last (--steps {flags.steps})" if last < plan.steps else ""
     console.say(f"undisturbed   step {last}{shorter} after {time.monotonic() - started:.0f} s", sys.stdout)
     started, kills, repeated = time.monotonic(), 0, 0
-    for kill in verify_resume.killed(tried, last, verify_resume.draw(flags.kills, plan.every, last, flags.seed)):
+    targets = verify_resume.draw(flags.kills, plan.every, last, flags.seed)
+    for kill in verify_resume.killed(tried, last, plan.every, targets):
         kills, repeated = kills + 1, repeated + kill.at - kill.resumes
         console.say(f"killed        after step {kill.at}; goes on from step {kill.resumes}", sys.stdout)
     took = f"after {time.monotonic() - started:.0f} s, {repeated} steps repeated"

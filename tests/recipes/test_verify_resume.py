@@ -142,10 +142,10 @@ def test_a_command_is_no_good_when_it_starts_over_instead_of_going_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "anew.py").write_text(ANEW)
-    words = ["--steps", "8", "--kills", "1", "--save-every-steps", "4", "--output-dir", "kept", "--"]
+    words = ["--steps", "15", "--kills", "1", "--save-every-steps", "5", "--output-dir", "kept", "--"]
     assert recipe("verify_resume")([*words, sys.executable, "anew.py", *SINGLE[1:]]) == 1
     said = capsys.readouterr()
-    assert "error: the command did not go on from step 4, but started over; see kept/killed.log" in said.err
+    assert "error: the command did not go on from step 5, but started over; see kept/killed.log" in said.err
     assert "verdict" not in said.out
 
 

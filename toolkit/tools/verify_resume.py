@@ -182,8 +182,12 @@ class Kill:
     resumes: int
 
 
-def killed(trial: Trial, last: int, targets: Sequence[int]) -> Iterator[Kill]:
-    """Run until the checkpoint of `last` exists; kill it whenever it has delivered a number of steps in `targets`."""
+def killed(trial: Trial, last: int, every: int, targets: Sequence[int]) -> Iterator[Kill]:
+    """Run until the checkpoint of `last` exists; kill it whenever it has delivered a number of steps in `targets`.
+
+    A kill after step `every` waits for the first checkpoint, which is written in the background: a run that starts over
+    also ends equal, and shows nothing.
+    """
     kill, mark = Kill(0, 0), None
 
     def goes_on() -> bool:
@@ -192,10 +196,13 @@ def killed(trial: Trial, last: int, targets: Sequence[int]) -> Iterator[Kill]:
             raise ResumeError(f"the command did not go on from step {kill.resumes}, but started over; see {trial.log}")
         return True
 
+    def due(at: int) -> bool:
+        return trial.delivered() >= at and (at <= every or trial.newest() > 0)
+
     for target in targets:
         target = max(target, kill.at + 1)  # not before the steps lost to the last kill are repeated
         with trial.started() as process:
-            trial.runs_until(process, lambda at=target: goes_on() and (trial.delivered() >= at or trial.has(last)))  # type: ignore[misc]
+            trial.runs_until(process, lambda at=target: goes_on() and (due(at) or trial.has(last)))  # type: ignore[misc]
             if trial.has(last):
                 return
         kill = Kill(trial.delivered(), trial.newest())
