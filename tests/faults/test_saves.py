@@ -74,10 +74,11 @@ def check_what_is_left(folder: Path, steps: tuple[int, ...]) -> int:
     return step
 
 
-CASES = [("half", STEPS), pytest.param("half", ONLY_STEP, marks=pytest.mark.slow)]
+CASES = [("half", STEPS), ("half", ONLY_STEP)]
 MORE = [("half", SAME_STEP), ("kill", STEPS), ("kill", ONLY_STEP)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "steps"), [*CASES, *MORE] if ALL else CASES)
 def test_the_newest_or_the_one_before_loads_when_a_save_dies_at_any_operation(
     tmp_path: Path, what: str, steps: tuple[int, ...]

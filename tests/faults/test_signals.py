@@ -199,7 +199,7 @@ def listen(*lines: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "before", ["preemption.ask('a notice')", pytest.param("signaled(signal.SIGUSR2)", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 128 + signal.SIGTERM)])
+@pytest.mark.parametrize(("signals", "code"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 128 + signal.SIGTERM)])
 def test_only_signals_to_this_process_count_when_it_was_to_stop_already(before: str, signals: int, code: int):
     assert listen(before, f"time.sleep({DISTINCT_S})", *["signaled()"] * signals).returncode == code
 

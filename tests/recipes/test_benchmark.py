@@ -101,6 +101,7 @@ def test_every_flag_that_is_advised_is_one_of_the_training_recipe(
     assert advised <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.2, 0.0])
 def test_the_loader_is_told_as_the_bound_when_it_is_slower_than_training(
     monkeypatch: pytest.MonkeyPatch, delay_s: float

@@ -34,6 +34,7 @@ def only_run(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
+@pytest.mark.slow
 def test_simultaneous_trains_and_wandb_goes_offline_when_there_is_neither_key_nor_network(run: Runner, tmp_path: Path):
     home = tmp_path / "home"
     home.mkdir()

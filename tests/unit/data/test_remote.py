@@ -126,6 +126,7 @@ def wait_until_quiet(storage: Storage) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shards_in_cache", "windows_held"), [(4, 2), (1.9, 1)])
 def test_the_next_window_is_fetched_while_one_is_drawn_from_when_both_fit(
     data: Path, shards_in_cache: float, windows_held: int
@@ -160,6 +161,7 @@ def test_the_next_window_is_fetched_while_one_is_drawn_from_when_both_fit(
     assert seen == pipeline.sampler.permutation(0)[: PER_SHARD * len(shards_held)].tolist()
 
 
+@pytest.mark.slow
 def test_shards_are_fetched_again_and_again_when_all_images_are_mixed(storage: Storage, data: Path):
     """The control: the order of local images, through the same cache."""
     storage.put(data)
@@ -183,6 +185,7 @@ def test_nothing_is_fetched_again_when_all_of_it_fits(storage: Storage, data: Pa
     assert storage.of_shards() == []
 
 
+@pytest.mark.slow
 def test_worker_processes_share_the_cache_when_they_are_forked(storage: Storage, data: Path):
     storage.put(data)
     settings = settings_of(storage.url, data, 4, rand_augment=5.0, num_workers=2)
@@ -198,6 +201,7 @@ def read_all(index: Index) -> None:
     assert [read_bytes(index, i) for i in range(96)] == [image(i) for i in range(96)]
 
 
+@pytest.mark.slow
 def test_a_block_is_fetched_once_when_many_threads_and_processes_want_it(storage: Storage, data: Path):
     storage.put(data)
     splits, _ = opened(settings_of(storage.url, data, 20))
@@ -281,6 +285,7 @@ def test_a_shard_that_is_replaced_between_list_and_index_is_refused_when_it_is_r
             opened(settings_of(storage.url, data, 20))
 
 
+@pytest.mark.slow
 def test_a_shard_that_became_shorter_is_named_when_its_end_is_fetched(storage: Storage, data: Path):
     storage.put(data)
     splits, _ = opened(settings_of(storage.url, data, 1))

@@ -35,6 +35,7 @@ def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
         yield opened
 
 
+@pytest.mark.slow
 def test_shards_of_a_cloud_are_read_once_an_epoch_and_missed_when_they_are_replaced(storage: Storage, tmp_path: Path):
     data = tmp_path / "data"
     for shard in range(SHARDS):

@@ -83,7 +83,9 @@ def test_an_error_comes_out_in_its_place_when_one_load_fails(load_by):
         next(results)
 
 
-@pytest.mark.parametrize(("load_by", "who"), [(by_threads, "thread"), (by_processes, "process")])
+@pytest.mark.parametrize(
+    ("load_by", "who"), [pytest.param(by_threads, "thread", marks=pytest.mark.slow), (by_processes, "process")]
+)
 def test_a_run_ends_in_time_with_one_line_when_a_worker_hangs(load_by, who: str):
     started = time.monotonic()
     with pytest.raises(LoaderError, match=f"a loader {who} gave nothing for 1 s.*--loader-timeout-s"):
