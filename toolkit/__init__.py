@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.config.settings import Settings as Settings
+    from toolkit.config.tables import register as register
     from toolkit.strategies import Progressive as Progressive
     from toolkit.strategies import Simultaneous as Simultaneous
     from toolkit.strategies import SingleScale as SingleScale
+    from toolkit.strategies.base import Schedule as Schedule
     from toolkit.strategies.base import Strategy as Strategy
     from toolkit.system.errors import InputError as InputError
     from toolkit.system.errors import NonFiniteError as NonFiniteError
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "train": "toolkit.training.loop",
     "Settings": "toolkit.config.settings",
+    "register": "toolkit.config.tables",
     "Strategy": "toolkit.strategies.base",
+    "Schedule": "toolkit.strategies.base",
     "SingleScale": "toolkit.strategies",
     "Progressive": "toolkit.strategies",
     "Simultaneous": "toolkit.strategies",

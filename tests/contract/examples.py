@@ -4,7 +4,8 @@ The images of the tests have 32 px; the sizes are small enough for a step to cos
 """
 
 from toolkit import Strategy
-from toolkit.strategies import STRATEGIES, Progressive, Simultaneous, SingleScale
+from toolkit.config.tables import TABLES
+from toolkit.strategies import Progressive, Simultaneous, SingleScale
 
 EXAMPLES: dict[str, Strategy] = {
     "single": SingleScale(24),
@@ -24,4 +25,4 @@ EPOCHS = 4  # every example can spend these
 
 def without_example() -> set[str]:
     """Names of strategies that no example stands for."""
-    return set(STRATEGIES) - {type(strategy).name for strategy in EXAMPLES.values()}
+    return set(TABLES["strategy"]) - {type(strategy).name for strategy in EXAMPLES.values()}

@@ -17,7 +17,8 @@ from torch import Tensor
 from toolkit import Settings, Strategy, train
 from toolkit.config.base import to_yaml
 from toolkit.config.scales import make_scales
-from toolkit.strategies import STRATEGIES, SingleScale, build
+from toolkit.config.tables import TABLES
+from toolkit.strategies import SingleScale, build
 from toolkit.strategies.base import Budget, NormPolicy, Phase, Step
 
 CLASSES, BATCH = 10, 6
@@ -47,7 +48,7 @@ def test_a_strategy_without_an_example_is_noticed(monkeypatch: pytest.MonkeyPatc
     class Newcomer(SingleScale):
         name = "newcomer"
 
-    monkeypatch.setitem(STRATEGIES, "newcomer", Newcomer)
+    monkeypatch.setitem(TABLES["strategy"], "newcomer", Newcomer)
     assert without_example() == {"newcomer"}
 
 

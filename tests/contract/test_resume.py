@@ -20,16 +20,16 @@ from safetensors.torch import load_file
 from tests import forkserver
 from tests.conftest import PATIENCE_S, TIMES
 from toolkit import train
+from toolkit.config.tables import TABLES
 from toolkit.runs import checkpoint, generators
 from toolkit.runs.checkpoint import Store
 from toolkit.runs.directory import RunDirectory
 from toolkit.runs.progress import Progress
-from toolkit.strategies import STRATEGIES
 from toolkit.training import session
 from toolkit.training.train_state import TrainState
 
 WORKER = Path(__file__).with_name("resumable.py")
-CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kind) for kind in STRATEGIES}
+CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kind) for kind in TABLES["strategy"]}
 CHOSEN = {**{kind + AUGMENTED: name + AUGMENTED for kind, name in CHOSEN.items()}, "single": CHOSEN["single"]}
 LAST = EPOCHS * STEPS_PER_EPOCH
 

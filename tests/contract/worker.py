@@ -23,6 +23,7 @@ from toolkit.runs import generators
 from toolkit.runs.run_config import config_of
 from toolkit.system.preemption import Preemption
 from toolkit.training import device
+from toolkit.training.parts import make_parts
 from toolkit.training.resume import fingerprint_of
 from toolkit.training.run import Run
 from toolkit.training.run_plan import make_run_plan
@@ -58,13 +59,13 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     """Train all steps of the run, looking at the parameters after each of them."""
     accelerator = device.start(settings)
     try:
-        run_plan = make_run_plan(accelerator, settings, strategy)
-        built = build_train_state(accelerator, strategy, run_plan)
+        run_plan = make_run_plan(accelerator, *make_parts(settings, strategy))
+        built = build_train_state(accelerator, run_plan)
         fingerprint = fingerprint_of(
             accelerator, config_of(run_plan.settings, strategy), run_plan.splits, run_plan.steps
         )
         point = open_run_directory(accelerator, settings, "contract", fingerprint)
-        run = set_up(accelerator, strategy, run_plan, point, built, fingerprint, Preemption())
+        run = set_up(accelerator, run_plan, point, built, fingerprint, Preemption())
         model = run.state.model.train()
         found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}
         found |= {"initial": parameters(model), "sizes": [], "ids": [], "parameters": [], "finite": True}

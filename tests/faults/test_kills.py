@@ -10,14 +10,14 @@ import pytest
 from victim import LAST, SAVE_EVERY, Ended, Fault, Run, newest, outcome, start
 
 from tests.conftest import ALL
-from toolkit.strategies import STRATEGIES
+from toolkit.config.tables import TABLES
 
 KILLS, STEPS_AHEAD, OPERATIONS_AHEAD = (50, 10, 100) if ALL else (2, 30, 300)
 CHOSEN = {"single": "single", "progressive": "progressive", "simultaneous": "simultaneous"}
 
 
 def test_every_strategy_is_killed():
-    assert CHOSEN.keys() == STRATEGIES.keys()
+    assert CHOSEN.keys() == TABLES["strategy"].keys()
 
 
 def first_commit(run: Run) -> int:

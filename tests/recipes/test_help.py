@@ -22,10 +22,10 @@ SHOWN = {  # recipe: its flags and words
     "single_scale": {*Settings.model_fields, *OTHER, "img_size", "eval_scales"},
     "multiscale": {*Settings.model_fields, *OTHER, *MULTISCALE},
     "benchmark": {*Benchmark.model_fields},
-    "evaluate": {*Evaluate.model_fields},
-    "export": {*Export.model_fields},
-    "predict": {*Predict.model_fields},
-    "report": {*Report.model_fields},
+    "evaluate": {*Evaluate.model_fields, "import"},
+    "export": {*Export.model_fields, "import"},
+    "predict": {*Predict.model_fields, "import"},
+    "report": {*Report.model_fields, "import"},
     "scan": {*Scan.model_fields},
     "verify_resume": {*Verify.model_fields},
     "wandb_dashboard": {*WorkspaceLayout.model_fields},
@@ -113,7 +113,7 @@ def test_help_shows_sections_switches_and_choices_when_a_recipe_trains(recipe: s
     switches = {"--no-hflip", "--no-pretrained", "--no-amp", "--no-compile", "--no-sync-bn", "--no-deterministic"}
     assert switches <= {*re.findall(r"--[a-z][a-z-]*", text)}
     for choices in (
-        "{cosine,plateau}",
+        "{cosine,constant,wsd,plateau}",
         "{auto,none,aws,gcp,azure}",
         "{wandb,tensorboard,trackio,none}",
         "--checkpoint-dir",

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.conftest import ROOT, SLOW, TORCHRUN
 from toolkit import Settings, Simultaneous, Strategy
 from toolkit.training import device
+from toolkit.training.parts import make_parts
 from toolkit.training.run_plan import make_run_plan
 from toolkit.training.train_state import build_train_state
 
@@ -24,7 +25,7 @@ def told_of_unused_parameters(strategy: Strategy) -> bool:
     """Whether DistributedDataParallel would be told that a step can leave some out."""
     accelerator = device.start(FEW)
     try:
-        build_train_state(accelerator, strategy, make_run_plan(accelerator, FEW, strategy))
+        build_train_state(accelerator, make_run_plan(accelerator, *make_parts(FEW, strategy)))
         return accelerator.ddp_handler.find_unused_parameters
     finally:
         device.stop()

@@ -19,6 +19,7 @@ from toolkit.config import settings
 from toolkit.config.base import Section, explain, nearest, read_yaml
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
+from toolkit.config.tables import TABLES, import_modules
 from toolkit.system import console
 from toolkit.system.errors import InputError
 
@@ -106,6 +107,9 @@ def _flag(field: FieldInfo) -> Any:
         return _optional(bool, text)
     if "dict" in str(field.annotation):
         return _optional(_words("KEY=VALUE"), text)
+    if isinstance(field.json_schema_extra, dict):
+        entries = TABLES[field.json_schema_extra["seam"]]  # type: ignore[index]
+        return _optional(_text("{" + ",".join(entries) + "}"), text)
     return _optional(_text(metavar(field.annotation)), text)
 
 
@@ -113,8 +117,10 @@ def _group(section: type[Section], names: Sequence[str]) -> Any:
     return TypedDict(section.__name__, {name: _flag(section.model_fields[name]) for name in names}, total=False)  # type: ignore[operator]
 
 
+IMPORT = "modules of your own to import first, such as one that registers a scheduler (unset: none)"
 OTHER = {
     "config": (_text("FILE"), "YAML file of settings; flags win (unset: none)"),
+    "import": (_words("MODULE"), IMPORT),
     "dry_run": (bool, "print the plan and stop (default: off)"),
     "benchmark": (
         bool,
@@ -187,6 +193,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
         raise InputError(f"there is no flag {word}{nearest(word, flags)}")
     given = {name: value for group in groups.values() for name, value in group.items()}
     asked = {name: given.pop(name, False) for name in OTHER}
+    import_modules(asked["import"] or ())
     values = read_yaml(Path(asked["config"])) if asked["config"] else {}
     strange = [name for name in values if name not in known]
     if strange and strange[0] in Scales.model_fields:
@@ -230,11 +237,14 @@ def parse_section(
         name: Required[Annotated[kind, told[name], tyro.conf.Positional]] for name, kind in kinds.items()
     }
     flags = {title: _group(section, names) for title, names in section.groups.items()}
+    if "run" in section.model_fields:  # opening a run may need classes of the user's own
+        flags["other"] = TypedDict("Other", {"import": _optional(_words("MODULE"), IMPORT)}, total=False)  # type: ignore[operator]
     grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
     groups, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)
     if unknown:
-        names = [f"--{name.replace('_', '-')}" for names in section.groups.values() for name in names]
+        names = ["--import", *(f"--{name.replace('_', '-')}" for names in section.groups.values() for name in names)]
         raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], names)}")
+    import_modules(groups.pop("other", {}).get("import", ()))
     given = {name: groups.pop(name) for name in kinds}
     for group in groups.values():
         given.update(group)

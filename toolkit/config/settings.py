@@ -7,13 +7,15 @@ recipe builds one.
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
 from toolkit.config.base import KeyValues, Section, explain
 from toolkit.config.choices import Cache
+from toolkit.config.tables import check_entry
 from toolkit.system.errors import InputError
 
 SYNTHETIC = "synthetic"
@@ -131,9 +133,13 @@ class Optimization(Section):
         description="peak learning rate, above 0 (default: 1e-3; 4e-3 on the built-in data)",
     )
     weight_decay: float = Field(0.05, ge=0, description="weight decay, 0 or more; not on biases and normalization")
-    scheduler: Literal["cosine", "plateau"] = Field(
-        "cosine", description="learning rate; cosine: decays to 0; plateau: halves after 2 epochs without improvement"
+    scheduler: Annotated[str, AfterValidator(partial(check_entry, "schedule", "--scheduler"))] = Field(
+        "cosine",
+        description="learning rate; cosine: decays to 0; constant; wsd: constant, then decays to 0 in the last fifth; "
+        "plateau: halves after 2 epochs without improvement",
+        json_schema_extra={"seam": "schedule"},
     )
+    scheduler_kwargs: KeyValues = Field({}, description="arguments of the scheduler, e.g. floor=0.01 for cosine")
     warmup_epochs: float = Field(
         default_factory=lambda known: 1.0 if known.get("epochs", 1) > 1 else 0.0,
         ge=0,
@@ -191,8 +197,10 @@ class Output(Section):
     )
     save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
     keep: int = Field(3, ge=2, description="newest checkpoints to keep, 2 or more; the best one is kept too")
-    log_with: Literal["wandb", "tensorboard", "trackio", "none"] = Field(
-        "wandb", description="dashboard; trackio runs on this machine, without an account"
+    log_with: Annotated[str, AfterValidator(partial(check_entry, "dashboard", "--log-with"))] = Field(
+        "wandb",
+        description="dashboard; trackio runs on this machine, without an account",
+        json_schema_extra={"seam": "dashboard"},
     )
     wandb_project: str = Field(WANDB_PROJECT, description="name of the project in wandb or trackio")
     wandb_mode: Literal["auto", "online", "offline"] = Field(

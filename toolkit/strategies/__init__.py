@@ -1,28 +1,25 @@
 """Strategies of training at several scales: abstract `Strategy` in `base`, one strategy per file, consistency losses.
 
-A new strategy is one file here and one line in STRATEGIES; the contract tests then run on it. A strategy is a pure
-function of its fields: it holds no model, no counter, no random state. Never: Accelerate, timm, data, optimizers.
+A new strategy is one file here and one line in `config/tables.py`; the contract tests then run on it. A strategy is a
+pure function of its fields: it holds no model, no counter, no random state. Never: Accelerate, timm, data, optimizers.
 """
 
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from toolkit.config.tables import look_up
 from toolkit.strategies.base import Strategy
 from toolkit.strategies.progressive import Progressive
 from toolkit.strategies.simultaneous import Simultaneous
 from toolkit.strategies.single import SingleScale
 from toolkit.system.errors import InputError
 
-STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (SingleScale, Progressive, Simultaneous)}
-
 
 def build(name: str, choices: Mapping[str, Any]) -> Strategy:
     """Build the strategy called `name`; raises InputError for an unknown name or a choice that it would ignore."""
-    if name not in STRATEGIES:
-        raise InputError(f"--strategy {name}: one of {', '.join(STRATEGIES)}")
-    kind = STRATEGIES[name]
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    kind = look_up("strategy", "--strategy", name)
+    known = {field.name for field in fields(kind)}
     for choice, value in choices.items():
         if choice not in known and value is not False:
             raise InputError(
@@ -31,4 +28,4 @@ def build(name: str, choices: Mapping[str, Any]) -> Strategy:
     return kind(**{choice: value for choice, value in choices.items() if choice in known})
 
 
-__all__ = ["STRATEGIES", "Progressive", "Simultaneous", "SingleScale", "build"]
+__all__ = ["Progressive", "Simultaneous", "SingleScale", "build"]

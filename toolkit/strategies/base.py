@@ -1,4 +1,4 @@
-"""The interface between the training loop and a strategy.
+"""The interfaces between the training loop and what a user may replace: strategies and schedules.
 
 A strategy chooses the sizes that go into the model and computes the loss from the logits that come out. It is frozen,
 printable, serializable, and a pure function of its fields, phase and step. So it has nothing to checkpoint, and all
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from toolkit.config.choices import NORM_MODES, NormMode
+from toolkit.config.tables import entry_name
 from toolkit.system.errors import InputError
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -117,9 +118,28 @@ class Strategy(ABC):
         """What each scale owns of normalization, and which scales share it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and fields, as in a configuration file."""
+        """Name and fields, as in a configuration file; a class of the user's own is named module:class."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return {"strategy": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {"strategy": entry_name("strategy", type(self)), **plain}
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """The learning rate over a run, as a share of its peak; subclasses are frozen dataclasses with their own fields.
+
+    `warmup`: the share of the run, 0 to 1, in which the rate rises linearly from 0.
+    """
+
+    warmup: float = 0.0
+
+    def factor(self, progress: float) -> float:
+        """The share of the peak learning rate at `progress`, a share of the run's steps in [0, 1]."""
+        return progress / self.warmup if progress < self.warmup else self.shape(progress)
+
+    @abstractmethod
+    def shape(self, progress: float) -> float:
+        """The same after the warm-up."""
 
 
 def at_size(size: int) -> EvalSpec:

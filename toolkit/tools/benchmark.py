@@ -23,6 +23,7 @@ from toolkit.system import console, host
 from toolkit.system.errors import InputError
 from toolkit.training import device
 from toolkit.training.monitor import peak_memory_gb, reset_peak_memory
+from toolkit.training.parts import make_parts
 from toolkit.training.roofline import TRAINING, Case, Ceiling, Knobs, Traffic, ceiling, training_gflop, verdict
 from toolkit.training.run_plan import RunPlan, make_run_plan, undefined_gradient
 from toolkit.training.step import train_step
@@ -80,8 +81,8 @@ def benchmark(
             ceilings[precision] = ceiling(accelerator.device, precision)
             for batch_size in batch_sizes or (settings.batch_size,):
                 sized = settings.model_copy(update={"batch_size": batch_size})
-                run_plan = make_run_plan(accelerator, sized, strategy, only_timed=True)
-                state, _ = build_train_state(accelerator, strategy, run_plan, only_some_scales=True)
+                run_plan = make_run_plan(accelerator, *make_parts(sized, strategy), only_timed=True)
+                state, _ = build_train_state(accelerator, run_plan, only_some_scales=True)
                 loader = loader or _loader_rates(state, run_plan)
                 for sizes in _all_sizes(run_plan):
                     if reason := undefined_gradient(accelerator, run_plan.model, sizes):

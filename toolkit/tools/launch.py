@@ -8,6 +8,7 @@ from toolkit.system import console
 from toolkit.tools.benchmark import benchmark
 from toolkit.training import device
 from toolkit.training.loop import train
+from toolkit.training.parts import make_parts
 from toolkit.training.run_plan import describe_run, make_run_plan
 
 log = logging.getLogger(__name__)
@@ -18,8 +19,8 @@ def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
-        run_plan = make_run_plan(accelerator, settings, strategy)
-        return [*device.describe_machine(settings, accelerator), *describe_run(run_plan, strategy)]
+        run_plan = make_run_plan(accelerator, *make_parts(settings, strategy))
+        return [*device.describe_machine(settings, accelerator), *describe_run(run_plan)]
     finally:
         device.stop()
 

@@ -1,7 +1,7 @@
 """Load a run's best model for evaluation, prediction and export."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import Settings, make_settings
+from toolkit.config.tables import look_up
 from toolkit.models.create import create
 from toolkit.models.inspection import plan_model
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.directory import RunDirectory
-from toolkit.strategies import STRATEGIES, build
+from toolkit.strategies import build
 from toolkit.strategies.base import Strategy
 from toolkit.system.errors import InputError
 
@@ -69,11 +70,6 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
     config = directory.config()
     if not config:
         raise InputError(f"{path}: not a run directory: there is no config.yaml in it")
-    if config["strategy"] not in STRATEGIES:
-        raise InputError(
-            f"{path}: it was trained by a strategy of your own, {config['strategy']!r}: add that to STRATEGIES in "
-            "toolkit/strategies/__init__.py"
-        )
     settings, strategy = _read(config)
     classes = directory.classes()
     if not directory.best.exists():
@@ -109,8 +105,15 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
 
 
 def _read(config: dict[str, Any]) -> tuple[Settings, Strategy]:
-    """Settings and strategy from the contents of config.yaml."""
-    flags = {name: value for name, value in config.items() if name in Scales.model_fields and value is not None}
-    settings = {name: value for name, value in config.items() if name not in Scales.model_fields}
-    choices = make_scales(flags)
-    return make_settings(settings), build(choices.pop("strategy"), choices)
+    """Settings and strategy from the contents of config.yaml; raises InputError if a class is not there."""
+    kind = look_up("strategy", "--strategy", config["strategy"])
+    names = {"strategy", *(field.name for field in fields(kind))}
+    flags = {name: value for name, value in config.items() if name in names & {*Scales.model_fields}}
+    chosen = make_scales({name: value for name, value in flags.items() if value is not None})
+    own = {name: _frozen(config[name]) for name in config if name in names - {*flags}}
+    rest = {name: value for name, value in config.items() if name not in names}
+    return make_settings(rest), build(chosen.pop("strategy"), {**chosen, **own})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -9,11 +9,12 @@ from tqdm import tqdm
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch
 from toolkit.runs.metrics_row import train_columns
-from toolkit.strategies.base import Strategy
+from toolkit.strategies.base import Schedule, Strategy
 from toolkit.system import console
 from toolkit.system.errors import NonFiniteError
 from toolkit.training.divergence import check_finite, roll_back
 from toolkit.training.epoch_end import close_epoch, save_checkpoint
+from toolkit.training.parts import make_parts
 from toolkit.training.run import Run
 from toolkit.training.session import open_run
 from toolkit.training.step import train_step
@@ -25,15 +26,20 @@ LOG_EVERY_STEPS = 50
 
 
 def train(
-    settings: Settings, strategy: Strategy, recipe: str = "train", notes: Mapping[str, Any] | None = None
+    settings: Settings,
+    strategy: Strategy,
+    recipe: str = "train",
+    notes: Mapping[str, Any] | None = None,
+    *,
+    schedule: Schedule | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and record one run; returns the contents of its summary.json.
 
-    `notes`: further JSON files for the run directory, by name. Raises InputError if settings or data cannot work,
-    NonFiniteError if the loss is not finite, SaveError if a checkpoint cannot be written, and PreemptedError after a
-    stop request, with all steps saved.
+    `schedule` replaces the one that the settings name. `notes`: further JSON files for the run directory, by name.
+    Raises InputError if settings or data cannot work, NonFiniteError if the loss is not finite, SaveError if a
+    checkpoint cannot be written, and PreemptedError after a stop request, with all steps saved.
     """
-    with open_run(settings, strategy, recipe, notes or {}) as run:
+    with open_run(*make_parts(settings, strategy, schedule=schedule), recipe, notes or {}) as run:
         if run.finished:
             return run.summary
         while True:

@@ -22,7 +22,7 @@ from toolkit.system.clouds import Cloud
 from toolkit.system.preemption import Preemption
 from toolkit.training.consensus import Consensus
 from toolkit.training.monitor import Stopwatch, Throughput
-from toolkit.training.schedules import SHAPES
+from toolkit.training.parts import Parts
 from toolkit.training.step_plan import StepPlan
 from toolkit.training.train_state import TrainState
 
@@ -70,7 +70,7 @@ class Run:
     """Everything that the training loop uses."""
 
     settings: Settings
-    strategy: Strategy
+    parts: Parts
     accelerator: Accelerator
     plan: StepPlan
     data: DataPipeline
@@ -80,6 +80,10 @@ class Run:
     control: Control
     clocks: Clocks
     finished: Literal[False] = False
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.parts.strategy
 
     def epochs(self) -> Iterator[Epoch]:
         """The epochs that are not closed yet; the number of rollbacks sets their image order."""
@@ -97,9 +101,8 @@ class Run:
 
     def learning_rate(self, phase: Phase, step: int) -> float:
         """The learning rate of optimizer step `step` of the run, taken at its middle: the first and last are not 0."""
-        settings = self.settings
-        share = SHAPES[settings.scheduler]((step + 0.5) / self.plan.steps, settings.warmup_epochs / settings.epochs)
-        return settings.learning_rate * share * phase.lr_scale * self.state.progress.plateau_factor
+        share = self.parts.schedule.factor((step + 0.5) / self.plan.steps)
+        return self.settings.learning_rate * share * phase.lr_scale * self.state.progress.plateau_factor
 
     def cost(self) -> dict[str, float]:
         """The cost of all machines up to the last lap; empty without `--hourly-cost`."""

@@ -17,6 +17,7 @@ from toolkit.runs import dashboards
 from toolkit.strategies.base import Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
+from toolkit.training.parts import Parts
 from toolkit.training.step_plan import StepPlan, describe_steps, make_step_plan
 
 
@@ -24,10 +25,11 @@ from toolkit.training.step_plan import StepPlan, describe_steps, make_step_plan
 class RunPlan:
     """A run checked against data, processes and model, before anything is built or written.
 
-    `settings`: as requested, with values that depend on launcher and data filled in, except `--cache`; `cache`: that
-    setting resolved; `threads`: decoding threads per process.
+    `parts`: what a user may replace. `settings`: as requested, with values that depend on launcher and data filled in,
+    except `--cache`; `cache`: that setting resolved. `threads`: decoding threads per process.
     """
 
+    parts: Parts
     settings: Settings
     cache: CacheChoice
     splits: Splits
@@ -41,13 +43,12 @@ class RunPlan:
         return self.settings.model_copy(update={"cache": self.cache.kind})
 
 
-def make_run_plan(
-    accelerator: Accelerator, settings: Settings, strategy: Strategy, only_timed: bool = False
-) -> RunPlan:
+def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, only_timed: bool = False) -> RunPlan:
     """Check everything that can be known in advance; raises InputError.
 
     `only_timed`: steps are only timed, so undefined gradients are allowed.
     """
+    strategy = parts.strategy
     dashboards.check(settings)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
@@ -69,7 +70,7 @@ def make_run_plan(
                 f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp"
             )
     _check_alike(splits)
-    return RunPlan(settings, cache, splits, steps, model_plan, threads)
+    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads)
 
 
 def keep_cache(run_plan: RunPlan, kind: str | None) -> RunPlan:
@@ -119,9 +120,10 @@ def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: I
     return "" if first is None else f"{first} px in bfloat16 on a CPU: {model_plan.overstrided[first]}"
 
 
-def describe_run(run_plan: RunPlan, strategy: Strategy) -> list[str]:
+def describe_run(run_plan: RunPlan) -> list[str]:
     """Lines for display: the plan of a run; `device.describe_machine` returns those of the machine."""
     settings, splits, model_plan = run_plan.settings, run_plan.splits, run_plan.model
+    strategy = run_plan.parts.strategy
     counts = [
         f"{name} {len(split)}"
         for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
@@ -130,6 +132,8 @@ def describe_run(run_plan: RunPlan, strategy: Strategy) -> list[str]:
     costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
     patience, norms = settings.patience, model_plan.batch_norms
     norm = f"{norms} BatchNorm layers, per scale: {strategy.norm().mode}" if norms else "no BatchNorm"
+    kwargs = "".join(f" {name}={value}" for name, value in settings.scheduler_kwargs.items())
+    scheduler = settings.scheduler + kwargs
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
         f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
@@ -139,7 +143,7 @@ def describe_run(run_plan: RunPlan, strategy: Strategy) -> list[str]:
         f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}",
         f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
         f"10^9 multiply-adds per image: {', '.join(costs)}",
-        f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({settings.scheduler}, "
+        f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({scheduler}, "
         f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
         f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
         f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "

@@ -24,7 +24,6 @@ from toolkit.runs.resume_rules import acquire_run
 from toolkit.runs.run_config import config_of, learned
 from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.saver import Saver
-from toolkit.strategies.base import Strategy
 from toolkit.system import clouds, console
 from toolkit.system.errors import InputError, PreemptedError, expected
 from toolkit.system.preemption import Preemption
@@ -33,6 +32,7 @@ from toolkit.training.consensus import Consensus
 from toolkit.training.divergence import check_finite
 from toolkit.training.epoch_end import save_checkpoint
 from toolkit.training.monitor import Stopwatch, Throughput
+from toolkit.training.parts import Parts
 from toolkit.training.resume import fingerprint_of, restore, restore_best
 from toolkit.training.roofline import product_tflops
 from toolkit.training.run import Clocks, Control, FinishedRun, Records, Run
@@ -57,9 +57,7 @@ class ResumePoint:
 
 
 @contextlib.contextmanager
-def open_run(
-    settings: Settings, strategy: Strategy, recipe: str, notes: Mapping[str, Any]
-) -> Iterator[Run | FinishedRun]:
+def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, Any]) -> Iterator[Run | FinishedRun]:
     """Open a run, ready for its next step or finished; on exit, record how it ended.
 
     `notes`: further JSON files for the run directory, by name. Raises the same errors as `train`.
@@ -69,9 +67,9 @@ def open_run(
         console.start(accelerator.is_main_process)
         try:
             machine = device.describe_machine(settings, accelerator)
-            run_plan = make_run_plan(accelerator, settings, strategy)
-            built = build_train_state(accelerator, strategy, run_plan)
-            config = config_of(run_plan.settings, strategy)
+            run_plan = make_run_plan(accelerator, settings, parts)
+            built = build_train_state(accelerator, run_plan)
+            config = config_of(run_plan.settings, parts.strategy)
             fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps)
             point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint)
             try:
@@ -79,9 +77,9 @@ def open_run(
                     yield _finished(point.directory, accelerator.is_main_process)
                     return
                 run_plan = keep_cache(run_plan, point.cache)
-                for line in (*machine, *describe_run(run_plan, strategy)):
+                for line in (*machine, *describe_run(run_plan)):
                     log.info(line)
-                run = set_up(accelerator, strategy, run_plan, point, built, fingerprint, preemption)
+                run = set_up(accelerator, run_plan, point, built, fingerprint, preemption)
                 point.directory.add_notes(notes, accelerator.is_main_process)
                 with _recorded(run):
                     yield run
@@ -176,7 +174,6 @@ def _open_records(
 
 def set_up(
     accelerator: Accelerator,
-    strategy: Strategy,
     run_plan: RunPlan,
     point: ResumePoint,
     built: tuple[TrainState, MultiView],
@@ -185,6 +182,7 @@ def set_up(
 ) -> Run:
     """Open a run's data and records; restore the state of a resumed run."""
     (state, evaluated), settings, rank = built, run_plan.resolved, accelerator.process_index
+    strategy = run_plan.parts.strategy
     data = open_pipeline(settings, strategy, run_plan.splits, run_plan.cache, run_plan.threads)
     seed_generators(settings.seed, 0, rank)  # per rank, so that dropout differs between ranks
     directory, config = point.directory, config_of(settings, strategy)
@@ -202,7 +200,7 @@ def set_up(
     shown = {**config, "cloud_provider": cloud.provider, "cloud_instance": cloud.instance}
     return Run(
         settings=settings,
-        strategy=strategy,
+        parts=run_plan.parts,
         accelerator=accelerator,
         plan=run_plan.steps,
         data=data,

@@ -18,7 +18,7 @@ def train_step(state: TrainState, batch: Batch, phase: Phase, learning_rate: flo
             norm = accelerator.clip_grad_norm_(model.parameters(), state.gradient_clip)
             state.non_finite.see_gradient(batch.number, norm)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get("lr_scale", 1.0)  # timm's factor of a layer
             scale = state.gradient_scale()
         optimizer.step()
         optimizer.zero_grad()

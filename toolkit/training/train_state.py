@@ -65,13 +65,14 @@ class TrainState:
 
 
 def build_train_state(
-    accelerator: Accelerator, strategy: Strategy, run_plan: RunPlan, only_some_scales: bool = False
+    accelerator: Accelerator, run_plan: RunPlan, only_some_scales: bool = False
 ) -> tuple[TrainState, MultiView]:
     """Build the training state, and a copy of the model for evaluation.
 
     `only_some_scales`: the caller may run steps that skip scales which the strategy itself always trains.
     """
-    settings, policy, phases = run_plan.settings, strategy.norm(), run_plan.steps.phases
+    settings, strategy, phases = run_plan.settings, run_plan.parts.strategy, run_plan.steps.phases
+    policy = strategy.norm()
     # DistributedDataParallel must know whether a step can leave a scale's own parameters without a gradient.
     steps = (strategy.step(phase, i) for phase in phases for i in range(phase.steps))
     only_some_scales |= any(set(step.sizes) != set(policy.scales) for step in steps)

@@ -48,7 +48,8 @@ def test_a_size_is_refused_when_the_architecture_cannot_take_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("then", "now", "told"),
     [
-        ("strategy: single", "strategy: alternating", "a strategy of your own, 'alternating': add that to STRATEGIES"),
+        ("strategy: single", "strategy: alternating", "--strategy alternating: must be one of single, progressive"),
+        ("strategy: single", "strategy: mine:Own", "--strategy mine:Own: the module is not imported: --import mine"),
         ("test_vit", "test_resnet", "state does not fit the model"),
     ],
 )

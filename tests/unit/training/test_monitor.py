@@ -30,6 +30,7 @@ from toolkit.training.monitor import (
     peak_memory_gb,
     reset_peak_memory,
 )
+from toolkit.training.parts import make_parts
 from toolkit.training.run_plan import make_run_plan
 from toolkit.training.train_state import build_train_state
 
@@ -177,7 +178,7 @@ def test_gradient_norm_and_clipped_share_are_torchs_when_two_micro_batches_make_
     targets = torch.randint(0, 10, (4, 12), generator=generator)
     accelerator = device.start(settings)
     try:
-        train_state, _ = build_train_state(accelerator, strategy, make_run_plan(accelerator, settings, strategy))
+        train_state, _ = build_train_state(accelerator, make_run_plan(accelerator, *make_parts(settings, strategy)))
         model = copy.deepcopy(train_state.weights.model).train()
         norms = []
         for first in (0, 2):

@@ -10,12 +10,13 @@ import numpy as np
 
 from toolkit.config.scales import default_scales
 from toolkit.config.settings import SECTIONS, SYNTHETIC, Settings, make_settings
+from toolkit.config.tables import TABLES, look_up
 from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory
 from toolkit.runs.report.history import History, read_history, size_of
 from toolkit.runs.saved_predictions import SavedPredictions
-from toolkit.strategies import STRATEGIES, Simultaneous, SingleScale
+from toolkit.strategies import Simultaneous, SingleScale
 from toolkit.system.errors import InputError
 
 SPLITS = ("val", "test")
@@ -214,10 +215,11 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, field in Settings.model_fields.items()
         if name not in FILLED_IN
     }
-    kind = STRATEGIES.get(str(config.get("strategy")))
-    if kind is None:  # a user's own strategy: only its class holds its defaults
+    try:
+        kind = look_up("strategy", "--strategy", str(config.get("strategy")))
+    except InputError:  # a user's own strategy: only its class holds its defaults
         return of_settings
-    of_strategy = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
+    of_strategy = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
     usual = SingleScale if kind is SingleScale else Simultaneous  # the recipe's default
     scales = list(default_scales(config.get("data_root", SYNTHETIC)))
     return {**of_settings, **of_strategy, "strategy": usual.name, "scales": scales}
@@ -245,7 +247,7 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
         launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
     recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
     again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
-    known = records.config.get("strategy") in STRATEGIES  # recipes cannot train a user's own strategy
+    known = records.config.get("strategy") in TABLES["strategy"]  # recipes cannot train a user's own strategy
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
         ("Write this page again", shlex.join(["python", "recipes/report.py", run])),

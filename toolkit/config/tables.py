@@ -1,0 +1,104 @@
+"""The entries of every seam, by name: a class, or "module:attribute", which is imported when first used.
+
+A new entry is one file and one line here. A user's own joins them through `toolkit.register`, in a module that
+`--import` names, or is given as "module:attribute" of such a module. Free of torch.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from toolkit.config.base import nearest
+from toolkit.system.errors import InputError, first_line
+
+Seam = Literal["strategy", "schedule", "dashboard"]
+
+TABLES: dict[Seam, dict[str, Any]] = {
+    "strategy": {
+        "single": "toolkit.strategies.single:SingleScale",
+        "progressive": "toolkit.strategies.progressive:Progressive",
+        "simultaneous": "toolkit.strategies.simultaneous:Simultaneous",
+    },
+    "schedule": {
+        "cosine": "toolkit.training.schedules:Cosine",
+        "constant": "toolkit.training.schedules:Constant",
+        "wsd": "toolkit.training.schedules:WarmupStableDecay",
+        "plateau": "toolkit.training.schedules:Plateau",
+    },
+    "dashboard": {
+        "wandb": "toolkit.runs.dashboards.on_wandb:OnWandb",
+        "tensorboard": "toolkit.runs.dashboards.on_tensorboard:OnTensorBoard",
+        "trackio": "toolkit.runs.dashboards.on_trackio:OnTrackio",
+        "none": None,
+    },
+}
+
+
+def register(seam: Seam, name: str, entry: Any) -> None:
+    """Add an entry to a seam: a class, or "module:attribute". Raises InputError if the name belongs to another one."""
+    if seam not in TABLES:
+        raise InputError(f"register: there is no seam {seam!r}; one of {', '.join(TABLES)}")
+    known = TABLES[seam].setdefault(name, entry)
+    if known is not entry and known != entry:
+        raise InputError(f"register: there is a {seam} {name!r} already, {known}: choose another name")
+
+
+def check_entry(seam: Seam, flag: str, name: str) -> str:
+    """Return `name`; raises InputError unless it is in the seam's table or of the form module:attribute."""
+    if name in TABLES[seam] or ":" in name:
+        return name
+    raise InputError(f"{flag} {name}: must be one of {', '.join(TABLES[seam])}{nearest(name, TABLES[seam])}")
+
+
+def look_up(seam: Seam, flag: str, name: str) -> Any:
+    """The entry called `name`, imported.
+
+    A "module:attribute" that is not in the table is taken only from a module that was imported already, so that
+    opening a run never executes code that only the run names. Raises InputError if there is no such entry.
+    """
+    entry = TABLES[seam].get(check_entry(seam, flag, name), name)
+    if not isinstance(entry, str):
+        return entry
+    module, _, attribute = entry.partition(":")
+    if name in TABLES[seam]:
+        import_module(flag, module)
+    elif module == "__main__" and not hasattr(sys.modules[module], attribute):
+        raise InputError(f"{flag} {name}: it was defined in a script: move it into a module, and --import that")
+    elif module not in sys.modules:
+        raise InputError(f"{flag} {name}: the module is not imported: --import {module} allows that")
+    return attribute_of(flag, module, attribute)
+
+
+def attribute_of(flag: str, module: str, attribute: str) -> Any:
+    """An attribute of an imported module; raises InputError if it has none of that name."""
+    found = getattr(sys.modules[module], attribute, None)
+    if found is None:
+        names = [name for name in vars(sys.modules[module]) if not name.startswith("_")]
+        raise InputError(f"{flag} {module}:{attribute}: {module} has no {attribute}{nearest(attribute, names)}")
+    return found
+
+
+def import_module(flag: str, module: str) -> None:
+    """Import a module by name, from the working directory too; raises InputError if that fails."""
+    here = str(Path.cwd())
+    if here not in sys.path:  # a script's own folder is there instead
+        sys.path.insert(0, here)
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a user's module raises any type of exception
+        raise InputError(f"{flag} {module}: cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import the modules that `--import` names."""
+    for module in modules:
+        import_module("--import", module)
+
+
+def entry_name(seam: Seam, kind: type) -> str:
+    """How a run's config names an entry: one of ours by its name in the table, another as module:class."""
+    named = f"{kind.__module__}:{kind.__qualname__}"
+    ours = [name for name, entry in TABLES[seam].items() if entry == named and named.startswith("toolkit.")]
+    return ours[0] if ours else named

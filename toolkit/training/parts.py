@@ -1,0 +1,81 @@
+"""What a run is made of besides its settings: the strategy and the entries of the other seams, checked and resolved.
+
+An object that was passed from Python is also named in the settings, so that config.yaml records it.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.settings import Settings
+from toolkit.config.tables import entry_name
+from toolkit.strategies.base import Schedule, Strategy
+from toolkit.system.errors import InputError
+from toolkit.training.schedules import make_schedule
+
+PLAIN = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The replaceable parts of a run."""
+
+    strategy: Strategy
+    schedule: Schedule
+
+    def own_code(self) -> dict[str, str]:
+        """SHA-256 of the source file of each part that is not the toolkit's, by module; part of a run's fingerprint."""
+        kinds = (type(self.strategy), type(self.schedule))
+        return {kind.__module__: _digest(kind) for kind in kinds if not kind.__module__.startswith("toolkit.")}
+
+
+def make_parts(settings: Settings, strategy: Strategy, *, schedule: Schedule | None = None) -> tuple[Settings, Parts]:
+    """The parts of a run, and the settings that name them; raises InputError if one of them does not fit."""
+    _check_fields(strategy)
+    names: dict[str, Any] = {}
+    if schedule is None:
+        schedule = make_schedule(settings)
+    else:
+        own = {name: value for name, value in field_values(schedule).items() if name != "warmup"}
+        names |= {"scheduler_kwargs": own, "warmup_epochs": schedule.warmup * settings.epochs}
+    names["scheduler"] = entry_name("schedule", type(schedule))
+    return settings.model_copy(update=names), Parts(strategy, schedule)
+
+
+def field_values(part: Any) -> dict[str, Any]:
+    """The fields of a frozen value by name; raises InputError unless config.yaml can hold them."""
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    for name, value in values.items():
+        if not _is_plain(value):
+            raise InputError(
+                f"{type(part).__name__}.{name} = {value!r}: must be a number, a text, or a tuple or mapping of such, "
+                "because config.yaml holds it"
+            )
+    return values
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, tuple | list) else isinstance(value, PLAIN)
+
+
+def _check_fields(strategy: Strategy) -> None:
+    """Raise InputError if config.yaml would take a strategy's field for a setting, or cannot hold it."""
+    clash = sorted({*field_values(strategy)} & {*Settings.model_fields})
+    if clash:
+        raise InputError(
+            f"{type(strategy).__name__}.{clash[0]}: there is a setting of that name, and config.yaml holds both: "
+            "rename the field"
+        )
+
+
+def _digest(kind: type) -> str:
+    """SHA-256 of the file that defines a class; empty if there is none, as in a notebook."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return ""
