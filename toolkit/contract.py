@@ -3,7 +3,6 @@
 from toolkit.strategies.base import (
     NORM_MODES,
     Budget,
-    Criterion,
     EvalSpec,
     Loss,
     NormPolicy,
@@ -16,7 +15,6 @@ from toolkit.strategies.base import (
 __all__ = [
     "NORM_MODES",
     "Budget",
-    "Criterion",
     "EvalSpec",
     "Loss",
     "NormPolicy",
