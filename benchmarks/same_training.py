@@ -30,6 +30,10 @@ from safetensors.torch import load_file
 
 # Parts of column and key names, old to new; a name is split at slashes, e.g. `64px/said` into `64px` and `said`.
 RENAMED = {"strength": "regularization", "borrowed": "norm_from", "said": "predicted", "truth": "p_label"}
+MOVED = {"trainer.json:progress/best_top1": "trainer.json:progress/best_score"}
+MOVED |= {"trainer.json:progress/reference_top1": "trainer.json:progress/reference_score"}
+# Values that only the new checkout records.
+ADDED = re.compile(r".*(balanced_accuracy|macro_f1|select_by)$")
 CLOCKS = re.compile(
     r".*(seconds|_per_s|per_device|_ms|memory_gb|tflops|share_of_peak|data_wait_share|cost|latency).*|versions|cloud"
 )
@@ -192,8 +196,10 @@ def differences(old: Path, new: Path) -> tuple[int, list[str]]:
     for name, value in contents(old).items():
         if not measured(name):
             place, _, key = name.partition(":")
-            before[f"{place}:{name_now(key)}"] = value
+            now = f"{place}:{name_now(key)}"
+            before[MOVED.get(now, now)] = value
     after = {name: value for name, value in contents(new).items() if not measured(name)}
+    after = {name: value for name, value in after.items() if name in before or not ADDED.fullmatch(name)}
     strange = [f"{name} is in the {'new' if name in after else 'old'} one only" for name in before.keys() ^ after]
     strange += [f"{name} differs" for name in before.keys() & after if not equal(before[name], after[name])]
     return len(before), sorted(strange)
