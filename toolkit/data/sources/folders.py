@@ -35,11 +35,9 @@ def read_folders(root: Path, cache: Path) -> Found:
     """The index of each split; raises InputError naming the folder at fault."""
     train_folder = find_split(root, TRAIN)
     if train_folder is None or not train_folder.is_dir():
-        inside = class_folders(root)
-        hint = f"; it has {len(inside)} folders ({', '.join(inside[:2])}, ...): move them into {root}/train/"
         raise InputError(
             f"--data-root {root}: neither a folder train/ nor a file train.csv nor shards train*.tar in it"
-            + (hint if len(inside) > 1 else "")
+            + _where_to_move(root)
         )
     classes = class_folders(train_folder)
     if len(classes) < 2:
@@ -53,6 +51,15 @@ def read_folders(root: Path, cache: Path) -> Found:
         more = f", {len(told) - MOST_KINDS} more kinds" if len(told) > MOST_KINDS else ""
         log.info("data      %d files are left out: %s%s", len(left_out), ", ".join(told[:MOST_KINDS]), more)
     return Found(train, val, test, classes)
+
+
+def _where_to_move(root: Path) -> str:
+    """A hint for a root whose folders can be the classes of train; empty if it has one, or names of splits."""
+    inside = class_folders(root)
+    if len(inside) < 2 or {*TRAIN, *VALIDATION, *TEST} & {*inside}:
+        return ""
+    more = ", ..." if len(inside) > 2 else ""
+    return f"; it has {len(inside)} folders ({', '.join(inside[:2])}{more}): move them into {root}/train/"
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
