@@ -13,10 +13,11 @@ Precision = Literal["float32", "bf16", "fp16"]
 Split = Literal["train", "val", "test"]
 
 CACHE_GB = 4.0  # disk limit for parts of remote shards
+FORMER_CACHES = {"tier": "disk"}  # names of earlier versions -> current names
 
 
 def _cache_now(value: Any) -> Any:
-    return "disk" if value == "tier" else value  # the former name of disk
+    return FORMER_CACHES.get(value, value) if isinstance(value, str) else value
 
 
 Cache = Annotated[Literal["auto", "ram", "disk", "off"], BeforeValidator(_cache_now)]

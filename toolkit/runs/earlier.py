@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.json
-VALUES = {("cache", "tier"): "disk"}  # of settings in config.yaml and in a checkpoint's manifest
+from toolkit.config.choices import FORMER_CACHES
+
+KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.json and columns of metrics.csv
+VALUES = {"cache": FORMER_CACHES}  # of settings in config.yaml
 
 
 def keys_now(value: Any) -> Any:
@@ -17,5 +19,6 @@ def keys_now(value: Any) -> Any:
 def settings_now(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name, with the current values."""
     return {
-        name: VALUES.get((name, value), value) if isinstance(value, str) else value for name, value in config.items()
+        name: VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
+        for name, value in config.items()
     }

@@ -13,6 +13,7 @@ from toolkit.config.base import to_yaml
 from toolkit.config.choices import Format
 from toolkit.config.settings import SYNTHETIC
 from toolkit.data.sources.index import Splits
+from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.run_config import learned
 from toolkit.strategies.base import at_size
 from toolkit.system.errors import printable
@@ -81,8 +82,9 @@ def read_rows(loaded: LoadedRun) -> list[SizeRow]:
     rows = []
     for spec in loaded.strategy.eval_specs():
         scores = {split: (of[spec.name]["top1"], of[spec.name]["top5"]) for split, of in found.items()}
-        if not scores and f"{spec.name}/top1" in loaded.metadata:
-            scores = {"val": (loaded.metadata[f"{spec.name}/top1"], loaded.metadata[f"{spec.name}/top5"])}
+        top1, top5 = (loaded.metadata.get(eval_column(spec.name, metric)) for metric in ("top1", "top5"))
+        if not scores and top1 is not None and top5 is not None:
+            scores = {"val": (top1, top5)}
         norm_from = next((scale for size in spec.sizes if (scale := loaded.model.norm_from(size))), None)
         rows.append(SizeRow(spec.name, scores, sum(loaded.gmacs[size] for size in spec.sizes), norm_from))
     return rows
@@ -92,7 +94,7 @@ def unreadable(loaded: LoadedRun) -> dict[str, int]:
     """Number of unreadable images of each split, which no metric includes."""
     target = loaded.strategy.selection().name
     tested = loaded.directory.summary().get("test", {}).get(target, {})
-    return {"val": int(loaded.metadata.get(f"{target}/unreadable", 0)), "test": tested.get("unreadable", 0)}
+    return {"val": int(loaded.metadata.get(eval_column(target, "unreadable"), 0)), "test": tested.get("unreadable", 0)}
 
 
 def recommended(rows: list[SizeRow]) -> SizeRow | None:

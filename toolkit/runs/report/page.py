@@ -8,6 +8,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from toolkit.runs.metrics_row import eval_column, train_column
 from toolkit.runs.report.errors_section import errors_section
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes
 from toolkit.runs.report.records import (
@@ -130,15 +131,15 @@ def _learning(records: ReportData) -> list[Plot]:
         values = history.get(column)
         if values is None:
             return []
-        ring = records.best_row if column == f"{records.target}/top1" else None
+        ring = records.best_row if column == eval_column(records.target, "top1") else None
         return [Line(_spoken(name) if label else "", values, scale_color(places[name]), dotted, ring)]
 
     evaluated, trained = history.evaluated(), history.trained()
-    lines = [new for name in evaluated for new in line(name, f"{name}/loss")]
-    lines += [new for name in trained for new in line(name, f"train_loss/{name}", True, name not in evaluated)]
+    lines = [new for name in evaluated for new in line(name, eval_column(name, "loss"))]
+    lines += [new for name in trained for new in line(name, train_column(name), True, name not in evaluated)]
     if not trained and (total := history.get("train_loss")) is not None:
         lines.append(Line("training", total, MUTED, True))
-    accuracy = [new for name in evaluated for new in line(name, f"{name}/top1")]
+    accuracy = [new for name in evaluated for new in line(name, eval_column(name, "top1"))]
     plots = [
         ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
         ("Top-1 accuracy on validation", accuracy, "%", False, "Ring: the best epoch."),

@@ -14,6 +14,7 @@ from toolkit.config.tables import TABLES, look_up
 from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory
+from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.report.history import History, read_history, size_of
 from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.strategies import Simultaneous, SingleScale
@@ -43,7 +44,11 @@ class ReportData:
         """
         sizes = self.config.get("scales") or [self.config.get("img_size")]
         usual = f"{sizes[-1]}px" if sizes[-1] else ""
-        always = [name for name in self.history.evaluated() if np.isfinite(self.history.columns[f"{name}/top1"]).all()]
+        always = [
+            name
+            for name in self.history.evaluated()
+            if np.isfinite(self.history.columns[eval_column(name, "top1")]).all()
+        ]
         return self.summary.get("selection") or (usual if usual in always or not always else always[-1])
 
     @property
@@ -55,7 +60,7 @@ class ReportData:
     @property
     def best_row(self) -> int | None:
         """Index of the row of the best epoch; None if no epoch was evaluated."""
-        top1 = self.history.get(f"{self.target}/top1")
+        top1 = self.history.get(eval_column(self.target, "top1"))
         if top1 is None:
             return None
         found = np.flatnonzero(self.history.epochs == self.summary.get("best_epoch"))
@@ -130,7 +135,9 @@ def rows(records: ReportData) -> list[SizeResult]:
     for place, name in enumerate(records.scales):
         splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
         if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
-            columns = {metric: history.get(f"{name}/{metric}") for metric in ("top1", "top5", "loss", "unreadable")}
+            columns = {
+                metric: history.get(eval_column(name, metric)) for metric in ("top1", "top5", "loss", "unreadable")
+            }
             now = {metric: float(values[best]) for metric, values in columns.items() if values is not None}
             splits["val"] = {metric: value for metric, value in now.items() if np.isfinite(value)}
         for split, predictions in records.predictions.items():
