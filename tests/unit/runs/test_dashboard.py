@@ -116,6 +116,18 @@ def test_rows_of_steps_are_known_after_a_kill_and_hold_nothing_up_when_they_are_
     tracking.finish()
 
 
+def test_a_row_that_no_dashboard_can_show_ends_the_dashboard_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    tracking = tracked(tmp_path)
+    tracking.log_epoch(MetricsRow(0, 5, 60, 0, (16,), {}), 50.0)
+    assert tracking._dashboard is not None  # control
+    with caplog.at_level(logging.WARNING):
+        tracking.log_epoch(MetricsRow(1, 10, 120, 0, (), {}), 50.0)  # without sizes there is no largest one
+    assert tracking._dashboard is None
+    assert "the dashboard failed and is left alone from here" in caplog.text
+
+
 @pytest.mark.parametrize("tail", ["25", "25 ", "\0\0\0\0\n", "250"])
 def test_the_last_whole_row_counts_when_a_dying_machine_wrote_half_a_line(tmp_path: Path, tail: str):
     notes = Notes.open(tmp_path, "wandb")
