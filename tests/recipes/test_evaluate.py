@@ -51,6 +51,7 @@ def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_figures_are_those_of_the_run_when_nothing_else_is_asked_for(finished: Path, whole: str):
     found, summary = report(whole), json.loads((finished / "summary.json").read_text())
+    assert found["schema"] == 2  # 1 had `borrowed` for `norm_from`
     assert found["splits"].keys() == {"val", "test"}
     for split, figures in found["splits"].items():
         assert figures.keys() == {"16px", "24px", "32px", "16+24+32px"}
@@ -155,10 +156,10 @@ def test_a_cascade_ends_with_the_command_that_predicts_so_when_it_is_reported(
     assert recipe("predict")([*there, "--output", "rows.csv"]) == 0
     shares = report("out")["cascade"]["splits"]["val"]["shares"]
     told = "  ".join(f"{size} px {100 * share:.1f}%" for size, share in shares.items())
-    assert f"decided at {told}: " in capsys.readouterr().err
+    assert f"exits at {told}: " in capsys.readouterr().err
     assert evaluate(*words, "--recalibrate") == 0
     assert Path("out", "evaluation.txt").read_text().splitlines()[-1] == (
-        "  predict     would decide otherwise: the statistics of 24 px that were estimated here are in no run"
+        "  predict     would differ: the statistics of 24 px that were estimated here are in no run"
     )
 
 

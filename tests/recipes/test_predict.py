@@ -148,14 +148,14 @@ def test_each_image_ends_at_the_first_size_that_is_sure_enough_when_a_cascade_is
     assert {row["size"] for row in rows} == {"16", "32"}
     share = sum(row["size"] == "32" for row in rows) / len(rows)
     told = capsys.readouterr().err
-    assert f"decided at 16 px {100 * (1 - share):.1f}%  32 px {100 * share:.1f}%" in told
+    assert f"exits at 16 px {100 * (1 - share):.1f}%  32 px {100 * share:.1f}%" in told
     assert re.search(r"[\d.]+x less compute than 32 px alone", told)
 
 
 def test_a_cascade_tells_that_it_costs_more_when_every_image_goes_up(capsys, finished: Path, data: Path):
     assert predict(finished, data / "val", "--cascade", "24,32", "--confidence", "1", "--output", "rows.csv") == 0
     told = capsys.readouterr().err
-    assert "decided at 24 px 0.0%  32 px 100.0%: " in told
+    assert "exits at 24 px 0.0%  32 px 100.0%: " in told
     factor = re.search(r"([\d.]+)x more compute than 32 px alone", told)
     assert factor is not None
     assert 1 < float(factor[1]) < 2  # 32 px, and 24 px on top
