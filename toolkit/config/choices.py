@@ -12,7 +12,7 @@ Format = Literal["safetensors", "onnx", "pt2"]  # export formats
 Precision = Literal["float32", "bf16", "fp16"]
 Split = Literal["train", "val", "test"]
 
-CACHE_GB = 4.0  # disk limit for parts of remote shards
+CACHE_GB = 4.0  # default of --cache-gb
 FORMER_CACHES = {"tier": "disk"}  # names of earlier versions -> current names
 
 
