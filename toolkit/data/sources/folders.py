@@ -215,5 +215,5 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
-    version = os.stat(path)
-    return version.st_dev, version.st_ino
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino

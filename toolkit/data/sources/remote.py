@@ -201,7 +201,7 @@ class BlockCache:
         """Write a block after making room; half-written files of killed processes count and are deleted like blocks."""
         with os.scandir(path.parent) as entries:
             stats = [(entry.path, entry.stat()) for entry in entries]
-        known = sorted((version.st_mtime_ns, version.st_size, name) for name, version in stats)
+        known = sorted((stat.st_mtime_ns, stat.st_size, name) for name, stat in stats)
         total = sum(size for _, size, _ in known) + len(content)
         for _, size, oldest in known:
             if total <= self.bound:
