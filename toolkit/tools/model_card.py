@@ -212,7 +212,7 @@ def _preprocessing(card: Card) -> str:
 def _accuracy(card: Card, rows: list[SizeRow]) -> str:
     """The accuracy table, the recommended size, and the scale of this export."""
     splits = [split for split in SPLITS if any(split in row.scores for row in rows)]
-    heads = [f"{SPLITS[split]} {figure}" for split in splits for figure in ("top-1", "top-5")]
+    heads = [f"{SPLITS[split]} {metric}" for split in splits for metric in ("top-1", "top-5")]
     table = [f"| size | {' | '.join([*heads, '10^9 multiply-adds'])} |", "|---" * (len(heads) + 2) + "|"]
     for row in rows:
         cells = [f"{x:.2f}%" for split in splits for x in row.scores.get(split, ())] or ["" for _ in heads]
@@ -220,7 +220,7 @@ def _accuracy(card: Card, rows: list[SizeRow]) -> str:
         table += [f"| {' | '.join([name, *cells, f'{row.gmacs:.3g}'])} |"]
     best, dearest = recommended(rows), max(rows, key=lambda row: row.gmacs)
     if best is None or len([row for row in rows if row.scores]) < len(rows):
-        advice = "The run has not ended: nothing can be said yet of the sizes without figures."
+        advice = "The run has not ended: the sizes without metrics cannot be compared yet."
     else:
         share = (
             "the dearest" if best is dearest else f"at {best.gmacs / dearest.gmacs:.0%} of the cost of {dearest.name}"

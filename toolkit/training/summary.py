@@ -152,8 +152,8 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
     `cause`: the expected error; None for a bug.
     """
     known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes the summary
-    told = run.records.directory.exit_reason() if isinstance(cause, PeerError) else None
-    if not told and (run.accelerator.is_main_process or not known_to_all):
+    recorded = run.records.directory.exit_reason() if isinstance(cause, PeerError) else None
+    if not recorded and (run.accelerator.is_main_process or not known_to_all):
         stopped = cause.exit_reason if isinstance(cause, PreemptedError) else None
         reason = str(stopped or cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
         try:

@@ -47,9 +47,9 @@ def read_folders(root: Path, cache: Path) -> Found:
     val, test = (_read_other(root, find_split(root, names), classes, cache, left_out) for names in (VALIDATION, TEST))
     kinds = kinds_of(left_out)
     if kinds:
-        told = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds.items()]
-        more = f", {len(told) - MOST_KINDS} more kinds" if len(told) > MOST_KINDS else ""
-        log.info("data      %d files are left out: %s%s", len(left_out), ", ".join(told[:MOST_KINDS]), more)
+        counts = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds.items()]
+        more = f", {len(counts) - MOST_KINDS} more kinds" if len(counts) > MOST_KINDS else ""
+        log.info("data      %d files are left out: %s%s", len(left_out), ", ".join(counts[:MOST_KINDS]), more)
     return Found(train, val, test, classes)
 
 

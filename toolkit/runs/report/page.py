@@ -55,9 +55,9 @@ def render(records: ReportData) -> str:
             against_size=_against_size(table, records.summary.get("device", "")),
             learning=_learning(records),
             parts=time_parts(records.history),
-            facts=_facts(records),
+            key_numbers=_key_numbers(records),
             cost=_cost(records),
-            mistakes=errors_section(records),
+            errors=errors_section(records),
             settings=settings_of(records.config),
             filled_in=[name for name in FILLED_IN if records.config.get(name) is not None],
             commands=commands(records),
@@ -144,7 +144,7 @@ def _learning(records: ReportData) -> list[Plot]:
         ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
         ("Top-1 accuracy on validation", accuracy, "%", False, "Ring: the best epoch."),
         ("Learning rate", _single(history.get("lr")), "", True, ""),
-        ("Strength of the augmentation", _single(_varying(history.get("regularization"))), "", True, ""),
+        ("Regularization (scales the augmentation)", _single(_varying(history.get("regularization"))), "", True, ""),
         ("Gradient norm before the clip", _single(history.get("gradient_norm")), "", True, ""),
     ]
     return _drawn(records, plots)
@@ -190,7 +190,7 @@ def _varying(values: np.ndarray | None) -> np.ndarray | None:
     return None if flat else values
 
 
-def _facts(records: ReportData) -> list[tuple[str, str]]:
+def _key_numbers(records: ReportData) -> list[tuple[str, str]]:
     """Key numbers of the run, as (name, value with its unit)."""
     summary, history = records.summary, records.history
 
