@@ -7,7 +7,6 @@ argument `strength` to `regularization`.
 from toolkit.strategies.base import (
     NORM_MODES,
     Budget,
-    Criterion,
     EvalSpec,
     Loss,
     NormPolicy,
@@ -20,7 +19,6 @@ from toolkit.strategies.base import (
 __all__ = [
     "NORM_MODES",
     "Budget",
-    "Criterion",
     "EvalSpec",
     "Loss",
     "NormPolicy",

@@ -3,8 +3,12 @@
 The images of the tests have 32 px; the sizes are small enough for a step to cost milliseconds.
 """
 
+import numpy as np
+import torch
+
 from toolkit import Strategy
 from toolkit.config.tables import TABLES
+from toolkit.models.classification import Classification
 from toolkit.strategies import Progressive, Simultaneous, SingleScale
 
 EXAMPLES: dict[str, Strategy] = {
@@ -20,6 +24,7 @@ EXAMPLES: dict[str, Strategy] = {
     "simultaneous-js-off": Simultaneous((16, 24, 32), consistency_weight=1.0, consistency="js", norm_per_scale="off"),
     "simultaneous-alone": Simultaneous((16, 24)),
 }
+TASK = Classification().bind(np.ones(10), torch.device("cpu"))
 EPOCHS = 4  # every example can spend these
 
 

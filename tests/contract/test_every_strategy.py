@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from examples import EPOCHS, EXAMPLES, without_example
+from examples import EPOCHS, EXAMPLES, TASK, without_example
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -155,7 +155,7 @@ def gradients(strategy: Strategy, seed: int = 0, nudged: int | None = None) -> t
     if nudged is not None:
         logits[nudged] = logits[nudged].flip(1)
     leaves = [values.requires_grad_() for values in logits]
-    loss = strategy.loss(leaves, targets, F.cross_entropy, phase, step)
+    loss = strategy.loss(leaves, targets, TASK, phase, step)
     return torch.autograd.grad(loss.total, leaves)
 
 
@@ -201,7 +201,7 @@ def test_loss_at_hand_computed_logits_is_the_mean_over_sizes_when_all_agree(stra
     for phase in strategy.phases(BUDGETS[0]):
         step = strategy.step(phase, 0)
         logits = [torch.zeros(BATCH, CLASSES) for _ in step.sizes]
-        loss = strategy.loss(logits, torch.arange(BATCH), F.cross_entropy, phase, step)
+        loss = strategy.loss(logits, torch.arange(BATCH), TASK, phase, step)
         assert loss.total.item() == pytest.approx(2.302585, abs=1e-5)
         assert {f"loss/{size}px" for size in step.sizes} <= loss.parts.keys()
 
@@ -212,7 +212,7 @@ def test_loss_takes_mixed_targets(strategy: Strategy):
     logits = [torch.randn(BATCH, CLASSES) for _ in step.sizes]
     hard = torch.arange(BATCH)
     soft = F.one_hot(hard, CLASSES).float()
-    losses = [strategy.loss(logits, targets, F.cross_entropy, phase, step).total for targets in (hard, soft)]
+    losses = [strategy.loss(logits, targets, TASK, phase, step).total for targets in (hard, soft)]
     torch.testing.assert_close(*losses)
 
 

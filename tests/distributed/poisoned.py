@@ -17,7 +17,7 @@ from torch import Tensor
 
 from toolkit import NonFiniteError, Settings, SingleScale, train
 from toolkit.data.sources import synthetic
-from toolkit.strategies.base import Criterion, Loss, Phase, Step
+from toolkit.strategies.base import BoundTask, Loss, Phase, Step
 from toolkit.system.exit_codes import exit_code
 
 Where = Literal["both", "loss", "gradient", "nowhere"]
@@ -34,8 +34,8 @@ class Poisoned(SingleScale):
     where: Where = "both"
     least: int = 1
 
-    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
-        loss = super().loss(logits, targets, criterion, phase, step)
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, task: BoundTask, phase: Phase, step: Step) -> Loss:
+        loss = super().loss(logits, targets, task, phase, step)
         if self.where == "nowhere" or (targets == POISON).sum() < self.least:
             return loss
         if self.where == "loss":

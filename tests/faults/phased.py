@@ -23,7 +23,7 @@ from torch import Tensor
 
 from toolkit import Progressive, Settings, Strategy, train
 from toolkit.runs import report
-from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, at_size
+from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, at_size
 from toolkit.system.exit_codes import exit_code
 from toolkit.training import loop
 
@@ -48,8 +48,8 @@ class UpAndDown(Strategy):
     def step(self, phase: Phase, i: int) -> Step:
         return Step(phase.sizes, phase.batch_size)
 
-    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
-        return Loss(criterion(logits[0], targets), {})
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, task: BoundTask, phase: Phase, step: Step) -> Loss:
+        return Loss(task.loss(logits[0], targets), {})
 
     def eval_specs(self) -> tuple[EvalSpec, ...]:
         return tuple(map(at_size, self.scales))

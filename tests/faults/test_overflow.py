@@ -17,7 +17,7 @@ from torch import Tensor
 from toolkit import NonFiniteError, Settings, SingleScale, train
 from toolkit.models.ema import Ema
 from toolkit.runs.directory import RunDirectory
-from toolkit.strategies.base import Criterion, Loss, Phase, Step, Strategy
+from toolkit.strategies.base import BoundTask, Loss, Phase, Step, Strategy
 from toolkit.training import device, loop, train_state
 from toolkit.training.monitor import NonFiniteMonitor
 
@@ -63,8 +63,8 @@ def run(output: Path, strategy: Strategy = SingleScale(24)) -> dict[str, Any]:  
 class Steep(SingleScale):
     """A finite loss whose gradient is none, however small the scale: the root of 0."""
 
-    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
-        loss = super().loss(logits, targets, criterion, phase, step)
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, task: BoundTask, phase: Phase, step: Step) -> Loss:
+        loss = super().loss(logits, targets, task, phase, step)
         return replace(loss, total=loss.total + (0 * logits[0].sum()).sqrt())
 
 

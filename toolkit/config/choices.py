@@ -10,6 +10,8 @@ from toolkit.system.errors import InputError
 NormMode = Literal["full", "statistics", "off"]
 NORM_MODES: tuple[str, ...] = get_args(NormMode)
 ConsistencyForm = Literal["kl", "mse", "js"]
+ClassLoss = Literal["ce", "bce"]
+ClassWeights = Literal["none", "inverse"]
 CacheKind = Literal["ram", "disk", "off"]
 Format = Literal["safetensors", "onnx", "pt2"]  # export formats
 Precision = Literal["float32", "bf16", "fp16"]

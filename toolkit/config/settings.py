@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
 from toolkit.config.base import KeyValues, Section, explain
-from toolkit.config.choices import CACHE_GB, Cache
+from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights
 from toolkit.config.tables import check_entry
 from toolkit.system.errors import InputError
 
@@ -96,9 +96,31 @@ class Augmentation(Section):
     cutmix: float = Field(
         0.0, ge=0, description="alpha of CutMix, 0 or more, typically 1; with both, each pair gets CutMix or MixUp"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target, 0 to 1, spread over all classes")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="stochastic depth: share of residual branches dropped, 0 to 1"
+    )
+
+
+class Objective(Section):
+    """Objective"""
+
+    task: Annotated[str, AfterValidator(partial(check_entry, "task", "--task"))] = Field(
+        "classification",
+        description="what a label is, what is minimized and measured; classification: one class per image",
+        json_schema_extra={"seam": "task"},
+    )
+    task_kwargs: KeyValues = Field({}, description="arguments of a task of your own, as key=value")
+    loss: ClassLoss = Field(
+        "ce", description="ce: cross-entropy; bce: binary cross-entropy, a probability of its own for each class"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target, 0 to 1, spread over all classes")
+    class_weights: ClassWeights = Field(
+        "none", description="weight of an image in the loss; inverse: that of its class, so that classes count alike"
+    )
+    select_by: str | None = Field(
+        None,
+        description="metric on val that selects the best model, and that --patience and the plateau schedule follow: "
+        "top1, top5, loss, balanced_accuracy or macro_f1 for classification (unset: the task's first, top1)",
     )
 
 
@@ -148,7 +170,11 @@ class Optimization(Section):
     patience: PositiveInt | None = Field(
         None, description="stop after this many epochs of the last phase without improvement (unset: never)"
     )
-    min_delta: float = Field(0.0, ge=0, description="smallest gain that counts as an improvement, points of top-1")
+    min_delta: float = Field(
+        0.0,
+        ge=0,
+        description="smallest gain that counts as an improvement, in points of a percentage or in the loss's unit",
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm, above 0 (unset: no clipping)")
     ema_decay: float | None = Field(
         None,
@@ -213,7 +239,7 @@ class Output(Section):
     record_samples: bool = Field(False, description="log every sample served to samples.jsonl, to verify determinism")
 
 
-class Settings(Output, Machine, Optimization, Model, Augmentation, Data):
+class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Data):
     """All settings of one run except the strategy."""
 
     @model_validator(mode="after")
@@ -247,7 +273,7 @@ class Settings(Output, Machine, Optimization, Model, Augmentation, Data):
         return self
 
 
-SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Model, Optimization, Machine, Output)
+SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Objective, Model, Optimization, Machine, Output)
 
 # Settings that may differ on a resume: they change where and how fast a run trains, not what it learns.
 NOT_LEARNED = frozenset(

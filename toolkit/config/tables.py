@@ -13,7 +13,7 @@ from typing import Any, Literal
 from toolkit.config.base import nearest
 from toolkit.system.errors import InputError, first_line
 
-Seam = Literal["strategy", "schedule", "dashboard"]
+Seam = Literal["strategy", "task", "schedule", "dashboard"]
 
 TABLES: dict[Seam, dict[str, Any]] = {
     "strategy": {
@@ -21,6 +21,7 @@ TABLES: dict[Seam, dict[str, Any]] = {
         "progressive": "toolkit.strategies.progressive:Progressive",
         "simultaneous": "toolkit.strategies.simultaneous:Simultaneous",
     },
+    "task": {"classification": "toolkit.models.classification:Classification"},
     "schedule": {
         "cosine": "toolkit.training.schedules:Cosine",
         "constant": "toolkit.training.schedules:Constant",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.models.evaluator import Evaluator, mean_log_probabilities
+from toolkit.models.evaluator import Evaluator
 from toolkit.models.metrics import Predictions, PredictionTable, accuracy
 from toolkit.strategies.base import EvalSpec
 
@@ -29,15 +29,15 @@ class Cascade:
 
     def predict(self, evaluator: Evaluator, images: dict[int, Tensor]) -> tuple[Tensor, list[int]]:
         """N x C probabilities on the host, and each image's exit index; `images` as in `Evaluator.logits`."""
-        count = len(next(iter(images.values())))
+        task, count = evaluator.bound, len(next(iter(images.values())))
         exit_index, waiting, probabilities = [0] * count, torch.arange(count), None
         for exit_number, spec in enumerate(self.exits):
             logits = evaluator.logits({size: images[size][waiting] for size in spec.sizes})
-            now = mean_log_probabilities([logits[size] for size in spec.sizes]).exp().cpu()
+            now = task.probabilities(task.average([logits[size] for size in spec.sizes])).cpu()
             probabilities = now if probabilities is None else probabilities.index_copy(0, waiting, now)
             for i in waiting.tolist():
                 exit_index[i] = exit_number
-            waiting = waiting[now.max(1).values < self.confidence]
+            waiting = waiting[task.confidence(now) < self.confidence]
             if not len(waiting):
                 break
         assert probabilities is not None

@@ -4,11 +4,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
@@ -17,9 +17,10 @@ from toolkit.data.images.views import views
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batch
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_threads
-from toolkit.models.metrics import PredictionTable
+from toolkit.data.sources.index import Index
+from toolkit.models.metrics import UNREADABLE, PredictionTable
 from toolkit.models.multiview import MultiView, copy_state
-from toolkit.strategies.base import EvalSpec
+from toolkit.strategies.base import BoundTask, EvalSpec, Metric, Task
 from toolkit.system.errors import InputError
 
 WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # forward passes of each timing
@@ -28,34 +29,43 @@ LATENCY_S = 0.3  # time spent on measuring one latency at a run's end
 
 @dataclass(frozen=True)
 class Score:
-    """Top-1 and top-5 in percent and loss in nats, for one eval spec.
+    """The metrics of a task for one eval spec, by name.
 
     `norm_from`: the scale whose normalization was used; None if the size has its own or all share one.
     """
 
-    top1: float
-    top5: float
-    loss: float
+    values: Mapping[str, float]
     images: int
     norm_from: int | None = None
     unreadable: int = 0  # images excluded from all values above
 
-    def brief(self) -> str:
-        return f"{self.top1:.2f}%" + (f" ({self.unreadable} unreadable left out)" if self.unreadable else "")
+    def __getitem__(self, metric: str) -> float:
+        return self.values[metric]
 
     def metrics(self) -> dict[str, float]:
         """The values recorded at each evaluation."""
         masked = {"unreadable": self.unreadable} if self.unreadable else {}
-        return {"top1": self.top1, "top5": self.top5, "loss": self.loss, **masked}
+        return {**self.values, **masked}
 
-    def __str__(self) -> str:
+    def to_json(self) -> dict[str, Any]:
+        rest = {"images": self.images, "norm_from": self.norm_from, "unreadable": self.unreadable}
+        return {**self.values, **rest}
+
+    def line(self, metrics: Sequence[Metric]) -> str:
+        """The given metrics as text for the console."""
         mark = f" (normalization of {self.norm_from} px)" if self.norm_from else ""
         mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""
-        return f"top-1 {self.top1:6.2f}%  top-5 {self.top5:6.2f}%  loss {self.loss:.4f}{mark}"
+        return "  ".join(f"{metric.title} {metric.text(self[metric.name])}" for metric in metrics) + mark
 
 
-def brief(scores: Mapping[str, Score]) -> str:
-    return "  ".join(f"{name} {score.brief()}" for name, score in scores.items())
+def brief(scores: Mapping[str, Score], metric: Metric) -> str:
+    """One metric at each eval spec."""
+
+    def one(score: Score) -> str:
+        left_out = f" ({score.unreadable} unreadable left out)" if score.unreadable else ""
+        return metric.text(score[metric.name]).strip() + left_out
+
+    return "  ".join(f"{name} {one(score)}" for name, score in scores.items())
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,8 @@ class Evaluator:
 
     accelerator: Accelerator
     model: MultiView
+    task: Task
+    classes: tuple[str, ...]
     mean: Tensor
     std: Tensor
     batch_size: int
@@ -93,6 +105,11 @@ class Evaluator:
     quarantine: BadImages | None = None
     between: Callable[[], None] = lambda: None
     flip: bool = False
+
+    @cached_property
+    def bound(self) -> BoundTask:
+        """The task's computations on the device; weights of classes do not matter in an evaluation."""
+        return self.task.bind(np.ones(len(self.classes)), self.accelerator.device)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Load parameters and buffers; buffers from rank 0, because BatchNorm statistics differ between ranks."""
@@ -130,7 +147,7 @@ class Evaluator:
             logits = [predicted.float() for predicted in self.model.eval()(*pixels)]
         if self.flip:
             logits = [
-                mean_log_probabilities(pair) for pair in zip(logits[: len(images)], logits[len(images) :], strict=True)
+                self.bound.average(pair) for pair in zip(logits[: len(images)], logits[len(images) :], strict=True)
             ]
         return dict(zip(images, logits, strict=True))
 
@@ -143,31 +160,39 @@ class Evaluator:
         device, count = self.accelerator.device, len(images.index)
         # Counts are exact in float64, and up to 2^24 in float32.
         exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-        sums = torch.zeros(len(specs), 3, dtype=exact, device=device)  # top-1 correct, top-5 correct, loss
-        packed = torch.zeros(len(specs), 3, count, dtype=exact, device=device)  # class + 1, confidence, p_label
+        columns = self.task.columns(self.classes)
+        sums = torch.zeros(len(specs), len(self.task.summed), dtype=exact, device=device)
+        # Of each image: 1 if it was read, and the task's columns.
+        packed = torch.zeros(len(specs), 1 + len(columns), count, dtype=exact, device=device)
         for batch in self.batches(images, sorted({size for spec in specs for size in spec.sizes})):
             if not len(batch.ids):
                 continue
             targets, logits = batch.targets.to(device), self.logits(batch.images)
             places = torch.from_numpy(batch.ids).to(device)
             for row, spec in enumerate(specs):
-                log_probabilities = mean_log_probabilities([logits[size] for size in spec.sizes])
-                sums[row] += _count(log_probabilities, targets, exact)
-                packed[row][:, places] = _packed(log_probabilities, targets).to(exact)
-        totals, packed = self.accelerator.reduce(sums, "sum").tolist(), self.accelerator.reduce(packed, "sum").cpu()
-        read = int((packed[0, 0] > 0).sum())
+                averaged = self.bound.average([logits[size] for size in spec.sizes])
+                sums[row] += self.bound.sums(averaged, targets, exact)
+                packed[row, 0, places] = 1
+                packed[row, 1:, places] = self.bound.record(averaged, targets).to(exact)
+        return self._evaluation(images.index, specs, columns, sums, packed)
+
+    def _evaluation(
+        self, index: Index, specs: Sequence[EvalSpec], columns: tuple[str, ...], sums: Tensor, packed: Tensor
+    ) -> Evaluation:
+        """Scores and predictions from the sums per spec, and the values of each image, of all ranks."""
+        totals = self.accelerator.reduce(sums, "sum").tolist()
+        values = self.accelerator.reduce(packed, "sum").cpu().numpy()
+        there = values[0, 0] > 0
+        read, count, labels = int(there.sum()), len(index), index.labels
         if not read:
-            raise InputError(f"{images.index.root}: none of the {count} images to evaluate can be read")
-        scores = {
-            spec.name: Score(
-                100 * right / read, 100 * near / read, loss / read, read, self._norm_from(spec), count - read
-            )
-            for spec, (right, near, loss) in zip(specs, totals, strict=True)
-        }
-        predicted, confidence, p_label = packed.unbind(1)
-        names = tuple(spec.name for spec in specs)
-        labels, classes = images.index.labels, (predicted - 1).long().numpy()
-        return Evaluation(scores, PredictionTable(names, labels, classes, confidence.numpy(), p_label.numpy()))
+            raise InputError(f"{index.root}: none of the {count} images to evaluate can be read")
+        scores = {}
+        for spec, summed, of_spec in zip(specs, totals, values, strict=True):
+            named = dict(zip(self.task.summed, summed, strict=True))
+            found = self.task.measure(named, labels[there], of_spec[1:, there], len(self.classes))
+            scores[spec.name] = Score(found, read, self._norm_from(spec), count - read)
+        values[:, 1, ~there] = UNREADABLE
+        return Evaluation(scores, PredictionTable(tuple(spec.name for spec in specs), labels, columns, values[:, 1:]))
 
     def latency_ms(self, specs: Sequence[EvalSpec]) -> dict[str, float]:
         """Median milliseconds from one uint8 image to its prediction on the host, on this rank; quick to measure.
@@ -188,28 +213,9 @@ class Evaluator:
         times: list[float] = []
         while len(times) < WARM_UPS + LEAST_RUNS or (len(times) < MOST_RUNS and sum(times) < longest_s):
             started = time.perf_counter()
-            mean_log_probabilities([*self.logits(images).values()]).cpu()
+            self.bound.average([*self.logits(images).values()]).cpu()
             times.append(time.perf_counter() - started)
         return times[WARM_UPS:]
 
     def _norm_from(self, spec: EvalSpec) -> int | None:
         return next((scale for size in spec.sizes if (scale := self.model.norm_from(size))), None)
-
-
-def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """N x C logarithms of the probabilities, averaged over several N x C logits."""
-    return torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
-
-
-def _count(log_probabilities: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
-    """(top-1 correct, top-5 correct, summed loss) of N x C log-probabilities."""
-    right = log_probabilities.topk(min(5, log_probabilities.shape[1]), 1).indices == targets[:, None]
-    loss = F.nll_loss(log_probabilities.to(exact), targets, reduction="sum")
-    return torch.stack([right[:, 0].sum().to(exact), right.sum().to(exact), loss])
-
-
-def _packed(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """3 x N: the predicted class, counted from 1, its probability, and the probability of the label."""
-    best, predicted = log_probabilities.topk(1, 1)
-    p_label = log_probabilities.gather(1, targets[:, None])
-    return torch.cat([predicted.to(best.dtype) + 1, best.exp(), p_label.exp()], 1).T

@@ -5,27 +5,57 @@ from typing import NamedTuple
 
 import numpy as np
 
-UNREADABLE = -1  # predicted class of an image that could not be read
+UNREADABLE = -1  # in the first column of an image that could not be read
+COLUMNS = ("predicted", "confidence", "p_label")  # of a task whose images have one class each
 
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """Predictions of every image in the order of the index; one row per eval spec, such as `64px`.
+    """What is kept of every image, in the order of the index; one row per eval spec, such as `64px`.
 
-    `labels` N; `predicted` S x N classes, UNREADABLE without an image; `confidence` S x N, probability of the
-    predicted class; `p_label` S x N, probability of the true label.
+    `labels`: N, or N x C. `columns`: R names of a task's values. `values`: S x R x N; with COLUMNS these are the
+    predicted class, its probability, and the probability of the true label. The first is UNREADABLE without an image.
     """
 
     specs: tuple[str, ...]
     labels: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
-    p_label: np.ndarray
+    columns: tuple[str, ...]
+    values: np.ndarray
+
+    @classmethod
+    def of_classes(
+        cls,
+        specs: tuple[str, ...],
+        labels: np.ndarray,
+        predicted: np.ndarray,
+        confidence: np.ndarray,
+        p_label: np.ndarray,
+    ) -> "PredictionTable":
+        """The table with COLUMNS, each S x N."""
+        return cls(specs, labels, COLUMNS, np.stack([predicted, confidence, p_label], axis=1))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each image has one class, so that there are accuracies, confusions and confidences."""
+        return self.columns == COLUMNS
 
     @property
     def readable(self) -> np.ndarray:
         """N booleans: whether the image could be read."""
-        return (self.predicted != UNREADABLE).all(axis=0)
+        return (self.values[:, 0] != UNREADABLE).all(axis=0)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """S x N classes."""
+        return self.values[:, 0].astype(np.int64)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        return self.values[:, 1]
+
+    @property
+    def p_label(self) -> np.ndarray:
+        return self.values[:, 2]
 
     def of(self, spec: str) -> "Predictions":
         """Predictions of one eval spec for the images that could be read."""
@@ -33,8 +63,8 @@ class PredictionTable:
         return Predictions(self.labels[readable], self.predicted[row, readable], self.confidence[row, readable])
 
     def hardest(self, count: int) -> np.ndarray:
-        """Positions in the index of the images with the lowest probability of the true label, averaged over specs."""
-        order = np.argsort(self.p_label.mean(axis=0), kind="stable")
+        """Positions in the index of the images that were predicted worst: by the last column, averaged over specs."""
+        order = np.argsort(self.values[:, -1].mean(axis=0), kind="stable")
         return order[self.readable[order]][:count]
 
 
@@ -80,6 +110,18 @@ def class_accuracy(predictions: Predictions, classes: int) -> np.ndarray:
     correct = np.bincount(predictions.labels[predictions.predicted == predictions.labels], minlength=classes)
     with np.errstate(invalid="ignore"):
         return 100 * correct / np.bincount(predictions.labels, minlength=classes)
+
+
+def balanced_accuracy(predictions: Predictions, classes: int) -> float:
+    """Mean over the classes with images of the percentage that is correct."""
+    return float(np.nanmean(class_accuracy(predictions, classes)))
+
+
+def macro_f1(predictions: Predictions, classes: int) -> float:
+    """Mean F1 in percent over the classes that are labels or predictions of some image."""
+    counts = confusion(predictions, classes)
+    seen = counts.sum(0) + counts.sum(1)
+    return float(100 * (2 * counts.diagonal()[seen > 0] / seen[seen > 0]).mean())
 
 
 def confused(predictions: Predictions, count: int) -> list[Confused]:

@@ -6,6 +6,16 @@ from typing import Any
 from toolkit.config.choices import FORMER_CACHES
 
 KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.json and columns of metrics.csv
+# Settings that did not exist in earlier versions -> the value that means what those did.
+AS_BEFORE: dict[str, Any] = {
+    "task": "classification",
+    "task_kwargs": {},
+    "loss": "ce",
+    "class_weights": "none",
+    "select_by": "top1",
+    "scheduler_kwargs": {},
+}
+FIELDS = {"best_top1": "best_score", "reference_top1": "reference_score"}  # of trainer.json's progress
 VALUES = {"cache": FORMER_CACHES}  # of settings in config.yaml
 
 
@@ -17,8 +27,14 @@ def keys_now(value: Any) -> Any:
 
 
 def settings_now(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name, with the current values."""
-    return {
+    """Settings by name, with the current values; one that did not exist yet has the value that means as before."""
+    renamed = {
         name: VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
         for name, value in config.items()
     }
+    return {**AS_BEFORE, **renamed} if renamed else {}
+
+
+def progress_now(progress: Mapping[str, Any]) -> dict[str, Any]:
+    """The progress in trainer.json, with the current names."""
+    return {FIELDS.get(name, name): value for name, value in progress.items()}

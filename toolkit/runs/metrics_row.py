@@ -37,8 +37,9 @@ def train_columns(parts: Mapping[str, T]) -> dict[str, T]:
 
 
 def evaluated_specs(columns: Iterable[str]) -> list[str]:
-    """The eval specs that have a top-1 column."""
-    return [column.removesuffix("/top1") for column in columns if re.fullmatch(r"[^/]+/top1", column)]
+    """The eval specs that have a column."""
+    found = [column.split("/")[0] for column in columns if re.fullmatch(r"(?!train_)[^/]+/[^/]+", column)]
+    return list(dict.fromkeys(found))
 
 
 def trained_parts(columns: Iterable[str]) -> list[str]:

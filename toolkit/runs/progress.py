@@ -14,10 +14,10 @@ class Progress:
     images_seen: int = 0
     optimizer_updates: int = 0  # steps that changed the weights: all except float16 overflows
     rollbacks: int = 0
-    best_top1: float | None = None  # in percent, at the selection size
+    best_score: float | None = None  # of --select-by, at the selection size
     best: dict[str, Any] = field(default_factory=dict)  # of the best model: epoch, step, metrics
-    reference_top1: float | None = None  # patience and plateau compare with it in the last phase
-    stale_epochs: int = 0  # since reference_top1 was last exceeded by min_delta
+    reference_score: float | None = None  # patience and plateau compare with it in the last phase
+    stale_epochs: int = 0  # since reference_score was last exceeded by min_delta
     plateau_epochs: int = 0
     plateau_factor: float = 1.0
     stopped_early: bool = False

@@ -8,6 +8,7 @@ import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 HARDEST = 24
 THUMBNAIL_PX = 128
-COLUMNS = ("predicted", "confidence", "p_label")  # per eval spec; read by position: earlier versions used other names
+FORMER = {"said": "predicted", "truth": "p_label", "sure": "confidence"}  # columns of earlier versions -> current names
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,19 @@ def keep(folder: Path, split: str, table: PredictionTable, images: ImageReader) 
 
 
 def write(folder: Path, split: str, table: PredictionTable, images: ImageReader) -> None:
-    """Write SPLIT.csv, one row per image with name, label and COLUMNS of each eval spec, and SPLIT-hardest/ID.jpg.
+    """Write SPLIT.csv, one row per image with name, label and the task's columns of each eval spec, and
+    SPLIT-hardest/ID.jpg.
 
-    Classes are keys of class_map.json; -1 marks an unreadable image.
+    Classes are keys of class_map.json; -1 in the first column marks an unreadable image. A row of several labels is
+    joined by "|".
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    columns = [f"{spec}/{column}" for spec in table.specs for column in COLUMNS]
+    columns = [f"{spec}/{column}" for spec in table.specs for column in table.columns]
     writer.writerow(["name", "label", *columns])
-    parts = np.stack([table.predicted, table.confidence, table.p_label], axis=1)  # S x 3 x N
     for i, label in enumerate(table.labels.tolist()):
-        cells = [(int(predicted), f"{p:.6g}", f"{p_label:.6g}") for predicted, p, p_label in parts[:, :, i].tolist()]
-        writer.writerow([images.index.names[i], label, *(cell for row in cells for cell in row)])
+        cells = [_cell(value) for row in table.values[:, :, i].tolist() for value in row]
+        writer.writerow([images.index.names[i], _label(label), *cells])
     thumbnails = folder / f"{split}-hardest"
     thumbnails.mkdir(parents=True, exist_ok=True)
     for old in thumbnails.glob("*.jpg"):
@@ -69,6 +71,14 @@ def write(folder: Path, split: str, table: PredictionTable, images: ImageReader)
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         image.save(thumbnails / f"{i:09d}.jpg", quality=85)
     files.write_text(folder / f"{split}.csv", text.getvalue())
+
+
+def _cell(value: float) -> int | str:
+    return int(value) if value == int(value) else f"{value:.6g}"
+
+
+def _label(label: Any) -> Any:
+    return "|".join(map(str, label)) if isinstance(label, list) else label
 
 
 def clear(folder: Path) -> None:
@@ -87,10 +97,15 @@ def read(folder: Path, split: str) -> SavedPredictions | None:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = csv.reader(file)
-        specs = tuple(column.rpartition("/")[0] for column in header[2::3])
-        cells = np.array([row[1:] for row in rows], dtype=np.float64).reshape(len(rows), -1).T  # 1 + 3 S x N
-        predicted, confidence, p_label = cells[1::3].astype(np.int64), cells[2::3], cells[3::3]
-        table = PredictionTable(specs, cells[0].astype(np.int64), predicted, confidence, p_label)
+        named = [column.rpartition("/") for column in header[2:]]
+        specs = tuple(dict.fromkeys(spec for spec, _, _ in named))
+        columns = tuple(FORMER.get(column, column) for spec, _, column in named if spec == specs[0])
+        values = np.array([row[2:] for row in rows], dtype=np.float64).reshape(len(rows), len(specs), len(columns))
+        labels = np.array([[float(part) for part in row[1].split("|")] for row in rows])
+        single = labels.shape[1] == 1
+        table = PredictionTable(
+            specs, labels[:, 0].astype(np.int64) if single else labels, columns, values.transpose(1, 2, 0)
+        )
     except (ValueError, IndexError) as error:
         raise InputError(f"{path}: not what a run writes: {error}") from None
     found = {int(file.stem): file for file in (folder / f"{split}-hardest").glob("*.jpg")}

@@ -7,6 +7,7 @@ from typing import Any
 
 from toolkit.models.optimizer_state import join_optimizer
 from toolkit.runs.checkpoint import Contents, Tensors, load
+from toolkit.runs.earlier import progress_now
 from toolkit.runs.progress import Progress
 
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
@@ -57,7 +58,7 @@ def read_snapshot(checkpoint: Path) -> Snapshot:
         average=held.get(EMA, {}),
         optimizer=held[OPTIMIZER],
         optimizer_rest=held[OPTIMIZER_REST],
-        progress=Progress(**trainer["progress"]),
+        progress=Progress(**progress_now(trainer["progress"])),
         scaler=trainer["scaler"],
     )
 

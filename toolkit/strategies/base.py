@@ -1,4 +1,4 @@
-"""The interfaces between the training loop and what a user may replace: strategies and schedules.
+"""The interfaces between the training loop and what a user may replace: strategies, tasks and schedules.
 
 A strategy chooses the sizes that go into the model and computes the loss from the logits that come out. It is frozen,
 printable, serializable, and a pure function of its fields, phase and step. So it has nothing to checkpoint, and all
@@ -6,17 +6,17 @@ ranks agree.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from toolkit.config.choices import NORM_MODES, NormMode
 from toolkit.config.tables import entry_name
 from toolkit.system.errors import InputError
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Strategy(ABC):
         """The i-th optimizer step of the phase."""
 
     @abstractmethod
-    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
-        """The loss of one micro-batch; `logits`: N x C for each size of the step; `targets`: N ints or N x C floats."""
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, task: "BoundTask", phase: Phase, step: Step) -> Loss:
+        """The loss of one micro-batch; `logits`: N x C for each size of the step; `targets`: what `task.loss` takes."""
 
     @abstractmethod
     def eval_specs(self) -> tuple[EvalSpec, ...]:
@@ -122,6 +122,116 @@ class Strategy(ABC):
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {"strategy": entry_name("strategy", type(self)), **plain}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value of every evaluation: its name in files and flags, and its title; in percent, or in its own unit."""
+
+    name: str
+    title: str
+    percent: bool = True
+    higher_is_better: bool = True
+
+    def text(self, value: float) -> str:
+        return f"{value:6.2f}%" if self.percent else f"{value:.4f}"
+
+    def gain(self, value: float, reference: float) -> float:
+        """How much better `value` is than `reference`; negative if it is worse."""
+        return value - reference if self.higher_is_better else reference - value
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What a label is, which loss is minimized and what is measured; subclasses are frozen dataclasses.
+
+    `metrics`: those of every evaluation; the first selects the best model unless `--select-by` names another.
+    `summed`: names of the sums over images that they are computed from.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]]
+    summed: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def metric(cls, name: str) -> Metric:
+        """The metric of that name or title; raises InputError if there is none."""
+        found = [metric for metric in cls.metrics if name in (metric.name, metric.title)]
+        if not found:
+            known = ", ".join(metric.name for metric in cls.metrics)
+            raise InputError(f"--select-by {name}: {cls.__name__} measures {known}")
+        return found[0]
+
+    @classmethod
+    def headline(cls, select_by: str) -> tuple[Metric, ...]:
+        """The metrics for a small table: the one that selects, and the first of the others that is in percent."""
+        selects = cls.metric(select_by)
+        return (selects, *[metric for metric in cls.metrics if metric.percent and metric is not selects][:1])
+
+    @abstractmethod
+    def check_labels(self, labels: np.ndarray, classes: int) -> None:
+        """Raise InputError unless these are labels of N images: N ints, or N rows of numbers."""
+
+    @abstractmethod
+    def class_counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
+        """The number of images of each class."""
+
+    @abstractmethod
+    def columns(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Names of the values that are kept of each image: the rows of `BoundTask.record`."""
+
+    @abstractmethod
+    def measure(
+        self, sums: Mapping[str, float], labels: np.ndarray, record: np.ndarray, classes: int
+    ) -> dict[str, float]:
+        """Every metric by name, from `summed` over N images and their R x N `record`."""
+
+    @abstractmethod
+    def answer(self, probabilities: np.ndarray, classes: Sequence[str]) -> str:
+        """The predicted class, or classes, of an image as text; `probabilities`: one per class."""
+
+    @abstractmethod
+    def bind(self, class_counts: np.ndarray, device: torch.device) -> "BoundTask":
+        """The computations on a device; `class_counts`: images of each class in training."""
+
+
+class BoundTask(ABC):
+    """A task's computations on a device. `averaged` stands for N x C logits that `average` returned."""
+
+    @abstractmethod
+    def targets(self, labels: Tensor) -> Tensor:
+        """What `loss` takes for the labels of N images."""
+
+    @abstractmethod
+    def mixable(self, labels: Tensor) -> Tensor:
+        """The same as N x C floats in [0, 1], of which MixUp and CutMix take weighted means; `loss` takes them too."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of N images, N x C logits."""
+
+    @abstractmethod
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Float32 N x ... x K: logarithms of probabilities that sum to 1 over the last dimension."""
+
+    @abstractmethod
+    def average(self, logits: Sequence[Tensor]) -> Tensor:
+        """N x C logits whose probabilities are the means of those of several N x C logits."""
+
+    @abstractmethod
+    def probabilities(self, averaged: Tensor) -> Tensor:
+        """N x C probabilities of the classes."""
+
+    @abstractmethod
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        """N: how sure each prediction is, 0 to 1; a cascade stops by it."""
+
+    @abstractmethod
+    def sums(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """`Task.summed` over N images, in that order; `dtype` keeps counts exact."""
+
+    @abstractmethod
+    def record(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        """R x N: what is kept of each image. The first row is 0 or more; the last tells how well it was predicted."""
 
 
 @dataclass(frozen=True)

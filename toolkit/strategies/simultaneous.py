@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from toolkit.config.choices import ConsistencyForm, NormMode
-from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
+from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.consistency import CONSISTENCY, consistency
 from toolkit.strategies.scales import check_ascending, check_several, eval_specs, join
 from toolkit.system.errors import InputError
@@ -48,13 +48,13 @@ class Simultaneous(Strategy):
     def step(self, phase: Phase, i: int) -> Step:
         return Step(phase.sizes, phase.batch_size)
 
-    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
-        losses = [criterion(scale_logits, targets) for scale_logits in logits]
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, task: BoundTask, phase: Phase, step: Step) -> Loss:
+        losses = [task.loss(scale_logits, targets) for scale_logits in logits]
         parts = {f"loss/{size}px": loss for size, loss in zip(step.sizes, losses, strict=True)}
         mean = torch.stack(losses).mean()
         if self.consistency_weight == 0:
             return Loss(mean, parts)
-        disagreement = consistency(logits, self.consistency)
+        disagreement = consistency(logits, self.consistency, task)
         return Loss(mean + self.consistency_weight * disagreement, {**parts, "consistency": disagreement})
 
     def eval_specs(self) -> tuple[EvalSpec, ...]:

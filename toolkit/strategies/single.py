@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from toolkit.strategies.base import Budget, Criterion, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
+from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.scales import check_ascending, eval_specs
 
 
@@ -33,8 +33,8 @@ class SingleScale(Strategy):
     def step(self, phase: Phase, i: int) -> Step:
         return Step(phase.sizes, phase.batch_size)
 
-    def loss(self, logits: Sequence[Tensor], targets: Tensor, criterion: Criterion, phase: Phase, step: Step) -> Loss:
-        total = criterion(logits[0], targets)
+    def loss(self, logits: Sequence[Tensor], targets: Tensor, task: BoundTask, phase: Phase, step: Step) -> Loss:
+        total = task.loss(logits[0], targets)
         return Loss(total, {f"loss/{step.sizes[0]}px": total})
 
     def eval_specs(self) -> tuple[EvalSpec, ...]:

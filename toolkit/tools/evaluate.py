@@ -11,6 +11,7 @@ from toolkit.config.checks import check_evaluate
 from toolkit.config.choices import Split
 from toolkit.models import recalibration
 from toolkit.models.evaluator import Evaluation, Evaluator
+from toolkit.models.metrics import COLUMNS
 from toolkit.runs import saved_predictions
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import files, host
@@ -56,6 +57,8 @@ def evaluate(
     cascaded = CascadeOptions(tuple(cascade or ()), confidence, max_loss)
     folder = run / "evaluation" if output_dir is None else output_dir
     loaded = load_run(run, [*(scales or ()), *cascaded.sizes])
+    if cascaded.sizes and loaded.task.columns(loaded.classes) != COLUMNS:
+        raise InputError(f"--cascade: evaluate measures its top-1, which {type(loaded.task).__name__} does not have")
     specs = _specs(loaded, scales, cascaded.sizes, average)
     if (folder / "config.yaml").exists():
         raise InputError(f"--output-dir {folder} is a run, whose own predictions/ would be overwritten: give another")

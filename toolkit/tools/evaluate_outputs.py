@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from toolkit.models import metrics
 from toolkit.models.cascade import saving
+from toolkit.models.evaluator import Evaluation
 from toolkit.system import files
 from toolkit.tools.cascade_report import CascadeReport, SplitCascade
 from toolkit.tools.evaluation_report import EvaluationReport
@@ -50,16 +51,26 @@ def _lines(report: EvaluationReport) -> Iterator[str]:
         some = next(iter(evaluation.scores.values()))
         left_out = f", {some.unreadable} unreadable left out" if some.unreadable else ""
         yield f"{split}, {some.images} images{left_out}"
-        yield f"{'':{wide}}  top-1 %  top-5 %    loss    ECE"
-        for name, score in evaluation.scores.items():
-            error = metrics.calibration_error(evaluation.predictions.of(name))
-            lent = f"  normalization of {score.norm_from} px" if score.norm_from else ""
-            yield f"{name:>{wide}}  {score.top1:7.2f}  {score.top5:7.2f}  {score.loss:6.4f}  {error:.4f}{lent}"
+        yield from _score_lines(report, evaluation, wide)
     if report.cascade is not None:
         for split, result in report.cascade.splits.items():
             yield ""
             yield from _cascade_lines(split, result, report.cascade)
         yield f"  predict     {_predict_command(report, report.cascade)}"
+
+
+def _score_lines(report: EvaluationReport, evaluation: Evaluation, wide: int) -> Iterator[str]:
+    """The metrics of one split; a line for each eval spec."""
+    measured = report.loaded.task.metrics
+    heads = [f"{metric.title} %" if metric.percent else metric.title for metric in measured]
+    calibrated = evaluation.predictions.has_classes
+    yield f"{'':{wide}}  " + "  ".join(f"{head:>7}" for head in [*heads, *["ECE"] * calibrated])
+    for name, score in evaluation.scores.items():
+        cells = [f"{score[metric.name]:.{2 if metric.percent else 4}f}" for metric in measured]
+        cells += [f"{metrics.calibration_error(evaluation.predictions.of(name)):.4f}"] if calibrated else []
+        lent = f"  normalization of {score.norm_from} px" if score.norm_from else ""
+        wides = [max(7, len(head)) for head in [*heads, "ECE"]]
+        yield f"{name:>{wide}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, wides, strict=False)) + lent
 
 
 def _predict_command(report: EvaluationReport, cascade: CascadeReport) -> str:
@@ -93,7 +104,7 @@ def to_json(report: EvaluationReport) -> dict[str, Any]:
     loaded, (sizes, images) = report.loaded, report.recalibrated
     splits = {
         split: {
-            name: {**asdict(score), "ece": metrics.calibration_error(evaluation.predictions.of(name))}
+            name: {**score.to_json(), **_calibration(evaluation.predictions, name)}
             for name, score in evaluation.scores.items()
         }
         for split, evaluation in report.evaluations.items()
@@ -111,6 +122,10 @@ def to_json(report: EvaluationReport) -> dict[str, Any]:
     }
 
 
+def _calibration(table: metrics.PredictionTable, name: str) -> dict[str, float]:
+    return {"ece": metrics.calibration_error(table.of(name))} if table.has_classes else {}
+
+
 def _cascade_json(cascade: CascadeReport) -> dict[str, Any]:
     splits = {
         split: {**asdict(result), "times_less_compute": result.alone_gmacs / result.gmacs}
@@ -124,25 +139,27 @@ def write_plot(report: EvaluationReport, path: Path) -> None:
     """Plot accuracy and latency against size, and accuracy against multiply-adds, as SVG; one color per split."""
     single = [spec for spec in report.specs if len(spec.sizes) == 1]
     sizes, names = [spec.sizes[0] for spec in single], [spec.name for spec in single]
+    metric = report.loaded.select_by
+    label = f"{metric.title}, %" if metric.percent else metric.title
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, (split, evaluation) in enumerate(report.evaluations.items()):
         color, scores = f"C{place}", evaluation.scores
-        left.plot(sizes, [scores[name].top1 for name in names], "o-", color=color, label=split)
+        left.plot(sizes, [scores[name][metric.name] for name in names], "o-", color=color, label=split)
         mega = {name: 1000 * cost.gmacs for name, cost in report.costs.items()}
-        right.plot([mega[name] for name in names], [scores[name].top1 for name in names], "o-", color=color)
+        right.plot([mega[name] for name in names], [scores[name][metric.name] for name in names], "o-", color=color)
         for name in mega.keys() - {*names}:
-            right.plot(mega[name], scores[name].top1, "s", color=color, label=f"{split}, averaged {name}")
-        if report.cascade is not None:
+            right.plot(mega[name], scores[name][metric.name], "s", color=color, label=f"{split}, averaged {name}")
+        if report.cascade is not None and metric.name == "top1":
             cascade = report.cascade.splits[split]
             right.plot(1000 * cascade.gmacs, cascade.top1, "*", markersize=12, color=color, label=f"{split}, cascade")
-    _axes(left, "image size, px", "top-1, %")
+    _axes(left, "image size, px", label)
     left.set_xticks(sizes)
     time = left.twinx()
     time.plot(sizes, [report.costs[name].latency_p50_ms for name in names], ".:", color="gray", label="latency p50")
     time.set_ylabel("latency of one image, ms (dotted)")
     time.set_ylim(bottom=0)
-    _axes(right, "10^6 multiply-adds of one image", "top-1, %")
+    _axes(right, "10^6 multiply-adds of one image", label)
     left.legend(loc="best", fontsize="small")
     if right.get_legend_handles_labels()[0]:
         right.legend(loc="best", fontsize="small")

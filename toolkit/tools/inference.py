@@ -37,6 +37,8 @@ def start_evaluator(loaded: LoadedRun, options: InferenceOptions, unreadable: Pa
     return Evaluator(
         accelerator,
         loaded.model.to(place),
+        loaded.task,
+        loaded.classes,
         loaded.mean.to(place),
         loaded.std.to(place),
         options.batch_size,

@@ -18,8 +18,9 @@ from toolkit.models.multiview import MultiView, copy_state
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.directory import RunDirectory
 from toolkit.strategies import build
-from toolkit.strategies.base import Strategy
+from toolkit.strategies.base import Metric, Strategy, Task
 from toolkit.system.errors import InputError
+from toolkit.training.tasks import make_task
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class LoadedRun:
     directory: RunDirectory
     settings: Settings
     strategy: Strategy
+    task: Task
     classes: tuple[str, ...]
     model: MultiView
     mean: Tensor
@@ -45,6 +47,11 @@ class LoadedRun:
     def sizes(self) -> tuple[int, ...]:
         """The sizes that the run reports, px, ascending."""
         return eval_sizes(self.strategy)
+
+    @property
+    def select_by(self) -> Metric:
+        """The metric that selected the best model."""
+        return self.task.metric(self.settings.select_by or self.task.metrics[0].name)
 
     def manifest(self) -> dict[str, Any]:
         """Manifest of the newest checkpoint; empty if there is no checkpoint."""
@@ -94,6 +101,7 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
         directory,
         settings,
         strategy,
+        make_task(settings),
         classes,
         model.to(where).eval(),
         mean,

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 
@@ -15,7 +14,7 @@ from toolkit.config.settings import SYNTHETIC
 from toolkit.data.sources.index import Splits
 from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.run_config import learned
-from toolkit.strategies.base import at_size
+from toolkit.strategies.base import Metric, at_size
 from toolkit.system.errors import printable
 from toolkit.tools.export_formats import FILES, INPUT, TOLERANCE
 from toolkit.tools.loaded_run import LoadedRun
@@ -67,10 +66,10 @@ class Card:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """A row of the accuracy table: top-1 and top-5, percent, by split; 10^9 multiply-adds; normalization scale."""
+    """A row of the accuracy table: the headline metrics by split; 10^9 multiply-adds; normalization scale."""
 
     name: str
-    scores: Mapping[str, tuple[float, float]]
+    scores: Mapping[str, tuple[float, ...]]
     gmacs: float
     norm_from: int | None
 
@@ -79,15 +78,18 @@ def read_rows(loaded: LoadedRun) -> list[SizeRow]:
     """Metrics from summary.json; for an unfinished run, the validation metrics saved with the best model."""
     summary = loaded.directory.summary()
     found = {split: summary[split] for split in SPLITS if split in summary}
-    rows = []
+    rows, names = [], [metric.name for metric in headline(loaded)]
     for spec in loaded.strategy.eval_specs():
-        scores = {split: (of[spec.name]["top1"], of[spec.name]["top5"]) for split, of in found.items()}
-        top1, top5 = (loaded.metadata.get(eval_column(spec.name, metric)) for metric in ("top1", "top5"))
-        if not scores and top1 is not None and top5 is not None:
-            scores = {"val": (top1, top5)}
+        scores = {split: tuple(of[spec.name][name] for name in names) for split, of in found.items()}
+        if not scores and eval_column(spec.name, names[0]) in loaded.metadata:
+            scores = {"val": tuple(loaded.metadata[eval_column(spec.name, name)] for name in names)}
         norm_from = next((scale for size in spec.sizes if (scale := loaded.model.norm_from(size))), None)
         rows.append(SizeRow(spec.name, scores, sum(loaded.gmacs[size] for size in spec.sizes), norm_from))
     return rows
+
+
+def headline(loaded: LoadedRun) -> tuple[Metric, ...]:
+    return loaded.task.headline(loaded.select_by.name)
 
 
 def unreadable(loaded: LoadedRun) -> dict[str, int]:
@@ -97,10 +99,10 @@ def unreadable(loaded: LoadedRun) -> dict[str, int]:
     return {"val": int(loaded.metadata.get(eval_column(target, "unreadable"), 0)), "test": tested.get("unreadable", 0)}
 
 
-def recommended(rows: list[SizeRow]) -> SizeRow | None:
-    """The row with the best validation top-1, the cheapest on ties; None if there are no validation metrics."""
+def recommended(rows: list[SizeRow], metric: Metric) -> SizeRow | None:
+    """The row with the best validation result, the cheapest on ties; None if there are no validation metrics."""
     measured = [row for row in rows if "val" in row.scores]
-    return max(measured, key=lambda row: (row.scores["val"][0], -row.gmacs), default=None)
+    return max(measured, key=lambda row: (metric.gain(row.scores["val"][0], 0), -row.gmacs), default=None)
 
 
 def write_card(card: Card) -> str:
@@ -139,14 +141,21 @@ def _front(card: Card, rows: list[SizeRow]) -> dict[str, Any]:
         "tags": ["timm", "image-classification"],
     }
     exported = next((row for row in rows if row.name == at_size(card.model.size).name), None)
+    metric = headline(card.loaded)[0]
     if exported is not None and exported.scores:
         results = [
             {
                 "task": {"type": "image-classification"},
                 "dataset": {"name": f"{SPLITS[split]} images", "type": "image-folder", "split": SPLITS[split]},
-                "metrics": [{"type": "accuracy", "name": f"top-1 at {exported.name}, %", "value": round(top1, 2)}],
+                "metrics": [
+                    {
+                        "type": "accuracy" if metric.name == "top1" else metric.name,
+                        "name": f"{metric.title} at {exported.name}" + ", %" * metric.percent,
+                        "value": round(values[0], 2 if metric.percent else 4),
+                    }
+                ],
             }
-            for split, (top1, _) in exported.scores.items()
+            for split, values in exported.scores.items()
         ]
         front["model-index"] = [{"name": _name(card.loaded), "results": results}]
     return front
@@ -212,13 +221,15 @@ def _preprocessing(card: Card) -> str:
 def _accuracy(card: Card, rows: list[SizeRow]) -> str:
     """The accuracy table, the recommended size, and the scale of this export."""
     splits = [split for split in SPLITS if any(split in row.scores for row in rows)]
-    heads = [f"{SPLITS[split]} {metric}" for split in splits for metric in ("top-1", "top-5")]
+    shown = headline(card.loaded)
+    heads = [f"{SPLITS[split]} {metric.title}" for split in splits for metric in shown]
     table = [f"| size | {' | '.join([*heads, '10^9 multiply-adds'])} |", "|---" * (len(heads) + 2) + "|"]
     for row in rows:
-        cells = [f"{x:.2f}%" for split in splits for x in row.scores.get(split, ())] or ["" for _ in heads]
+        values = [pair for split in splits for pair in zip(shown, row.scores.get(split, ()), strict=False)]
+        cells = [metric.text(value).strip() for metric, value in values] or ["" for _ in heads]
         name = row.name + (f" (normalization of {row.norm_from} px)" if row.norm_from else "")
         table += [f"| {' | '.join([name, *cells, f'{row.gmacs:.3g}'])} |"]
-    best, dearest = recommended(rows), max(rows, key=lambda row: row.gmacs)
+    best, dearest = recommended(rows, shown[0]), max(rows, key=lambda row: row.gmacs)
     if best is None or len([row for row in rows if row.scores]) < len(rows):
         advice = "The run has not ended: the sizes without metrics cannot be compared yet."
     else:
@@ -252,7 +263,7 @@ def _counts(card: Card) -> str:
     counted = f"{then['train']['images']} training, {', '.join(sizes)} images"
     if then["train"] != now["train"]:
         return f"{counted}."
-    counts = np.bincount(card.splits.train.labels, minlength=len(card.splits.classes))
+    counts = card.loaded.task.class_counts(card.splits.train.labels, len(card.splits.classes))
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     return f"{counted}; {each} training images of each class."
 

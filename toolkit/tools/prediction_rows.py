@@ -16,7 +16,8 @@ STDOUT = "-"
 
 
 class PredictionRow(NamedTuple):
-    """Prediction for one image: `best` are (class, probability), most probable first.
+    """Prediction for one image: `label` is the task's answer, with its confidence; `best` are (class, probability),
+    most probable first.
 
     `size`: size of the prediction, px, such as 64, or 32+64 for averaged probabilities. An unreadable image has only
     `path` and `error`.
@@ -26,6 +27,8 @@ class PredictionRow(NamedTuple):
     best: tuple[tuple[str, float], ...] = ()
     size: str = ""
     error: str = ""
+    label: str = ""
+    confidence: float | None = None
 
 
 def csv_line(cells: Iterable[Any]) -> str:
@@ -49,9 +52,10 @@ class CsvFormat:
         return "".join(csv_line(self._cells(row)) for row in rows)
 
     def _cells(self, row: PredictionRow) -> tuple[Any, ...]:
-        cells = [cell for label, probability in row.best for cell in (label, f"{probability:.6g}")]
-        cells += [""] * (2 * self._top - len(cells))
-        return (row.path, *cells[:2], row.size, *cells[2:], row.error)
+        sure = "" if row.confidence is None else f"{row.confidence:.6g}"
+        further = [cell for label, probability in row.best[1:] for cell in (label, f"{probability:.6g}")]
+        further += [""] * (2 * (self._top - 1) - len(further))
+        return (row.path, row.label, sure, row.size, *further, row.error)
 
 
 class JsonLines:
@@ -64,11 +68,10 @@ class JsonLines:
         return "".join(json.dumps(self._object(row)) + "\n" for row in rows)
 
     def _object(self, row: PredictionRow) -> dict[str, Any]:
-        label, probability = row.best[0] if row.best else (None, None)
         return {
             "path": row.path,
-            "label": label,
-            "probability": probability,
+            "label": row.label if row.best else None,
+            "probability": row.confidence,
             "size": row.size or None,
             "top": [{"label": label, "probability": probability} for label, probability in row.best],
             "error": row.error or None,

@@ -84,14 +84,19 @@ class PredictionStream:
         """One row for each readable image of the batch."""
         if not len(batch.ids):
             return []
-        probabilities, exit_index = self.cascade.predict(self.evaluator, batch.images)
-        best = probabilities.topk(self.top, 1)
+        evaluator = self.evaluator
+        probabilities, exit_index = self.cascade.predict(evaluator, batch.images)
+        best, confidence = probabilities.topk(self.top, 1), evaluator.bound.confidence(probabilities)
         sizes = ["+".join(map(str, spec.sizes)) for spec in self.cascade.exits]
         return [
-            PredictionRow(self.listed.names[i], self._named(labels, values), sizes[place])
-            for i, labels, values, place in zip(
-                batch.ids.tolist(), best.indices.tolist(), best.values.tolist(), exit_index, strict=True
+            PredictionRow(
+                path=self.listed.names[i],
+                best=self._named(best.indices[row].tolist(), best.values[row].tolist()),
+                size=sizes[exit_index[row]],
+                label=evaluator.task.answer(probabilities[row].numpy(), self.classes),
+                confidence=float(confidence[row]),
             )
+            for row, i in enumerate(batch.ids.tolist())
         ]
 
     def _named(self, labels: Sequence[int], values: Sequence[float]) -> tuple[tuple[str, float], ...]:

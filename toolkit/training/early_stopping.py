@@ -2,22 +2,23 @@
 
 from toolkit.config.settings import Settings
 from toolkit.runs.progress import Progress
+from toolkit.strategies.base import Metric
 
 PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
 
 
-def select(settings: Settings, progress: Progress, top1: float, in_last_phase: bool) -> bool:
-    """Whether `top1`, in percent at the selection size, is the best so far.
+def select(settings: Settings, progress: Progress, metric: Metric, value: float, in_last_phase: bool) -> bool:
+    """Whether `value` of the metric at the selection size is the best so far.
 
     Updates the counters for patience and plateau in `progress`, in the last phase only.
     """
-    best = progress.best_top1 is None or top1 > progress.best_top1
+    best = progress.best_score is None or metric.gain(value, progress.best_score) > 0
     if best:
-        progress.best_top1 = top1
+        progress.best_score = value
     if not in_last_phase:
         return best
-    if progress.reference_top1 is None or top1 > progress.reference_top1 + settings.min_delta:
-        progress.reference_top1, progress.stale_epochs, progress.plateau_epochs = top1, 0, 0
+    if progress.reference_score is None or metric.gain(value, progress.reference_score) > settings.min_delta:
+        progress.reference_score, progress.stale_epochs, progress.plateau_epochs = value, 0, 0
         return best
     progress.stale_epochs += 1
     progress.plateau_epochs += 1

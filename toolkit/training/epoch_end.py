@@ -26,8 +26,8 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     run.evaluator.load(run.state.weights.state())
     scores = run.evaluator.score(run.data.evaluated["val"], specs)
     progress.wall_seconds += (eval_seconds := clocks.wall.lap())
-    top1, in_last_phase = scores[strategy.selection().name].top1, epoch.phase is run.plan.phases[-1]
-    improved = select(run.settings, progress, top1, in_last_phase)
+    score, in_last_phase = scores[strategy.selection().name], epoch.phase is run.plan.phases[-1]
+    improved = select(run.settings, progress, run.select_by, score[run.select_by.name], in_last_phase)
     if improved:
         progress.best = {"epoch": epoch.number, "step": progress.step, **eval_columns(scores)}
     progress.epoch = epoch.number + 1
@@ -47,7 +47,7 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
             **run.cost(),
         },
     )
-    records.tracking.log_epoch(row, progress.best_top1)
+    records.tracking.log_epoch(row, {f"best_{run.select_by.name}": progress.best_score})
     if run.accelerator.is_main_process:
         records.directory.add_metrics(row)
     run.state.running_means.restart({}, run.accelerator.device)
@@ -55,11 +55,12 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     if run.accelerator.is_main_process:
         report.refresh(records.directory.path)
     log.info(
-        "epoch %3d  %s px  loss %.4f  top-1 %s%s%s",
+        "epoch %3d  %s px  loss %.4f  %s %s%s%s",
         epoch.number,
         row.sizes_name,
         row.metrics["train_loss"],
-        brief(scores),
+        run.select_by.title,
+        brief(scores, run.select_by),
         "  best" if improved else "",
         f"  {row.metrics['images_per_s']:.0f} images/s" if "images_per_s" in row.metrics else "",
     )

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch
 from toolkit.runs.metrics_row import train_columns
-from toolkit.strategies.base import Schedule, Strategy
+from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system import console
 from toolkit.system.errors import NonFiniteError
 from toolkit.training.divergence import check_finite, roll_back
@@ -31,15 +31,16 @@ def train(
     recipe: str = "train",
     notes: Mapping[str, Any] | None = None,
     *,
+    task: Task | None = None,
     schedule: Schedule | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and record one run; returns the contents of its summary.json.
 
-    `schedule` replaces the one that the settings name. `notes`: further JSON files for the run directory, by name.
-    Raises InputError if settings or data cannot work, NonFiniteError if the loss is not finite, SaveError if a
+    `task` and `schedule` replace those that the settings name. `notes`: further JSON files for the run directory, by
+    name. Raises InputError if settings or data cannot work, NonFiniteError if the loss is not finite, SaveError if a
     checkpoint cannot be written, and PreemptedError after a stop request, with all steps saved.
     """
-    with open_run(*make_parts(settings, strategy, schedule=schedule), recipe, notes or {}) as run:
+    with open_run(*make_parts(settings, strategy, task=task, schedule=schedule), recipe, notes or {}) as run:
         if run.finished:
             return run.summary
         while True:

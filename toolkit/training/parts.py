@@ -12,9 +12,10 @@ from typing import Any
 
 from toolkit.config.settings import Settings
 from toolkit.config.tables import entry_name
-from toolkit.strategies.base import Schedule, Strategy
+from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.schedules import make_schedule
+from toolkit.training.tasks import OF_TASK, make_task
 
 PLAIN = str | int | float | bool | None
 
@@ -24,25 +25,47 @@ class Parts:
     """The replaceable parts of a run."""
 
     strategy: Strategy
+    task: Task
     schedule: Schedule
 
     def own_code(self) -> dict[str, str]:
         """SHA-256 of the source file of each part that is not the toolkit's, by module; part of a run's fingerprint."""
-        kinds = (type(self.strategy), type(self.schedule))
+        kinds = (type(self.strategy), type(self.task), type(self.schedule))
         return {kind.__module__: _digest(kind) for kind in kinds if not kind.__module__.startswith("toolkit.")}
 
 
-def make_parts(settings: Settings, strategy: Strategy, *, schedule: Schedule | None = None) -> tuple[Settings, Parts]:
+def make_parts(
+    settings: Settings, strategy: Strategy, *, task: Task | None = None, schedule: Schedule | None = None
+) -> tuple[Settings, Parts]:
     """The parts of a run, and the settings that name them; raises InputError if one of them does not fit."""
     _check_fields(strategy)
     names: dict[str, Any] = {}
+    if task is None:
+        task = make_task(settings)
+    else:
+        names |= _task_names(settings, task)
+    names["task"] = entry_name("task", type(task))
+    names["select_by"] = task.metric(settings.select_by or task.metrics[0].name).name
     if schedule is None:
         schedule = make_schedule(settings)
     else:
         own = {name: value for name, value in field_values(schedule).items() if name != "warmup"}
         names |= {"scheduler_kwargs": own, "warmup_epochs": schedule.warmup * settings.epochs}
     names["scheduler"] = entry_name("schedule", type(schedule))
-    return settings.model_copy(update=names), Parts(strategy, schedule)
+    return settings.model_copy(update=names), Parts(strategy, task, schedule)
+
+
+def _task_names(settings: Settings, task: Task) -> dict[str, Any]:
+    """How settings name a task that was passed; raises InputError if a setting contradicts one of its fields."""
+    values = field_values(task)
+    for name in OF_TASK:
+        given = getattr(settings, name)
+        if given not in (Settings.model_fields[name].default, values.get(name)):
+            raise InputError(
+                f"--{name.replace('_', '-')} {given} would be ignored: {task} was passed; drop one of them"
+            )
+    shared = {name: values.pop(name) for name in OF_TASK if name in values}
+    return {**shared, "task_kwargs": values}
 
 
 def field_values(part: Any) -> dict[str, Any]:

@@ -123,5 +123,5 @@ def restore_best(directory: RunDirectory, progress: Progress) -> None:
         log.info("best      exported anew from %s", source)
     except InputError as error:
         log.warning("the best model so far, of epoch %s, is lost: %s", progress.best["epoch"], error)
-        progress.best_top1, progress.best = None, {}
+        progress.best_score, progress.best = None, {}
         progress.inexact.append(f"step {progress.step}: the best model so far was lost")

@@ -16,7 +16,7 @@ from toolkit.runs.directory import RunDirectory
 from toolkit.runs.quarantine import Quarantine
 from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.saver import Saver
-from toolkit.strategies.base import Phase, Strategy
+from toolkit.strategies.base import Metric, Phase, Strategy
 from toolkit.system import host
 from toolkit.system.clouds import Cloud
 from toolkit.system.preemption import Preemption
@@ -84,6 +84,11 @@ class Run:
     @property
     def strategy(self) -> Strategy:
         return self.parts.strategy
+
+    @property
+    def select_by(self) -> Metric:
+        """The metric that selects the best model."""
+        return self.parts.task.metric(self.settings.select_by or self.parts.task.metrics[0].name)
 
     def epochs(self) -> Iterator[Epoch]:
         """The epochs that are not closed yet; the number of rollbacks sets their image order."""

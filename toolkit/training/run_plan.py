@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -14,7 +15,7 @@ from toolkit.data.sources.index import Splits
 from toolkit.data.sources.splits import absolute, open_splits
 from toolkit.models.inspection import ModelPlan, plan_model
 from toolkit.runs import dashboards
-from toolkit.strategies.base import Strategy
+from toolkit.strategies.base import BoundTask, Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
 from toolkit.training.parts import Parts
@@ -37,6 +38,11 @@ class RunPlan:
     model: ModelPlan
     threads: int
 
+    def bound_task(self, device: torch.device) -> BoundTask:
+        """The task's computations, with the weights of classes that the training images have."""
+        task, splits = self.parts.task, self.splits
+        return task.bind(task.class_counts(splits.train.labels, len(splits.classes)), device)
+
     @property
     def resolved(self) -> Settings:
         """The settings with `cache` resolved too."""
@@ -54,6 +60,8 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)
     splits = open_splits(settings, strategy.selection().sizes[-1])
+    for index in splits.all().values():
+        parts.task.check_labels(index.labels, len(splits.classes))
     steps = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
     if settings.on_bad_sample == "fail":
         check_readable(splits)
@@ -145,6 +153,7 @@ def describe_run(run_plan: RunPlan) -> list[str]:
         f"10^9 multiply-adds per image: {', '.join(costs)}",
         f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({scheduler}, "
         f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
+        f"task      {run_plan.parts.task}, best model by {settings.select_by}",
         f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
         f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
         f"{settings.seed}",

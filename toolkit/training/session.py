@@ -24,6 +24,7 @@ from toolkit.runs.resume_rules import acquire_run
 from toolkit.runs.run_config import config_of, learned
 from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.saver import Saver
+from toolkit.strategies.base import Task
 from toolkit.system import clouds, console
 from toolkit.system.errors import InputError, PreemptedError, expected
 from toolkit.system.preemption import Preemption
@@ -74,7 +75,7 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
             point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint)
             try:
                 if point.finished:
-                    yield _finished(point.directory, accelerator.is_main_process)
+                    yield _finished(point.directory, parts.task, accelerator.is_main_process)
                     return
                 run_plan = keep_cache(run_plan, point.cache)
                 for line in (*machine, *describe_run(run_plan)):
@@ -89,13 +90,14 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
             device.stop()
 
 
-def _finished(directory: RunDirectory, main: bool) -> FinishedRun:
+def _finished(directory: RunDirectory, task: Task, main: bool) -> FinishedRun:
     if main:
         report.write_if_stale(directory.path)
     summary = directory.summary()
     split = "test" if "test" in summary else "val"
-    top1 = summary.get(split, {}).get(summary.get("selection"), {}).get("top1")
-    reached = "" if top1 is None else f" ({split} top-1 {top1:.1f}%)"
+    metric = task.metric(summary.get("select_by", task.metrics[0].name))
+    best = summary.get(split, {}).get(summary.get("selection"), {}).get(metric.name)
+    reached = "" if best is None else f" ({split} {metric.title} {metric.text(best).strip()})"
     page = directory.path / report.PAGE
     log.info("finished  this run is finished%s; see %s. To train again: another --output-dir", reached, page)
     return FinishedRun(summary)
@@ -208,6 +210,8 @@ def set_up(
         evaluator=Evaluator(
             accelerator,
             evaluated,
+            run_plan.parts.task,
+            run_plan.splits.classes,
             state.mean,
             state.std,
             run_plan.steps.micro_batch,

@@ -11,7 +11,7 @@ def train_step(state: TrainState, batch: Batch, phase: Phase, learning_rate: flo
     images, targets = state.receive(batch)
     with accelerator.accumulate(model):
         logits = model(*state.views(images, batch.step.sizes))  # one forward pass for all scales
-        loss = state.strategy.loss(logits, targets, state.criterion, phase, batch.step)
+        loss = state.strategy.loss(logits, targets, state.task, phase, batch.step)
         state.non_finite.see_loss(batch.number, loss.total)
         accelerator.backward(loss.total)
         if accelerator.sync_gradients:

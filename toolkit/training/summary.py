@@ -4,7 +4,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from toolkit.models.evaluator import Score, brief
 from toolkit.runs import best_model, report, saved_predictions
 from toolkit.runs.metrics_row import MetricsRow, eval_columns, number
+from toolkit.strategies.base import Metric
 from toolkit.system.errors import NonFiniteError, PeerError, PreemptedError, SaveError
 from toolkit.system.exit_codes import exit_code_of, report_once
 from toolkit.training import device
@@ -21,6 +21,7 @@ from toolkit.training.run import Run
 log = logging.getLogger(__name__)
 
 PACKAGES = ("toolkit", "torch", "torchvision", "accelerate", "timm")
+SHOWN = 3
 KNOWN_TO_ALL = NonFiniteError | SaveError | PreemptedError  # errors that all ranks have agreed on
 
 
@@ -43,12 +44,12 @@ def conclude(run: Run) -> dict[str, Any]:
     for split, of_split in scores.items():
         log.info("%s, best model (epoch %s)", split, metadata["epoch"])
         for spec, score in of_split.items():
-            log.info("  %6s  %s", spec, score)
+            log.info("  %6s  %s", spec, score.line(shown(run)))
     latency_ms = run.evaluator.latency_ms(specs) if main else {}
     for name, raw in run.state.weights.raw().items():
         run.evaluator.load(raw)
         scores[name] = run.evaluator.score(run.data.evaluated["val"], specs)
-        log.info("val, weights of the last step without averaging: %s", brief(scores[name]))
+        log.info("val, weights of the last step without averaging: %s", brief(scores[name], run.select_by))
     run.control.preemption.training_ends()
     progress.wall_seconds += run.clocks.wall.lap()
     records.tracking.conclude(
@@ -59,7 +60,7 @@ def conclude(run: Run) -> dict[str, Any]:
         {
             "exit_reason": "early stop" if progress.stopped_early else "done",
             "latency_ms": latency_ms,
-            **{name: {spec: asdict(score) for spec, score in of_split.items()} for name, of_split in scores.items()},
+            **{name: {spec: score.to_json() for spec, score in of_split.items()} for name, of_split in scores.items()},
         },
     )
     if main:
@@ -79,7 +80,8 @@ def summarize(run: Run, outcome: Mapping[str, Any]) -> dict[str, Any]:
         "strategy": str(run.strategy),
         "selection": run.strategy.selection().name,
         "best_epoch": progress.best.get("epoch"),
-        "best_top1": progress.best_top1,
+        "select_by": run.select_by.name,
+        f"best_{run.select_by.name}": progress.best_score,
         "final": final_row(rows),
         "steps": progress.step,
         "images_seen": progress.images_seen,
@@ -110,12 +112,19 @@ def final_row(rows: Sequence[MetricsRow]) -> dict[str, Any]:
     return {**{name: None for row in rows for name in row.columns()}, **last.columns(), "sizes": sizes}
 
 
+def shown(run: Run) -> list[Metric]:
+    """The metrics of the console: the task's first three, and the one that selects."""
+    first = [*run.parts.task.metrics[:SHOWN]]
+    return first if run.select_by in first else [*first, run.select_by]
+
+
 def final_metrics(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
-    """Final metrics for the dashboard: top-1 and top-5 of the best model on val, all metrics on other splits."""
+    """Final metrics for the dashboard: all but the loss of the best model on val, all metrics on other splits."""
     val = {
         f"best/{spec}/{metric}": value
         for spec, score in scores["val"].items()
-        for metric, value in (("top1", score.top1), ("top5", score.top5))
+        for metric, value in score.values.items()
+        if metric != "loss"
     }
     others = {split: eval_columns(scores[split]) for split in scores if split != "val"}
     return val | {f"{split}/{column}": value for split, found in others.items() for column, value in found.items()}

@@ -18,7 +18,7 @@ from toolkit.models.ema import Ema, Weights
 from toolkit.models.multiview import MultiView
 from toolkit.models.optimizer import check_optimizer, create_optimizer
 from toolkit.runs.progress import Progress
-from toolkit.strategies.base import Criterion, Strategy
+from toolkit.strategies.base import BoundTask, Strategy
 from toolkit.training import device
 from toolkit.training.monitor import NonFiniteMonitor, RunningMeans
 from toolkit.training.run_plan import RunPlan
@@ -32,9 +32,8 @@ class TrainState:
     strategy: Strategy
     model: nn.Module
     optimizer: Any  # AcceleratedOptimizer
-    criterion: Criterion
+    task: BoundTask
     gradient_clip: float
-    classes: int
     mean: Tensor
     std: Tensor
     non_finite: NonFiniteMonitor
@@ -43,12 +42,12 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Move a batch to the device: uint8 N x 3 x S x S images, and N labels, or N x C targets if it is mixed."""
+        """Move a batch to the device: uint8 N x 3 x S x S images, and the task's targets."""
         device = self.accelerator.device
-        images, targets = batch.images.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
+        images, labels = batch.images.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
         if batch.mixing is None:
-            return images, targets
-        return mix(images, targets, batch.mixing.to(device, non_blocking=True), self.classes)
+            return images, self.task.targets(labels)
+        return mix(images, self.task.mixable(labels), batch.mixing.to(device, non_blocking=True))
 
     def views(self, pixels: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Convert uint8 N x 3 x S x S images to one normalized view per size."""
@@ -94,9 +93,8 @@ def build_train_state(
         strategy=strategy,
         model=model,
         optimizer=optimizer,
-        criterion=nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
+        task=run_plan.bound_task(accelerator.device),
         gradient_clip=settings.gradient_clip or float("inf"),
-        classes=len(run_plan.splits.classes),
         mean=torch.tensor(data_config["mean"], device=accelerator.device),
         std=torch.tensor(data_config["std"], device=accelerator.device),
         non_finite=NonFiniteMonitor(accelerator.device, gradients=accelerator.scaler is None),

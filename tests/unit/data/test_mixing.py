@@ -58,9 +58,13 @@ def images(count: int = 4, size: int = 8) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
+def one_hot(labels: list[int], classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(labels), classes).float()
+
+
 def test_mixup_is_the_weighted_mean_by_hand_when_a_weight_is_given():
     pixels, drawn = images(), torch.tensor([[0.75, 0, 0, 0, 0]] * 2 + [[1.0, 0, 0, 0, 0]] * 2)
-    mixed, targets = mix(pixels, torch.tensor([2, 0, 1, 1]), drawn, 3)
+    mixed, targets = mix(pixels, one_hot([2, 0, 1, 1], 3), drawn)
     expected = (0.75 * pixels[0].float() + 0.25 * pixels[1].float()).round()
     assert mixed.dtype == torch.uint8
     assert (mixed[0].float() - expected).abs().max() <= 1
@@ -70,7 +74,7 @@ def test_mixup_is_the_weighted_mean_by_hand_when_a_weight_is_given():
 
 def test_cutmix_pastes_the_partner_and_counts_its_pixels_when_a_box_is_given():
     pixels, box = images(2), [0.5, 0.25, 0.0, 0.75, 0.5]  # columns 2 to 5, rows 0 to 3: 16 of 64 pixels
-    mixed, targets = mix(pixels, torch.tensor([0, 1]), torch.tensor([box, box]), 2)
+    mixed, targets = mix(pixels, one_hot([0, 1], 2), torch.tensor([box, box]))
     for i, other in ((0, 1), (1, 0)):
         expected = pixels[i].clone()
         expected[:, 0:4, 2:6] = pixels[other][:, 0:4, 2:6]
@@ -81,5 +85,5 @@ def test_cutmix_pastes_the_partner_and_counts_its_pixels_when_a_box_is_given():
 def test_targets_sum_to_one_when_pairs_are_drawn():
     drawn = Mixer(0.5, 1, 0).draw(0, IDS, 1.0)
     assert drawn is not None
-    _, targets = mix(images(20), torch.arange(20) % 7, drawn, 7)
+    _, targets = mix(images(20), one_hot([i % 7 for i in range(20)], 7), drawn)
     assert targets.sum(1).tolist() == pytest.approx([1.0] * 20)

@@ -10,7 +10,9 @@ SPECS, COSTS = ("small", "middle", "large"), (1.0, 4.0, 16.0)
 PREDICTED = np.array([[0, 0, 0, 0, -1], [1, 1, 1, 1, -1], [2, 2, 2, 2, -1]])  # the class names the exit
 CONFIDENCES = np.array([[0.9, 0.8, 0.3, 0.1, 0], [0.2, 0.9, 0.8, 0.3, 0], [0.2, 0.2, 0.2, 0.2, 0]])
 LABELS = np.array([0, 1, 1, 2, 0])
-TABLE = PredictionTable(SPECS, LABELS, PREDICTED, CONFIDENCES, CONFIDENCES)  # the last image could not be read
+TABLE = PredictionTable.of_classes(
+    SPECS, LABELS, PREDICTED, CONFIDENCES, CONFIDENCES
+)  # the last image could not be read
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_the_confidence_is_the_cheapest_that_loses_no_more_than_allowed():
     labels = np.array([0, 0, 1, 1])
     predicted = np.array([[0, 0, 0, 1], [0, 0, 1, 1]])  # the small one is wrong on the third image
     confidences = np.array([[0.9, 0.8, 0.6, 0.7], [0.9] * 4])
-    table = PredictionTable(("small", "large"), labels, predicted, confidences, confidences)
+    table = PredictionTable.of_classes(("small", "large"), labels, predicted, confidences, confidences)
     assert cheapest_confidence(table, table.specs, (1.0, 4.0), 0.0) == 0.605
     assert cheapest_confidence(table, table.specs, (1.0, 4.0), 24.9) == 0.605
     assert cheapest_confidence(table, table.specs, (1.0, 4.0), 25.0) == 0.005
@@ -49,5 +51,5 @@ def test_the_confidence_is_the_cheapest_that_loses_no_more_than_allowed():
 def test_nearly_all_images_take_the_last_exit_when_no_confidence_keeps_the_loss():
     predicted = np.array([[1, 1], [0, 0]])  # the small one is always wrong and always certain
     confidences = np.ones((2, 2))
-    table = PredictionTable(("small", "large"), np.zeros(2, dtype=int), predicted, confidences, confidences)
+    table = PredictionTable.of_classes(("small", "large"), np.zeros(2, dtype=int), predicted, confidences, confidences)
     assert cheapest_confidence(table, table.specs, (1.0, 4.0), 0.5) == 1.0

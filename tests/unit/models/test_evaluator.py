@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tests.conftest import index_of, paths_of
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Index
+from toolkit.models.classification import Classification
 from toolkit.models.evaluator import Evaluator
 from toolkit.models.multiview import MultiView, state_tensors
 from toolkit.strategies.base import EvalSpec, NormPolicy
@@ -52,7 +53,8 @@ def multi_view(mode: str = "off", scales: tuple[int, ...] = SIZES) -> MultiView:
 
 def evaluator(accelerator: Accelerator, model: MultiView, batch_size: int = 4, threads: int = 2) -> Evaluator:
     mean, std = torch.tensor(MEAN, dtype=torch.float32), torch.tensor(STD, dtype=torch.float32)
-    return Evaluator(accelerator, model, mean, std, batch_size, threads)
+    classes = tuple(map(str, range(next(m for m in model.modules() if isinstance(m, nn.Linear)).out_features)))
+    return Evaluator(accelerator, model, Classification(), classes, mean, std, batch_size, threads)
 
 
 def probabilities(index: Index, model: MultiView, size: int) -> np.ndarray:
@@ -74,11 +76,11 @@ def test_figures_agree_with_scikit_learn_when_batches_do_not_divide_the_images(
     for name, said in {"8px": small, "16px": large, "both": (small + large) / 2}.items():
         labels, score = np.arange(CLASSES), scores[name]
         top1, top5 = (top_k_accuracy_score(images.index.labels, said, k=k, labels=labels) for k in (1, 5))
-        assert score.top1 == pytest.approx(100 * top1)
-        assert score.top5 == pytest.approx(100 * top5)
-        assert score.loss == pytest.approx(log_loss(images.index.labels, said, labels=labels), rel=1e-4)
+        assert score["top1"] == pytest.approx(100 * top1)
+        assert score["top5"] == pytest.approx(100 * top5)
+        assert score["loss"] == pytest.approx(log_loss(images.index.labels, said, labels=labels), rel=1e-4)
         assert (score.images, score.norm_from) == (IMAGES, None)
-    assert len({scores[name].loss for name in scores}) == 3  # control: sizes differ
+    assert len({scores[name]["loss"] for name in scores}) == 3  # control: sizes differ
 
 
 def test_a_figure_is_the_same_when_others_are_asked_for_too(accelerator: Accelerator, images: ImageReader):
@@ -92,7 +94,7 @@ def test_the_top_5_are_all_when_there_are_fewer_classes(accelerator: Accelerator
     model = multi_view()
     model.model.head = nn.Linear(3, 2)
     binary = ImageReader(replace(images.index, labels=images.index.labels % 2))
-    assert evaluator(accelerator, model).score(binary, [EvalSpec("8px", (8,))])["8px"].top5 == 100
+    assert evaluator(accelerator, model).score(binary, [EvalSpec("8px", (8,))])["8px"]["top5"] == 100
 
 
 def test_the_scale_that_lends_its_normalization_is_named_when_a_size_has_none(
@@ -106,8 +108,8 @@ def test_the_scale_that_lends_its_normalization_is_named_when_a_size_has_none(
         "16px": None,
         "64px": 16,
     }
-    assert "normalization of 8 px" in str(scores["9px"])
-    assert "normalization" not in str(scores["8px"])
+    assert "normalization of 8 px" in scores["9px"].line(Classification.metrics)
+    assert "normalization" not in scores["8px"].line(Classification.metrics)
 
 
 def test_nothing_of_the_training_changes_when_a_model_is_evaluated(accelerator: Accelerator, images: ImageReader):
@@ -133,7 +135,7 @@ def test_training_state_is_what_is_evaluated_when_it_was_loaded(accelerator: Acc
     torch.nn.init.zeros_(trained.model.head.bias)
     who = evaluator(accelerator, fresh)
     who.load(state_tensors(trained))
-    assert who.score(images, [EvalSpec("8px", (8,))])["8px"].loss == pytest.approx(np.log(CLASSES), rel=1e-6)
+    assert who.score(images, [EvalSpec("8px", (8,))])["8px"]["loss"] == pytest.approx(np.log(CLASSES), rel=1e-6)
 
 
 def test_a_latency_is_that_of_one_image_and_draws_nothing_when_a_forward_takes_a_known_time(

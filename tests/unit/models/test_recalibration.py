@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.conftest import index_of, write_image
 from toolkit.data.loading.batches import EvalBatchBuilder, load
 from toolkit.data.loading.reader import ImageReader
+from toolkit.models.classification import Classification
 from toolkit.models.evaluator import Evaluator
 from toolkit.models.multiview import MultiView, ScaleNorm
 from toolkit.models.recalibration import recalibrate, unseen
@@ -43,7 +44,7 @@ def images(tmp_path: Path) -> ImageReader:
 def evaluator(accelerator: Accelerator, mode: str, batch_size: int = 12, flip: bool = False) -> Evaluator:
     torch.manual_seed(0)
     model = MultiView(Net(), NormPolicy(mode, (8, 16)))  # type: ignore[arg-type]
-    return Evaluator(accelerator, model, MEAN, STD, batch_size, 0, flip=flip)
+    return Evaluator(accelerator, model, Classification(), ("a", "b"), MEAN, STD, batch_size, 0, flip=flip)
 
 
 @pytest.mark.parametrize("mode", ["full", "statistics", "off"])
@@ -64,7 +65,7 @@ def test_a_size_has_the_statistics_of_the_training_images_when_it_is_recalibrate
     np.testing.assert_allclose(norm.norms["12"].running_var, seen.var((0, 2, 3), ddof=1), rtol=1e-4)
     after = who.score(images, specs)
     assert (after["8px"], after["16px"]) == (before["8px"], before["16px"])
-    assert after["12px"].loss != before["12px"].loss
+    assert after["12px"]["loss"] != before["12px"]["loss"]
     assert after["12px"].norm_from is None
 
 
@@ -81,13 +82,13 @@ def test_a_size_has_the_statistics_of_the_training_images_when_it_is_recalibrate
 def test_a_size_that_the_statistics_are_not_of_is_unseen_when_they_are_shared(
     accelerator: Accelerator, images: ImageReader, strategy: Strategy, sizes: list[int]
 ):
-    who = Evaluator(accelerator, MultiView(Net(), strategy.norm()), MEAN, STD, 12, 0)
+    who = Evaluator(accelerator, MultiView(Net(), strategy.norm()), Classification(), ("a", "b"), MEAN, STD, 12, 0)
     specs = [EvalSpec(f"{size}px", (size,)) for size in (8, 12, 16)]
     before = who.score(images, specs)
     assert unseen(who, [8, 12, 16]) == sizes
     recalibrate(who, images, sizes, seed=0)
     after = who.score(images, specs)
-    assert [size for size in (8, 12, 16) if after[f"{size}px"].loss != before[f"{size}px"].loss] == sizes
+    assert [size for size in (8, 12, 16) if after[f"{size}px"]["loss"] != before[f"{size}px"]["loss"]] == sizes
 
 
 def test_statistics_are_means_over_whole_batches_when_there_are_several(accelerator: Accelerator, images: ImageReader):
@@ -97,7 +98,7 @@ def test_statistics_are_means_over_whole_batches_when_there_are_several(accelera
 
 def test_a_model_without_batch_norm_has_nothing_to_recalibrate(accelerator: Accelerator):
     model = MultiView(nn.Sequential(nn.Conv2d(3, 2, 1)), NormPolicy("off", (8,)))
-    assert unseen(Evaluator(accelerator, model, MEAN, STD, 4, 0), [12]) == []
+    assert unseen(Evaluator(accelerator, model, Classification(), ("a", "b"), MEAN, STD, 4, 0), [12]) == []
 
 
 def test_an_image_and_its_mirror_are_told_the_same_when_both_are_averaged(

@@ -58,7 +58,7 @@ def test_the_mistakes_shown_are_those_of_the_worst_50_classes_when_there_are_mor
     said[20::2] = 0
     said[-1] = 0
     sure = np.full((1, 120), 0.5)
-    predictions = PredictionTable(("32px",), labels, said[None], sure, sure)
+    predictions = PredictionTable.of_classes(("32px",), labels, said[None], sure, sure)
     names = tuple(f"{i}.jpg" for i in range(120))
     classes = [f"class {i}" for i in range(60)]
     errors = errors_of(SavedPredictions(names, predictions, {3: Path("3.jpg")}), classes, "32px")
@@ -74,7 +74,9 @@ def test_the_mistakes_shown_are_those_of_the_worst_50_classes_when_there_are_mor
 
 
 def test_names_are_text_when_a_file_system_holds_bytes():
-    predictions = PredictionTable(("32px",), np.array([0]), np.array([[1]]), np.full((1, 1), 0.5), np.full((1, 1), 0.5))
+    predictions = PredictionTable.of_classes(
+        ("32px",), np.array([0]), np.array([[1]]), np.full((1, 1), 0.5), np.full((1, 1), 0.5)
+    )
     saved = SavedPredictions(("caf\udce9.jpg",), predictions, {0: Path("0.jpg")})
     errors = errors_of(saved, ("a", "b\udcff"), "32px")
     assert errors.hardest.rows == [[Path("0.jpg"), r"caf\udce9.jpg", "a", r"b\udcff (50%)"]]
@@ -108,7 +110,9 @@ def test_rows_of_steps_are_known_after_a_kill_and_hold_nothing_up_when_they_are_
     assert forced == []
     assert Notes.open(tmp_path, "page").shown == [150, RowKind.STEPS]
     forced.clear()
-    tracking.log_epoch(MetricsRow(0, 150, 60, 0, (16,), {"images_per_s": 1.0, "wall_seconds": 1.0}), 50.0)
+    tracking.log_epoch(
+        MetricsRow(0, 150, 60, 0, (16,), {"images_per_s": 1.0, "wall_seconds": 1.0}), {"best_top1": 50.0}
+    )
     assert len(forced) > 0
     tracking.log({"train_loss": 1.0}, 200, 1.5)
     again = Notes.open(tmp_path, "page")

@@ -14,7 +14,7 @@ from toolkit.runs import saved_predictions
 def two_images(folder: Path) -> tuple[PredictionTable, ImageReader]:
     names = [write_image(folder / name).name for name in ("a.png", "b.png")]
     said, sure = np.array([[1, UNREADABLE]]), np.array([[0.75, 0.0]])
-    predictions = PredictionTable(("8px",), np.array([0, 1]), said, sure, np.array([[0.25, 0.0]]))
+    predictions = PredictionTable.of_classes(("8px",), np.array([0, 1]), said, sure, np.array([[0.25, 0.0]]))
     return predictions, ImageReader(index_of(folder, names, [0, 1]))
 
 

@@ -142,7 +142,7 @@ def test_generators_draw_alike_when_and_only_when_their_key_is_the_same():
 
 
 def test_progress_is_the_same_when_read_back(tmp_path: Path):
-    progress = Progress(step=7, best_top1=93.75, best={"epoch": 2, "step": 6}, inexact=["x"])
+    progress = Progress(step=7, best_score=93.75, best={"epoch": 2, "step": 6}, inexact=["x"])
     held = through_the_disk(tmp_path, {"trainer.json": {"progress": vars(progress)}})
     other = Progress()
     other.become(Progress(**held["trainer.json"]["progress"]))

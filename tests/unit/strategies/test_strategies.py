@@ -1,12 +1,17 @@
 """What is particular to each strategy; the promises of all are in tests/contract."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from toolkit import InputError, Progressive, Simultaneous, SingleScale
-from toolkit.strategies import STRATEGIES, build
+from toolkit.config.tables import look_up
+from toolkit.models.classification import Classification
+from toolkit.strategies import build
 from toolkit.strategies.base import Budget, NormPolicy
+
+TASK = Classification().bind(np.ones(3), torch.device("cpu"))
 
 
 def stages(strategy: Progressive, epochs: int) -> list[tuple[int, int]]:
@@ -113,7 +118,7 @@ def test_a_switch_that_is_off_is_accepted_when_the_strategy_has_none():
 @pytest.mark.parametrize("strategy", [SingleScale(32, (16, 32)), Progressive((16, 32), (1,)), Simultaneous((16, 32))])
 def test_a_strategy_is_itself_when_rebuilt_from_its_dictionary(strategy):
     values = strategy.to_dict()
-    kind = STRATEGIES[values.pop("strategy")]
+    kind = look_up("strategy", "--strategy", values.pop("strategy"))
     assert kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}) == strategy
 
 
@@ -158,7 +163,7 @@ def test_simultaneous_loss_is_the_value_by_hand_when_logits_are_simple():
     strategy = Simultaneous((16, 32), consistency_weight=0.5)
     phase = strategy.phases(Budget(1, 10, 10))[0]
     small, large = torch.log(torch.tensor([[0.25, 0.75]])), torch.log(torch.tensor([[0.5, 0.5]]))
-    loss = strategy.loss([small, large], torch.tensor([0]), F.cross_entropy, phase, strategy.step(phase, 0))
+    loss = strategy.loss([small, large], torch.tensor([0]), TASK, phase, strategy.step(phase, 0))
     # cross-entropies -log(1/4) = 1.386294, -log(1/2) = 0.693147; KL(large || small) = 0.143841
     assert loss.parts["loss/16px"].item() == pytest.approx(1.386294, abs=1e-6)
     assert loss.parts["loss/32px"].item() == pytest.approx(0.693147, abs=1e-6)
@@ -171,6 +176,6 @@ def test_simultaneous_loss_is_classification_alone_when_the_weight_is_0():
     phase = strategy.phases(Budget(1, 10, 10))[0]
     logits = [torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
     targets = torch.tensor([0, 1, 2, 0])
-    loss = strategy.loss(logits, targets, F.cross_entropy, phase, strategy.step(phase, 0))
+    loss = strategy.loss(logits, targets, TASK, phase, strategy.step(phase, 0))
     expected = (F.cross_entropy(logits[0], targets) + F.cross_entropy(logits[1], targets)) / 2
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-6)

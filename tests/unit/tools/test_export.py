@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 
+from toolkit.models.classification import Classification
 from toolkit.models.multiview import MultiView
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import ExportError, InputError
@@ -114,10 +115,10 @@ def row(size: int, top1: float | None) -> SizeRow:
 
 
 def test_the_recommended_size_is_the_most_accurate_and_of_equals_the_cheapest():
-    assert recommended([row(16, 80.0), row(32, 91.0), row(64, 90.0)]).name == "32px"
-    assert recommended([row(16, 80.0), row(32, 91.0), row(64, 91.0)]).name == "32px"
-    assert recommended([row(16, None), row(32, 10.0)]).name == "32px"
-    assert recommended([row(16, None)]) is None
+    assert recommended([row(16, 80.0), row(32, 91.0), row(64, 90.0)], Classification.metrics[0]).name == "32px"
+    assert recommended([row(16, 80.0), row(32, 91.0), row(64, 91.0)], Classification.metrics[0]).name == "32px"
+    assert recommended([row(16, None), row(32, 10.0)], Classification.metrics[0]).name == "32px"
+    assert recommended([row(16, None)], Classification.metrics[0]) is None
 
 
 def test_formats_are_all_that_there_are_when_none_is_asked_for():

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.data.images.counter_rng import words
@@ -50,8 +49,8 @@ class Mixer:
         return own, max(0.0, x - half), max(0.0, y - half), min(1.0, x + half), min(1.0, y + half)
 
 
-def mix(images: Tensor, targets: Tensor, drawn: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mixed uint8 N x 3 x S x S, and N x C targets that sum to 1; `drawn`: N x 5 as from Mixer.draw, on the device."""
+def mix(images: Tensor, targets: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Mixed uint8 N x 3 x S x S, and mixed N x C targets; `drawn`: N x 5 as from Mixer.draw, on the device."""
     size = images.shape[-1]
     own, box = drawn[:, 0], torch.round(drawn[:, 1:] * size)
     partner = images.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
@@ -63,6 +62,5 @@ def mix(images: Tensor, targets: Tensor, drawn: Tensor, classes: int) -> tuple[T
     share = torch.where(cut, 1 - inside.sum((1, 2, 3)) / size**2, own)  # weight of the image itself, exact to the pixel
     blended = torch.lerp(partner.float(), images.float(), share[:, None, None, None]).round().to(torch.uint8)
     mixed = torch.where(cut[:, None, None, None], torch.where(inside, partner, images), blended)
-    labels = F.one_hot(targets, classes).float()
-    others = labels.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-    return mixed.contiguous(memory_format=torch.channels_last), torch.lerp(others, labels, share[:, None])
+    others = targets.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return mixed.contiguous(memory_format=torch.channels_last), torch.lerp(others, targets, share[:, None])

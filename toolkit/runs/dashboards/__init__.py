@@ -116,11 +116,11 @@ class Tracking:
         if kind is not RowKind.STEPS:
             self._notes.write()
 
-    def log_epoch(self, row: MetricsRow, best_top1: float | None) -> None:
-        """Log an epoch's row of metrics.csv, and the best top-1 so far, in percent."""
+    def log_epoch(self, row: MetricsRow, best: Mapping[str, float | None]) -> None:
+        """Log an epoch's row of metrics.csv, and the best value so far by name."""
 
         def work(dashboard: Dashboard) -> None:
-            further = {"preemptions": self._notes.starts - 1, "best_top1": best_top1}
+            further = {"preemptions": self._notes.starts - 1, **best}
             self._log(dashboard, {**names.of_epoch(row), **further}, row.step, row.epoch + 1, RowKind.EPOCH)
 
         self._tell(work)
@@ -137,9 +137,11 @@ class Tracking:
         def work(dashboard: Dashboard) -> None:
             found, step = saved(), progress.best_step
             if found is not None and not self._repeated(dashboard, progress.step, RowKind.END):
-                errors = errors_of(found, self._directory.classes(), self._selection)
-                self.log({**values, **errors.numbers}, progress.step, progress.epoch, RowKind.END)
-                dashboard.show(errors, progress.step)
+                classes = self._directory.classes()
+                errors = errors_of(found, classes, self._selection) if found.table.has_classes else None
+                self.log({**values, **(errors.numbers if errors else {})}, progress.step, progress.epoch, RowKind.END)
+                if errors:
+                    dashboard.show(errors, progress.step)
             wanted = self._settings.wandb_artifact and self._notes.model != step
             if wanted and dashboard.keep_model(self._directory.path, {**progress.best, **values}):
                 self._notes.model = step

@@ -21,7 +21,7 @@ def errors_section(records: ReportData) -> dict[str, Any] | None:
     """Confusion, calibration and hardest images of the validation set; None without readable saved predictions."""
     found = records.predictions.get("val")
     specs = found.table.specs if found else ()
-    if found is None or not specs or not found.table.readable.any():
+    if found is None or not specs or not found.table.has_classes or not found.table.readable.any():
         return None
     spec = records.target if records.target in specs else specs[-1]
     predictions, names = found.table.of(spec), _Names(records.classes)

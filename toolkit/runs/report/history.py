@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.runs.metrics_row import MetricsRow, eval_column, evaluated_specs, trained_parts
+from toolkit.runs.metrics_row import MetricsRow, evaluated_specs, trained_parts
 
 
 class Band(NamedTuple):
@@ -48,8 +48,8 @@ class History:
 
     def evaluated(self) -> list[str]:
         """The specs evaluated in any epoch, such as `32px`, in ascending size."""
-        specs = evaluated_specs(self.columns)
-        return sorted((name for name in specs if self.get(eval_column(name, "top1")) is not None), key=size_of)
+        finite = [column for column in self.columns if self.get(column) is not None]
+        return sorted(evaluated_specs(finite), key=size_of)
 
     def trained(self) -> list[str]:
         """The sizes with their own training loss, ascending."""

@@ -22,6 +22,7 @@ from toolkit.runs.report.records import (
     time_parts,
 )
 from toolkit.runs.report.svg import INK, MUTED, milliseconds, scale_color, scale_colors
+from toolkit.strategies.base import Metric
 
 PEAK = "Of what one large matrix product reaches on this device."
 SPLIT_NAMES = {"val": "validation", "test": "test"}
@@ -52,7 +53,7 @@ def render(records: ReportData) -> str:
             split_names=SPLIT_NAMES,
             left_out=_left_out(table),
             as_of=datetime.fromtimestamp(records.as_of).strftime("%Y-%m-%d %H:%M"),
-            against_size=_against_size(table, records.summary.get("device", "")),
+            against_size=_against_size(table, records.metric, records.summary.get("device", "")),
             learning=_learning(records),
             parts=time_parts(records.history),
             key_numbers=_key_numbers(records),
@@ -74,7 +75,11 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        duration=duration, milliseconds=milliseconds, spoken=_spoken, percent=lambda value: f"{value:.2f}%"
+        duration=duration,
+        milliseconds=milliseconds,
+        spoken=_spoken,
+        percent=lambda value: f"{value:.2f}%",
+        measured=lambda value, metric: metric.text(value).strip(),
     )
     return environment
 
@@ -105,25 +110,28 @@ def _left_out(table: Sequence[SizeResult]) -> str:
     return ", ".join(f"{count:.0f} of {name}" for name, count in counts.items() if count)
 
 
-def _against_size(table: Sequence[SizeResult], device: str) -> Plot | None:
-    """Top-1, and latency if it was measured, against image size; None for fewer than two sizes."""
+def _against_size(table: Sequence[SizeResult], metric: Metric, device: str) -> Plot | None:
+    """A metric, and latency if it was measured, against image size; None for fewer than two sizes."""
     at = [row for row in table if row.name.endswith("px") and row.name[:-2].isdigit()]
     if len(at) < 2:
         return None
     accuracy = {
-        SPLIT_NAMES[split]: [row.splits.get(split, {}).get("top1") for row in at]
+        SPLIT_NAMES[split]: [row.splits.get(split, {}).get(metric.name) for row in at]
         for split in SPLIT_NAMES
-        if any("top1" in row.splits.get(split, {}) for row in at)
+        if any(metric.name in row.splits.get(split, {}) for row in at)
     }
     latency = [row.latency_ms for row in at]
     sizes, colors = [int(row.name[:-2]) for row in at], [scale_color(row.place) for row in at]
     note = f"Below: median time for one image alone, on {device}." if None not in latency else ""
-    return Plot("Top-1 against image size", Markup(over_sizes(sizes, colors, accuracy, latency)), note)
+    unit = "%" if metric.percent else ""
+    title = f"{_sentence(metric.title)} against image size"
+    return Plot(title, Markup(over_sizes(sizes, colors, accuracy, latency, unit)), note)
 
 
 def _learning(records: ReportData) -> list[Plot]:
     """Loss, accuracy and schedules over the epochs; empty for fewer than two epochs."""
     history, places = records.history, {name: place for place, name in enumerate(records.scales)}
+    selects = records.metric
     if len(history) < 2:
         return []
 
@@ -131,7 +139,7 @@ def _learning(records: ReportData) -> list[Plot]:
         values = history.get(column)
         if values is None:
             return []
-        ring = records.best_row if column == eval_column(records.target, "top1") else None
+        ring = records.best_row if column == eval_column(records.target, selects.name) else None
         return [Line(_spoken(name) if label else "", values, scale_color(places[name]), dotted, ring)]
 
     evaluated, trained = history.evaluated(), history.trained()
@@ -139,15 +147,23 @@ def _learning(records: ReportData) -> list[Plot]:
     lines += [new for name in trained for new in line(name, train_column(name), True, name not in evaluated)]
     if not trained and (total := history.get("train_loss")) is not None:
         lines.append(Line("training", total, MUTED, True))
-    accuracy = [new for name in evaluated for new in line(name, eval_column(name, "top1"))]
+    accuracy = [new for name in evaluated for new in line(name, eval_column(name, selects.name))]
     plots = [
         ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
-        ("Top-1 accuracy on validation", accuracy, "%", False, "Ring: the best epoch."),
+        (_chosen_by(selects), accuracy, "%" if selects.percent else "", False, "Ring: the best epoch."),
         ("Learning rate", _single(history.get("lr")), "", True, ""),
         ("Regularization (scales the augmentation)", _single(_varying(history.get("regularization"))), "", True, ""),
         ("Gradient norm before the clip", _single(history.get("gradient_norm")), "", True, ""),
     ]
     return _drawn(records, plots)
+
+
+def _chosen_by(metric: Metric) -> str:
+    return "Top-1 accuracy on validation" if metric.name == "top1" else f"{_sentence(metric.title)} on validation"
+
+
+def _sentence(title: str) -> str:
+    return title[:1].upper() + title[1:]
 
 
 def _cost(records: ReportData) -> list[Plot]:

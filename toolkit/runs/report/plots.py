@@ -137,8 +137,9 @@ def over_sizes(
     colors: Sequence[str],
     accuracy: Mapping[str, Sequence[float | None]],
     latency_ms: Sequence[float | None],
+    unit: str = "%",
 ) -> str:
-    """Plot top-1 of each split against size (first split filled, others hollow) and, below, the latency if known."""
+    """Plot a metric of each split against size (first split filled, others hollow) and, below, the latency if known."""
     timed = all(value is not None for value in latency_ms)
     with drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (figure, svg):
         upper, *lower = figure.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
@@ -154,7 +155,7 @@ def over_sizes(
                 if value is not None:
                     _point(upper, size, value, color, filled=i == 0)
             ends.append(End(split, *known[-1], INK))
-        _scale_values(upper, "%")
+        _scale_values(upper, unit)
         for axes in lower:
             heights = [value or 0.0 for value in latency_ms]
             axes.vlines(sizes, 0, heights, color=list(colors), linewidth=3)

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.report.history import History, read_history, size_of
 from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.strategies import Simultaneous, SingleScale
+from toolkit.strategies.base import Metric
 from toolkit.system.errors import InputError
 
 SPLITS = ("val", "test")
@@ -36,6 +38,21 @@ class ReportData:
     as_of: float  # Unix time at which the newest of them was written
 
     @property
+    def metric(self) -> Metric:
+        """The metric that selects the best model."""
+        return self.metrics[0]
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the table: that which selects comes first."""
+        name = str(self.config.get("select_by") or "top1")
+        try:
+            kind = look_up("task", "--task", str(self.config.get("task") or "classification"))
+        except InputError:  # a user's own task, whose module is not imported here
+            return (Metric(name, name, percent=False),)
+        return tuple(kind.headline(name))
+
+    @property
     def target(self) -> str:
         """The eval spec that selects the best model, such as `64px`; empty if it is not known yet.
 
@@ -44,11 +61,8 @@ class ReportData:
         """
         sizes = self.config.get("scales") or [self.config.get("img_size")]
         usual = f"{sizes[-1]}px" if sizes[-1] else ""
-        always = [
-            name
-            for name in self.history.evaluated()
-            if np.isfinite(self.history.columns[eval_column(name, "top1")]).all()
-        ]
+        columns = {name: self.history.get(eval_column(name, self.metric.name)) for name in self.history.evaluated()}
+        always = [name for name, values in columns.items() if values is not None and np.isfinite(values).all()]
         return self.summary.get("selection") or (usual if usual in always or not always else always[-1])
 
     @property
@@ -60,11 +74,12 @@ class ReportData:
     @property
     def best_row(self) -> int | None:
         """Index of the row of the best epoch; None if no epoch was evaluated."""
-        top1 = self.history.get(eval_column(self.target, "top1"))
-        if top1 is None:
+        values = self.history.get(eval_column(self.target, self.metric.name))
+        if values is None:
             return None
         found = np.flatnonzero(self.history.epochs == self.summary.get("best_epoch"))
-        return int(found[0]) if len(found) else int(np.nanargmax(top1))
+        best = np.nanargmax if self.metric.higher_is_better else np.nanargmin
+        return int(found[0]) if len(found) else int(best(values))
 
 
 def read_records(directory: Path) -> ReportData:
@@ -118,8 +133,8 @@ def status(records: ReportData) -> Status:
 class SizeResult:
     """Metrics of the best model at one size.
 
-    `splits` holds, per split, top1, top5 and ece in percent, loss in nats, and `unreadable`, the number of images
-    left out, if any. `place` is the index of the scale, which determines its color.
+    `splits` holds, per split, the task's metrics, ece in percent, and `unreadable`, the number of images left out, if
+    any. `place` is the index of the scale, which determines its color.
     """
 
     name: str
@@ -135,13 +150,12 @@ def rows(records: ReportData) -> list[SizeResult]:
     for place, name in enumerate(records.scales):
         splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
         if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
-            columns = {
-                metric: history.get(eval_column(name, metric)) for metric in ("top1", "top5", "loss", "unreadable")
-            }
+            wanted = (*(metric.name for metric in records.metrics), "unreadable")
+            columns = {metric: history.get(eval_column(name, metric)) for metric in wanted}
             now = {metric: float(values[best]) for metric, values in columns.items() if values is not None}
             splits["val"] = {metric: value for metric, value in now.items() if np.isfinite(value)}
         for split, predictions in records.predictions.items():
-            if splits[split] and name in predictions.table.specs:
+            if splits[split] and predictions.table.has_classes and name in predictions.table.specs:
                 splits[split]["ece"] = 100 * calibration_error(predictions.table.of(name))
         splits = {split: metrics for split, metrics in splits.items() if metrics}
         if splits:

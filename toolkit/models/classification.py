@@ -1,0 +1,155 @@
+"""Classification: every image has one of C classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolkit.config.choices import ClassLoss, ClassWeights
+from toolkit.models import metrics
+from toolkit.strategies.base import BoundTask, Metric, Task
+from toolkit.system.errors import InputError
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One label per image.
+
+    `loss`: "ce", cross-entropy of softmax probabilities, or "bce", mean binary cross-entropy over the classes, each
+    with a probability of its own (arXiv:2110.00476). `label_smoothing`: share of the target spread over all classes.
+    `class_weights`: "inverse" weights an image by N / (C x images of its class), so that classes count alike.
+    """
+
+    loss: ClassLoss = "ce"
+    label_smoothing: float = 0.0
+    class_weights: ClassWeights = "none"
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("top1", "top-1"),
+        Metric("top5", "top-5"),
+        Metric("loss", "loss", percent=False, higher_is_better=False),
+        Metric("balanced_accuracy", "balanced accuracy"),
+        Metric("macro_f1", "macro F1"),
+    )
+
+    summed: ClassVar[tuple[str, ...]] = ("right", "among_top5", "loss")
+
+    def __post_init__(self) -> None:
+        for flag, value, choices in (
+            ("--loss", self.loss, get_args(ClassLoss)),
+            ("--class-weights", self.class_weights, get_args(ClassWeights)),
+        ):
+            if value not in choices:
+                raise InputError(f"{flag} {value}: must be one of {', '.join(choices)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"--label-smoothing {self.label_smoothing:g}: must be 0 or more and below 1")
+
+    def check_labels(self, labels: np.ndarray, classes: int) -> None:
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise InputError(
+                f"labels of shape {labels.shape[1:]} and type {labels.dtype}: the task wants one whole number per image"
+            )
+
+    def class_counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
+        return np.bincount(labels, minlength=classes)
+
+    def columns(self, classes: Sequence[str]) -> tuple[str, ...]:
+        return metrics.COLUMNS
+
+    def measure(
+        self, sums: Mapping[str, float], labels: np.ndarray, record: np.ndarray, classes: int
+    ) -> dict[str, float]:
+        images, predictions = len(labels), metrics.Predictions(labels, record[0].astype(np.int64), record[1])
+        return {
+            "top1": 100 * sums["right"] / images,
+            "top5": 100 * sums["among_top5"] / images,
+            "loss": sums["loss"] / images,
+            "balanced_accuracy": metrics.balanced_accuracy(predictions, classes),
+            "macro_f1": metrics.macro_f1(predictions, classes),
+        }
+
+    def answer(self, probabilities: np.ndarray, classes: Sequence[str]) -> str:
+        return classes[int(probabilities.argmax())]
+
+    def bind(self, class_counts: np.ndarray, device: torch.device) -> BoundTask:
+        weights = None
+        if self.class_weights == "inverse":
+            share = class_counts.sum() / (len(class_counts) * np.maximum(class_counts, 1))
+            weights = torch.tensor(share, dtype=torch.float32, device=device)
+        kind = {"ce": CrossEntropy, "bce": BinaryCrossEntropy}[self.loss]
+        return kind(len(class_counts), self.label_smoothing, weights)
+
+
+class CrossEntropy(BoundTask):
+    """Softmax over C classes; `weights`: C, or None."""
+
+    def __init__(self, classes: int, smoothing: float, weights: Tensor | None) -> None:
+        self.classes, self.smoothing, self.weights = classes, smoothing, weights
+
+    def targets(self, labels: Tensor) -> Tensor:
+        return labels
+
+    def mixable(self, labels: Tensor) -> Tensor:
+        return F.one_hot(labels, self.classes).float()
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
+        # Divided by images, not by weights: micro-batches and processes then add up to the whole batch.
+        total = F.cross_entropy(logits, targets, self.weights, reduction="sum", label_smoothing=self.smoothing)
+        return total / len(logits)
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        return F.log_softmax(logits.float(), 1)
+
+    def average(self, logits: Sequence[Tensor]) -> Tensor:
+        return torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
+
+    def probabilities(self, averaged: Tensor) -> Tensor:
+        return averaged.exp()  # `average` returns logarithms of probabilities
+
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        return probabilities.max(1).values
+
+    def sums(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        right = averaged.topk(min(TOP, averaged.shape[1]), 1).indices == labels[:, None]
+        loss = self._log_loss(averaged.to(dtype), labels)
+        return torch.stack([right[:, 0].sum().to(dtype), right.sum().to(dtype), loss])
+
+    def _log_loss(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        return F.nll_loss(averaged, labels, reduction="sum")
+
+    def record(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        best, predicted = averaged.topk(1, 1)
+        p_label = averaged.gather(1, labels[:, None])
+        return torch.cat([predicted.to(best.dtype), self.probabilities(best), self.probabilities(p_label)], 1).T
+
+
+class BinaryCrossEntropy(CrossEntropy):
+    """A probability of its own for each of C classes."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        whole = targets if targets.ndim == 2 else self.mixable(targets)
+        smooth = whole * (1 - self.smoothing) + self.smoothing / self.classes
+        losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(1)
+        return losses.mean() if self.weights is None else (losses * (whole @ self.weights)).mean()
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """N x C x 2: of each class, that the image is one and that it is not."""
+        return torch.stack([F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())], -1)
+
+    def average(self, logits: Sequence[Tensor]) -> Tensor:
+        return logits[0] if len(logits) == 1 else torch.stack([x.sigmoid() for x in logits]).mean(0).logit()
+
+    def probabilities(self, averaged: Tensor) -> Tensor:
+        return averaged.sigmoid()
+
+    def _log_loss(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        whole = F.one_hot(labels, self.classes).to(averaged.dtype)
+        return F.binary_cross_entropy_with_logits(averaged, whole, reduction="none").mean(1).sum()
