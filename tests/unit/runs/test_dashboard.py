@@ -124,10 +124,10 @@ def test_a_row_that_no_dashboard_can_show_ends_the_dashboard_and_not_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     tracking = tracked(tmp_path)
-    tracking.log_epoch(MetricsRow(0, 5, 60, 0, (16,), {}), 50.0)
+    tracking.log_epoch(MetricsRow(0, 5, 60, 0, (16,), {}), {"best_top1": 50.0})
     assert tracking._dashboard is not None  # control
     with caplog.at_level(logging.WARNING):
-        tracking.log_epoch(MetricsRow(1, 10, 120, 0, (), {}), 50.0)  # without sizes there is no largest one
+        tracking.log_epoch(MetricsRow(1, 10, 120, 0, (), {}), {"best_top1": 50.0})  # without sizes there is no largest one
     assert tracking._dashboard is None
     assert "the dashboard failed and is left alone from here" in caplog.text
 
