@@ -264,7 +264,7 @@ def test_an_evaluation_ends_in_one_line_when_it_is_stopped_by_ctrl_c(finished: P
         assert evaluate(finished, "--scales", "16", "--output-dir", "out") == 130
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert capsys.readouterr().err == "error: interrupted\n"
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
     assert contents(Path("out")) == before
 
 
@@ -279,7 +279,7 @@ def held_out(tmp_path: Path) -> Path:
 
 def test_val_is_refused_when_images_were_added_as_it_would_hold_trained_ones(capsys, held_out: Path):
     write_image(Path("photos/train/cat/00.png"), seed=77)
-    told = "train images: 36 -> 37; val images: as many, but other names, labels, sizes or order"
+    told = "36 train images, now 37; as many val images, but other names, labels, sizes or order"
     for words in ((), ("--cascade", "16,24", "--data-root", "photos", "--split", "train")):
         capsys.readouterr()
         assert evaluate(held_out, *words, "--output-dir", "out") == 2

@@ -95,7 +95,7 @@ def test_a_run_begins_anew_with_a_warning_when_its_notes_are_damaged(tmp_path: P
     (tmp_path / ".dashboard-wandb.json").write_text('{"id": "abc"')
     with caplog.at_level(logging.WARNING):
         assert Notes.open(tmp_path, "wandb").starts == 1
-    assert "not readable, the dashboard begins anew" in caplog.text
+    assert "not readable, the dashboard starts a new run" in caplog.text
 
 
 def test_rows_of_steps_are_known_after_a_kill_and_hold_nothing_up_when_they_are_logged(
@@ -127,7 +127,7 @@ def test_a_row_that_no_dashboard_can_show_ends_the_dashboard_and_not_the_run(
     tracking.log_epoch(MetricsRow(0, 5, 60, 0, (16,), {}), {"best_top1": 50.0})
     assert tracking._dashboard is not None  # control
     with caplog.at_level(logging.WARNING):
-        tracking.log_epoch(MetricsRow(1, 10, 120, 0, (), {}), {"best_top1": 50.0})  # without sizes there is no largest one
+        tracking.log_epoch(MetricsRow(1, 10, 120, 0, (), {}), {"best_top1": 50.0})  # no sizes, so no largest one
     assert tracking._dashboard is None
     assert "the dashboard failed and is left alone from here" in caplog.text
 

@@ -90,7 +90,7 @@ class Tracking:
             tracking._dashboard, tracking._notes = _open(settings, config, directory, strategy, progress.step)
             tracking._seen = [*tracking._notes.shown]
         except Exception as error:  # training continues whatever a dashboard raises
-            log.warning("%s could not be started, going on without it: %s", settings.log_with, error)
+            log.warning("%s could not be started, the run continues without it: %s", settings.log_with, error)
         return tracking
 
     def _tell(self, work: Callable[[Dashboard], None]) -> None:

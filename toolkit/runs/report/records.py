@@ -124,7 +124,7 @@ def status(records: ReportData) -> Status:
         return Status(
             "stopped",
             "Preempted",
-            f"{str(reason).removeprefix('preempted ')}; {progress}. The same command goes on from there.",
+            f"{str(reason).removeprefix('preempted ')}; {progress}. The same command continues from there.",
         )
     return Status("bad", "Failed", f"{reason} ({progress})")
 
