@@ -5,6 +5,7 @@ The images of the tests have 32 px; the sizes are small enough for a step to cos
 
 import numpy as np
 import torch
+from phased import HeadFirst
 
 from toolkit import Strategy
 from toolkit.config.tables import TABLES
@@ -22,6 +23,7 @@ EXAMPLES: dict[str, Strategy] = {
     "simultaneous": Simultaneous((16, 24, 32), consistency_weight=1.0),
     "simultaneous-mse-statistics": Simultaneous((16, 24), 0.5, "mse", "statistics", eval_scales=(16, 20, 24)),
     "simultaneous-js-off": Simultaneous((16, 24, 32), consistency_weight=1.0, consistency="js", norm_per_scale="off"),
+    "head-first": HeadFirst(16, 24),
     "simultaneous-alone": Simultaneous((16, 24)),
 }
 TASK = Classification().bind(np.ones(10), torch.device("cpu"))

@@ -25,13 +25,17 @@ from toolkit.runs import checkpoint, generators
 from toolkit.runs.checkpoint import Store
 from toolkit.runs.directory import RunDirectory
 from toolkit.runs.progress import Progress
+from toolkit.strategies.base import Budget, Phase
 from toolkit.training import session
 from toolkit.training.train_state import TrainState
 
 WORKER = Path(__file__).with_name("resumable.py")
 CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kind) for kind in TABLES["strategy"]}
-CHOSEN = {**{kind + AUGMENTED: name + AUGMENTED for kind, name in CHOSEN.items()}, "single": CHOSEN["single"]}
-LAST = EPOCHS * STEPS_PER_EPOCH
+CHOSEN = {
+    **{kind + AUGMENTED: name + AUGMENTED for kind, name in CHOSEN.items()},
+    "single": CHOSEN["single"],
+    "head-first": "head-first",
+}
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,20 @@ def delivered(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def phases(example: str) -> tuple[Phase, ...]:
+    return strategy(example).phases(Budget(EPOCHS, 8 * STEPS_PER_EPOCH, 8))
+
+
+def last(example: str) -> int:
+    return sum(phase.steps for phase in phases(example))
+
+
 def kill_within_second_epoch(example: str, output: Path) -> None:
     process = forkserver.Popen([sys.executable, str(WORKER), example, str(output)], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + PATIENCE_S
-        while len(delivered(output)) < STEPS_PER_EPOCH * 3 // 2:
+        first = phases(example)[0]
+        while len(delivered(output)) < first.steps // first.epochs + STEPS_PER_EPOCH // 2:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -87,7 +100,7 @@ one_strategy = pytest.mark.parametrize("case", [CHOSEN["single"]], ids=["single"
 
 def final_tensors(output: Path) -> dict[str, torch.Tensor]:
     """Weights, buffers and optimizer state of the last checkpoint, and the weights of the best model."""
-    folder = output / "checkpoints" / f"step-{LAST:09d}"
+    folder = Store(output / "checkpoints").committed()[-1]
     files = [folder / "model.safetensors", folder / "optimizer.safetensors", output / "best" / "model.safetensors"]
     return {f"{file.parent.name}/{file.name}: {name}": t for file in files for name, t in load_file(file).items()}
 
@@ -111,7 +124,7 @@ def test_a_run_killed_between_two_checkpoints_goes_on_to_the_same_end(
     committed = int(newest.name.removeprefix("step-"))
     lost = [entry["step"] for entry in delivered(case.killed) if entry["step"] >= committed]
     assert committed % STEPS_PER_EPOCH == 0
-    assert 0 < committed < LAST
+    assert 0 < committed < last(case.example)
     assert lost  # steps after the checkpoint were taken, and are to be repeated
     assert RunDirectory(case.killed).exit_reason() is None
 
@@ -120,7 +133,7 @@ def test_a_run_killed_between_two_checkpoints_goes_on_to_the_same_end(
     assert f"continuing from {resumed / 'checkpoints' / newest.name}" in capsys.readouterr().out
     assert different(resumed, case.whole) == []
     assert delivered(resumed) == delivered(case.whole)
-    assert [entry["step"] for entry in delivered(resumed)] == list(range(LAST))
+    assert [entry["step"] for entry in delivered(resumed)] == list(range(last(case.example)))
     assert results(resumed) == results(case.whole)
     summaries = [RunDirectory(output).summary() for output in (resumed, case.whole)]
     for figure in ("exit_reason", "val", "test", "best_epoch", "best_top1", "steps", "images_seen"):

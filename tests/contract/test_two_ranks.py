@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import PATIENCE_S
 from tests.forkserver import run_ranks
-from toolkit.strategies.base import Budget
+from toolkit.strategies.base import Budget, Step
 
 WORKER = Path(__file__).with_name("worker.py")
-STEPS = EPOCHS * 2
 Ranks = list[dict[str, Any]]  # what each rank recorded of one strategy
 every_name = pytest.mark.parametrize("name", EXAMPLES)
 
@@ -39,23 +38,26 @@ def ranks(records: list[dict[str, Any]], name: str) -> Ranks:
     return [record[name] for record in records]
 
 
+def steps(name: str) -> list[Step]:
+    """Every step of an example's run."""
+    strategy = EXAMPLES[name]
+    phases = strategy.phases(Budget(EPOCHS, 80, 40))
+    return [strategy.step(phase, i) for phase in phases for i in range(phase.steps)]
+
+
 @every_name
-def test_two_ranks_are_two_processes_of_one_run_that_share_each_step(ranks: Ranks):
+def test_two_ranks_are_two_processes_of_one_run_that_share_each_step(ranks: Ranks, name: str):
     assert [rank["processes"] for rank in ranks] == [2, 2]
-    assert [len(rank["ids"]) for rank in ranks] == [STEPS, STEPS]
-    for own, other in zip(*(rank["ids"] for rank in ranks), strict=True):
-        assert len(own) == len(other) == 20
+    expected = steps(name)
+    assert [len(rank["ids"]) for rank in ranks] == [len(expected)] * 2
+    for step, own, other in zip(expected, *(rank["ids"] for rank in ranks), strict=True):
+        assert len(own) == len(other) == step.batch_size // 2
         assert not set(own) & set(other)
 
 
 @every_name
 def test_sizes_agree_on_both_ranks_at_every_step(ranks: Ranks, name: str):
-    strategy = EXAMPLES[name]
-    expected = [
-        list(strategy.step(phase, i).sizes)
-        for phase in strategy.phases(Budget(EPOCHS, 80, 40))
-        for i in range(phase.steps)
-    ]
+    expected = [list(step.sizes) for step in steps(name)]
     assert ranks[0]["sizes"] == ranks[1]["sizes"] == expected
 
 
@@ -69,11 +71,11 @@ def test_the_same_step_gives_the_same_views_whichever_rank_asks(ranks: Ranks):
 
 
 @every_name
-def test_parameters_are_identical_across_ranks_after_every_step(ranks: Ranks):
+def test_parameters_are_identical_across_ranks_after_every_step(ranks: Ranks, name: str):
     assert ranks[0]["finite"]
     assert ranks[1]["finite"]
     assert ranks[0]["initial"] == ranks[1]["initial"]
-    assert len(ranks[0]["parameters"]) == STEPS
+    assert len(ranks[0]["parameters"]) == len(steps(name))
     assert ranks[0]["parameters"] == ranks[1]["parameters"]
 
 
@@ -83,6 +85,17 @@ def test_parameters_move_at_every_step_and_all_of_them_within_the_run(ranks: Ran
     assert all(before != after for before, after in pairwise(history))
     still = [name for name, digest in history[0].items() if digest == history[-1][name]]
     assert still == []
+
+
+def test_only_the_head_moves_in_a_phase_that_trains_only_it(records: list[dict[str, Any]]):
+    record, alone = records[0]["head-first"], EXAMPLES["head-first"].phases(Budget(EPOCHS, 80, 40))[0].steps
+
+    def moved(after: int) -> set[str]:
+        now = record["parameters"][after - 1]
+        return {name.split(".")[2] for name, digest in record["initial"].items() if now[name] != digest}
+
+    assert moved(alone) == {"fc"}
+    assert len(moved(alone + 1)) > 1  # control: the next step moves the rest
 
 
 @every_name

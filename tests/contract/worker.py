@@ -48,7 +48,7 @@ def views_of_all_ranks(run: Run) -> dict[str, list[int]]:
     for epoch in run.plan.epochs():
         spec = next(run.data.sampler.batch_specs(epoch))
         for rank in range(run.plan.processes):
-            for part in micro_batches(spec, run.plan.share(rank)):
+            for part in micro_batches(spec, run.plan.share(rank, epoch.phase)):
                 batch = load(run.data.builder(epoch.phase), part)
                 views = run.state.views(batch.images, batch.step.sizes)
                 seen[f"step {spec.number}, share of rank {rank}"] = [digest(view) for view in views]
@@ -66,16 +66,18 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
         )
         point = open_run_directory(accelerator, settings, "contract", fingerprint)
         run = set_up(accelerator, run_plan, point, built, fingerprint, Preemption())
-        model = run.state.model.train()
+        model = run.state.model
         found = {"processes": accelerator.num_processes, "views": views_of_all_ranks(run)}
         found |= {"initial": parameters(model), "sizes": [], "ids": [], "parameters": [], "finite": True}
         for epoch in run.plan.epochs():
+            run.begin(epoch)
             for batch in run.batches(epoch):
                 loss = train_step(run.state, batch, epoch.phase, RATE)
                 found["finite"] &= bool(torch.isfinite(loss.total))
                 found["sizes"].append(batch.step.sizes)
                 found["ids"].append(batch.ids.tolist())
                 found["parameters"].append(parameters(model))
+                run.state.progress.step = batch.number + 1
         with model.no_sync():  # the control: gradients are not averaged over the ranks
             train_step(run.state, batch, epoch.phase, RATE)
         found["apart"] = parameters(model)

@@ -19,6 +19,12 @@ class Weights:
         """Call it after each optimizer step that changed the weights."""
         self.updates += 1
 
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        """Overwrite the tensor called `target` with the one called `source`."""
+        tensors = state_tensors(self.model)
+        tensors[target].copy_(tensors[source])
+
     def state(self) -> dict[str, Tensor]:
         """The tensors to evaluate, by name."""
         return state_tensors(self.model)
@@ -57,6 +63,11 @@ class Ema(Weights):
         torch._foreach_lerp_([self._average[name] for name in moving], [current[name] for name in moving], rate)
         for name in current.keys() - {*moving}:
             self._average[name].copy_(current[name])
+
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        super().copy(source, target)
+        self._average[target].copy_(self._average[source])
 
     def state(self) -> dict[str, Tensor]:
         return self._average

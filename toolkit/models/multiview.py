@@ -1,12 +1,13 @@
 """A forward pass over views of several sizes, with normalization per scale; parameters and buffers by name."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.strategies.base import NormPolicy
+from toolkit.system.errors import InputError
 
 # timm's BatchNormAct2d is a BatchNorm2d; RepViT, LeViT and others have a BatchNorm1d before their classifiers
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -75,6 +76,46 @@ def _replace_norms(module: nn.Module, policy: NormPolicy) -> None:
             setattr(module, name, ScaleNorm(child, policy))
         else:
             _replace_norms(child, policy)
+
+
+def inherited_names(model: MultiView, sizes: Sequence[int], before: Collection[int]) -> dict[str, str]:
+    """Tensor of a scale that `sizes` train first -> the same tensor of the nearest scale that `before` trained."""
+    policy = model.policy
+    known = sorted({policy.scale_for(size) for size in before})
+    fresh = sorted({policy.scale_for(size) for size in sizes} - {*known})
+    if not known or not model.scale_norms:
+        return {}
+    names = {}
+    for scale in fresh:
+        source = NormPolicy(policy.mode, tuple(known)).scale_for(scale)
+        for path, module in model.named_modules():
+            if isinstance(module, ScaleNorm):
+                for name in state_tensors(module.norms[str(scale)]):
+                    names[f"{path}.norms.{scale}.{name}"] = f"{path}.norms.{source}.{name}"
+    there = state_tensors(model)  # in which shared affine parameters have one name
+    return {target: source for target, source in names.items() if target in there and source in there}
+
+
+def trainable_names(model: MultiView, parts: Sequence[str]) -> set[str]:
+    """Names of the parameters that learn: those of `parts`, the head or starts of names; all without parts.
+
+    Raises InputError if the model has no such part.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    if not parts:
+        return names
+    chosen: set[str] = set()
+    for part in parts:
+        prefix = part
+        if part == "head":
+            head = getattr(model.model, "get_classifier", lambda: None)()
+            prefix = next((name for name, module in model.model.named_modules() if module is head and name), part)
+        found = {name for name in names if f"{name}.".startswith(f"model.{prefix}.")}
+        if not found:
+            first = ", ".join(sorted({name.split(".")[1] for name in names}))
+            raise InputError(f"Phase.trainable {part!r}: no parameter of the model begins with that; it has {first}")
+        chosen |= found
+    return chosen
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:

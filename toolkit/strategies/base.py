@@ -34,7 +34,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of training; `sizes`: all sizes used in it, px; `regularization` scales the augmentation."""
+    """A part of training; `sizes`: all sizes used in it, px; `regularization` scales the augmentation.
+
+    Every epoch of a phase has steps / epochs steps of `batch_size` images, at most the budget's images. `trainable`:
+    what learns, as starts of the network's parameter names, or "head" for its classifier; empty: all.
+    `counts_for_patience`: patience and the plateau schedule follow the last phase that counts. `start` and `end`, in
+    shares of the run's images, are filled in by the loop.
+    """
 
     index: int
     epochs: int
@@ -43,14 +49,26 @@ class Phase:
     batch_size: int
     lr_scale: float = 1.0
     regularization: float = 1.0
+    trainable: tuple[str, ...] = ()
+    counts_for_patience: bool = True
+    start: float = 0.0
+    end: float = 1.0
+
+    def progress(self, i: int) -> float:
+        """The share of the run's images that are trained on at the middle of step `i` of the phase."""
+        return self.start + (self.end - self.start) * (i + 0.5) / self.steps
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step over all processes; `sizes` ascend, px; the last one is the teacher."""
+    """One optimizer step over all processes; `sizes` ascend, px; the last one is the teacher.
+
+    `progress`: for a loss that follows it, `Phase.progress`.
+    """
 
     sizes: tuple[int, ...]
     batch_size: int
+    progress: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        """The phases of training, in order; their epochs and steps sum to the budget."""
+        """The phases of training, in order; their epochs sum to the budget, and no epoch has more images than it."""
 
     @abstractmethod
     def step(self, phase: Phase, i: int) -> Step:

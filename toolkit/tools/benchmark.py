@@ -160,7 +160,7 @@ def _measure(state: TrainState, run_plan: RunPlan, sizes: tuple[int, ...], steps
     halved = np.median(_step_seconds(state, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
     fixed = None if halved is None else p50 - micro_batch * (p50 - halved) / (micro_batch - fewer)
     gflop = batch_size * training_gflop(run_plan.model.gmacs, sizes)
-    moved = TRAINING * plan.accumulation * _forward_bytes(state, sizes, micro_batch)
+    moved = TRAINING * plan.accumulation(plan.phases[0]) * _forward_bytes(state, sizes, micro_batch)
     return Case(
         sizes=sizes,
         precision="",
@@ -223,7 +223,7 @@ def _loader_rates(state: TrainState, run_plan: RunPlan) -> dict[tuple[int, ...],
         alone = pipeline
         if len(sizes) == 1:
             alone = replace(pipeline, sampler=replace(pipeline.sampler, strategy=SingleScale(sizes[0])))
-        share, batches = plan.share(accelerator.process_index), LOADER_BATCHES
+        share, batches = plan.share(accelerator.process_index, epoch.phase), LOADER_BATCHES
         for _ in range(2 if run_plan.cache.kind == "ram" else 1):
             rate, batches = _delivered(alone, epoch._replace(number=number), share, batches)
         slowest = accelerator.gather(torch.tensor([rate], device=accelerator.device)).min().item()

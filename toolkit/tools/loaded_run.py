@@ -77,7 +77,7 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
     config = directory.config()
     if not config:
         raise InputError(f"{path}: not a run directory: there is no config.yaml in it")
-    settings, strategy = _read(config)
+    settings, strategy = read_config(config)
     classes = directory.classes()
     if not directory.best.exists():
         raise InputError(f"{path}: there is no best model yet: its first epoch is not evaluated")
@@ -112,7 +112,7 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
     )
 
 
-def _read(config: dict[str, Any]) -> tuple[Settings, Strategy]:
+def read_config(config: dict[str, Any]) -> tuple[Settings, Strategy]:
     """Settings and strategy from the contents of config.yaml; raises InputError if a class is not there."""
     kind = look_up("strategy", "--strategy", config["strategy"])
     names = {"strategy", *(field.name for field in fields(kind))}

@@ -122,9 +122,8 @@ def start(settings: Settings, precision: str | None = None) -> Accelerator:
     return accelerator
 
 
-def configure(accelerator: Accelerator, accumulation: int, unused_parameters: bool) -> None:
-    """Set accumulation and DDP options as the plan requires; call it before `Accelerator.prepare`."""
-    accelerator.gradient_accumulation_steps = accumulation
+def configure(accelerator: Accelerator, unused_parameters: bool) -> None:
+    """Set DDP options as the plan requires; call it before `Accelerator.prepare`."""
     accelerator.ddp_handler.find_unused_parameters = unused_parameters
 
 

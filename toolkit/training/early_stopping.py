@@ -7,15 +7,15 @@ from toolkit.strategies.base import Metric
 PLATEAU_EPOCHS, PLATEAU_FACTOR = 2, 0.5
 
 
-def select(settings: Settings, progress: Progress, metric: Metric, value: float, in_last_phase: bool) -> bool:
+def select(settings: Settings, progress: Progress, metric: Metric, value: float, counts: bool) -> bool:
     """Whether `value` of the metric at the selection size is the best so far.
 
-    Updates the counters for patience and plateau in `progress`, in the last phase only.
+    Updates the counters for patience and plateau in `progress` if the epoch `counts` for them.
     """
     best = progress.best_score is None or metric.gain(value, progress.best_score) > 0
     if best:
         progress.best_score = value
-    if not in_last_phase:
+    if not counts:
         return best
     if progress.reference_score is None or metric.gain(value, progress.reference_score) > settings.min_delta:
         progress.reference_score, progress.stale_epochs, progress.plateau_epochs = value, 0, 0

@@ -26,8 +26,8 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     run.evaluator.load(run.state.weights.state())
     scores = run.evaluator.score(run.data.evaluated["val"], specs)
     progress.wall_seconds += (eval_seconds := clocks.wall.lap())
-    score, in_last_phase = scores[strategy.selection().name], epoch.phase is run.plan.phases[-1]
-    improved = select(run.settings, progress, run.select_by, score[run.select_by.name], in_last_phase)
+    score, counts = scores[strategy.selection().name], epoch.phase is run.plan.patience_phase
+    improved = select(run.settings, progress, run.select_by, score[run.select_by.name], counts)
     if improved:
         progress.best = {"epoch": epoch.number, "step": progress.step, **eval_columns(scores)}
     progress.epoch = epoch.number + 1

@@ -56,7 +56,7 @@ def train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
     """Train the remaining steps of one epoch; returns its metrics."""
     state, progress, clocks = run.state, run.state.progress, run.clocks
     main = run.accelerator.is_main_process
-    state.model.train()
+    run.begin(epoch)
     heartbeat = console.Heartbeat(main)
     run.control.consensus.begin()
     clocks.training.start()

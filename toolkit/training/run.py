@@ -96,9 +96,16 @@ class Run:
         epochs = (epoch for epoch in self.plan.epochs() if epoch.number >= progress.epoch)
         return (epoch._replace(rollbacks=progress.rollbacks) for epoch in epochs if not progress.stopped_early)
 
+    def begin(self, epoch: Epoch) -> None:
+        """Prepare the training state for an epoch's phase; also on a resume within it."""
+        self.state.begin(epoch.phase, self.plan.accumulation(epoch.phase))
+        if self.state.progress.step == epoch.start and not epoch.first:
+            before = {size for phase in self.plan.phases[: epoch.phase.index] for size in phase.sizes}
+            self.state.inherit_norms(epoch.phase.sizes, before)
+
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
         """This rank's remaining batches of an epoch; unreadable images go to the quarantine."""
-        share = self.plan.share(self.accelerator.process_index)
+        share = self.plan.share(self.accelerator.process_index, epoch.phase)
         batches = self.data.batches(epoch, self.state.progress.step, share)
         for batch in self.clocks.throughput.waits(batches):
             self.records.quarantine.add(batch.bad)
@@ -106,7 +113,7 @@ class Run:
 
     def learning_rate(self, phase: Phase, step: int) -> float:
         """The learning rate of optimizer step `step` of the run, taken at its middle: the first and last are not 0."""
-        share = self.parts.schedule.factor((step + 0.5) / self.plan.steps)
+        share = self.parts.schedule.factor(self.plan.progress(step))
         return self.settings.learning_rate * share * phase.lr_scale * self.state.progress.plateau_factor
 
     def cost(self) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Plan the steps of a run before training: budget, phases, micro-batches."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch, RankShare
@@ -11,20 +12,49 @@ from toolkit.system.errors import InputError
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Budget and phases of a run, and how processes and micro-batches divide a global batch."""
+    """Budget and phases of a run, and how processes and micro-batches divide a global batch.
+
+    `micro_batches`: images per process and forward pass, by phase.
+    """
 
     budget: Budget
     phases: tuple[Phase, ...]
     processes: int
-    micro_batch: int
-    accumulation: int
+    micro_batches: tuple[int, ...]
 
     @property
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
-    def share(self, rank: int) -> RankShare:
-        return RankShare(rank, self.processes, self.accumulation)
+    @property
+    def images(self) -> int:
+        return sum(phase.steps * phase.batch_size for phase in self.phases)
+
+    @property
+    def micro_batch(self) -> int:
+        """The largest of all phases."""
+        return max(self.micro_batches)
+
+    def accumulation(self, phase: Phase) -> int:
+        """Micro-batches of each process in an optimizer step."""
+        return phase.batch_size // (self.processes * self.micro_batches[phase.index])
+
+    def share(self, rank: int, phase: Phase) -> RankShare:
+        return RankShare(rank, self.processes, self.accumulation(phase))
+
+    def progress(self, step: int) -> float:
+        """The share of the run's images that are trained on at the middle of optimizer step `step`."""
+        images, start = 0, 0
+        for phase in self.phases:
+            if step < start + phase.steps:
+                return (images + (step - start + 0.5) * phase.batch_size) / self.images
+            images, start = images + phase.steps * phase.batch_size, start + phase.steps
+        raise IndexError(step)
+
+    @property
+    def patience_phase(self) -> Phase | None:
+        """The phase that patience and the plateau schedule follow."""
+        return next((phase for phase in reversed(self.phases) if phase.counts_for_patience), None)
 
     def epochs(self) -> Iterator[Epoch]:
         """Every epoch of the run, in order."""
@@ -42,6 +72,16 @@ def make_step_plan(settings: Settings, strategy: Strategy, images: int, processe
     batch = settings.batch_size
     if batch > images:
         raise InputError(f"--batch-size {batch} exceeds the {images} training images: there would be no full batch")
+    _micro_batch(settings, batch, processes)
+    budget = Budget(settings.epochs, images - images % batch, batch)
+    phases = strategy.phases(budget)
+    micro_batches = tuple(_micro_batch(settings, phase.batch_size, processes) for phase in phases)
+    _check_phases(strategy, phases, budget)
+    return StepPlan(budget, _with_shares(phases), processes, micro_batches)
+
+
+def _micro_batch(settings: Settings, batch: int, processes: int) -> int:
+    """Images per process and forward pass for a global batch; raises InputError unless it divides exactly."""
     if batch % processes:
         raise InputError(
             f"--batch-size {batch} does not divide over {processes} processes: "
@@ -60,17 +100,49 @@ def make_step_plan(settings: Settings, strategy: Strategy, images: int, processe
             f"--mixup and --cutmix pair neighbors, and {batch} images per step over {processes} process(es) make "
             f"micro-batches of {micro}, an odd number: choose --batch-size and --device-batch-size so that it is even"
         )
-    budget = Budget(settings.epochs, images - images % batch, batch)
-    return StepPlan(budget, strategy.phases(budget), processes, micro, per_process // micro)
+    return micro
+
+
+def _check_phases(strategy: Strategy, phases: tuple[Phase, ...], budget: Budget) -> None:
+    """Raise InputError if a strategy of the user's own breaks the contract on phases."""
+    name = type(strategy).__name__
+    if sum(phase.epochs for phase in phases) != budget.epochs:
+        told = "+".join(str(phase.epochs) for phase in phases)
+        raise InputError(f"{name}.phases: {told} epochs, but the run has --epochs {budget.epochs}")
+    for place, phase in enumerate(phases):
+        images = phase.steps * phase.batch_size
+        if phase.index != place or phase.epochs < 1 or phase.steps < 1 or phase.steps % phase.epochs:
+            raise InputError(
+                f"{name}.phases: phase {place} has index {phase.index} and {phase.steps} steps in "
+                f"{phase.epochs} epochs: every epoch needs as many steps, at least one"
+            )
+        if images > phase.epochs * budget.images:
+            raise InputError(
+                f"{name}.phases: phase {place} takes {images // phase.epochs} images an epoch, of {budget.images}"
+            )
+
+
+def _with_shares(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """The phases with their `start` and `end`."""
+    counts = [phase.steps * phase.batch_size for phase in phases]
+    ends = [*accumulate(counts)]
+    total = ends[-1]
+    return tuple(
+        replace(phase, start=(end - count) / total, end=end / total)
+        for phase, count, end in zip(phases, counts, ends, strict=True)
+    )
 
 
 def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]:
     """Lines for display: the plan."""
     budget, dropped = plan.budget, images - plan.budget.images
+    alike = plan.steps == budget.epochs * budget.steps_per_epoch
+    steps = f" x {budget.steps_per_epoch} steps = {plan.steps} steps" if alike else f", {plan.steps} steps"
+    micro_batch, accumulation = plan.micro_batches[0], plan.accumulation(plan.phases[0])
     lines = [
-        f"batch     {budget.batch_size} images per step = {plan.processes} process(es) x {plan.micro_batch} images "
-        f"x {plan.accumulation} micro-batch(es)",
-        f"budget    {budget.epochs} epochs x {budget.steps_per_epoch} steps = {plan.steps} steps; "
+        f"batch     {budget.batch_size} images per step = {plan.processes} process(es) x {micro_batch} images "
+        f"x {accumulation} micro-batch(es)",
+        f"budget    {budget.epochs} epochs{steps}; "
         f"{dropped} of {images} images left out of each epoch, others each time",
         f"strategy  {strategy}, selection at {strategy.selection().name}",
     ]
@@ -78,6 +150,8 @@ def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]
     for phase in plan.phases:
         sizes = "+".join(map(str, phase.sizes))
         last = first + phase.epochs - 1
-        lines.append(f"phase {phase.index}   epochs {first}-{last}, {phase.steps} steps at {sizes} px")
+        batch = f" of {phase.batch_size} images" if phase.batch_size != budget.batch_size else ""
+        learns = f", only {', '.join(phase.trainable)} learns" if phase.trainable else ""
+        lines.append(f"phase {phase.index}   epochs {first}-{last}, {phase.steps} steps{batch} at {sizes} px{learns}")
         first += phase.epochs
     return lines

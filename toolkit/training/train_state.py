@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,10 @@ from toolkit.data.images.mixing import mix
 from toolkit.data.loading.batches import Batch
 from toolkit.models.create import create
 from toolkit.models.ema import Ema, Weights
-from toolkit.models.multiview import MultiView
+from toolkit.models.multiview import MultiView, inherited_names, trainable_names
 from toolkit.models.optimizer import check_optimizer, create_optimizer
 from toolkit.runs.progress import Progress
-from toolkit.strategies.base import BoundTask, Strategy
+from toolkit.strategies.base import BoundTask, Phase, Strategy
 from toolkit.training import device
 from toolkit.training.monitor import NonFiniteMonitor, RunningMeans
 from toolkit.training.run_plan import RunPlan
@@ -34,12 +35,32 @@ class TrainState:
     optimizer: Any  # AcceleratedOptimizer
     task: BoundTask
     gradient_clip: float
+    learnable: frozenset[str]  # parameters that any phase may train: not those that a model of the user's own froze
     mean: Tensor
     std: Tensor
     non_finite: NonFiniteMonitor
     running_means: RunningMeans  # of the open epoch
     weights: Weights
     progress: Progress = field(default_factory=Progress)
+
+    def begin(self, phase: Phase, accumulation: int) -> None:
+        """Switch to a phase: training mode, micro-batches per step, and what learns."""
+        self.model.train()
+        self.accelerator.gradient_accumulation_steps = accumulation
+        self.accelerator.step = 0  # Accelerate counts micro-batches from here
+        network: Any = self.weights.model
+        chosen = trainable_names(network, phase.trainable) & self.learnable
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in chosen)
+
+    def inherit_norms(self, sizes: Sequence[int], before: Collection[int]) -> None:
+        """Start the normalization of `sizes`, px, that no earlier phase trained as that of the nearest trained scale.
+
+        `before`: the sizes of earlier phases.
+        """
+        network: Any = self.weights.model
+        for target, source in inherited_names(network, sizes, before).items():
+            self.weights.copy(source, target)
 
     def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Move a batch to the device: uint8 N x 3 x S x S images, and the task's targets."""
@@ -75,8 +96,11 @@ def build_train_state(
     # DistributedDataParallel must know whether a step can leave a scale's own parameters without a gradient.
     steps = (strategy.step(phase, i) for phase in phases for i in range(phase.steps))
     only_some_scales |= any(set(step.sizes) != set(policy.scales) for step in steps)
-    device.configure(accelerator, run_plan.steps.accumulation, policy.mode == "full" and only_some_scales)
+    partly = any(phase.trainable for phase in phases)
+    device.configure(accelerator, (policy.mode == "full" and only_some_scales) or partly)
     model = create(settings, run_plan.model.arguments, policy)
+    for phase in phases:
+        trainable_names(model, phase.trainable)  # raises on a part that the model does not have
     evaluated = copy.deepcopy(model).to(accelerator.device)
     data_config = resolve_model_data_config(model.model)
     optimizer = create_optimizer(settings, model)
@@ -94,6 +118,7 @@ def build_train_state(
         model=model,
         optimizer=optimizer,
         task=run_plan.bound_task(accelerator.device),
+        learnable=frozenset(name for name, parameter in unwrapped.named_parameters() if parameter.requires_grad),
         gradient_clip=settings.gradient_clip or float("inf"),
         mean=torch.tensor(data_config["mean"], device=accelerator.device),
         std=torch.tensor(data_config["std"], device=accelerator.device),
@@ -101,4 +126,5 @@ def build_train_state(
         running_means=RunningMeans(),
         weights=Ema(unwrapped, settings.ema_decay) if settings.ema_decay else Weights(unwrapped),
     )
+    state.begin(phases[0], run_plan.steps.accumulation(phases[0]))
     return state, evaluated

@@ -27,8 +27,8 @@ def test_a_global_batch_divides_exactly_when_processes_and_micro_batches_share_i
     processes: int, device_batch_size: int | None, micro_batch: int, accumulation: int
 ):
     plan = make_step_plan(settings(device_batch_size=device_batch_size), STRATEGY, 120, processes)
-    assert (plan.micro_batch, plan.accumulation) == (micro_batch, accumulation)
-    assert plan.micro_batch * plan.accumulation * processes == 24
+    assert (plan.micro_batch, plan.accumulation(plan.phases[0])) == (micro_batch, accumulation)
+    assert plan.micro_batch * accumulation * processes == 24
     assert plan.steps == 20  # what is learned does not depend on it
 
 

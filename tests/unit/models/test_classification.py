@@ -1,0 +1,120 @@
+"""The task of one class per image, against scikit-learn and values by hand."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from toolkit.models.classification import Classification
+from toolkit.strategies.base import BoundTask
+from toolkit.system.errors import InputError
+
+N, CLASSES = 40, 6
+COUNTS = np.array([40, 20, 10, 10, 10, 10])
+CPU = torch.device("cpu")
+LABELS = torch.arange(N) % (CLASSES - 1)  # the last class has no image
+
+
+def bound(**fields) -> BoundTask:
+    return Classification(**fields).bind(COUNTS, CPU)
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(N, CLASSES, generator=torch.Generator().manual_seed(seed))
+
+
+def measured(task: Classification, who: BoundTask, averaged: torch.Tensor) -> dict[str, float]:
+    sums = dict(zip(task.summed, who.sums(averaged, LABELS, torch.float64).tolist(), strict=True))
+    return task.measure(sums, LABELS.numpy(), who.record(averaged, LABELS).numpy(), CLASSES)
+
+
+def test_metrics_agree_with_scikit_learn():
+    task, who = Classification(), bound()
+    averaged = who.average([logits()])
+    found, predicted = measured(task, who, averaged), logits().argmax(1).numpy()
+    assert [*found] == [metric.name for metric in task.metrics]
+    assert found["top1"] == pytest.approx(100 * (predicted == LABELS.numpy()).mean())
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        assert found["balanced_accuracy"] == pytest.approx(100 * balanced_accuracy_score(LABELS.numpy(), predicted))
+    assert found["macro_f1"] == pytest.approx(100 * f1_score(LABELS.numpy(), predicted, average="macro"))
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits(), LABELS).item())
+
+
+@pytest.mark.parametrize("fields", [{}, {"loss": "bce"}, {"class_weights": "inverse"}, {"label_smoothing": 0.2}])
+def test_hard_and_one_hot_targets_give_the_same_loss(fields: dict):
+    who = bound(**fields)
+    hard, soft = (who.loss(logits(), targets) for targets in (who.targets(LABELS), who.mixable(LABELS)))
+    torch.testing.assert_close(hard, soft)
+
+
+def test_cross_entropy_is_torchs_bit_for_bit():
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=0.1)(logits(), LABELS)
+    assert torch.equal(bound(label_smoothing=0.1).loss(logits(), LABELS), expected)
+
+
+def test_binary_cross_entropy_is_timms():
+    from timm.loss import BinaryCrossEntropy
+
+    found = bound(loss="bce", label_smoothing=0.1).loss(logits(), LABELS)
+    torch.testing.assert_close(found, BinaryCrossEntropy(smoothing=0.1)(logits(), LABELS))
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_every_class_counts_alike_when_weights_are_inverse(loss: str):
+    plain, weighted = bound(loss=loss), bound(loss=loss, class_weights="inverse")
+    weights = COUNTS.sum() / (CLASSES * COUNTS)
+    assert (weights * COUNTS).std() < 1e-9
+    each = torch.stack([plain.loss(logits()[i : i + 1], LABELS[i : i + 1]) for i in range(N)])
+    expected = (each * torch.tensor(weights)[LABELS]).mean()
+    assert weighted.loss(logits(), LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_a_weighted_loss_is_the_mean_of_its_micro_batches(loss: str):
+    """So that accumulation and more processes train the same."""
+    who = bound(loss=loss, class_weights="inverse")
+    halves = [who.loss(logits()[part], LABELS[part]) for part in (slice(0, N // 2), slice(N // 2, N))]
+    torch.testing.assert_close(torch.stack(halves).mean(), who.loss(logits(), LABELS))
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_probabilities_of_an_average_are_the_mean_probabilities(loss: str):
+    who = bound(loss=loss)
+    pair = [logits(0), logits(1)]
+    expected = torch.stack([who.probabilities(who.average([one])) for one in pair]).mean(0)
+    torch.testing.assert_close(who.probabilities(who.average(pair)), expected)
+    torch.testing.assert_close(who.confidence(expected), expected.max(1).values)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_log_probabilities_are_of_a_distribution(loss: str):
+    found = bound(loss=loss).log_probabilities(logits().bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(found.shape[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"loss": "hinge"}, "--loss hinge: must be one of ce, bce"),
+        ({"class_weights": "balanced"}, "--class-weights balanced: must be one of none, inverse"),
+        ({"label_smoothing": 1.0}, "--label-smoothing 1: must be 0 or more and below 1"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused(fields: dict, told: str):
+    with pytest.raises(InputError, match=told):
+        Classification(**fields)
+
+
+def test_labels_that_are_no_classes_are_refused():
+    with pytest.raises(InputError, match=r"labels of shape \(6,\) and type float32: the task wants one whole number"):
+        Classification().check_labels(np.zeros((4, 6), dtype=np.float32), CLASSES)
+
+
+def test_a_metric_is_found_by_name_or_title():
+    assert Classification.metric("top-1") is Classification.metric("top1") is Classification.metrics[0]
+    with pytest.raises(InputError, match="--select-by accuracy: Classification measures top1, top5, loss"):
+        Classification.metric("accuracy")
+    assert [metric.name for metric in Classification.headline("macro_f1")] == ["macro_f1", "top1"]
+    assert Classification.metric("loss").gain(0.5, 0.75) == 0.25
