@@ -225,7 +225,7 @@ def settings_of(config: dict[str, Any]) -> list[tuple[str, list[Value]]]:
 
 
 # Settings that a run fills in if unset: config.yaml does not show whether the user set them.
-FILLED_IN = ("amp", "cache", "img_size", "synthetic_count", "synthetic_size")
+FILLED_IN = ("amp", "cache", "img_size", "select_by", "synthetic_count", "synthetic_size")
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
