@@ -34,7 +34,7 @@ def evaluated(run: Path, sizes: tuple[int, ...], max_loss: float) -> dict[str, A
     return json.loads((folder / "evaluation.json").read_text())["cascade"]
 
 
-def ladders(run: Path, max_loss: float) -> dict[tuple[int, ...], dict[str, Any]]:
+def cascades(run: Path, max_loss: float) -> dict[tuple[int, ...], dict[str, Any]]:
     """One cascade for each subset of the smaller sizes, followed by the largest."""
     summary = json.loads((run / "summary.json").read_text())
     sizes = sorted(int(name.removesuffix("px")) for name in summary["test"])
@@ -60,15 +60,15 @@ def main() -> None:
         options.runs.append(run)
     rows, enough = [], []
     for run in options.runs:
-        found = ladders(run, options.max_loss)
-        best = max(found, key=lambda ladder: found[ladder]["splits"]["val"]["times_less_compute"])
+        found = cascades(run, options.max_loss)
+        best = max(found, key=lambda sizes: found[sizes]["splits"]["val"]["times_less_compute"])
         enough.append(met(found[best]["splits"]["test"]))
-        for ladder, cascade in found.items():
-            cells = [run.name, ", ".join(map(str, ladder)), f"{cascade['confidence']:g}"]
+        for sizes, cascade in found.items():
+            cells = [run.name, ", ".join(map(str, sizes)), f"{cascade['confidence']:g}"]
             for split in (cascade["splits"][name] for name in ("val", "test")):
                 lost = f"{split['top1'] - split['alone_top1']:+.2f} points of {split['alone_top1']:.2f}"
                 cells.append(f"{split['times_less_compute']:.2f}x less, {lost}")
-            cells.append(("yes" if enough[-1] else "NO") if ladder == best else "not chosen")
+            cells.append(("yes" if enough[-1] else "NO") if sizes == best else "not chosen")
             rows.append(f"| {' | '.join(cells)} |")
     print(
         f"| run | sizes, px | confidence | val: compute, top-1 | test: compute, top-1 | {SAVED:g}x, {LOST:g} points |"

@@ -1,6 +1,6 @@
 """Accuracy cost of scaled decoding and downscaled caches, against full decoding: a table of docs/results.md.
 
-python benchmarks/decode_accuracy.py [--out FILE.json] [--arms tier ...] [--quick]   about two hours on two cores
+python benchmarks/decode_accuracy.py [--out FILE.json] [--arms disk ...] [--quick]   about two hours on two cores
 
 Each case trains recipes/single_scale.py on images much larger than the training size. Arms: decoded in full (no flag
 for this: the decoder's fractions are patched out); at a fraction if the crop allows it (--cache off); from the
@@ -36,7 +36,7 @@ from toolkit.data.sources.splits import open_splits
 
 ROOT = Path(__file__).parent.parent
 FULL, LIMIT = "in full", 1.0  # points of top-1
-ARMS = {FULL: "off", "scaled": "off", "tier": "disk", "memory": "ram"}  # arm: value of --cache
+ARMS = {FULL: "off", "scaled": "off", "disk": "disk", "memory": "ram"}  # arm: value of --cache
 IN_FULL = """
 import runpy, sys
 from toolkit.data.images import decode

@@ -69,7 +69,7 @@ class Files(NamedTuple):
 class Row(NamedTuple):
     """A row of the table: `rounds` holds one ratio per round."""
 
-    figure: str
+    name: str
     rounds: list[float]
     target: float
     at_least: bool
@@ -214,7 +214,7 @@ def small_rows(root: Path, size: int, rounds: int, least_s: float) -> Iterator[R
         "ImageFolder": image_folder(root, size, batch),
     }
     if size == 64:
-        contenders["ours, tier"] = ours(root, (size,), batch, "disk")
+        contenders["ours, disk"] = ours(root, (size,), batch, "disk")
     if size == 224:
         contenders["ours, three sizes"] = ours(root, (64, 112, 224), batch)
     times = race(contenders, rounds, least_s)
@@ -222,8 +222,8 @@ def small_rows(root: Path, size: int, rounds: int, least_s: float) -> Iterator[R
     folder = [round_["ImageFolder"] / round_["ours"] for round_ in times]
     yield Row(f"small files, {size} px, against ImageFolder", folder, 1.5, True)
     if size == 64:
-        tier = against_timm(times, "ours, tier")
-        yield Row("64 px from a 128-px tier, against timm on the originals", tier, 6.0, True)
+        copies = against_timm(times, "ours, disk")
+        yield Row("64 px from 128-px copies, against timm on the originals", copies, 6.0, True)
     yield Row(f"RAM-cached, {size} px, against timm", against_timm(times, "ours, RAM"), 10.0, True)
     if size == 224:
         three = [round_["ours, three sizes"] / round_["ours"] for round_ in times]
@@ -289,12 +289,12 @@ def machine() -> str:
 
 
 def table(rows: Sequence[Row], memory: Sequence[Mapping[str, Any]]) -> str:
-    lines = [machine(), "", "| figure | median | least - most | target | met |", "|---|---|---|---|---|"]
+    lines = [machine(), "", "| measured | median | least - most | target | met |", "|---|---|---|---|---|"]
     for row in rows:
         bound = f"{'>=' if row.at_least else '<='} {row.target:g}x"
         spread = f"{min(row.rounds):.2f} - {max(row.rounds):.2f}"
         met = "yes" if row.met() else "NO"
-        lines.append(f"| {row.figure} | {statistics.median(row.rounds):.2f}x | {spread} | {bound} | {met} |")
+        lines.append(f"| {row.name} | {statistics.median(row.rounds):.2f}x | {spread} | {bound} | {met} |")
     for found in memory:
         slope = found["slope_mb_per_epoch"]
         lines.append(

@@ -65,7 +65,7 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _told(pairs: list[tuple[dict[str, float], dict[str, float]]], what: str) -> str:
+def _spread(pairs: list[tuple[dict[str, float], dict[str, float]]], what: str) -> str:
     ratios = [mine[what] / other[what] for mine, other in pairs]
     return f"{statistics.median(ratios):.3f}x ({min(ratios):.3f} - {max(ratios):.3f})"
 
@@ -85,8 +85,8 @@ def main() -> None:
             found = {saving: run((*flags, *few), saving) for saving in order}
             pairs.append((found[True], found[False]))
         waited = statistics.median(mine["waited"] / mine["wall"] for mine, _ in pairs)
-        figures = f"{pairs[0][0]['mb']:.1f} MB | {_told(pairs, 'wall')} | {_told(pairs, 'processors')} | {waited:.2%}"
-        print(f"| {name} | {figures} |", flush=True)
+        cells = f"{pairs[0][0]['mb']:.1f} MB | {_spread(pairs, 'wall')} | {_spread(pairs, 'processors')} | {waited:.2%}"
+        print(f"| {name} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def run(case: str, seed: int, epochs: int) -> dict[str, float]:
         command += ["--seed", str(seed), "--epochs", str(epochs), "--output-dir", f"{folder}/run"]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
-    figures = {str(size): summary["test"][f"{size}px"]["top1"] for size in SCALES}
-    return {**figures, "train_seconds": summary["train_seconds"], "wall_seconds": summary["wall_seconds"]}
+    scores = {str(size): summary["test"][f"{size}px"]["top1"] for size in SCALES}
+    return {**scores, "train_seconds": summary["train_seconds"], "wall_seconds": summary["wall_seconds"]}
 
 
 def spread(values: list[float]) -> str:
@@ -55,10 +55,10 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for case, runs in results.items():
-        cells = [spread([figures[str(size)] for figures in runs.values()]) for size in SCALES]
+        cells = [spread([scores[str(size)] for scores in runs.values()]) for size in SCALES]
         for clock in ("train_seconds", "wall_seconds"):
-            ratios = [figures[clock] / results["single 64"][seed][clock] for seed, figures in runs.items()]
-            seconds = statistics.median(figures[clock] for figures in runs.values())
+            ratios = [scores[clock] / results["single 64"][seed][clock] for seed, scores in runs.items()]
+            seconds = statistics.median(scores[clock] for scores in runs.values())
             cells.append(f"{statistics.median(ratios):.2f}x ({seconds:.0f} s)")
         lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -50,7 +50,7 @@ def verify_from(argv: Sequence[str]) -> None:
     targets = verify_resume.draw(flags.kills, plan.every, last, flags.seed)
     for kill in verify_resume.killed(tried, last, plan.every, targets):
         kills, repeated = kills + 1, repeated + kill.at - kill.resumes
-        console.say(f"killed        after step {kill.at}; goes on from step {kill.resumes}", sys.stdout)
+        console.say(f"killed        after step {kill.at}; continues from step {kill.resumes}", sys.stdout)
     took = f"after {time.monotonic() - started:.0f} s, {repeated} steps repeated"
     console.say(f"killed {kills:2} x   step {last} {took}\n", sys.stdout)
     if flags.kills and not kills:

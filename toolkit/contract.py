@@ -1,4 +1,8 @@
-"""The former place of `toolkit.strategies.base`, kept for one release."""
+"""The former place of `toolkit.strategies.base`, kept for one release.
+
+It has the current names only. An old strategy must rename its method `panel` to `eval_specs`, and in each `Phase` the
+argument `strength` to `regularization`.
+"""
 
 from toolkit.strategies.base import (
     NORM_MODES,

@@ -130,7 +130,7 @@ def test_a_run_killed_between_two_checkpoints_goes_on_to_the_same_end(
 
     resumed = case.go_on(tmp_path / "resumed")
 
-    assert f"going on with {resumed / 'checkpoints' / newest.name}" in capsys.readouterr().out
+    assert f"continuing from {resumed / 'checkpoints' / newest.name}" in capsys.readouterr().out
     assert different(resumed, case.whole) == []
     assert delivered(resumed) == delivered(case.whole)
     assert [entry["step"] for entry in delivered(resumed)] == list(range(last(case.example)))

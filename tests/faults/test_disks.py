@@ -86,7 +86,7 @@ def check_failed(done: subprocess.CompletedProcess[str], output: Path, before: i
     assert "Traceback" not in done.stderr
     assert "saved" not in done.stdout + done.stderr
     assert newest(output) == before
-    assert f"step-{before:09d} still stands" in error
+    assert f"step-{before:09d} is intact" in error
     return error
 
 
@@ -109,7 +109,7 @@ def sizes_in(error: str) -> tuple[int, int]:
 def check_goes_on(output: Path, before: int) -> None:
     done = train(output)
     assert done.returncode == 0, done.stderr
-    assert f"going on with {output}/checkpoints/step-{before:09d}" in done.stdout
+    assert f"continuing from {output}/checkpoints/step-{before:09d}" in done.stdout
     assert json.loads((output / "summary.json").read_text())["exit_reason"] == "done"
     assert newest(output) == LAST
 

@@ -98,7 +98,7 @@ def test_three_processes_end_alike_when_one_was_killed(tmp_path: Path, control: 
     assert newest(killed.output) == SAVE_EVERY
     done = start_several(3, killed, Fault(), 0, *words)
     assert done.returncode == 0, done.stderr
-    assert f"going on with {killed.output / 'checkpoints'}/step-{SAVE_EVERY:09d}" in done.stdout
+    assert f"continuing from {killed.output / 'checkpoints'}/step-{SAVE_EVERY:09d}" in done.stdout
     last = newest(whole.output)
     weights = [load_file(run.output / f"checkpoints/step-{last:09d}/model.safetensors") for run in (whole, killed)]
     apart = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]

@@ -89,7 +89,7 @@ def test_a_run_goes_back_and_ends_well_when_another_order_avoids_the_cause(
     assert (summary["exit_reason"], summary["rollbacks"], summary["steps"]) == ("done", 1, 6)
     text = capsys.readouterr().err
     assert "the loss or its gradient is not finite at step" in text
-    assert "rollback 1 of 3: going on from" in text
+    assert "rollback 1 of 3: continuing from" in text
     sampler = Sampler(IMAGES, 0, STRATEGY)
     orders = [sampler.permutation(epoch, rollbacks)[: 2 * BATCH] for epoch, rollbacks in ((0, 0), (1, 1), (2, 1))]
     assert [i for line in delivered(tmp_path) for i in line["ids"]] == np.concatenate(orders).tolist()
@@ -147,7 +147,7 @@ def test_a_run_goes_back_further_when_the_last_checkpoint_is_damaged(
     text = capsys.readouterr().err
     assert "model.safetensors was changed since it was saved; set aside as" in text
     before = f"step-{int(damaged[0][5:]) - 1:09d}"
-    assert f"going on from {tmp_path / 'run' / 'checkpoints' / before}, images in another order" in text
+    assert f"continuing from {tmp_path / 'run' / 'checkpoints' / before}, images in another order" in text
 
 
 def test_the_best_model_is_one_that_counts_when_a_run_went_back_past_a_better_one(
@@ -202,7 +202,7 @@ def test_two_processes_go_back_to_the_same_checkpoint_and_see_what_one_sees(
     write_manifest(tmp_path, IMAGES, [image])
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(poisoned.settings(tmp_path, one, seed=seed), Poisoned(32))["rollbacks"] == 1
-    back = f"rollback 1 of 3: going on from {one}/checkpoints/step-000000002, images in another order"
+    back = f"rollback 1 of 3: continuing from {one}/checkpoints/step-000000002, images in another order"
     assert back in capsys.readouterr().err
     launch = [*TORCHRUN, poisoned.__file__, str(tmp_path), str(two), "both", str(seed)]
     done = subprocess.run(launch, env={**os.environ}, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
@@ -242,5 +242,5 @@ def test_a_run_goes_back_to_the_checkpoint_that_is_still_being_written(
     monkeypatch.setattr(loop, "roll_back", noting)
     assert train(chosen, STRATEGY)["rollbacks"] == 1
     start = tmp_path / "run" / "checkpoints" / f"step-{int(step):09d}"
-    assert f"going on from {start}, images in another order" in capsys.readouterr().err
+    assert f"continuing from {start}, images in another order" in capsys.readouterr().err
     assert (delivered(tmp_path), weights(tmp_path)) == at_once

@@ -122,7 +122,7 @@ def test_a_run_ends_with_one_line_and_goes_on_later_when_the_disk_fails(tmp_path
     error = next(line for line in ended.text.splitlines() if line.startswith("error: "))
     assert str(run.output / "checkpoints") in error
     assert {"ENOSPC": "No space left", "EROFS": "Read-only", "EIO": "Input/output error"}[what] in error
-    assert f"step-{SAVE_EVERY:09d} still stands" in error
+    assert f"step-{SAVE_EVERY:09d} is intact" in error
     assert "Traceback" not in ended.text
     assert json.loads((run.output / "summary.json").read_text())["exit_reason"] == error.removeprefix("error: ")
     assert newest(run.output) == SAVE_EVERY

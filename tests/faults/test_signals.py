@@ -108,10 +108,10 @@ def test_a_run_is_saved_and_goes_on_when_it_is_signaled(tmp_path: Path):
             process.send_signal(number)
             text, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 75, text
-        assert f"error: stopped by {spoken(number)} at step " in text
+        assert f"\nstopped by {spoken(number)} at step " in text
         assert "Traceback" not in text
         if step:
-            assert f"going on with {output / 'checkpoints'}/step-{step:09d}" in text
+            assert f"continuing from {output / 'checkpoints'}/step-{step:09d}" in text
         step = check_stopped(output, number.name)
     assert [line["step"] for line in delivered(output)] == list(range(step))
 
@@ -164,7 +164,7 @@ def test_a_run_ends_when_it_is_signaled_before_training_begins(tmp_path: Path):
         process.send_signal(signal.SIGUSR1)
         text, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75, text
-    assert "error: stopped by SIGUSR1 before training began; run the same command again" in text
+    assert "stopped by SIGUSR1 before training began; run the same command again" in text
 
 
 def handles(pid: int, number: int) -> bool:
@@ -224,11 +224,12 @@ def test_a_process_leaves_at_once_when_its_second_signal_finds_it_waiting_for_ot
     assert listen(send, stuck).returncode == 128 + signal.SIGTERM
 
 
-def test_a_signal_before_training_ends_the_run_when_the_code_there_catches_errors():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_training_ends_the_run_when_the_code_there_catches_errors(number: signal.Signals):
     handled = [signal.getsignal(number) for number in SIGNALS]
-    stopped = pytest.raises(PreemptedError, match="stopped by SIGTERM before training")
+    stopped = pytest.raises(PreemptedError, match=f"stopped by {spoken(number)} before training")
     with stopped, Preemption(), contextlib.suppress(Exception):
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
     assert [signal.getsignal(number) for number in SIGNALS] == handled
 
 
@@ -298,7 +299,7 @@ def test_two_ranks_save_the_same_step_when_one_process_is_signaled(tmp_path: Pat
         os.kill(pid, number)
         text, _ = process.communicate(timeout=PATIENCE_S)
         assert gone(output)
-    assert "Traceback" not in text.split("error: stopped")[0]
+    assert "Traceback" not in text.split("stopped by")[0]
     assert not list(output.glob(".tmp-*"))
     reason = json.loads((output / "summary.json").read_text())["exit_reason"].removeprefix("preempted by ")
     assert reason in {"SIGTERM", "another process of this run", "the end of the launcher"}

@@ -66,7 +66,7 @@ class Ended:
     @property
     def started_from(self) -> int | None:
         """The step of the checkpoint that it says it went on from."""
-        found = re.search(r"going on with \S*step-(\d+)", self.text)
+        found = re.search(r"continuing from \S*step-(\d+)", self.text)
         return int(found[1]) if found else None
 
 

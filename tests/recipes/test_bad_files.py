@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import recipe, write_folders
+from toolkit.runs.dashboards import Tracking
 
 pytestmark = pytest.mark.pages
 
@@ -75,9 +76,14 @@ def test_a_run_is_refused_before_it_writes_anything_when_headers_are_broken(tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_ends_with_one_line_when_it_meets_a_file_that_is_cut_short(tmp_path: Path, capsys):
+def test_a_run_ends_with_one_line_when_it_meets_a_file_that_is_cut_short(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    codes: list[int] = []
+    monkeypatch.setattr(Tracking, "finish", lambda _, exit_code=0: codes.append(exit_code))
     write_data(tmp_path / "data", ["train/dog/5.png"])
     assert started("--output-dir", "run") == 2
+    assert codes[0] == 2  # what the dashboard shows
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert error.startswith("error: train/dog/5.png: cannot be read as an image: image file is truncated")

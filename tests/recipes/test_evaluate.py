@@ -51,6 +51,7 @@ def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_figures_are_those_of_the_run_when_nothing_else_is_asked_for(finished: Path, whole: str):
     found, summary = report(whole), json.loads((finished / "summary.json").read_text())
+    assert found["schema"] == 2  # 1 had `borrowed` for `norm_from`
     assert found["splits"].keys() == {"val", "test"}
     for split, figures in found["splits"].items():
         assert figures.keys() == {"16px", "24px", "32px", "16+24+32px"}
@@ -155,10 +156,10 @@ def test_a_cascade_ends_with_the_command_that_predicts_so_when_it_is_reported(
     assert recipe("predict")([*there, "--output", "rows.csv"]) == 0
     shares = report("out")["cascade"]["splits"]["val"]["shares"]
     told = "  ".join(f"{size} px {100 * share:.1f}%" for size, share in shares.items())
-    assert f"decided at {told}: " in capsys.readouterr().err
+    assert f"exits at {told}: " in capsys.readouterr().err
     assert evaluate(*words, "--recalibrate") == 0
     assert Path("out", "evaluation.txt").read_text().splitlines()[-1] == (
-        "  predict     would decide otherwise: the statistics of 24 px that were estimated here are in no run"
+        "  predict     would differ: the statistics of 24 px that were estimated here are in no run"
     )
 
 
@@ -263,7 +264,7 @@ def test_an_evaluation_ends_in_one_line_when_it_is_stopped_by_ctrl_c(finished: P
         assert evaluate(finished, "--scales", "16", "--output-dir", "out") == 130
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert capsys.readouterr().err == "error: interrupted\n"
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
     assert contents(Path("out")) == before
 
 
@@ -278,7 +279,7 @@ def held_out(tmp_path: Path) -> Path:
 
 def test_val_is_refused_when_images_were_added_as_it_would_hold_trained_ones(capsys, held_out: Path):
     write_image(Path("photos/train/cat/00.png"), seed=77)
-    told = "train images: 36 -> 37; val images: as many, but other names, labels, sizes or order"
+    told = "36 train images, now 37; as many val images, but other names, labels, sizes or order"
     for words in ((), ("--cascade", "16,24", "--data-root", "photos", "--split", "train")):
         capsys.readouterr()
         assert evaluate(held_out, *words, "--output-dir", "out") == 2
@@ -304,12 +305,12 @@ def test_the_runs_own_val_is_found_when_its_data_moved(capsys, held_out: Path):
     [
         (["nowhere"], "nowhere: not a run directory: there is no config.yaml in it"),
         (["RUN", "--scales", "a"], "--scales a"),
-        (["RUN", "--scales", "32,16"], "--scales 32,16: sizes must be ascending"),
+        (["RUN", "--scales", "32,16"], "--scales 32,16: sizes must be positive and ascending"),
         (["RUN", "--scales", "32", "--average"], "--average would be ignored with one size"),
         (["RUN", "--scales", "32", "--cascade", "16,32", "--average"], "--average would be ignored with one size"),
         (["RUN", "--recalibrate"], "--recalibrate would be ignored: the statistics are those of 16, 32 px"),
         (["RUN", "--cascade", "32"], "--cascade 32: needs two sizes or more"),
-        (["RUN", "--cascade", "32,16"], "--cascade 32,16: sizes must be ascending"),
+        (["RUN", "--cascade", "32,16"], "--cascade 32,16: sizes must be positive and ascending"),
         (["RUN", "--confidence", "0.5"], "--confidence 0.5 would be ignored: it needs --cascade"),
         (["RUN", "--max-loss", "0.5"], "--max-loss 0.5 would be ignored"),
         (["RUN", "--data-root", "photos"], "'cat' is no class of the run"),

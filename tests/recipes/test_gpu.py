@@ -53,7 +53,7 @@ def test_a_killed_deterministic_run_ends_with_the_same_bits_on_a_gpu(run: Runner
         process.kill()
     done = run("recipes/multiscale.py", *words, "--output-dir", "killed")
     assert done.returncode == 0, done.stderr
-    assert "going on with" in done.stdout
+    assert "continuing from" in done.stdout
     manifests = [
         json.loads((sorted((tmp_path / name / "checkpoints").glob("step-*"))[-1] / "MANIFEST.json").read_text())
         for name in ("whole", "killed")

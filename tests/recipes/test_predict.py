@@ -148,14 +148,14 @@ def test_each_image_ends_at_the_first_size_that_is_sure_enough_when_a_cascade_is
     assert {row["size"] for row in rows} == {"16", "32"}
     share = sum(row["size"] == "32" for row in rows) / len(rows)
     told = capsys.readouterr().err
-    assert f"decided at 16 px {100 * (1 - share):.1f}%  32 px {100 * share:.1f}%" in told
+    assert f"exits at 16 px {100 * (1 - share):.1f}%  32 px {100 * share:.1f}%" in told
     assert re.search(r"[\d.]+x less compute than 32 px alone", told)
 
 
 def test_a_cascade_tells_that_it_costs_more_when_every_image_goes_up(capsys, finished: Path, data: Path):
     assert predict(finished, data / "val", "--cascade", "24,32", "--confidence", "1", "--output", "rows.csv") == 0
     told = capsys.readouterr().err
-    assert "decided at 24 px 0.0%  32 px 100.0%: " in told
+    assert "exits at 24 px 0.0%  32 px 100.0%: " in told
     factor = re.search(r"([\d.]+)x more compute than 32 px alone", told)
     assert factor is not None
     assert 1 < float(factor[1]) < 2  # 32 px, and 24 px on top
@@ -237,9 +237,9 @@ def test_nothing_is_said_when_the_reader_has_seen_enough(finished: Path, data: P
         (["odd", "odd"], "odd: not a run directory: there is no config.yaml in it"),
         (["RUN", "empty"], "empty: there are no images in it"),
         (["RUN", "odd", "--scales", "small"], "--scales small"),
-        (["RUN", "odd", "--scales", "32,16"], "--scales 32,16: sizes must be ascending"),
+        (["RUN", "odd", "--scales", "32,16"], "--scales 32,16: sizes must be positive and ascending"),
         (["RUN", "odd", "--cascade", "16"], "--cascade 16: needs two sizes or more"),
-        (["RUN", "odd", "--cascade", "32,16"], "--cascade 32,16: sizes must be ascending"),
+        (["RUN", "odd", "--cascade", "32,16"], "--cascade 32,16: sizes must be positive and ascending"),
         (["RUN", "odd", "--cascade", "16,32", "--confidence", "1.5"], "--confidence 1.5"),
         (["RUN", "odd", "--cascade", "16,32", "--scales", "16"], "--scales would be ignored with --cascade"),
         (["RUN", "odd", "--confidence", "0.9"], "--confidence 0.9 would be ignored: it needs --cascade"),

@@ -113,11 +113,11 @@ def another_class(data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (one_more, "train images: 18 -> 19"),
-        (another_label, "train images: as many, but other names, labels, sizes or order"),
-        (another_order, "train images: as many, but other names, labels, sizes or order"),
-        (another_size, "val images: as many, but other names, labels, sizes or order"),
-        (another_class, "classes: 2 (cat, dog) -> 2 (cat, wolf)"),
+        (one_more, "18 train images, now 19"),
+        (another_label, "as many train images, but other names, labels, sizes or order"),
+        (another_order, "as many train images, but other names, labels, sizes or order"),
+        (another_size, "as many val images, but other names, labels, sizes or order"),
+        (another_class, "the classes cat, dog, now cat, wolf"),
     ],
 )
 def test_a_run_is_refused_with_the_difference_when_its_data_changed(
@@ -128,25 +128,25 @@ def test_a_run_is_refused_with_the_difference_when_its_data_changed(
     assert recipe("single_scale")(WORDS) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1, err
-    assert f"run was trained with other settings or data ({told})" in err
+    assert f"run was trained with {told}. A run keeps" in err
     assert contents(here / "run") == before
 
     shutil.rmtree(here / "data")
     shutil.copytree(here.parent / "kept" / "data", here / "data")
     assert recipe("single_scale")(WORDS) == 0  # the control
-    assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+    assert "continuing from run/checkpoints/step-000000004" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_when_its_data_lies_elsewhere(here: Path, capsys: pytest.CaptureFixture[str]):
     (here / "data").rename(here / "disk")
     words = ["disk" if word == "data" else word for word in WORDS]
     assert recipe("single_scale")(words) == 0
-    assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+    assert "continuing from run/checkpoints/step-000000004" in capsys.readouterr().out
     assert f"data_root: {here}/disk" in (here / "run" / "config.yaml").read_text()
 
     one_more(here / "disk")  # the run is finished by now, and yet it is not one of this data
     assert recipe("single_scale")(words) == 2
-    assert "(train images: 18 -> 19)" in capsys.readouterr().err
+    assert "was trained with 18 train images, now 19." in capsys.readouterr().err
 
 
 def test_nothing_is_set_aside_when_a_run_is_to_go_back_with_other_data(here: Path, capsys: pytest.CaptureFixture[str]):
@@ -154,7 +154,7 @@ def test_nothing_is_set_aside_when_a_run_is_to_go_back_with_other_data(here: Pat
     one_more(here / "data")
     words = [*WORDS[: WORDS.index("--output-dir")], "--resume", "run/checkpoints/step-000000002"]
     assert recipe("single_scale")(words) == 2
-    assert "(train images: 18 -> 19)" in capsys.readouterr().err
+    assert "was trained with 18 train images, now 19." in capsys.readouterr().err
     assert contents(here / "run") == before
 
 
@@ -185,7 +185,7 @@ def test_a_run_that_goes_on_says_so_when_sums_may_differ_in_their_last_bits(
 
 def test_a_run_goes_on_when_bad_images_are_to_be_left_out_from_now_on(here: Path, capsys: pytest.CaptureFixture[str]):
     assert recipe("single_scale")([*WORDS, "--on-bad-sample", "quarantine"]) == 0
-    assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+    assert "continuing from run/checkpoints/step-000000004" in capsys.readouterr().out
 
 
 def test_an_earlier_end_is_told_until_training_begins_when_a_start_is_stopped_before(
@@ -235,7 +235,7 @@ def test_the_newest_step_goes_on_when_the_clock_was_set_back(here: Path, capsys:
             os.utime(inside, (now + 86400 - 100000 * age,) * 2)
     assert max(found, key=lambda path: path.stat().st_mtime) == found[0]
     assert recipe("single_scale")(WORDS) == 0
-    assert "going on with run/checkpoints/step-000000004" in capsys.readouterr().out
+    assert "continuing from run/checkpoints/step-000000004" in capsys.readouterr().out
 
 
 def torch_was_imported(importtime: str) -> bool:

@@ -224,10 +224,18 @@ def test_nothing_is_written_when_a_finished_run_is_run_again_with_another_machin
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (("--epochs", "4"), "epochs: 2 -> 4"),
-        (("--seed", "7"), "seed: 0 -> 7"),
-        (("--scales", "16,24"), "scales: [16, 32] -> [16, 24]"),
-        (("--batch-size", "12"), "batch_size: 24 -> 12"),
+        (
+            ("--epochs", "4"),
+            "was trained with --epochs 2, now 4. A run keeps its settings and data: go back to those, or",
+        ),
+        (("--seed", "7"), "--seed 0, now 7"),
+        (("--scales", "16,24"), "--scales 16,32, now 16,24"),
+        (("--batch-size", "12"), "--batch-size 24, now 12"),
+        (
+            ("--no-hflip", "--gradient-clip", "0.5"),
+            "--hflip, now --no-hflip; no --gradient-clip, now --gradient-clip 0.5",
+        ),
+        (("--model-kwargs", "output_stride=8"), "no --model-kwargs, now --model-kwargs output_stride=8"),
         (("--resume", "never"), "--resume never"),
     ],
 )
@@ -275,7 +283,7 @@ def test_a_run_ends_with_the_same_weights_when_it_was_cut_off_and_goes_on(
     cut_off(copied)
     words = PROGRESSIVE if resume else (*PROGRESSIVE, "--output-dir", str(copied))
     assert recipe("multiscale")([*words, *resume]) == 0
-    assert "going on with" in capsys.readouterr().out
+    assert "continuing from" in capsys.readouterr().out
     assert weights(copied) == weights(finished)
     assert samples(copied) == samples(finished)
     assert learned(copied) == learned(finished)
@@ -369,7 +377,7 @@ def test_a_run_keeps_the_cache_it_began_with_when_memory_changes(copied: Path, t
     assert cache_of(new) == "off"
     assert samples(new) == expected
     assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(new), "--cache", "ram"]) == 2
-    assert "cache: off -> ram" in capsys.readouterr().err
+    assert "--cache off, now ram" in capsys.readouterr().err
 
 
 def test_a_plan_is_shown_and_nothing_written_when_it_is_a_dry_run(tmp_path: Path, capsys):
@@ -434,7 +442,7 @@ def test_a_run_is_not_continued_when_the_data_changed(tmp_path: Path, capsys: py
     stopped = contents(tmp_path / "out")
     write_image(tmp_path / "data" / "train" / "cat" / "new.png", seed=1)
     assert recipe("single_scale")(words) == 2
-    assert "was trained with other settings or data (train images: 18 -> 19)" in capsys.readouterr().err
+    assert "was trained with 18 train images, now 19. A run keeps" in capsys.readouterr().err
     assert contents(tmp_path / "out") == stopped
     (tmp_path / "data" / "train" / "cat" / "new.png").unlink()
     assert recipe("single_scale")(words) == 0  # the control

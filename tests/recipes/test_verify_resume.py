@@ -81,7 +81,7 @@ def test_a_command_is_found_equal_when_it_is_killed_and_goes_on(run: Runner, tmp
     assert done.stderr == ""
     assert verdict(done.stdout) == dict.fromkeys([*FILES, "trainer.json", "samples.jsonl", "verdict"], "equal")
     assert "undisturbed   step 16 after" in done.stdout  # the next multiple of the command's own 4
-    kills = [tuple(map(int, kill)) for kill in re.findall(r"after step (\d+); goes on from step (\d+)", done.stdout)]
+    kills = [tuple(map(int, kill)) for kill in re.findall(r"after step (\d+); continues from step (\d+)", done.stdout)]
     assert len(kills) == 1
     for at, resumes in kills:
         assert 0 <= at - resumes <= 8
@@ -107,7 +107,7 @@ def test_two_processes_are_found_equal_when_they_are_killed_with_their_loaders(r
         "undisturbed",
         "undisturbed.log",
     ]
-    assert "going on with" in (tmp_path / "kept" / "killed.log").read_text()
+    assert "continuing from" in (tmp_path / "kept" / "killed.log").read_text()
 
 
 @SLOW
@@ -145,7 +145,7 @@ def test_a_command_is_no_good_when_it_starts_over_instead_of_going_on(
     words = ["--steps", "15", "--kills", "1", "--save-every-steps", "5", "--output-dir", "kept", "--"]
     assert recipe("verify_resume")([*words, sys.executable, "anew.py", *SINGLE[1:]]) == 1
     said = capsys.readouterr()
-    assert re.search(r"error: the command did not go on from step (5|10), but started over; see kept/kill", said.err)
+    assert re.search(r"error: the command did not continue from step (5|10), but started over; see kept/kill", said.err)
     assert "verdict" not in said.out
 
 

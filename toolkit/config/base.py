@@ -79,8 +79,9 @@ def explain(error: ValidationError) -> str:
     if isinstance(cause, InputError):
         return str(cause)
     flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
-    rule = RULES.get(first["type"], first["msg"].removeprefix("Value error, "))
-    return f"{flag} {first['input']}: {rule.format(**first.get('ctx', {}))}"
+    rule = RULES.get(first["type"])  # other messages may hold braces of the user's
+    text = rule.format(**first.get("ctx", {})) if rule else first["msg"].removeprefix("Value error, ")
+    return f"{flag} {first['input']}: {text}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

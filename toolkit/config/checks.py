@@ -5,19 +5,15 @@ All raise InputError that names the command-line flags.
 
 from collections.abc import Sequence
 
+from toolkit.config.choices import check_ascending
 from toolkit.system.errors import InputError
 
 
-def check_ascending(flag: str, sizes: Sequence[int] | None) -> None:
-    if sizes is not None and list(sizes) != sorted({*sizes}):
-        raise InputError(f"{flag} {','.join(map(str, sizes))}: sizes must be ascending")
-
-
 def check_cascade(sizes: Sequence[int] | None, confidence: float | None) -> None:
-    check_ascending("--cascade", sizes)
     if sizes is not None and len(sizes) < 2:
         given = ",".join(map(str, sizes))
         raise InputError(f"--cascade {given}: needs two sizes or more, such as 64,224; for one size take --scales")
+    check_ascending("--cascade", sizes)
     if sizes is None and confidence is not None:
         raise InputError(f"--confidence {confidence:g} would be ignored: it needs --cascade")
 

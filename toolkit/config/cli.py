@@ -192,14 +192,14 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
             raise InputError(f"{word} would be ignored by {recipe}: it belongs to another recipe")
         raise InputError(f"there is no flag {word}{nearest(word, flags)}")
     given = {name: value for group in groups.values() for name, value in group.items()}
-    asked = {name: given.pop(name, False) for name in OTHER}
-    import_modules(asked["import"] or ())
-    values = read_yaml(Path(asked["config"])) if asked["config"] else {}
+    others = {name: given.pop(name, False) for name in OTHER}
+    import_modules(others["import"] or ())
+    values = read_yaml(Path(others["config"])) if others["config"] else {}
     strange = [name for name in values if name not in known]
     if strange and strange[0] in Scales.model_fields:
-        raise InputError(f"{asked['config']}: {strange[0]!r} belongs to another recipe than {recipe}")
+        raise InputError(f"{others['config']}: {strange[0]!r} belongs to another recipe than {recipe}")
     if strange:
-        raise InputError(f"{asked['config']}: there is no setting {strange[0]!r}{nearest(str(strange[0]), known)}")
+        raise InputError(f"{others['config']}: there is no setting {strange[0]!r}{nearest(str(strange[0]), known)}")
     strategy = "progressive" if given.get("progressive") else given.get("strategy")
     if strategy and strategy != values.get("strategy", strategy):  # flags win: the file configures another strategy
         values = {name: value for name, value in values.items() if name in SHARED or name not in Scales.model_fields}
@@ -208,8 +208,8 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     return Command(
         settings=settings.make_settings(values),
         scales=make_scales(chosen),
-        dry_run=asked["dry_run"],
-        benchmark=asked["benchmark"],
+        dry_run=others["dry_run"],
+        benchmark=others["benchmark"],
     )
 
 
@@ -227,14 +227,14 @@ def parse_section(
     """
     kinds = {name: kind(name.upper()) for name, kind in ((positional, _text), (rest, _words)) if name}
     shown = {name: name.upper() + " ..." * (name == rest) for name in kinds}
-    told = {
+    described = {
         name: tyro.conf.arg(
             metavar=shown[name], help=section.model_fields[name].description, help_behavior_hint="(required)"
         )
         for name in kinds
     }
     words: dict[str, Any] = {
-        name: Required[Annotated[kind, told[name], tyro.conf.Positional]] for name, kind in kinds.items()
+        name: Required[Annotated[kind, described[name], tyro.conf.Positional]] for name, kind in kinds.items()
     }
     flags = {title: _group(section, names) for title, names in section.groups.items()}
     if "run" in section.model_fields:  # opening a run may need classes of the user's own

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
 from toolkit.config.base import KeyValues, Section, explain
-from toolkit.config.choices import Cache, ClassLoss, ClassWeights
+from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights
 from toolkit.config.tables import check_entry
 from toolkit.system.errors import InputError
 
@@ -68,7 +68,7 @@ class Data(Section):
         "~/.cache/toolkit)",
     )
     cache_gb: float = Field(
-        4.0,
+        CACHE_GB,
         gt=0,
         description="limit for decoded images in memory, GB per process; also for parts of remote shards on disk, "
         "which are shuffled in windows of half this size",

@@ -102,9 +102,9 @@ class Store:
         where = getattr(error, "filename", None) or path
         size = f", {needed} bytes" if needed else ""
         newest = self.newest()
-        still = f"{newest} still stands" if newest else "there is none before it"
+        kept = f"{newest} is intact" if newest else "there is none before it"
         return SaveError(
-            f"the checkpoint of step {step} could not be written: {where}{size}: {reason}{_room(self.root)}; {still}; "
+            f"the checkpoint of step {step} could not be written: {where}{size}: {reason}{_room(self.root)}; {kept}; "
             "make room and run the same command again"
         )
 

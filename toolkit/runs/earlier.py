@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.json
+from toolkit.config.choices import FORMER_CACHES
+
+KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.json and columns of metrics.csv
 # Settings that did not exist in earlier versions -> the value that means what those did.
 AS_BEFORE: dict[str, Any] = {
     "task": "classification",
@@ -14,7 +16,7 @@ AS_BEFORE: dict[str, Any] = {
     "scheduler_kwargs": {},
 }
 FIELDS = {"best_top1": "best_score", "reference_top1": "reference_score"}  # of trainer.json's progress
-VALUES = {("cache", "tier"): "disk"}  # of settings in config.yaml
+VALUES = {"cache": FORMER_CACHES}  # of settings in config.yaml
 
 
 def keys_now(value: Any) -> Any:
@@ -27,7 +29,8 @@ def keys_now(value: Any) -> Any:
 def settings_now(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name, with the current values; one that did not exist yet has the value that means as before."""
     renamed = {
-        name: VALUES.get((name, value), value) if isinstance(value, str) else value for name, value in config.items()
+        name: VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
+        for name, value in config.items()
     }
     return {**AS_BEFORE, **renamed} if renamed else {}
 

@@ -1,4 +1,4 @@
-"""One row of metrics.csv: the results of an epoch. This module owns the column names."""
+"""One row of metrics.csv: the results of an epoch, and the names of its columns."""
 
 import contextlib
 import re
@@ -7,16 +7,28 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from toolkit.models.evaluator import Score
+from toolkit.runs import earlier
 
 PLACE = ("epoch", "step", "images_seen", "phase", "sizes")  # the first columns
-FORMER = {"strength": "regularization"}  # columns of earlier versions -> current names
 Number = int | float
 T = TypeVar("T")
 
 
+def eval_column(spec: str, metric: str) -> str:
+    """The column of one metric of an eval spec, such as `64px/top1`."""
+    return f"{spec}/{metric}"
+
+
 def eval_columns(scores: Mapping[str, Score]) -> dict[str, float]:
-    """Metrics of each eval spec by column, such as `64px/top1`."""
-    return {f"{spec}/{metric}": value for spec, score in scores.items() for metric, value in score.metrics().items()}
+    """Metrics of each eval spec by column."""
+    return {
+        eval_column(spec, metric): value for spec, score in scores.items() for metric, value in score.metrics().items()
+    }
+
+
+def train_column(spec: str) -> str:
+    """The column of the training loss of one size, such as `train_loss/64px`."""
+    return f"train_loss/{spec}"
 
 
 def train_columns(parts: Mapping[str, T]) -> dict[str, T]:
@@ -32,7 +44,8 @@ def evaluated_specs(columns: Iterable[str]) -> list[str]:
 
 def trained_parts(columns: Iterable[str]) -> list[str]:
     """The sizes that have a training loss of their own."""
-    return [column.removeprefix("train_loss/") for column in columns if column.startswith("train_loss/")]
+    prefix = train_column("")
+    return [column.removeprefix(prefix) for column in columns if column.startswith(prefix)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class MetricsRow:
     @classmethod
     def from_cells(cls, cells: Mapping[str, str | None]) -> "MetricsRow":
         """Parse a line of the file. Drops metrics that are not numbers; raises ValueError if the epoch is missing."""
-        now = {FORMER.get(name, name): text for name, text in cells.items()}
+        now = {earlier.KEYS.get(name, name): text for name, text in cells.items()}
         if not (now.get("epoch") or "").isdecimal():
             raise ValueError(f"epoch {now.get('epoch')!r} is not a number")
         sizes = (now.get("sizes") or "").split("+")

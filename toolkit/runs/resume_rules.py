@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from toolkit.config.scales import Scales
 from toolkit.config.settings import Settings
 from toolkit.runs import checkpoint
 from toolkit.runs.checkpoint import SCHEMA
@@ -36,7 +37,7 @@ def acquire_run(
             return _given(settings, RunDirectory(settings.output_dir, settings.keep), fingerprint)
         found = _unfinished(recipe, fingerprint, settings.keep) if settings.resume == "auto" else None
         if found is not None:
-            line = f"going on with the unfinished {found.path} (--resume never starts anew)"
+            line = f"continuing the unfinished {found.path} (--resume never starts a new one)"
             return found, found.store.recover(), line
         return _new(recipe, settings), None, ""
     except OSError as error:
@@ -83,7 +84,9 @@ def _given(
         run.lock.acquire()
         return run, None, ""
     if settings.resume == "never":
-        raise InputError(f"--output-dir {run.path} holds a run and --resume never forbids going on: choose another")
+        raise InputError(
+            f"--output-dir {run.path} holds a run and --resume never forbids to continue it: choose another directory"
+        )
     _check_same(run, run.store.newest(), fingerprint)
     run.lock.acquire()
     newest = run.store.recover()
@@ -93,7 +96,7 @@ def _given(
             f"{run.store.root}: its checkpoints are gone, though the run had saved: put them back, or take another "
             "--output-dir"
         )
-    line = f"going on with {newest}" if newest else "no checkpoint was committed yet: starting over"
+    line = f"continuing from {newest}" if newest else "no checkpoint was committed yet: starting over"
     return run, newest, line
 
 
@@ -104,7 +107,7 @@ def _named(settings: Settings, path: Path, fingerprint: Mapping[str, Any]) -> tu
     if not (checkpoint.is_committed(path) if is_checkpoint else run.store.newest()):
         raise InputError(f"--resume {path}: neither auto, never, nor a run or checkpoint that was committed")
     if settings.output_dir is not None and settings.output_dir.resolve() != run.path.resolve():
-        raise InputError(f"--resume {path} goes on in {run.path}: drop --output-dir {settings.output_dir}")
+        raise InputError(f"--resume {path} continues the run in {run.path}: drop --output-dir {settings.output_dir}")
     if is_checkpoint and run.exit_reason() in FINISHED:
         raise InputError(
             f"--resume {path}: that run is finished; going back would lose its end: go back in a copy "
@@ -116,48 +119,73 @@ def _named(settings: Settings, path: Path, fingerprint: Mapping[str, Any]) -> tu
     run.lock.acquire()
     if is_checkpoint and run.went_back_to() != path.name:
         run.go_back_to(path)
-        return run, path, f"going on with {path}"
+        return run, path, f"continuing from {path}"
     start = run.store.recover()
-    return run, start, f"going on with {start}" + (f", which comes after {path}" if is_checkpoint else "")
+    return run, start, f"continuing from {start}" + (f", which comes after {path}" if is_checkpoint else "")
 
 
 def _check_same(run: RunDirectory, start: Path | None, fingerprint: Mapping[str, Any]) -> None:
     changes = _changes(run, start, fingerprint)
     if changes:
         raise InputError(
-            f"{run.path} was trained with other settings or data ({'; '.join(changes)}). A run keeps its own: restore "
-            "them, or start another run with --output-dir"
+            f"{run.path} was trained with {'; '.join(changes)}. A run keeps its settings and data: go back to those, "
+            "or start another with --output-dir"
         )
 
 
 def _changes(run: RunDirectory, start: Path | None, fingerprint: Mapping[str, Any]) -> list[str]:
-    """What changed since the run was started: settings and, if it has a checkpoint `start`, images and classes."""
+    """What changed since the run was started: settings and, if it has a checkpoint `start`, images and classes.
+
+    Each is a text such as `--epochs 3, now 6`.
+    """
     changes = difference(run.config(), fingerprint["config"])
     saved = checkpoint.read_manifest(start) if start else {"schema": SCHEMA, **fingerprint}
     if saved["schema"] != SCHEMA:
-        return [*changes, f"format of checkpoints: {saved['schema']} -> {SCHEMA}"]
+        return [*changes, f"checkpoints of format {saved['schema']}, now {SCHEMA}"]
     changes += changed_images(saved["data"], fingerprint["data"])
     if saved["classes"] != fingerprint["classes"]:
-        changes.append(f"classes: {_brief(saved['classes'])} -> {_brief(fingerprint['classes'])}")
+        changes.append(f"the classes {_brief(saved['classes'])}, now {_brief(fingerprint['classes'])}")
     return changes
 
 
 def changed_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Differences between two `Splits.digests`, one line each."""
+    """Differences between two `Splits.digests`, one text each."""
     changes = []
     for split in before:
         if before[split]["images"] != now[split]["images"]:
-            changes.append(f"{split} images: {before[split]['images']} -> {now[split]['images']}")
+            changes.append(f"{before[split]['images']} {split} images, now {now[split]['images']}")
         elif before[split] != now[split]:
-            changes.append(f"{split} images: as many, but other names, labels, sizes or order")
+            changes.append(f"as many {split} images, but other names, labels, sizes or order")
     return changes
 
 
 def _brief(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Changed settings that affect the trained model, as `name: old -> new`; `cache: auto` keeps the old cache."""
+    """Changed settings that affect the trained model, as `--name old, now new`; `cache: auto` keeps the old cache."""
     names = [name for name in learned({**old, **new}) if (name, new.get(name)) != ("cache", "auto")]
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    return [_change(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    known = name in Settings.model_fields or name in Scales.model_fields
+    flag = f"--{name.replace('_', '-')}" if known else name  # a field of an own strategy has no flag
+
+    def given(value: Any) -> str:
+        if value in (None, {}, []):
+            return f"no {flag}"
+        if known and isinstance(value, bool):
+            return flag if value else f"--no-{flag[2:]}"
+        return f"{flag} {_plain(value)}"
+
+    alike = not any(value in (None, {}, []) or isinstance(value, bool) for value in (old, new))
+    return f"{given(old)}, now {_plain(new) if alike else given(new)}"
+
+
+def _plain(value: Any) -> str:
+    """A value as a command line has it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={part}" for key, part in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -34,7 +34,7 @@ class Saver:
         self._accelerator, self._store, self._best = accelerator, store, best
         self.newest = newest  # steps and epochs done at the last save
         self.seconds = 0.0  # that training waited for saves
-        self._told = 0.0
+        self._reported = 0.0
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -66,7 +66,7 @@ class Saver:
 
     def lap(self) -> float:
         """Seconds that training waited for saves since the last call."""
-        seconds, self._told = self.seconds - self._told, self.seconds
+        seconds, self._reported = self.seconds - self._reported, self.seconds
         return seconds
 
     def join(self, step: int) -> None:

@@ -36,8 +36,7 @@ class Progressive(Strategy):
 
     def __post_init__(self) -> None:
         check_several("--scales", self.scales)
-        if self.eval_scales is not None:
-            check_ascending("--eval-scales", self.eval_scales)
+        check_ascending("--eval-scales", self.eval_scales)
         if self.ramp and self.scale_epochs is not None:
             raise InputError("--scale-epochs would be ignored with --ramp: drop one of them")
         if self.ramp and self.norm_per_scale != "off":

@@ -2,18 +2,9 @@
 
 from collections.abc import Sequence
 
+from toolkit.config.choices import check_ascending
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system.errors import InputError
-
-
-def check_ascending(flag: str, sizes: Sequence[int]) -> None:
-    """Raise InputError unless the sizes are positive and strictly ascending."""
-    if not sizes or any(size <= 0 for size in sizes) or list(sizes) != sorted(set(sizes)):
-        given = ",".join(map(str, sizes))
-        mended = ",".join(map(str, sorted({size for size in sizes if size > 0})))
-        raise InputError(
-            f"{flag} {given}: sizes must be positive and ascending, each once" + (f"; try {mended}" if mended else "")
-        )
 
 
 def check_several(flag: str, sizes: Sequence[int]) -> None:

@@ -31,8 +31,7 @@ class Simultaneous(Strategy):
 
     def __post_init__(self) -> None:
         check_several("--scales", self.scales)
-        if self.eval_scales is not None:
-            check_ascending("--eval-scales", self.eval_scales)
+        check_ascending("--eval-scales", self.eval_scales)
         if self.consistency not in CONSISTENCY:
             raise InputError(f"--consistency {self.consistency}: one of {', '.join(CONSISTENCY)}")
         if self.consistency_weight < 0:

@@ -21,8 +21,7 @@ class SingleScale(Strategy):
 
     def __post_init__(self) -> None:
         check_ascending("--img-size", (self.img_size,))
-        if self.eval_scales is not None:
-            check_ascending("--eval-scales", self.eval_scales)
+        check_ascending("--eval-scales", self.eval_scales)
 
     def __str__(self) -> str:
         return f"single scale at {self.img_size} px"

@@ -93,7 +93,7 @@ def expected(error: Exception) -> Exception | None:
     if isinstance(error, EXPECTED):
         return error
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return DiskError(f"{error.filename or 'a file'}: {error.strerror}; the last checkpoint still stands")
+        return DiskError(f"{error.filename or 'a file'}: {error.strerror}; the last checkpoint is intact")
     if isinstance(error, OSError) and error.errno in NO_WAY and error.filename:
         return InputError(f"{error.filename2 or error.filename}: {error.strerror}")
     if not isinstance(error, RuntimeError):

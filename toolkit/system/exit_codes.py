@@ -19,7 +19,7 @@ def exit_code_of(error: Exception) -> int:
 
 
 def report_once(cause: Exception) -> None:
-    """Print the error that ended the run, once: one line that names the rank, then the error's notes.
+    """Print why the run ended, once: one line that names the rank other than 0, then the error's notes.
 
     Notes are output lines of another program.
     """
@@ -28,7 +28,11 @@ def report_once(cause: Exception) -> None:
     cause.reported = True  # type: ignore[attr-defined]
     rank = os.environ.get("RANK", "0")
     text = "\n".join([printable(str(cause)), *getattr(cause, "__notes__", [])])
-    console.say(f"error{'' if rank == '0' else f' on rank {rank}'}: {text}", sys.stderr)
+    if isinstance(cause, PreemptedError):  # a stop that was asked for is no error
+        head = "" if rank == "0" else f"rank {rank}: "
+    else:
+        head = "error: " if rank == "0" else f"error on rank {rank}: "
+    console.say(f"{head}{text}", sys.stderr)
 
 
 def exit_code(work: Callable[[], Any]) -> int:
@@ -42,6 +46,6 @@ def exit_code(work: Callable[[], Any]) -> int:
         report_once(cause)
         return exit_code_of(cause)
     except KeyboardInterrupt:  # Ctrl-C; training handles it itself, as a request to save
-        console.say("error: interrupted", sys.stderr)
+        console.say("stopped by Ctrl-C", sys.stderr)
         return INTERRUPTED
     return DONE

@@ -112,10 +112,10 @@ class Preemption:
             return
         self._signaled = number != ORPHANED
         name = signal.Signals(number).name if self._signaled else "the end of the launcher"
+        shown, again = ("Ctrl-C", "press") if number == signal.SIGINT else (name, "send it")
         self.ask(name)
         if not self._training:
-            raise _StoppedEarly(f"stopped by {name} before training began; run the same command again")
-        shown, again = ("Ctrl-C", "press") if number == signal.SIGINT else (name, "send it")
+            raise _StoppedEarly(f"stopped by {shown} before training began; run the same command again")
         then = "all is trained, the run ends" if self._trained else "saving a checkpoint ..."
         hint = f" ({again} again to quit {'at once' if self._trained else 'without saving'})" if self._signaled else ""
         with contextlib.suppress(OSError):  # stderr is closed: Ctrl-C ends a `tee` behind the run first

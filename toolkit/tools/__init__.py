@@ -1,5 +1,5 @@
-"""Commands on data or a finished run: evaluate, predict, export, scan, benchmark, verify a resume.
+"""Commands: evaluate, predict, export, scan, benchmark, verify a resume; `launch` starts training for the recipes.
 
-A new command is a module here and a recipe of a few lines. Tools only read runs and data. Never: a change to a run's
-training records, or the training loop.
+A new command is a module here and a recipe of a few lines. All but `launch` only read runs and data; `benchmark` trains
+steps of its own and keeps nothing of them. Never: a change to a run's training records, or a training loop.
 """

@@ -17,7 +17,7 @@ from toolkit.system import files
 from toolkit.tools.cascade_report import CascadeReport, SplitCascade
 from toolkit.tools.evaluation_report import EvaluationReport
 
-SCHEMA = 1  # version of evaluation.json
+SCHEMA = 2  # version of evaluation.json
 
 
 def write_files(report: EvaluationReport) -> None:
@@ -78,7 +78,7 @@ def _predict_command(report: EvaluationReport, cascade: CascadeReport) -> str:
     fresh = sorted({*cascade.sizes} & {*report.recalibrated.sizes})
     if fresh:
         sizes = ", ".join(map(str, fresh))
-        return f"would decide otherwise: the statistics of {sizes} px that were estimated here are in no run"
+        return f"would differ: the statistics of {sizes} px that were estimated here are in no run"
     sizes = ",".join(map(str, cascade.sizes))
     words = [str(report.loaded.directory.path), "PATH", "--cascade", sizes, "--confidence", str(cascade.confidence)]
     words += ["--flip"] if report.options.flip else []
@@ -90,7 +90,7 @@ def _cascade_lines(split: str, result: SplitCascade, cascade: CascadeReport) -> 
     last = max(result.shares)
     chosen = f", chosen on {cascade.tuned_on}" if cascade.tuned_on else ""
     yield f"cascade on {split}, confidence {cascade.confidence:g}{chosen}"
-    yield "  decided at  " + "  ".join(f"{size} px {100 * share:.1f}%" for size, share in result.shares.items())
+    yield "  exits at    " + "  ".join(f"{size} px {100 * share:.1f}%" for size, share in result.shares.items())
     yield (
         f"  compute     {1000 * result.gmacs:.2f} of {1000 * result.alone_gmacs:.2f} x 10^6 multiply-adds an image: "
         f"{saving(result.gmacs, result.alone_gmacs)} than {last} px alone"

@@ -12,6 +12,7 @@ from toolkit.config.base import to_yaml
 from toolkit.config.choices import Format
 from toolkit.config.settings import SYNTHETIC
 from toolkit.data.sources.index import Splits
+from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.run_config import learned
 from toolkit.strategies.base import Metric, at_size
 from toolkit.system.errors import printable
@@ -80,8 +81,8 @@ def read_rows(loaded: LoadedRun) -> list[SizeRow]:
     rows, names = [], [metric.name for metric in headline(loaded)]
     for spec in loaded.strategy.eval_specs():
         scores = {split: tuple(of[spec.name][name] for name in names) for split, of in found.items()}
-        if not scores and f"{spec.name}/{names[0]}" in loaded.metadata:
-            scores = {"val": tuple(loaded.metadata[f"{spec.name}/{name}"] for name in names)}
+        if not scores and eval_column(spec.name, names[0]) in loaded.metadata:
+            scores = {"val": tuple(loaded.metadata[eval_column(spec.name, name)] for name in names)}
         norm_from = next((scale for size in spec.sizes if (scale := loaded.model.norm_from(size))), None)
         rows.append(SizeRow(spec.name, scores, sum(loaded.gmacs[size] for size in spec.sizes), norm_from))
     return rows
@@ -95,7 +96,7 @@ def unreadable(loaded: LoadedRun) -> dict[str, int]:
     """Number of unreadable images of each split, which no metric includes."""
     target = loaded.strategy.selection().name
     tested = loaded.directory.summary().get("test", {}).get(target, {})
-    return {"val": int(loaded.metadata.get(f"{target}/unreadable", 0)), "test": tested.get("unreadable", 0)}
+    return {"val": int(loaded.metadata.get(eval_column(target, "unreadable"), 0)), "test": tested.get("unreadable", 0)}
 
 
 def recommended(rows: list[SizeRow], metric: Metric) -> SizeRow | None:
@@ -230,7 +231,7 @@ def _accuracy(card: Card, rows: list[SizeRow]) -> str:
         table += [f"| {' | '.join([name, *cells, f'{row.gmacs:.3g}'])} |"]
     best, dearest = recommended(rows, shown[0]), max(rows, key=lambda row: row.gmacs)
     if best is None or len([row for row in rows if row.scores]) < len(rows):
-        advice = "The run has not ended: nothing can be said yet of the sizes without figures."
+        advice = "The run has not ended: the sizes without metrics cannot be compared yet."
     else:
         share = (
             "the dearest" if best is dearest else f"at {best.gmacs / dearest.gmacs:.0%} of the cost of {dearest.name}"

@@ -53,6 +53,6 @@ class PredictionSummary:
         last = self.cascade[-1]
         shares = [self.exits.get(str(size), 0) / self.read for size in self.cascade]
         costs = np.cumsum([self.gmacs[size] for size in self.cascade])
-        decided = "  ".join(f"{size} px {100 * part:.1f}%" for size, part in zip(self.cascade, shares, strict=True))
+        exits = "  ".join(f"{size} px {100 * part:.1f}%" for size, part in zip(self.cascade, shares, strict=True))
         saved = saving(float(costs @ shares), self.gmacs[last])
-        return f"cascade   decided at {decided}: {saved} compute than {last} px alone"
+        return f"cascade   exits at {exits}: {saved} compute than {last} px alone"

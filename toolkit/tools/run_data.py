@@ -36,7 +36,7 @@ def moved_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader] | 
         splits = own_splits(loaded, data_root)
     except InputError:
         return None
-    return _pixels(splits) if splits.digests() == loaded.manifest().get("data") else None
+    return _readers(splits) if splits.digests() == loaded.manifest().get("data") else None
 
 
 def own_images(loaded: LoadedRun) -> dict[str, ImageReader]:
@@ -51,7 +51,7 @@ def own_images(loaded: LoadedRun) -> dict[str, ImageReader]:
             f"{loaded.directory.path}: the data is not as it was trained on ({'; '.join(changes)}): restore "
             "it, or evaluate what is there now by --data-root and --split"
         )
-    return _pixels(splits)
+    return _readers(splits)
 
 
 class EvaluationData(NamedTuple):
@@ -88,7 +88,7 @@ def _of_split(images: dict[str, ImageReader], split: Split | None) -> dict[str, 
     return {name: images[name] for name in names}
 
 
-def _pixels(splits: Splits) -> dict[str, ImageReader]:
+def _readers(splits: Splits) -> dict[str, ImageReader]:
     return {name: ImageReader(index) for name, index in splits.all().items()}
 
 

@@ -170,7 +170,7 @@ def undisturbed(trial: Trial, steps: int) -> int:
         return steps
     last = trial.newest()
     if not last:
-        raise InputError(f"the command ended without a checkpoint; what it said is in {trial.log}")
+        raise InputError(f"the command ended without a checkpoint; its output is in {trial.log}")
     return last
 
 
@@ -190,10 +190,12 @@ def killed(trial: Trial, last: int, every: int, targets: Sequence[int]) -> Itera
     """
     kill, mark = Kill(0, 0), None
 
-    def goes_on() -> bool:
+    def continues() -> bool:
         """Raise ResumeError if the checkpoint to resume from is gone or rewritten: a fresh start also ends equal."""
         if trial.newest() < kill.resumes or trial.mark(kill.resumes) not in (mark, None):
-            raise ResumeError(f"the command did not go on from step {kill.resumes}, but started over; see {trial.log}")
+            raise ResumeError(
+                f"the command did not continue from step {kill.resumes}, but started over; see {trial.log}"
+            )
         return True
 
     def due(at: int) -> bool:
@@ -202,14 +204,14 @@ def killed(trial: Trial, last: int, every: int, targets: Sequence[int]) -> Itera
     for target in targets:
         target = max(target, kill.at + 1)  # not before the steps lost to the last kill are repeated
         with trial.started() as process:
-            trial.runs_until(process, lambda at=target: goes_on() and (due(at) or trial.has(last)))  # type: ignore[misc]
+            trial.runs_until(process, lambda at=target: continues() and (due(at) or trial.has(last)))  # type: ignore[misc]
             if trial.has(last):
                 return
         kill = Kill(trial.delivered(), trial.newest())
         mark = trial.mark(kill.resumes)
         yield kill
     with trial.started() as process:
-        if not trial.runs_until(process, lambda: goes_on() and trial.has(last)):
+        if not trial.runs_until(process, lambda: continues() and trial.has(last)):
             raise ResumeError(f"the killed run ended without the checkpoint of step {last}; see {trial.log}")
 
 

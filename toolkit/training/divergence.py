@@ -55,7 +55,7 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
     run.accelerator.wait_for_everyone()
     records.tracking.rewind(progress.step)
     log.warning("%s", error)
-    log.warning("rollback %d of %d: going on from %s, images in another order", rollbacks, MOST_ROLLBACKS, start)
+    log.warning("rollback %d of %d: continuing from %s, images in another order", rollbacks, MOST_ROLLBACKS, start)
 
 
 def _verified(run: Run) -> Path | None:

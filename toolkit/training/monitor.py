@@ -134,10 +134,10 @@ class Throughput:
     def waits(self, batches: Iterator[T]) -> Iterator[T]:
         """Pass batches through, timing the wait for each; a step starts with the request for its first batch."""
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             self._step_began = self._step_began or _mark(self._device)
             batch = next(batches, None)
-            self._waited += time.perf_counter() - asked
+            self._waited += time.perf_counter() - requested
             if batch is None:
                 return
             yield batch

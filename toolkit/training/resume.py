@@ -120,7 +120,7 @@ def restore_best(directory: RunDirectory, progress: Progress) -> None:
     try:
         checkpoint.check(source)
         best_model.save(directory.best, read_exported(source), progress.best)
-        log.info("best      exported anew from %s", source)
+        log.info("best      exported again from %s", source)
     except InputError as error:
         log.warning("the best model so far, of epoch %s, is lost: %s", progress.best["epoch"], error)
         progress.best_score, progress.best = None, {}

@@ -13,7 +13,7 @@ from toolkit.runs import best_model, report, saved_predictions
 from toolkit.runs.metrics_row import MetricsRow, eval_columns, number
 from toolkit.strategies.base import Metric
 from toolkit.system.errors import NonFiniteError, PeerError, PreemptedError, SaveError
-from toolkit.system.exit_codes import EXIT_CODES, report_once
+from toolkit.system.exit_codes import exit_code_of, report_once
 from toolkit.training import device
 from toolkit.training.monitor import peak_memory_gb
 from toolkit.training.run import Run
@@ -161,8 +161,8 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
     `cause`: the expected error; None for a bug.
     """
     known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes the summary
-    told = run.records.directory.exit_reason() if isinstance(cause, PeerError) else None
-    if not told and (run.accelerator.is_main_process or not known_to_all):
+    recorded = run.records.directory.exit_reason() if isinstance(cause, PeerError) else None
+    if not recorded and (run.accelerator.is_main_process or not known_to_all):
         stopped = cause.exit_reason if isinstance(cause, PreemptedError) else None
         reason = str(stopped or cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
         try:
@@ -173,7 +173,7 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
         device.leave()  # the other ranks notice only now, and find the reason written above
     if run.accelerator.is_main_process:
         report.refresh(run.records.directory.path, at_once=True)
-    run.records.tracking.finish(EXIT_CODES.get(type(cause or error), 1))
+    run.records.tracking.finish(exit_code_of(cause or error))
     if known_to_all:
         _leave_together(run, cause)
 

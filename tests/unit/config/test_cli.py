@@ -14,6 +14,7 @@ from toolkit.config.base import Section
 from toolkit.config.cli import OTHER, Command, help_of, metavar, parse
 from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS
+from toolkit.system.errors import PreemptedError
 from toolkit.system.exit_codes import exit_code
 
 SCALE_FLAGS = ("strategy", "progressive", "scales", "scale_epochs")
@@ -111,6 +112,15 @@ def fail(error: Exception) -> None:
 def test_an_expected_error_is_one_line_and_its_exit_code_when_a_recipe_ends(capsys, error: Exception, code: int):
     assert exit_code(lambda: fail(error)) == code
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_stop_that_was_asked_for_is_not_called_an_error(capsys, monkeypatch):
+    stopped = "stopped by Ctrl-C at step 20 of 66, saved; the same command continues"
+    assert exit_code(lambda: fail(PreemptedError(stopped))) == 75
+    assert capsys.readouterr().err == f"{stopped}\n"
+    monkeypatch.setenv("RANK", "3")
+    assert exit_code(lambda: fail(PreemptedError(stopped))) == 75
+    assert capsys.readouterr().err == f"rank 3: {stopped}\n"
 
 
 def test_the_rank_is_named_when_another_process_than_the_first_fails(capsys, monkeypatch):

@@ -101,6 +101,7 @@ def test_settings_cannot_be_changed_when_made():
         ({"weight_decay": "inf"}, "--weight-decay inf"),
         ({"model_kwargs": ["output_stride"]}, "'output_stride' is not of the form key=value"),
         ({"model_kwargs": ["layers=[1"]}, "layers"),
+        ({"model_kwargs": ["{output_stride: 8}"]}, "'{output_stride: 8}' is not of the form key=value"),
     ],
 )
 def test_a_setting_is_refused_in_one_line_when_it_makes_no_sense(values: dict[str, Any], words: str):

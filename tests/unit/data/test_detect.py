@@ -91,6 +91,26 @@ def test_training_reads_a_folder_by_its_kind(layout: tuple[Path, SourceKind, str
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("paths", "hint"),
+    [
+        (("cat/", "dog/"), "it has 2 folders (cat, dog): move them into {root}/train/"),
+        (("cat/", "dog/", "owl/"), "it has 3 folders (cat, dog, ...): move them into {root}/train/"),
+        (("cat/",), None),
+        (("validation/", "test/"), None),
+        (("val/", "cat/", "dog/"), None),
+        (("train -> gone", "cat/", "dog/"), None),
+    ],
+)
+def test_folders_are_to_be_moved_into_train_only_where_they_can_be_its_classes(
+    tmp_path: Path, paths: tuple[str, ...], hint: str | None
+):
+    root = lay_out(tmp_path / "data", paths)
+    with pytest.raises(InputError, match=NO_TRAIN) as caught:
+        open_splits(Settings(data_root=str(root)), 32)
+    assert str(caught.value).endswith(f"train*.tar in it; {hint.format(root=root)}" if hint else "train*.tar in it")
+
+
 def test_a_scan_lists_folders_and_manifests_leniently_and_nothing_else(
     layout: tuple[Path, SourceKind, str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -55,6 +55,11 @@ def test_the_cache_is_chosen_by_settings_and_data_when_it_is_left_open(choice, b
     assert choose_cache(settings, splits_of(1000, 100, 100), phases, 1).kind == expected
 
 
+@pytest.mark.parametrize(("cache", "sides"), [("off", (None, None)), ("disk", (32, None)), ("ram", (32, None))])
+def test_a_phase_reads_the_originals_where_nothing_is_cached(cache: str, sides: tuple[int | None, ...]):
+    assert choose_cache(settings_of(cache=cache), splits_of(1000, 100, 100), (SMALL, LARGE), 1).sides == sides
+
+
 def test_a_cache_in_memory_is_refused_with_the_arithmetic_when_it_exceeds_the_bound():
     with pytest.raises(InputError, match=r"--cache ram: .* take 0\.6 GB .* more than --cache-gb 0\.5"):
         choose_cache(settings_of(cache="ram", cache_gb=0.5), splits_of(1000, 500, 400), (LARGEST,), 1)

@@ -186,7 +186,7 @@ def test_the_one_before_stands_when_the_disk_fails(tmp_path: Path, operation: st
         raise OSError(errno.EIO, "Input/output error", str(words[0]))
 
     monkeypatch.setattr(os, operation, fail)
-    with pytest.raises(SaveError, match=rf"step 6 could not be written: .*Input/output error.*{older} still stands"):
+    with pytest.raises(SaveError, match=rf"step 6 could not be written: .*Input/output error.*{older} is intact"):
         saved(tmp_path, 6)
     monkeypatch.undo()
     assert Store(tmp_path).recover() == older
@@ -199,7 +199,7 @@ def test_path_and_bytes_are_named_when_a_file_is_too_large(tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(SaveError, match=r"\.tmp-step-000000006/model\.safetensors, 400000 bytes: .*still stands"):
+        with pytest.raises(SaveError, match=r"\.tmp-step-000000006/model\.safetensors, 400000 bytes: .*is intact"):
             Store(tmp_path).commit(6, {"model.safetensors": {"x": torch.zeros(100_000)}}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

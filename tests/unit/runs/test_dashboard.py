@@ -95,7 +95,7 @@ def test_a_run_begins_anew_with_a_warning_when_its_notes_are_damaged(tmp_path: P
     (tmp_path / ".dashboard-wandb.json").write_text('{"id": "abc"')
     with caplog.at_level(logging.WARNING):
         assert Notes.open(tmp_path, "wandb").starts == 1
-    assert "not readable, the dashboard begins anew" in caplog.text
+    assert "not readable, the dashboard starts a new run" in caplog.text
 
 
 def test_rows_of_steps_are_known_after_a_kill_and_hold_nothing_up_when_they_are_logged(
@@ -118,6 +118,18 @@ def test_rows_of_steps_are_known_after_a_kill_and_hold_nothing_up_when_they_are_
     again = Notes.open(tmp_path, "page")
     assert (again.shown, again.id, again.starts) == ([200, RowKind.STEPS], tracking._notes.id, 2)
     tracking.finish()
+
+
+def test_a_row_that_no_dashboard_can_show_ends_the_dashboard_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    tracking = tracked(tmp_path)
+    tracking.log_epoch(MetricsRow(0, 5, 60, 0, (16,), {}), {"best_top1": 50.0})
+    assert tracking._dashboard is not None  # control
+    with caplog.at_level(logging.WARNING):
+        tracking.log_epoch(MetricsRow(1, 10, 120, 0, (), {}), {"best_top1": 50.0})  # no sizes, so no largest one
+    assert tracking._dashboard is None
+    assert "the dashboard failed and is left alone from here" in caplog.text
 
 
 @pytest.mark.parametrize("tail", ["25", "25 ", "\0\0\0\0\n", "250"])

@@ -84,7 +84,7 @@ def test_an_unfinished_run_goes_on_when_its_learning_settings_are_the_same():
     assert path == Path("runs/multiscale-test_resnet-20260101-000000")
     assert start == path / "checkpoints/step-000000005"
     assert str(path) in line
-    assert "--resume never starts anew" in line
+    assert "--resume never starts a new one" in line
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_given_directory_goes_on_when_it_holds_a_checkpoint():
     begun(Path("out"))
     path, start, line = chosen(output_dir="out")
     assert (path, start) == (Path("out"), Path("out/checkpoints/step-000000005"))
-    assert "going on with" in line
+    assert "continuing from" in line
 
 
 def test_a_given_directory_starts_over_when_no_checkpoint_was_committed():
@@ -198,13 +198,13 @@ def test_a_given_directory_is_taken_when_it_is_empty_or_new(exists: bool):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"epochs": 5, "output_dir": "out"}, "epochs: 12 -> 5"),
-        ({"seed": 3, "output_dir": "out"}, "seed: 0 -> 3"),
-        ({"output_dir": "out", "resume": "never"}, "--resume never forbids going on"),
+        ({"epochs": 5, "output_dir": "out"}, "--epochs 12, now 5"),
+        ({"seed": 3, "output_dir": "out"}, "--seed 0, now 3"),
+        ({"output_dir": "out", "resume": "never"}, "--resume never forbids to continue it"),
         ({"output_dir": "other"}, "holds other files"),
         ({"resume": "nowhere"}, "--resume nowhere"),
         ({"resume": "other"}, "--resume other"),
-        ({"resume": "out", "seed": 3}, "seed: 0 -> 3"),
+        ({"resume": "out", "seed": 3}, "--seed 0, now 3"),
         ({"resume": "out", "output_dir": "new"}, "drop --output-dir new"),
         ({"resume": "out/checkpoints/step-000000006"}, "--resume out/checkpoints/step-000000006"),
     ],
@@ -219,7 +219,7 @@ def test_a_directory_is_refused_when_it_would_meet_another_runs_files(change, wo
 
 def test_a_directory_is_refused_with_every_difference_when_the_strategy_is_another():
     begun(Path("out"))
-    with pytest.raises(InputError, match=r"scales: \[16, 32\] -> \[16, 24\]"):
+    with pytest.raises(InputError, match="--scales 16,32, now 16,24"):
         chosen(Progressive((16, 24)), output_dir="out")
 
 

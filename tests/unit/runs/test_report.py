@@ -54,7 +54,7 @@ def test_a_page_has_every_section_and_nothing_leaves_it_when_a_run_is_done(finis
         "Loss",
         "Top-1 accuracy on validation",
         "Learning rate",
-        "Strength of the augmentation",
+        "Regularization (scales the augmentation)",
         "Gradient norm before the clip",
         "Images per second",
         "Arithmetic, share of the peak",

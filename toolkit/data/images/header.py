@@ -98,7 +98,7 @@ def _orientation(exif: Image.Exif) -> int | None:
     return value if value is None or value in range(1, 9) else 1
 
 
-def _told_by_segment(content: bytes) -> tuple[int | None, int | None]:
+def _orientations_of_segment(content: bytes) -> tuple[int | None, int | None]:
     """Orientation in the EXIF and in the XMP data of a JPEG segment; None for each if it has none."""
     if content.startswith(XMP):
         match = XMP_ORIENTATION.search(content)
@@ -138,8 +138,8 @@ def _read_jpeg(stream: IO[bytes]) -> Header:
                 width, height, by_exif or by_xmp or 1, "JPEG", MODES.get(components, "?"), code in PROGRESSIVE
             )
         if code == 0xE1:
-            told = _told_by_segment(stream.read(max(0, length)))
-            by_exif, by_xmp = by_exif or told[0], by_xmp or told[1]
+            found = _orientations_of_segment(stream.read(max(0, length)))
+            by_exif, by_xmp = by_exif or found[0], by_xmp or found[1]
         else:
             stream.seek(max(0, length), 1)
 
@@ -148,11 +148,11 @@ def _read_other(stream: IO[bytes]) -> Header:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # faults raise errors; MAX_PIXELS limits the size
         with open_image(stream) as image:
-            orientation = None if image.format == "TIFF" else _told_at_the_start(image)  # PIL turns TIFF upright
+            orientation = None if image.format == "TIFF" else _orientation_at_the_start(image)  # PIL turns TIFF upright
             return Header(*image.size, orientation or 1, image.format or "?", image.mode)
 
 
-def _told_at_the_start(image: Image.Image) -> int | None:
+def _orientation_at_the_start(image: Image.Image) -> int | None:
     """Orientation from EXIF, else from XMP; only from data before the pixels."""
     try:
         return _orientation(Image.Image.getexif(image))  # PNG's own getexif would decode the pixels

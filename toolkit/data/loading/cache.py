@@ -64,7 +64,8 @@ def choose_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], fr
             "free memory or use fewer processes"
         )
     automatic: CacheKind = "ram" if needed <= bound and fits else "disk" if any(sides) else "off"
-    return CacheChoice(automatic if settings.cache == "auto" else settings.cache, sides, needed)
+    kind = automatic if settings.cache == "auto" else settings.cache
+    return CacheChoice(kind, sides if kind != "off" else (None,) * len(sides), needed)
 
 
 def open_readers(choice: CacheChoice, index: Index, cache_dir: Path | None) -> tuple[ImageReader, ...]:
@@ -89,6 +90,5 @@ def open_readers(choice: CacheChoice, index: Index, cache_dir: Path | None) -> t
                 "--cache off needs none"
             ) from None
 
-    sides = choice.sides if choice.kind != "off" else tuple(None for _ in choice.sides)
-    known = {side: reader(side) for side in {*sides}}
-    return tuple(known[side] for side in sides)
+    known = {side: reader(side) for side in {*choice.sides}}
+    return tuple(known[side] for side in choice.sides)

@@ -32,12 +32,12 @@ def fetching_ahead(
     window_of = np.empty(len(index.containers), dtype=np.int64)
     for number, shards in enumerate(windows):
         window_of[shards] = number
-    drawn = asked = begun = -1  # windows: last delivered, last requested, last that started a prefetch
+    drawn = requested = begun = -1  # windows: last delivered, last requested, last that started a prefetch
 
     def noted() -> Iterator[BatchSpec]:
-        nonlocal asked
+        nonlocal requested
         for spec in batch_specs:
-            asked = int(window_of[index.container[spec.ids]].max())
+            requested = int(window_of[index.container[spec.ids]].max())
             yield spec
 
     def urls(window: int) -> list[str]:
@@ -57,7 +57,7 @@ def fetching_ahead(
             # The caller takes the next batch after a step is complete. Then every process has completed that step, and
             # none needs an earlier window. The two halves of the cache have room for this window and the next.
             drawn = int(window_of[index.container[batch.ids]].min())
-            if drawn == asked > begun and drawn + 1 < len(windows) and fit(drawn, drawn + 1):
+            if drawn == requested > begun and drawn + 1 < len(windows) and fit(drawn, drawn + 1):
                 begun = drawn
                 # All of this window before any of the next: the cache drops the least recently used blocks first, and
                 # this window is still in use.

@@ -41,7 +41,7 @@ class Epoch(NamedTuple):
 
 
 class BatchSpec(NamedTuple):
-    """A global batch or micro-batch to load: image ids, sizes, step, epoch, and strength of augmentation."""
+    """A global batch or micro-batch to load: image ids, sizes, step, epoch, and regularization, 0 to 1."""
 
     ids: np.ndarray
     step: Step

@@ -111,12 +111,12 @@ def by_threads(batch_specs: Iterable[R], builder: BatchBuilder[R, T], threads: i
 
 class _Loading(Dataset[Any]):
     def __init__(self, builder: BatchBuilder[Any, Any]) -> None:
-        self._job = builder
+        self._builder = builder
 
     def __getitem__(self, spec: Any) -> Any:
         """One batch, or its error as a value: torch would wrap a raised error in a worker's traceback."""
         try:
-            return load(self._job, spec)
+            return load(self._builder, spec)
         except (InputError, LoaderError) as error:
             return error
 

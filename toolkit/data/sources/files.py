@@ -59,10 +59,10 @@ def _load(table: Path, count: int) -> list[np.ndarray] | None:
 
 def _stat(path: str) -> tuple[int, int]:
     try:
-        version = os.stat(path)
+        stat = os.stat(path)
     except OSError:
         return 0, 0
-    return version.st_size, version.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _header(path: str) -> tuple[int, int, int, bool]:

@@ -35,11 +35,9 @@ def read_folders(root: Path, cache: Path) -> Found:
     """The index of each split; raises InputError naming the folder at fault."""
     train_folder = find_split(root, TRAIN)
     if train_folder is None or not train_folder.is_dir():
-        inside = class_folders(root)
-        hint = f"; it has {len(inside)} folders ({', '.join(inside[:2])}, ...): move them into {root}/train/"
         raise InputError(
             f"--data-root {root}: neither a folder train/ nor a file train.csv nor shards train*.tar in it"
-            + (hint if len(inside) > 1 else "")
+            + _where_to_move(root)
         )
     classes = class_folders(train_folder)
     if len(classes) < 2:
@@ -49,10 +47,19 @@ def read_folders(root: Path, cache: Path) -> Found:
     val, test = (_read_other(root, find_split(root, names), classes, cache, left_out) for names in (VALIDATION, TEST))
     kinds = kinds_of(left_out)
     if kinds:
-        told = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds.items()]
-        more = f", {len(told) - MOST_KINDS} more kinds" if len(told) > MOST_KINDS else ""
-        log.info("data      %d files are left out: %s%s", len(left_out), ", ".join(told[:MOST_KINDS]), more)
+        counts = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds.items()]
+        more = f", {len(counts) - MOST_KINDS} more kinds" if len(counts) > MOST_KINDS else ""
+        log.info("data      %d files are left out: %s%s", len(left_out), ", ".join(counts[:MOST_KINDS]), more)
     return Found(train, val, test, classes)
+
+
+def _where_to_move(root: Path) -> str:
+    """A hint for a root whose folders can be the classes of train; empty if it has one, or names of splits."""
+    inside = class_folders(root)
+    if len(inside) < 2 or {*TRAIN, *VALIDATION, *TEST} & {*inside}:
+        return ""
+    more = ", ..." if len(inside) > 2 else ""
+    return f"; it has {len(inside)} folders ({', '.join(inside[:2])}{more}): move them into {root}/train/"
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -208,5 +215,5 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
-    version = os.stat(path)
-    return version.st_dev, version.st_ino
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino

@@ -49,7 +49,7 @@ class FileVersion(NamedTuple):
         return self.size == now.size and now.version in ("", self.version)
 
 
-def asked(url: str, question: Callable[[Any, str], T]) -> T:
+def query(url: str, question: Callable[[Any, str], T]) -> T:
     """The result of `question(file system, path)`; raises FileNotFoundError, or InputError in one line.
 
     Gets the file system from fsspec on each call, because none survives a fork; fsspec keeps one per process.
@@ -84,7 +84,7 @@ def listed(url: str) -> dict[str, FileVersion | None]:
         return found
 
     try:
-        return asked(url, ask)
+        return query(url, ask)
     except FileNotFoundError:
         return {}
 
@@ -107,7 +107,7 @@ def fetch(url: str, start: int, end: int, version: FileVersion) -> bytes:
                 )
 
     try:
-        content = asked(url, ask)
+        content = query(url, ask)
     except FileNotFoundError:
         raise OSError(f"{url} is not there any more") from None
     except ReplacedError:
@@ -201,7 +201,7 @@ class BlockCache:
         """Write a block after making room; half-written files of killed processes count and are deleted like blocks."""
         with os.scandir(path.parent) as entries:
             stats = [(entry.path, entry.stat()) for entry in entries]
-        known = sorted((version.st_mtime_ns, version.st_size, name) for name, version in stats)
+        known = sorted((stat.st_mtime_ns, stat.st_size, name) for name, stat in stats)
         total = sum(size for _, size, _ in known) + len(content)
         for _, size, oldest in known:
             if total <= self.bound:

@@ -21,7 +21,7 @@ from toolkit.data.sources.containers import Container, Part, file_version, index
 from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, is_image
 from toolkit.data.sources.index import Found
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
-from toolkit.data.sources.remote import BlockCache, FileVersion, RemoteFile, asked, listed
+from toolkit.data.sources.remote import BlockCache, FileVersion, RemoteFile, listed, query
 from toolkit.system.errors import InputError
 
 SUFFIX = ".tar"
@@ -96,7 +96,7 @@ def _check_fits(blocks: BlockCache) -> None:
 def _class_names(root: str, count: int) -> Sequence[str]:
     path = f"{root}/{CLASS_NAMES}"
     try:
-        content = asked(path, lambda files, name: files.cat_file(name)) if is_url(root) else Path(path).read_bytes()
+        content = query(path, lambda files, name: files.cat_file(name)) if is_url(root) else Path(path).read_bytes()
     except FileNotFoundError:
         content = None
     return named(content, count, path)

@@ -90,7 +90,7 @@ class Tracking:
             tracking._dashboard, tracking._notes = _open(settings, config, directory, strategy, progress.step)
             tracking._seen = [*tracking._notes.shown]
         except Exception as error:  # training continues whatever a dashboard raises
-            log.warning("%s could not be started, going on without it: %s", settings.log_with, error)
+            log.warning("%s could not be started, the run continues without it: %s", settings.log_with, error)
         return tracking
 
     def _tell(self, work: Callable[[Dashboard], None]) -> None:
@@ -105,23 +105,25 @@ class Tracking:
 
     def log(self, values: Mapping[str, Any], step: int, epoch: float, kind: RowKind = RowKind.STEPS) -> None:
         """Log the finite numbers of `values` at optimizer step `step`, `epoch` epochs after the start."""
+        self._tell(lambda dashboard: self._log(dashboard, values, step, epoch, kind))
 
-        def work(dashboard: Dashboard) -> None:
-            if self._repeated(dashboard, step, kind):
-                return
-            finite = {name: value for name, value in names.named(values).items() if math.isfinite(value)}
-            dashboard.log({**finite, "global_step": step, "epoch": epoch}, step)
-            self._notes.show(step, int(kind))
-            if kind is not RowKind.STEPS:
-                self._notes.write()
-
-        self._tell(work)
+    def _log(self, dashboard: Dashboard, values: Mapping[str, Any], step: int, epoch: float, kind: RowKind) -> None:
+        if self._repeated(dashboard, step, kind):
+            return
+        finite = {name: value for name, value in names.named(values).items() if math.isfinite(value)}
+        dashboard.log({**finite, "global_step": step, "epoch": epoch}, step)
+        self._notes.show(step, int(kind))
+        if kind is not RowKind.STEPS:
+            self._notes.write()
 
     def log_epoch(self, row: MetricsRow, best: Mapping[str, float | None]) -> None:
         """Log an epoch's row of metrics.csv, and the best value so far by name."""
-        if self._dashboard is not None:
+
+        def work(dashboard: Dashboard) -> None:
             further = {"preemptions": self._notes.starts - 1, **best}
-            self.log({**names.of_epoch(row), **further}, row.step, row.epoch + 1, RowKind.EPOCH)
+            self._log(dashboard, {**names.of_epoch(row), **further}, row.step, row.epoch + 1, RowKind.EPOCH)
+
+        self._tell(work)
 
     def _repeated(self, dashboard: Dashboard, step: int, kind: RowKind) -> bool:
         """Whether to skip a row logged before the run went back: plots with an axis that goes back are unreadable."""

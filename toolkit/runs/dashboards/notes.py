@@ -40,7 +40,7 @@ class Notes:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s: not readable, the dashboard begins anew: %s", path, error)
+            log.warning("%s: not readable, the dashboard starts a new run: %s", path, error)
         notes.write()
         return notes
 

@@ -138,9 +138,9 @@ class OnWandb(Dashboard):
 
     def show(self, errors: Errors, step: int) -> None:
         counts = [
-            [label, said, int(errors.confusion[row, column])]
+            [label, predicted, int(errors.confusion[row, column])]
             for row, label in enumerate(errors.classes)
-            for column, said in enumerate(errors.classes)
+            for column, predicted in enumerate(errors.classes)
         ]
         chart = wandb.plot_table(
             vega_spec_name="wandb/confusion_matrix/v1",

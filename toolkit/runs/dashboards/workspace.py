@@ -38,7 +38,7 @@ TITLES = {  # metric outside `quality` -> title of its chart
     "calibration_error": "Expected calibration error, 0 to 1",
     "phase": "Phase, index",
     "largest_size_px": "Largest size trained, px",
-    "regularization": "Strength of augmentation, 0 to 1",
+    "regularization": "Regularization (scales the augmentation), 0 to 1",
     "images_seen": "Seen since the run began, images",
     "cost": "Cost, currency",
     "preemptions": "Stopped early and continued, times",

@@ -8,6 +8,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from toolkit.runs.metrics_row import eval_column, train_column
 from toolkit.runs.report.errors_section import errors_section
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes
 from toolkit.runs.report.records import (
@@ -55,9 +56,9 @@ def render(records: ReportData) -> str:
             against_size=_against_size(table, records.metric, records.summary.get("device", "")),
             learning=_learning(records),
             parts=time_parts(records.history),
-            facts=_facts(records),
+            key_numbers=_key_numbers(records),
             cost=_cost(records),
-            mistakes=errors_section(records),
+            errors=errors_section(records),
             settings=settings_of(records.config),
             filled_in=[name for name in FILLED_IN if records.config.get(name) is not None],
             commands=commands(records),
@@ -138,20 +139,20 @@ def _learning(records: ReportData) -> list[Plot]:
         values = history.get(column)
         if values is None:
             return []
-        ring = records.best_row if column == f"{records.target}/{selects.name}" else None
+        ring = records.best_row if column == eval_column(records.target, selects.name) else None
         return [Line(_spoken(name) if label else "", values, scale_color(places[name]), dotted, ring)]
 
     evaluated, trained = history.evaluated(), history.trained()
-    lines = [new for name in evaluated for new in line(name, f"{name}/loss")]
-    lines += [new for name in trained for new in line(name, f"train_loss/{name}", True, name not in evaluated)]
+    lines = [new for name in evaluated for new in line(name, eval_column(name, "loss"))]
+    lines += [new for name in trained for new in line(name, train_column(name), True, name not in evaluated)]
     if not trained and (total := history.get("train_loss")) is not None:
         lines.append(Line("training", total, MUTED, True))
-    accuracy = [new for name in evaluated for new in line(name, f"{name}/{selects.name}")]
+    accuracy = [new for name in evaluated for new in line(name, eval_column(name, selects.name))]
     plots = [
         ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
         (_chosen_by(selects), accuracy, "%" if selects.percent else "", False, "Ring: the best epoch."),
         ("Learning rate", _single(history.get("lr")), "", True, ""),
-        ("Strength of the augmentation", _single(_varying(history.get("regularization"))), "", True, ""),
+        ("Regularization (scales the augmentation)", _single(_varying(history.get("regularization"))), "", True, ""),
         ("Gradient norm before the clip", _single(history.get("gradient_norm")), "", True, ""),
     ]
     return _drawn(records, plots)
@@ -205,7 +206,7 @@ def _varying(values: np.ndarray | None) -> np.ndarray | None:
     return None if flat else values
 
 
-def _facts(records: ReportData) -> list[tuple[str, str]]:
+def _key_numbers(records: ReportData) -> list[tuple[str, str]]:
     """Key numbers of the run, as (name, value with its unit)."""
     summary, history = records.summary, records.history
 

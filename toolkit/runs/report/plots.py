@@ -28,8 +28,8 @@ def over_epochs(
     name: str, epochs: np.ndarray, lines: Sequence[Line], bands: Sequence[Band], unit: str = "", floor: bool = False
 ) -> str:
     """Plot lines over epochs, labeled at their ends, on shaded phases; `floor`: the y-axis starts at 0."""
-    with drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (spec, svg):
-        axes = spec.add_subplot()
+    with drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (figure, svg):
+        axes = figure.add_subplot()
         for line in lines:
             there = np.isfinite(line.values)
             sparse = there.sum() < 0.6 * len(epochs) or there.sum() == 1
@@ -141,8 +141,8 @@ def over_sizes(
 ) -> str:
     """Plot a metric of each split against size (first split filled, others hollow) and, below, the latency if known."""
     timed = all(value is not None for value in latency_ms)
-    with drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (spec, svg):
-        upper, *lower = spec.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
+    with drawing("Accuracy against size", "accuracy against image size", 330 if timed else HEIGHT) as (figure, svg):
+        upper, *lower = figure.subplots(2 if timed else 1, 1, sharex=True, squeeze=False, height_ratios=_RATIO[timed])[
             :, 0
         ]
         upper.set_xscale("log")
@@ -210,8 +210,8 @@ def _point(axes: Axes, x: float, y: float, color: str, filled: bool) -> None:
 
 def reliability_diagram(bins: Sequence[Bin], color: str) -> str:
     """Plot accuracy against confidence (calibrated bars end on the diagonal) and, below, the images per bin."""
-    with drawing("Reliability", "reliability diagram", 330) as (spec, svg):
-        upper, lower = spec.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    with drawing("Reliability", "reliability diagram", 330) as (figure, svg):
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         left, width = [b.low for b in bins], [b.high - b.low for b in bins]
         upper.bar(left, [b.accuracy for b in bins], width, align="edge", color=color, alpha=0.85, linewidth=0)
         upper.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))

@@ -15,6 +15,7 @@ from toolkit.config.tables import TABLES, look_up
 from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory
+from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.report.history import History, read_history, size_of
 from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.strategies import Simultaneous, SingleScale
@@ -60,7 +61,7 @@ class ReportData:
         """
         sizes = self.config.get("scales") or [self.config.get("img_size")]
         usual = f"{sizes[-1]}px" if sizes[-1] else ""
-        columns = {name: self.history.get(f"{name}/{self.metric.name}") for name in self.history.evaluated()}
+        columns = {name: self.history.get(eval_column(name, self.metric.name)) for name in self.history.evaluated()}
         always = [name for name, values in columns.items() if values is not None and np.isfinite(values).all()]
         return self.summary.get("selection") or (usual if usual in always or not always else always[-1])
 
@@ -73,7 +74,7 @@ class ReportData:
     @property
     def best_row(self) -> int | None:
         """Index of the row of the best epoch; None if no epoch was evaluated."""
-        values = self.history.get(f"{self.target}/{self.metric.name}")
+        values = self.history.get(eval_column(self.target, self.metric.name))
         if values is None:
             return None
         found = np.flatnonzero(self.history.epochs == self.summary.get("best_epoch"))
@@ -123,7 +124,7 @@ def status(records: ReportData) -> Status:
         return Status(
             "stopped",
             "Preempted",
-            f"{str(reason).removeprefix('preempted ')}; {progress}. The same command goes on from there.",
+            f"{str(reason).removeprefix('preempted ')}; {progress}. The same command continues from there.",
         )
     return Status("bad", "Failed", f"{reason} ({progress})")
 
@@ -150,7 +151,7 @@ def rows(records: ReportData) -> list[SizeResult]:
         splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
         if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
             wanted = (*(metric.name for metric in records.metrics), "unreadable")
-            columns = {metric: history.get(f"{name}/{metric}") for metric in wanted}
+            columns = {metric: history.get(eval_column(name, metric)) for metric in wanted}
             now = {metric: float(values[best]) for metric, values in columns.items() if values is not None}
             splits["val"] = {metric: value for metric, value in now.items() if np.isfinite(value)}
         for split, predictions in records.predictions.items():
@@ -224,7 +225,7 @@ def settings_of(config: dict[str, Any]) -> list[tuple[str, list[Value]]]:
 
 
 # Settings that a run fills in if unset: config.yaml does not show whether the user set them.
-FILLED_IN = ("amp", "cache", "img_size", "synthetic_count", "synthetic_size")
+FILLED_IN = ("amp", "cache", "img_size", "select_by", "synthetic_count", "synthetic_size")
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
