@@ -24,6 +24,7 @@ SCALE_FLAGS = (
     "consistency",
     "norm_per_scale",
     "eval_scales",
+    "strategy_kwargs",
 )
 
 
@@ -41,7 +42,7 @@ def strategy_name(command: Command) -> str:
 
 def train_from(argv: Sequence[str] | None) -> None:
     command = parse(argv, "multiscale.py", __doc__, SCALE_FLAGS)
-    choices = {"scales": default_scales(command.settings.data_root), **command.scales}
+    choices, usual = command.scales, {"scales": default_scales(command.settings.data_root)}
     name = strategy_name(command)
     form, weight = choices.get("consistency", "kl"), choices.get("consistency_weight", 0)  # config.yaml has kl too
     if name == "simultaneous" and form != "kl" and weight == 0:
@@ -53,7 +54,7 @@ def train_from(argv: Sequence[str] | None) -> None:
     from toolkit.tools.launch import carry_out  # heavy imports come after parsing
 
     flags = {key: value for key, value in choices.items() if key not in ("strategy", "progressive")}
-    strategy = build(name, flags)
+    strategy = build(name, flags, usual)
     carry_out(command.settings, strategy, "multiscale", dry_run=command.dry_run, measure_first=command.benchmark)
 
 

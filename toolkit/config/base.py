@@ -36,6 +36,11 @@ Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(split_numbers), Fie
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
 
 
+def frozen(value: Any) -> Any:
+    """A value of a YAML file as a field of a frozen dataclass holds it: lists as tuples."""
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the known name closest to a mistyped one; empty if none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)

@@ -5,8 +5,8 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
 
@@ -16,10 +16,10 @@ from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from toolkit.config import settings
-from toolkit.config.base import Section, explain, nearest, read_yaml
+from toolkit.config.base import Section, explain, frozen, nearest, read_yaml
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
-from toolkit.config.tables import TABLES, import_modules
+from toolkit.config.tables import TABLES, import_modules, look_up
 from toolkit.system import console
 from toolkit.system.errors import InputError
 
@@ -195,6 +195,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     others = {name: given.pop(name, False) for name in OTHER}
     import_modules(others["import"] or ())
     values = read_yaml(Path(others["config"])) if others["config"] else {}
+    values = _with_own_fields(values, known)
     strange = [name for name in values if name not in known]
     if strange and strange[0] in Scales.model_fields:
         raise InputError(f"{others['config']}: {strange[0]!r} belongs to another recipe than {recipe}")
@@ -211,6 +212,17 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
         dry_run=others["dry_run"],
         benchmark=others["benchmark"],
     )
+
+
+def _with_own_fields(values: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The values of a config.yaml, with the fields of a strategy of the user's own moved to `strategy_kwargs`."""
+    strange = {name for name in values if name not in known}
+    if not strange or ":" not in str(values.get("strategy")):
+        return values
+    kind = look_up("strategy", "--strategy", values["strategy"])
+    own = {field.name: values[field.name] for field in fields(kind) if field.name in strange}
+    rest = {name: value for name, value in values.items() if name not in own}
+    return {**rest, "strategy_kwargs": {name: frozen(value) for name, value in own.items()}}
 
 
 def parse_section(

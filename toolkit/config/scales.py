@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from toolkit.config.base import Numbers, Section, explain
+from toolkit.config.base import KeyValues, Numbers, Section, explain
 from toolkit.config.choices import ConsistencyForm, NormMode
 from toolkit.config.settings import SYNTHETIC
 from toolkit.system.errors import InputError
@@ -45,6 +45,9 @@ class Scales(Section):
         "statistics only; off: nothing (default: full for simultaneous, off for progressive)",
     )
     eval_scales: Numbers | None = Field(None, description="sizes to evaluate, px (default: the training scales)")
+    strategy_kwargs: KeyValues | None = Field(
+        None, description="fields of a strategy of your own that have no flag, as key=value (unset: none)"
+    )
 
 
 def default_scales(data_root: str) -> tuple[int, ...]:

@@ -16,16 +16,28 @@ from toolkit.strategies.single import SingleScale
 from toolkit.system.errors import InputError
 
 
-def build(name: str, choices: Mapping[str, Any]) -> Strategy:
-    """Build the strategy called `name`; raises InputError for an unknown name or a choice that it would ignore."""
+def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Strategy:
+    """Build the strategy called `name`; raises InputError for an unknown name or a choice that it would ignore.
+
+    `choices`: its fields by name; the key `strategy_kwargs` holds those that have no flag. `defaults`: for fields that
+    it has and that are not chosen.
+    """
     kind = look_up("strategy", "--strategy", name)
     known = {field.name for field in fields(kind)}
+    usual = {field: value for field, value in (defaults or {}).items() if field in known}
+    own = choices.get("strategy_kwargs") or {}
+    if unknown := sorted({*own} - known):
+        raise InputError(f"--strategy-kwargs {unknown[0]}: {name} has no such field; it has {', '.join(sorted(known))}")
+    choices = {**usual, **{choice: value for choice, value in choices.items() if choice != "strategy_kwargs"}, **own}
     for choice, value in choices.items():
         if choice not in known and value is not False:
             raise InputError(
                 f"--{choice.replace('_', '-')} would be ignored by --strategy {name}: drop it or change the strategy"
             )
-    return kind(**{choice: value for choice, value in choices.items() if choice in known})
+    try:
+        return kind(**{choice: value for choice, value in choices.items() if choice in known})
+    except TypeError as error:
+        raise InputError(f"--strategy {name}: {error}; --strategy-kwargs gives fields without a flag") from None
 
 
 __all__ = ["Progressive", "Simultaneous", "SingleScale", "build"]

@@ -9,6 +9,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
+from toolkit.config.base import frozen
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import Settings, make_settings
 from toolkit.config.tables import look_up
@@ -118,10 +119,6 @@ def read_config(config: dict[str, Any]) -> tuple[Settings, Strategy]:
     names = {"strategy", *(field.name for field in fields(kind))}
     flags = {name: value for name, value in config.items() if name in names & {*Scales.model_fields}}
     chosen = make_scales({name: value for name, value in flags.items() if value is not None})
-    own = {name: _frozen(config[name]) for name in config if name in names - {*flags}}
+    own = {name: frozen(config[name]) for name in config if name in names - {*flags}}
     rest = {name: value for name, value in config.items() if name not in names}
     return make_settings(rest), build(chosen.pop("strategy"), {**chosen, **own})
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
