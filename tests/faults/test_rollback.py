@@ -163,7 +163,9 @@ def test_the_best_model_is_one_that_counts_when_a_run_went_back_past_a_better_on
     write_manifest(tmp_path, IMAGES, pair)
     select, top1 = epoch_end.select, iter([30.0, 50.0, 5.0, 6.0])  # of epochs 0, 1, 1 once more, 2
     monkeypatch.setattr(
-        epoch_end, "select", lambda settings, progress, _, last: select(settings, progress, next(top1), last)
+        epoch_end,
+        "select",
+        lambda settings, progress, metric, _, last: select(settings, progress, metric, next(top1), last),
     )
     assert damaging(monkeypatch) == []
     summary = train(settings(tmp_path), STRATEGY)
