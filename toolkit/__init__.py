@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toolkit.config.settings import Settings as Settings
     from toolkit.config.tables import register as register
+    from toolkit.models.classification import Classification as Classification
     from toolkit.strategies import Progressive as Progressive
     from toolkit.strategies import Simultaneous as Simultaneous
     from toolkit.strategies import SingleScale as SingleScale
+    from toolkit.strategies.base import BoundTask as BoundTask
+    from toolkit.strategies.base import Metric as Metric
     from toolkit.strategies.base import Schedule as Schedule
     from toolkit.strategies.base import Strategy as Strategy
+    from toolkit.strategies.base import Task as Task
     from toolkit.system.errors import InputError as InputError
     from toolkit.system.errors import NonFiniteError as NonFiniteError
     from toolkit.training.loop import train as train
@@ -24,6 +28,10 @@ _HOMES = {
     "register": "toolkit.config.tables",
     "Strategy": "toolkit.strategies.base",
     "Schedule": "toolkit.strategies.base",
+    "Task": "toolkit.strategies.base",
+    "BoundTask": "toolkit.strategies.base",
+    "Metric": "toolkit.strategies.base",
+    "Classification": "toolkit.models.classification",
     "SingleScale": "toolkit.strategies",
     "Progressive": "toolkit.strategies",
     "Simultaneous": "toolkit.strategies",

@@ -18,7 +18,7 @@ from tests.conftest import ALL, ROOT, SLOW, recipe, write_folders
 from tests.documents import EXCEPTIONS, FENCED, PROGRAMS, blocks, commands, exception, pages
 from tests.recipes.test_help import SHOWN
 
-OWN_TEST = "tutorial.md"  # tests/recipes/test_tutorial.py runs it from first to last, each command as a process
+OWN_TESTS = {"tutorial.md", "python.md"}  # tests/recipes/test_tutorial.py and test_python_page.py run them
 MAIN = "accelerate launch --quiet recipes/multiscale.py --data-root photos"
 VERIFY = "python recipes/verify_resume.py -- "
 # Added to a training, so that it takes seconds: flags that are given twice count as given last.
@@ -43,8 +43,8 @@ OTHERS = {
 NO_GPUS = "--config_file accelerate_configs/multi_gpu.yaml "  # tests/recipes/test_accelerate_configs.py reads the file
 LAUNCHER = re.compile(r"^(?:accelerate launch|torchrun)(?: --(?:quiet|standalone)| --[\w-]+ \S+)* (?=recipes/)")
 
-COMMANDS = [(page, line) for page, line in commands() if page != OWN_TEST]
-PYTHON = [(page, code) for page, code in blocks("python") if page != OWN_TEST]
+COMMANDS = [(page, line) for page, line in commands() if page not in OWN_TESTS]
+PYTHON = [(page, code) for page, code in blocks("python") if page not in OWN_TESTS]
 
 
 def test_what_is_excepted_or_made_smaller_still_stands_in_the_docs():

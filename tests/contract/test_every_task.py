@@ -1,0 +1,151 @@
+"""The promises of `toolkit.strategies.base.Task`, for every task there is, and for one from outside the package."""
+
+import numpy as np
+import pytest
+import torch
+from tags import Tags
+from torch import Tensor
+
+from toolkit import Simultaneous, Task
+from toolkit.config.tables import TABLES, look_up
+from toolkit.models.classification import Classification
+from toolkit.strategies.base import BoundTask, Budget
+
+N, CLASSES = 24, 5
+NAMES = tuple("abcde")
+CPU = torch.device("cpu")
+EXAMPLES: dict[str, Task] = {
+    "cross-entropy": Classification(label_smoothing=0.1),
+    "binary": Classification(loss="bce"),
+    "weighted": Classification(class_weights="inverse"),
+    "tags": Tags(),
+}
+every_task = pytest.mark.parametrize("task", EXAMPLES.values(), ids=EXAMPLES.keys())
+
+
+def labels(task: Task) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 2, (N, CLASSES)) if isinstance(task, Tags) else np.arange(N) % CLASSES
+
+
+def bound(task: Task) -> BoundTask:
+    return task.bind(task.class_counts(labels(task), CLASSES), CPU)
+
+
+def logits(seed: int = 0) -> Tensor:
+    return torch.randn(N, CLASSES, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_task_has_an_example():
+    assert {look_up("task", "--task", name) for name in TABLES["task"]} <= {type(task) for task in EXAMPLES.values()}
+
+
+@every_task
+def test_labels_of_its_kind_are_accepted_and_counted(task: Task):
+    task.check_labels(labels(task), CLASSES)
+    counts = task.class_counts(labels(task), CLASSES)
+    assert counts.shape == (CLASSES,)
+    assert counts.sum() == (labels(task).sum() if labels(task).ndim == 2 else N)
+
+
+@every_task
+def test_the_loss_is_one_finite_number_with_a_gradient_for_plain_and_mixed_targets(task: Task):
+    who, given = bound(task), torch.from_numpy(labels(task))
+    for targets in (
+        who.targets(given),
+        who.mixable(given),
+        0.3 * who.mixable(given) + 0.7 * who.mixable(given).flip(0),
+    ):
+        leaf = logits().requires_grad_()
+        loss = who.loss(leaf, targets)
+        assert loss.shape == ()
+        assert torch.isfinite(loss)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        assert gradient.abs().sum() > 0
+
+
+@every_task
+def test_halves_of_a_batch_have_the_loss_of_the_whole(task: Task):
+    """So that accumulation and processes do not change what is trained."""
+    who, given = bound(task), torch.from_numpy(labels(task))
+    parts = [who.loss(logits()[part], who.targets(given[part])) for part in (slice(0, N // 2), slice(N // 2, N))]
+    torch.testing.assert_close(torch.stack(parts).mean(), who.loss(logits(), who.targets(given)))
+
+
+@every_task
+def test_log_probabilities_add_up_and_need_no_mixed_precision(task: Task):
+    found = bound(task).log_probabilities(logits().bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(found.shape[:-1]))
+
+
+@every_task
+def test_an_average_of_several_sizes_has_their_mean_probabilities(task: Task):
+    who = bound(task)
+    alone = [who.probabilities(who.average([logits(seed)])) for seed in range(3)]
+    torch.testing.assert_close(
+        who.probabilities(who.average([logits(seed) for seed in range(3)])), torch.stack(alone).mean(0)
+    )
+    sure = who.confidence(alone[0])
+    assert sure.shape == (N,)
+    assert ((sure >= 0) & (sure <= 1)).all()
+
+
+@every_task
+def test_every_metric_is_measured_from_sums_and_records(task: Task):
+    who, given = bound(task), torch.from_numpy(labels(task))
+    averaged = who.average([logits()])
+    sums, record = who.sums(averaged, given, torch.float64), who.record(averaged, given)
+    assert sums.shape == (len(task.summed),)
+    assert record.shape == (len(task.columns(NAMES)), N)
+    assert (record[0] >= 0).all()
+    named = dict(zip(task.summed, sums.tolist(), strict=True))
+    found = task.measure(named, labels(task), record.numpy(), CLASSES)
+    assert [*found] == [metric.name for metric in task.metrics]
+    assert all(np.isfinite(value) for value in found.values())
+    assert "loss" in found
+
+
+@every_task
+def test_sums_of_parts_are_the_sum_of_the_whole(task: Task):
+    """Each process sums its own images."""
+    who, given = bound(task), torch.from_numpy(labels(task))
+    averaged = who.average([logits()])
+    parts = [who.sums(averaged[i::3], given[i::3], torch.float64) for i in range(3)]
+    torch.testing.assert_close(torch.stack(parts).sum(0), who.sums(averaged, given, torch.float64))
+
+
+@every_task
+def test_better_logits_are_measured_as_better_by_every_metric(task: Task):
+    """The control of all the above."""
+    who, given = bound(task), torch.from_numpy(labels(task))
+    whole = who.mixable(given)
+
+    def measured(values: Tensor) -> dict[str, float]:
+        averaged = who.average([values])
+        named = dict(zip(task.summed, who.sums(averaged, given, torch.float64).tolist(), strict=True))
+        return task.measure(named, labels(task), who.record(averaged, given).numpy(), CLASSES)
+
+    good, bad = measured(20 * whole - 10), measured(10 - 20 * whole)
+    for metric in task.metrics:
+        assert metric.gain(good[metric.name], bad[metric.name]) >= 0, metric
+    assert task.metrics[0].gain(good[task.metrics[0].name], bad[task.metrics[0].name]) > 50
+
+
+@every_task
+def test_an_answer_names_classes(task: Task):
+    named = task.answer(np.array([0.1, 0.9, 0.0, 0.0, 0.0]), NAMES)
+    assert named == "b"
+
+
+@every_task
+@pytest.mark.parametrize("form", ["kl", "mse", "js"])
+def test_consistency_between_scales_goes_with_it(task: Task, form):
+    strategy = Simultaneous((16, 32), consistency_weight=1.0, consistency=form)
+    phase, who, given = strategy.phases(Budget(1, N, N))[0], bound(task), torch.from_numpy(labels(task))
+
+    def loss(pair: list[Tensor]) -> Tensor:
+        return strategy.loss(pair, who.targets(given), who, phase, strategy.step(phase, 0)).parts["consistency"]
+
+    assert loss([logits(0), logits(0)]).item() == pytest.approx(0, abs=1e-6)
+    assert loss([logits(0), logits(1)]) > 0.01
