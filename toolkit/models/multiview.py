@@ -69,12 +69,15 @@ class MultiView(nn.Module):
         return [norm.norms[str(size)] for norm in self.scale_norms for size in sizes]
 
 
-def _replace_norms(module: nn.Module, policy: NormPolicy) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, BATCH_NORMS):
-            setattr(module, name, ScaleNorm(child, policy))
-        else:
-            _replace_norms(child, policy)
+def _replace_norms(model: nn.Module, policy: NormPolicy) -> None:
+    """Replace each BatchNorm, once: a layer or block that has several places in the model stays one."""
+    replaced: dict[nn.Module, ScaleNorm] = {}
+    for parent in [*model.modules()]:
+        for name, child in [*parent._modules.items()]:
+            if isinstance(child, BATCH_NORMS):
+                if child not in replaced:
+                    replaced[child] = ScaleNorm(child, policy)
+                setattr(parent, name, replaced[child])
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
