@@ -11,6 +11,7 @@ from toolkit.config.checks import check_evaluate
 from toolkit.config.choices import Split
 from toolkit.models import recalibration
 from toolkit.models.evaluator import Evaluation, Evaluator
+from toolkit.models.source import Model
 from toolkit.runs import saved_predictions
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import files, host
@@ -44,18 +45,20 @@ def evaluate(
     batch_size: int = 64,
     num_workers: int | None = None,
     amp: bool | None = None,
+    model: Model | None = None,
     output_dir: Path | None = None,
 ) -> EvaluationReport:
     """Measure the run's best model. The flags of recipes/evaluate.py describe the arguments.
 
-    Writes evaluation.txt, .json, .svg and predictions/ to `output_dir` (None: RUN/evaluation) and logs the table.
+    `model`: as in `train`, for a run that was trained with a model of the user's own. Writes evaluation.txt, .json,
+    .svg and predictions/ to `output_dir` (None: RUN/evaluation) and logs the table.
     Raises InputError.
     """
     check_evaluate(scales, cascade, confidence, max_loss)
     options = InferenceOptions(batch_size, num_workers, amp, flip)
     cascaded = CascadeOptions(tuple(cascade or ()), confidence, max_loss)
     folder = run / "evaluation" if output_dir is None else output_dir
-    loaded = load_run(run, [*(scales or ()), *cascaded.sizes])
+    loaded = load_run(run, [*(scales or ()), *cascaded.sizes], model=model)
     specs = _specs(loaded, scales, cascaded.sizes, average)
     if (folder / "config.yaml").exists():
         raise InputError(f"--output-dir {folder} is a run, whose own predictions/ would be overwritten: give another")
@@ -105,7 +108,7 @@ def _untrained(loaded: LoadedRun, evaluator: Evaluator, specs: Sequence[EvalSpec
         known = ", ".join(map(str, evaluator.model.policy.scales))
         raise InputError(
             f"--recalibrate would be ignored: the statistics are those of {known} px, and no other size is asked for, "
-            f"or {loaded.settings.arch} has no BatchNorm; drop it"
+            f"or {loaded.settings.model_name} has no BatchNorm; drop it"
         )
     return tuple(sizes)
 
