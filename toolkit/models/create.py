@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toolkit.config.base import nearest
 from toolkit.config.settings import Settings
-from toolkit.models.multiview import MultiView
+from toolkit.models.multiview import MultiView, replace_norms
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import InputError, first_line
 
@@ -90,7 +90,7 @@ def create(settings: Settings, arguments: Mapping[str, Any], policy: NormPolicy)
 def prepare(model: nn.Module, policy: NormPolicy, sync_bn: bool) -> MultiView:
     """The model as it is trained: normalization synchronized or per scale, convolutions that are safe on a CPU."""
     if sync_bn:
-        model = convert_sync_batchnorm(model)
+        replace_norms(model, convert_sync_batchnorm)
     _skip_pixels_first(model)
     return MultiView(model, policy)
 
