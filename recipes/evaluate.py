@@ -23,7 +23,7 @@ def evaluate_from(argv: Sequence[str] | None) -> None:
 
     from toolkit.tools.evaluate import evaluate  # heavy imports come after parsing
 
-    evaluate(**dict(flags))
+    evaluate(model=flags.model_from, **flags.model_dump(exclude={"model_from"}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

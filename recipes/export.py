@@ -25,7 +25,7 @@ def export_from(argv: Sequence[str] | None) -> None:
     from toolkit.tools.export import export  # heavy imports come after parsing
 
     console.start(main=True)
-    export(**dict(flags))
+    export(model=flags.model_from, **flags.model_dump(exclude={"model_from"}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

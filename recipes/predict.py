@@ -35,7 +35,7 @@ def predict_from(argv: Sequence[str] | None) -> int:
 
     from toolkit.tools.predict import predict  # heavy imports come after parsing
 
-    summary = predict(**dict(flags))
+    summary = predict(model=flags.model_from, **flags.model_dump(exclude={"model_from"}))
     if is_main_process() and not summary.closed:
         for line in summary.lines():
             console.say(printable(line), sys.stderr)

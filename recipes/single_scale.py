@@ -21,11 +21,11 @@ def train_from(argv: Sequence[str] | None) -> None:
 
     refuse_if_locked(command.settings.output_dir, command.settings.resume)
 
-    from toolkit.models.create import own_size
+    from toolkit.models.source import make_source
     from toolkit.strategies import SingleScale
     from toolkit.tools.launch import carry_out  # heavy imports come after parsing
 
-    size = command.scales.get("img_size") or own_size(command.settings.arch)
+    size = command.scales.get("img_size") or make_source(command.settings).own_size()
     strategy = SingleScale(size, command.scales.get("eval_scales"))
     carry_out(command.settings, strategy, "single_scale", dry_run=command.dry_run, measure_first=command.benchmark)
 

@@ -19,13 +19,15 @@ from toolkit.config import settings
 from toolkit.config.base import Section, explain, frozen, nearest, read_yaml
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
-from toolkit.config.tables import TABLES, import_modules, look_up
+from toolkit.config.tables import TABLES, import_modules, import_named, look_up
 from toolkit.system import console
 from toolkit.system.errors import InputError
 
 S = TypeVar("S", bound=Section)
 ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
 SHARED = frozenset({"scales", "eval_scales"})  # fields that all multi-scale strategies have
+# Fields that name code of the user's own: their flags, unlike a --config file, allow importing it.
+CODE = {"model_from": "--model-from"}
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     given = {name: value for group in groups.values() for name, value in group.items()}
     others = {name: given.pop(name, False) for name in OTHER}
     import_modules(others["import"] or ())
+    for name in CODE.keys() & given.keys():
+        import_named(CODE[name], given[name])
     values = read_yaml(Path(others["config"])) if others["config"] else {}
     values = _with_own_fields(values, known)
     strange = [name for name in values if name not in known]

@@ -131,7 +131,14 @@ class Model(Section):
         default_factory=lambda known: "test_resnet" if known.get("data_root") == SYNTHETIC else "resnet18",
         description="timm architecture (default: resnet18; test_resnet on the built-in data)",
     )
-    model_kwargs: KeyValues = Field({}, description="further arguments of the timm architecture, e.g. output_stride=8")
+    model_from: str | None = Field(
+        None,
+        description="module:function of your own that makes the model instead of timm, called with num_classes and "
+        "--model-kwargs (unset: none)",
+    )
+    model_kwargs: KeyValues = Field(
+        {}, description="further arguments of the timm architecture or of --model-from, e.g. output_stride=8"
+    )
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features, 0 to 1, dropped before the classifier")
 
@@ -272,6 +279,11 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
             )
         return self
 
+    @property
+    def model_name(self) -> str:
+        """Short name of the model: the architecture, or the function or class of `model_from`."""
+        return self.arch if self.model_from is None else re.sub(r"\W", "", re.split("[:. ]", self.model_from)[-1])
+
 
 SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Objective, Model, Optimization, Machine, Output)
 
@@ -290,6 +302,10 @@ NOT_LEARNED = frozenset(
         *Output.__annotations__,
     }
 )
+
+
+# Settings of timm's architectures, without effect on a model of the user's own; its config.yaml lacks them.
+OF_TIMM = ("arch", "pretrained", "dropout_rate", "drop_path")
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:

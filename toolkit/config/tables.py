@@ -72,6 +72,40 @@ def look_up(seam: Seam, flag: str, name: str) -> Any:
     return attribute_of(flag, module, attribute)
 
 
+def named(flag: str, name: str) -> Any:
+    """The object called module:attribute, from a module of the user's own that was imported already.
+
+    Raises InputError otherwise: the name may come from a run's config.yaml, and nobody asked to run what it says, be it
+    a file nearby or a function of a library.
+    """
+    module, attribute = _split(flag, name)
+    if not _is_own(module):
+        raise InputError(f"{flag} {name}: give that flag again to allow running it")
+    return attribute_of(flag, module, attribute)
+
+
+def _is_own(module: str) -> bool:
+    """Whether a module is imported and the user's own: not a script, Python's, the toolkit's or an installed one."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    others = {*sys.stdlib_module_names, "toolkit", "__main__"}
+    installed = {"site-packages", "dist-packages"}
+    return bool(file) and module.partition(".")[0] not in others and not installed & {*Path(str(file)).parts}
+
+
+def import_named(flag: str, name: str) -> Any:
+    """The object called module:attribute, whose module is imported: only for a name that the user gave just now."""
+    module, attribute = _split(flag, name)
+    import_module(f"{flag} {name}:", module)
+    return attribute_of(flag, module, attribute)
+
+
+def _split(flag: str, name: str) -> tuple[str, str]:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute.isidentifier():
+        raise InputError(f"{flag} {name}: must be of the form module:function")
+    return module, attribute
+
+
 def attribute_of(flag: str, module: str, attribute: str) -> Any:
     """An attribute of an imported module; raises InputError if it has none of that name."""
     found = getattr(sys.modules[module], attribute, None)

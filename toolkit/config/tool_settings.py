@@ -13,6 +13,12 @@ from toolkit.config.settings import SYNTHETIC
 
 Precisions = Annotated[tuple[Precision, ...], BeforeValidator(split_numbers), Field(min_length=1)]
 
+MODEL_FROM = Field(
+    None,
+    description="module:function of your own that makes the run's model, if it was trained with --model-from; the flag "
+    "allows running it (unset: the module must be in --import)",
+)
+
 
 class Scan(Section):
     """Scan"""
@@ -76,6 +82,7 @@ class Inference(Section):
         description="mixed precision in the best type of the device (unset: the precision of the training, or float32 "
         "if the device does not support it)",
     )
+    model_from: str | None = MODEL_FROM
 
 
 class Evaluate(Inference):
@@ -85,6 +92,7 @@ class Evaluate(Inference):
         "sizes": ("scales", "average", "flip", "recalibrate"),
         "cascade": ("cascade", "confidence", "max_loss"),
         "data": ("data_root", "split"),
+        "model": ("model_from",),
         "machine": ("batch_size", "num_workers", "amp"),
         "output": ("output_dir",),
     }
@@ -135,6 +143,7 @@ class Predict(Inference):
     groups: ClassVar = {
         "sizes": ("scales", "flip"),
         "cascade": ("cascade", "confidence"),
+        "model": ("model_from",),
         "machine": ("batch_size", "num_workers", "amp"),
         "output": ("output", "overwrite"),
     }
@@ -180,7 +189,7 @@ class Export(Section):
     """Export"""
 
     groups: ClassVar = {
-        "model": ("scale", "formats"),
+        "model": ("scale", "formats", "model_from"),
         "data": ("data_root",),
         "output": ("output_dir", "overwrite"),
     }
@@ -197,6 +206,7 @@ class Export(Section):
     )
     output_dir: Path | None = Field(None, description="folder for the export (unset: RUN/export)")
     overwrite: bool = Field(False, description="replace an existing export")
+    model_from: str | None = MODEL_FROM
 
 
 class Benchmark(Section):

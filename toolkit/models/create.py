@@ -1,8 +1,8 @@
-"""Create timm models: names, constructor arguments, initial or pretrained weights."""
+"""Create timm models: names, constructor arguments, initial or pretrained weights; prepare any model for training."""
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toolkit.config.base import nearest
 from toolkit.config.settings import Settings
-from toolkit.models.multiview import MultiView
+from toolkit.models.multiview import MultiView, replace_norms
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import InputError, first_line
 
@@ -35,7 +35,14 @@ def own_size(arch: str) -> int:
 def check_name(arch: str) -> None:
     """Raise InputError with the nearest name unless timm has the architecture."""
     if not timm.is_model(arch):
-        raise InputError(f"--arch {arch}: timm has no such architecture{nearest(arch, timm.list_models())}")
+        known = nearest(arch, timm.list_models())
+        raise InputError(f"--arch {arch}: timm has no such architecture{known}; one of your own: --import its module")
+
+
+def registered_by(arch: str) -> str:
+    """The user's own module that registered an architecture of this name with timm; empty for timm's own."""
+    module = timm.models.model_entrypoint(arch).__module__
+    return "" if module.partition(".")[0] == "timm" else module
 
 
 def timm_arguments(settings: Settings, classes: int, largest: int) -> dict[str, Any]:
@@ -57,7 +64,7 @@ def construct(settings: Settings, arguments: Mapping[str, Any], device: str = "m
     try:
         with torch.device(device):
             return timm.create_model(settings.arch, **{**arguments, **settings.model_kwargs})
-    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # a function that a user registered raises any type of exception
         if "drop_path_rate" in str(error):
             raise InputError(f"--drop-path: {settings.arch} has no stochastic depth; drop the flag") from None
         reason = f"there is no {error}" if isinstance(error, KeyError) else error
@@ -75,14 +82,24 @@ def create(settings: Settings, arguments: Mapping[str, Any], policy: NormPolicy)
         model = _pretrained(settings.arch, arguments)
     else:
         model = timm.create_model(settings.arch, **arguments)
-    if settings.sync_bn:
-        model = convert_sync_batchnorm(model)
-    _skip_pixels_first(model)
-    views = MultiView(model, policy)
-    for parameter in views.parameters():
-        if parameter.ndim == 4:  # 2D convolutions; those of more dimensions have no such format
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    views = prepare(model, policy, settings.sync_bn)
+    channels_last(views.parameters())
     return views
+
+
+def prepare(model: nn.Module, policy: NormPolicy, sync_bn: bool) -> MultiView:
+    """The model as it is trained: normalization synchronized or per scale, convolutions that are safe on a CPU."""
+    if sync_bn:
+        replace_norms(model, convert_sync_batchnorm)
+    _skip_pixels_first(model)
+    return MultiView(model, policy)
+
+
+def channels_last(parameters: Iterable[Tensor]) -> None:
+    """Lay out weights of 2D convolutions channels last; those of more dimensions have no such format."""
+    for parameter in parameters:
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _skip_pixels_first(model: nn.Module) -> None:

@@ -1,16 +1,18 @@
-"""Check an architecture at every size of a run and count its cost, on the meta device: no memory, no arithmetic."""
+"""Check a model at every size of a run and count its cost; timm's on the meta device: no memory, no arithmetic."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.config.settings import Settings
-from toolkit.models.create import check_name, construct, timm_arguments
+from toolkit.models.create import check_name, construct, registered_by, timm_arguments
 from toolkit.models.multiview import BATCH_NORMS
 from toolkit.system.errors import InputError, first_line
 
@@ -23,17 +25,34 @@ RESERVED = {  # arguments of timm's constructors that have a flag of their own, 
     "features_only": "a classifier needs its head",
 }
 REBUILT_PER_SIZE = "timm.models.swin"  # start of the modules whose models keep tables for one size
+LIBRARIES = {"timm", "toolkit", "torch", *sys.stdlib_module_names}  # their versions are recorded, not their code
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model checked at every size on the meta device: constructor arguments and cost."""
+    """A model checked at every size: constructor arguments, cost, preprocessing.
+
+    `mean` and `std`: 3 values each, for pixels in [0, 1]. `modules`: Python modules that hold the user's own code of
+    it. `unused`: whether some of its parameters get no gradient.
+    """
 
     arguments: Mapping[str, Any]
     parameters: int
     batch_norms: int
     gmacs: Mapping[int, float]  # 10^9 multiply-adds of a forward pass of one image, by size
     overstrided: Mapping[int, str]  # by size, if there is one: the convolution whose stride exceeds its input
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    modules: tuple[str, ...] = ()
+    unused: bool = False
+
+
+class Forward(NamedTuple):
+    """A forward pass: what the model returned, 10^9 multiply-adds of an image, and `overstrided` of `ModelPlan`."""
+
+    output: Any
+    gmacs: float
+    overstrided: str
 
 
 def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_batch: int = 2) -> ModelPlan:
@@ -44,30 +63,67 @@ def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_bat
             raise InputError(f"--model-kwargs {key}: {RESERVED[key]}")
     arguments = timm_arguments(settings, classes, max(sizes))
     model = construct(settings, arguments).eval().requires_grad_(False)
+    modules = own_modules(model, registered_by(settings.arch))
     if len(sizes) > 1 and type(model).__module__.startswith(REBUILT_PER_SIZE):
         given = ",".join(map(str, sizes))
         raise InputError(
             f"--arch {settings.arch} cannot change between {given} px: Swin rebuilds its tables for each size; "
             "train and evaluate it at one, or choose an architecture that takes any size, such as resnet18"
         )
-    gmacs, overstrided = {}, {}
-    for size in sizes:
-        try:
-            with FlopCounterMode(display=False) as counter, _Strides() as strides, torch.no_grad():
-                model(torch.empty(1, 3, size, size, device="meta"))
-        except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
-            reason = first_line(error)
-            raise InputError(
-                f"--arch {settings.arch} cannot take {size} px images: {reason}; "
-                "choose sizes that fit it, or an architecture that takes any size, such as resnet18"
-            ) from None
-        gmacs[size] = counter.get_total_flops() / 2e9
-        if strides.too_long:
-            overstrided[size] = strides.too_long
+    passes = {size: _forward_on_meta(settings, model, size, 1) for size in sizes}
+    if modules:  # timm's own return logits
+        for size, found in passes.items():
+            check_logits(f"--arch {settings.arch}", f"{size} px", found.output, (1, classes))
+        trained = _forward_on_meta(settings, model.train(), max(sizes), 2)
+        check_logits(f"--arch {settings.arch}", f"{max(sizes)} px in training", trained.output, (2, classes))
     if micro_batch == 1:
         _check_one_image_batches(settings, model, min(sizes))
-    batch_norms = sum(isinstance(module, BATCH_NORMS) for module in model.modules())
-    return ModelPlan(arguments, sum(p.numel() for p in model.parameters()), batch_norms, gmacs, overstrided)
+    data = resolve_model_data_config(model)
+    return ModelPlan(arguments, *counts(model, passes), tuple(data["mean"]), tuple(data["std"]), modules)
+
+
+def _forward_on_meta(settings: Settings, model: nn.Module, size: int, images: int) -> Forward:
+    """Run images of `size` px through timm's model; raises InputError if it fails."""
+    try:
+        return forward(model, torch.empty(images, 3, size, size, device="meta"))
+    except Exception as error:  # a model that a user registered raises any type of exception
+        raise InputError(
+            f"--arch {settings.arch} cannot take {size} px images: {first_line(error)}; "
+            "choose sizes that fit it, or an architecture that takes any size, such as resnet18"
+        ) from None
+
+
+def counts(model: nn.Module, passes: Mapping[int, Forward]) -> tuple[int, int, Mapping[int, float], Mapping[int, str]]:
+    """Parameters, BatchNorms, multiply-adds and overstrided convolutions, as in `ModelPlan`."""
+    return (
+        sum(parameter.numel() for parameter in model.parameters()),
+        sum(isinstance(module, BATCH_NORMS) for module in model.modules()),
+        {size: found.gmacs for size, found in passes.items()},
+        {size: found.overstrided for size, found in passes.items() if found.overstrided},
+    )
+
+
+def own_modules(model: nn.Module, *names: str) -> tuple[str, ...]:
+    """Python modules that define the model's layers, and `names`, as far as they are no LIBRARIES."""
+    kinds = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
+    return tuple(sorted(name for name in kinds | {*names} if name and name.partition(".")[0] not in LIBRARIES))
+
+
+def forward(model: nn.Module, images: Tensor) -> Forward:
+    """Run N x 3 x S x S images through the model, without gradients."""
+    with FlopCounterMode(display=False) as counter, _Strides() as strides, torch.no_grad():
+        output = model(images)
+    return Forward(output, counter.get_total_flops() / 2e9 / len(images), strides.too_long)
+
+
+def check_logits(called: str, where: str, output: Any, shape: tuple[int, int]) -> None:
+    """Raise InputError unless a model returned one tensor of images x classes; `called`: how to name it."""
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise InputError(f"{called}: at {where} it returns {kind}: it must return one tensor, images x classes")
+    if output.shape != shape:
+        found, expected = (" x ".join(map(str, sizes)) or "one number" for sizes in (output.shape, shape))
+        raise InputError(f"{called}: at {where} it returns {found}: it must be {expected}, images x classes")
 
 
 class _Strides(TorchDispatchMode):
@@ -94,7 +150,12 @@ def _check_one_image_batches(settings: Settings, model: nn.Module, size: int) ->
         with torch.no_grad():
             model.train()(torch.empty(1, 3, size, size, device="meta"))
     except ValueError as error:
-        raise InputError(
-            f"--batch-size or --device-batch-size leaves 1 image per process and forward: at {size} px the BatchNorm "
-            f"of {settings.arch} has nothing to average over ({error}); take 2 or more"
-        ) from None
+        raise InputError(one_value(settings.arch, size, error)) from None
+
+
+def one_value(name: str, size: int, error: ValueError) -> str:
+    """The message for a BatchNorm that gets a single value per channel."""
+    return (
+        f"--batch-size or --device-batch-size leaves 1 image per process and forward: at {size} px the BatchNorm "
+        f"of {name} has nothing to average over ({error}); take 2 or more"
+    )

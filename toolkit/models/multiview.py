@@ -1,7 +1,8 @@
 """A forward pass over views of several sizes, with normalization per scale; parameters and buffers by name."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class MultiView(nn.Module):
         super().__init__()
         self.model, self.policy = model, policy
         if policy.mode != "off":
-            _replace_norms(model, policy)
+            replace_norms(model, partial(ScaleNorm, policy=policy))
         self.scale_norms = [module for module in model.modules() if isinstance(module, ScaleNorm)]
 
     def forward(self, *views: Tensor) -> list[Tensor]:
@@ -65,17 +66,20 @@ class MultiView(nn.Module):
             self.policy = NormPolicy(self.policy.mode, scales)
         else:
             self.policy = NormPolicy("full", scales)
-            _replace_norms(self.model, self.policy)
+            replace_norms(self.model, partial(ScaleNorm, policy=self.policy))
             self.scale_norms = [module for module in self.model.modules() if isinstance(module, ScaleNorm)]
         return [norm.norms[str(size)] for norm in self.scale_norms for size in sizes]
 
 
-def _replace_norms(module: nn.Module, policy: NormPolicy) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, BATCH_NORMS):
-            setattr(module, name, ScaleNorm(child, policy))
-        else:
-            _replace_norms(child, policy)
+def replace_norms(model: nn.Module, replacement: Callable[[nn.Module], nn.Module]) -> None:
+    """Replace each BatchNorm, once: a layer or block that has several places in the model stays one."""
+    replaced: dict[nn.Module, nn.Module] = {}
+    for parent in [*model.modules()]:
+        for name, child in [*parent._modules.items()]:
+            if isinstance(child, BATCH_NORMS):
+                if child not in replaced:
+                    replaced[child] = replacement(child)
+                setattr(parent, name, replaced[child])
 
 
 def inherited_names(model: MultiView, sizes: Sequence[int], before: Collection[int]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from toolkit.config.choices import FORMER_CACHES
 KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.json and columns of metrics.csv
 # Settings that did not exist in earlier versions -> the value that means what those did.
 AS_BEFORE: dict[str, Any] = {
+    "model_from": None,
     "task": "classification",
     "task_kwargs": {},
     "loss": "ce",

@@ -46,7 +46,7 @@ def acquire_run(
 
 def _new(recipe: str, settings: Settings) -> RunDirectory:
     """Create and lock a new directory; its name is unique even if several runs start within a second."""
-    base = RUNS / f"{recipe}-{settings.arch.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
+    base = RUNS / f"{recipe}-{settings.model_name.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
     RUNS.mkdir(exist_ok=True)
     path = base
     for number in itertools.count(1):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.config.settings import NOT_LEARNED, Settings
+from toolkit.config.settings import NOT_LEARNED, OF_TIMM, Settings
 from toolkit.strategies.base import Strategy
 
 
@@ -13,5 +13,6 @@ def learned(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
-    """All resolved settings except `output_dir` and `resume`, and the strategy, as stored in config.yaml."""
-    return {**settings.model_dump(mode="json", exclude={"output_dir", "resume"}), **strategy.to_dict()}
+    """The resolved settings that have an effect, except `output_dir` and `resume`, and the strategy: config.yaml."""
+    left_out = {"output_dir", "resume", *(OF_TIMM if settings.model_from else ())}
+    return {**settings.model_dump(mode="json", exclude=left_out), **strategy.to_dict()}

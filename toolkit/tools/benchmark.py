@@ -99,7 +99,7 @@ def benchmark(
     size_flag = "--img-size" if isinstance(strategy, SingleScale) else "--scales"
     knobs = Knobs(run_plan.threads, host.loader_threads(), run_plan.cache.kind, settings.compile, size_flag)
     conditions = {
-        "arch": settings.arch,
+        "arch": settings.model_name,
         **where,
         "torch": torch.__version__,
         "data": run_plan.splits.source,

@@ -12,6 +12,7 @@ from toolkit.config.choices import Split
 from toolkit.models import recalibration
 from toolkit.models.evaluator import Evaluation, Evaluator
 from toolkit.models.metrics import COLUMNS
+from toolkit.models.source import Model
 from toolkit.runs import saved_predictions
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import files, host
@@ -45,18 +46,20 @@ def evaluate(
     batch_size: int = 64,
     num_workers: int | None = None,
     amp: bool | None = None,
+    model: Model | None = None,
     output_dir: Path | None = None,
 ) -> EvaluationReport:
     """Measure the run's best model. The flags of recipes/evaluate.py describe the arguments.
 
-    Writes evaluation.txt, .json, .svg and predictions/ to `output_dir` (None: RUN/evaluation) and logs the table.
+    `model`: as in `train`, for a run that was trained with a model of the user's own. Writes evaluation.txt, .json,
+    .svg and predictions/ to `output_dir` (None: RUN/evaluation) and logs the table.
     Raises InputError.
     """
     check_evaluate(scales, cascade, confidence, max_loss)
     options = InferenceOptions(batch_size, num_workers, amp, flip)
     cascaded = CascadeOptions(tuple(cascade or ()), confidence, max_loss)
     folder = run / "evaluation" if output_dir is None else output_dir
-    loaded = load_run(run, [*(scales or ()), *cascaded.sizes])
+    loaded = load_run(run, [*(scales or ()), *cascaded.sizes], model=model)
     if cascaded.sizes and loaded.task.columns(loaded.classes) != COLUMNS:
         raise InputError(f"--cascade: evaluate measures its top-1, which {type(loaded.task).__name__} does not have")
     specs = _specs(loaded, scales, cascaded.sizes, average)
@@ -108,7 +111,7 @@ def _untrained(loaded: LoadedRun, evaluator: Evaluator, specs: Sequence[EvalSpec
         known = ", ".join(map(str, evaluator.model.policy.scales))
         raise InputError(
             f"--recalibrate would be ignored: the statistics are those of {known} px, and no other size is asked for, "
-            f"or {loaded.settings.arch} has no BatchNorm; drop it"
+            f"or {loaded.settings.model_name} has no BatchNorm; drop it"
         )
     return tuple(sizes)
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from toolkit.config.choices import Format
 from toolkit.data.images import views
+from toolkit.models.portable import PortableModel
+from toolkit.models.source import Model
 from toolkit.system import files
 from toolkit.system.errors import ExportError, InputError, first_line
 from toolkit.tools.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source, answer, difference
@@ -26,7 +28,6 @@ from toolkit.tools.export_model import describe, one_scale
 from toolkit.tools.loaded_run import LoadedRun, load_run
 from toolkit.tools.model_card import Card, Gap, write_card
 from toolkit.tools.run_data import own_splits
-from toolkit.tools.timm_model import TimmModel
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ OURS = frozenset({*FILES.values(), WEIGHTS_BESIDE, CARD, CONFIG, CLASS_MAP})
 class ExportReport:
     """`differences`: largest absolute logit difference by format, over `checked` images at `size` px.
 
-    `by_card` and `by_timm`: gap of the model card's preprocessing, and of timm's transform alone, to evaluation's.
+    `by_card`, `by_library`: gap of the model card's preprocessing, and of a library's transform alone, to evaluation's.
     """
 
     folder: Path
@@ -47,7 +48,7 @@ class ExportReport:
     checked: int
     differences: dict[Format, float]
     by_card: Gap
-    by_timm: Gap
+    by_library: Gap
 
 
 def export(
@@ -58,32 +59,37 @@ def export(
     data_root: str | None = None,
     output_dir: Path | None = None,
     overwrite: bool = False,
+    model: Model | None = None,
 ) -> ExportReport:
     """Write the run's best model to `output_dir`. The flags of recipes/export.py describe the arguments.
+
+    `model`: as in `train`, for a run that was trained with a model of the user's own.
 
     Raises InputError, and ExportError if a format cannot be made or its logits differ; then nothing is written.
     """
     folder = run / "export" if output_dir is None else output_dir
     refuse_existing_export(folder, overwrite)
     chosen = choose(formats)
-    loaded = load_run(run)
-    model = describe(loaded, scale)
+    loaded = load_run(run, model=model)
+    exported = describe(loaded, scale)
     splits = own_splits(loaded, data_root)
-    images = read_check_images(splits, model)
-    log.info("%-11s %d px, checked on %d images of the run", "scale", model.size, len(images.ours))
+    images = read_check_images(splits, exported)
+    log.info("%-11s %d px, checked on %d images of the run", "scale", exported.size, len(images.ours))
     with _staged(folder) as staging:
-        differences = _write(loaded, model, images.ours, chosen, staging, must=formats is not None)
-        by_card, by_timm = (measure_gap(loaded, images.ours, theirs) for theirs in (images.by_card, images.by_timm))
-        card = Card(loaded, splits, model, differences, len(images.ours), by_card, by_timm)
+        differences = _write(loaded, exported, images.ours, chosen, staging, must=formats is not None)
+        by_card, by_library = (
+            measure_gap(loaded, images.ours, theirs) for theirs in (images.by_card, images.by_library)
+        )
+        card = Card(loaded, splits, exported, differences, len(images.ours), by_card, by_library)
         files.write_json(staging / CLASS_MAP, dict(enumerate(loaded.classes)))
-        files.write_json(staging / CONFIG, model.config())
+        files.write_json(staging / CONFIG, exported.config())
         files.write_text(staging / CARD, write_card(card))
     log.info("%-11s %s: %s", "wrote", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
-    return ExportReport(folder, model.size, len(images.ours), differences, by_card, by_timm)
+    return ExportReport(folder, exported.size, len(images.ours), differences, by_card, by_library)
 
 
 def _write(
-    loaded: LoadedRun, model: TimmModel, ours: Tensor, formats: Sequence[Format], folder: Path, *, must: bool
+    loaded: LoadedRun, model: PortableModel, ours: Tensor, formats: Sequence[Format], folder: Path, *, must: bool
 ) -> dict[Format, float]:
     """Write and check each format; return its largest logit difference. `ours`: N x 3 x S x S uint8, as in evaluation.
 
@@ -105,9 +111,9 @@ def _write(
         except Exception as error:  # exporters raise any type of exception
             reason = first_line(error)
             if must or name == "safetensors":
-                raise ExportError(f"{name}: {model.arch} cannot be written: {reason}") from error
+                raise ExportError(f"{name}: {model.name} cannot be written: {reason}") from error
             path.unlink(missing_ok=True)
-            log.warning("%-11s left out: %s cannot be written: %s", name, model.arch, reason)
+            log.warning("%-11s left out: %s cannot be written: %s", name, model.name, reason)
             continue
         differences[name] = difference(name, answer(say, pixels), expected)
         log.info("%-11s %s, its logits differ by %.2g at most", name, path.name, differences[name])

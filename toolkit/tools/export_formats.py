@@ -1,4 +1,4 @@
-"""Write a timm model in each export format and load it back. All take normalized float32 N x 3 x S x S."""
+"""Write a model in each export format and load it back. All take normalized float32 N x 3 x S x S."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from toolkit.config.choices import Format
+from toolkit.models.portable import PortableModel
 from toolkit.system.errors import ExportError
-from toolkit.tools.timm_model import TimmModel
 
 TOLERANCE = 1e-4  # largest allowed absolute difference of a logit
 OPSET = 18  # torch writes its ops in this opset and converts to newer ones, which fewer runtimes support
@@ -25,9 +25,9 @@ Say = Callable[[Tensor], Tensor]  # N x 3 x S x S -> N x C
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: `plain` is the model as timm builds it; `example` is the batch for tracing."""
+    """What is exported: `plain` is the model without the toolkit; `example` is the batch for tracing."""
 
-    model: TimmModel
+    model: PortableModel
     plain: nn.Module
     example: Tensor
 
@@ -47,7 +47,7 @@ class Source:
 
 
 def write_safetensors(source: Source, path: Path) -> Say:
-    """Write weights under timm's parameter names."""
+    """Write weights under the names of the plain model's parameters."""
     weights = source.plain.state_dict()
     contiguous = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
     path.write_bytes(save(contiguous))  # safetensors' save_file makes it readable by this user only

@@ -16,11 +16,11 @@ from toolkit.data.loading.batches import EvalBatchBuilder, load
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.read import read_bytes
+from toolkit.models.portable import PortableModel, middle
 from toolkit.system.errors import InputError
 from toolkit.tools.export_formats import answer
 from toolkit.tools.loaded_run import LoadedRun
 from toolkit.tools.model_card import Gap
-from toolkit.tools.timm_model import TimmModel, middle
 
 IMAGES = 32  # images in the check, if there are as many
 
@@ -29,15 +29,15 @@ IMAGES = 32  # images in the check, if there are as many
 class CheckImages:
     """The same images three times, each N x 3 x S x S: `ours` uint8, as evaluation decodes them; the others normalized.
 
-    `by_card`: from the model card's code; `by_timm`: from timm's transform alone. NaN for an image PIL cannot read.
+    `by_card`: from the model card's code; `by_library`: from a library's transform alone. NaN if PIL cannot read it.
     """
 
     ours: Tensor
     by_card: Tensor
-    by_timm: Tensor
+    by_library: Tensor
 
 
-def read_check_images(splits: Splits, model: TimmModel) -> CheckImages:
+def read_check_images(splits: Splits, model: PortableModel) -> CheckImages:
     """Read images of val, and if these are too few, of test and train; raises InputError if none can be read.
 
     Images are usually sorted by class, so evenly spaced ones cover all classes.
@@ -55,12 +55,12 @@ def read_check_images(splits: Splits, model: TimmModel) -> CheckImages:
         theirs += [_by_pil(read_bytes(index, i), transform, model.size) for i in batch.ids.tolist()]
     if not theirs:
         raise InputError(f"{splits.source}: no image can be read, so nothing can be checked")
-    by_card, by_timm = (torch.stack(tensors) for tensors in zip(*theirs, strict=True))
-    return CheckImages(torch.cat(ours), by_card, by_timm)
+    by_card, by_library = (torch.stack(tensors) for tensors in zip(*theirs, strict=True))
+    return CheckImages(torch.cat(ours), by_card, by_library)
 
 
 def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:
-    """3 x S x S by the model card's code, and by timm's transform alone; NaN if PIL cannot read the image."""
+    """3 x S x S by the model card's code, and by a library's transform alone; NaN if PIL cannot read the image."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:

@@ -1,35 +1,38 @@
 """Load a run's best model for evaluation, prediction and export."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from toolkit.config.base import frozen
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import Settings, make_settings
 from toolkit.config.tables import look_up
-from toolkit.models.create import create
-from toolkit.models.inspection import plan_model
+from toolkit.models.inspection import ModelPlan
 from toolkit.models.multiview import MultiView, copy_state
+from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.directory import RunDirectory
 from toolkit.strategies import build
 from toolkit.strategies.base import Metric, Strategy, Task
 from toolkit.system.errors import InputError
+from toolkit.training.parts import code_digests
 from toolkit.training.tasks import make_task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedRun:
     """The best model of a run, on a device and in evaluation mode, with the settings it was trained with.
 
-    `metadata`: epoch, step and metrics of the model. `mean` and `std`: 3 values for pixels in [0, 1]. `gmacs`: 10^9
-    multiply-adds of one image at each size. `arguments`: those passed to `timm.create_model`.
+    `source` and `plan`: where the network comes from, and how it was made. `metadata`: epoch, step and metrics of the
+    model. `mean` and `std`: 3 values for pixels in [0, 1]. `gmacs`: 10^9 multiply-adds of one image at each size.
     """
 
     directory: RunDirectory
@@ -37,12 +40,13 @@ class LoadedRun:
     strategy: Strategy
     task: Task
     classes: tuple[str, ...]
+    source: ModelSource
+    plan: ModelPlan
     model: MultiView
     mean: Tensor
     std: Tensor
     metadata: dict[str, Any]
     gmacs: dict[int, float]
-    arguments: dict[str, Any]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -69,10 +73,13 @@ def eval_sizes(strategy: Strategy) -> tuple[int, ...]:
     return tuple(sorted({size for spec in strategy.eval_specs() for size in spec.sizes}))
 
 
-def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None = None) -> LoadedRun:
+def load_run(
+    path: Path, sizes: Sequence[int] = (), device: torch.device | None = None, model: Model | None = None
+) -> LoadedRun:
     """Load the best model of the run at `path`; `sizes`, px: further sizes that it will be used at.
 
-    Raises InputError if the folder has no run or no best model yet, or if the architecture cannot take a size.
+    `model`: the user's own, where the run has one. Raises InputError if the folder has no run or no best model yet, if
+    the model cannot take a size, or if it is the user's own and neither given nor imported.
     """
     directory = RunDirectory(path)
     config = directory.config()
@@ -83,34 +90,53 @@ def load_run(path: Path, sizes: Sequence[int] = (), device: torch.device | None 
     if not directory.best.exists():
         raise InputError(f"{path}: there is no best model yet: its first epoch is not evaluated")
     state, metadata = best_model.load(directory.best)
-    own = eval_sizes(strategy)
-    plan = plan_model(settings, len(classes), own)
-    if not {*sizes} <= {*own}:  # further sizes must not change the size of position tables
-        made = {name: value for name, value in plan.arguments.items() if name == "img_size"}
-        further = settings.model_copy(update={"model_kwargs": {**settings.model_kwargs, **made}})
-        plan = plan_model(further, len(classes), sorted({*own, *sizes}))
+    source = _source(path, settings, model)
+    plan = source.plan(settings, len(classes), eval_sizes(strategy), strategy.norm(), further=sizes)
     fresh = settings.model_copy(update={"pretrained": False, "sync_bn": False})  # all weights are loaded from the run
-    model = create(fresh, plan.arguments, strategy.norm())
+    network = source.create(fresh, plan, strategy.norm())
     try:
-        copy_state(state, model)
+        copy_state(state, network)
     except RuntimeError as error:
         raise InputError(f"{directory.best}: {error}") from None
+    _warn_of_changed_code(directory, plan)
     where = device or torch.device("cpu")
-    known = resolve_model_data_config(model.model)
-    mean, std = (torch.tensor(known[name], device=where) for name in ("mean", "std"))
+    mean, std = (torch.tensor(values, device=where) for values in (plan.mean, plan.std))
+    network = network.to(where).eval()
     return LoadedRun(
-        directory,
-        settings,
-        strategy,
-        make_task(settings),
-        classes,
-        model.to(where).eval(),
-        mean,
-        std,
-        metadata,
-        dict(plan.gmacs),
-        dict(plan.arguments),
+        directory=directory,
+        settings=settings,
+        strategy=strategy,
+        task=make_task(settings),
+        classes=classes,
+        source=source,
+        plan=plan,
+        model=network,
+        mean=mean,
+        std=std,
+        metadata=metadata,
+        gmacs=dict(plan.gmacs),
     )
+
+
+def _warn_of_changed_code(directory: RunDirectory, plan: ModelPlan) -> None:
+    """Log which source files of the model are not those that the run was trained with, as far as it recorded them."""
+    newest = directory.store.newest() if plan.modules else None
+    then = checkpoint.read_manifest(newest).get("code", {}) if newest else {}
+    for name, digest in code_digests(plan.modules).items():
+        if then.get(name, digest) != digest:
+            log.warning("code of %s changed since the run was trained", name)
+
+
+def _source(path: Path, settings: Settings, model: Model | None) -> ModelSource:
+    """The source of a run's model, without running code that only the run names; raises InputError."""
+    if model is None:
+        try:
+            return make_source(settings)
+        except InputError as error:
+            raise InputError(f"{path}: it was trained with {error}") from None
+    if settings.model_from is None:
+        raise InputError(f"--model-from would be ignored: {path} was trained with --arch {settings.arch}; drop it")
+    return make_source(settings, model)
 
 
 def read_config(config: dict[str, Any]) -> tuple[Settings, Strategy]:

@@ -12,16 +12,15 @@ from toolkit.config.base import to_yaml
 from toolkit.config.choices import Format
 from toolkit.config.settings import SYNTHETIC
 from toolkit.data.sources.index import Splits
+from toolkit.models.portable import MIDDLE, PortableModel
 from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.run_config import learned
 from toolkit.strategies.base import Metric, at_size
 from toolkit.system.errors import printable
 from toolkit.tools.export_formats import FILES, INPUT, TOLERANCE
 from toolkit.tools.loaded_run import LoadedRun
-from toolkit.tools.timm_model import MIDDLE, TimmModel
 
 MOST_CLASSES = 20  # most classes that the card names; class_map.json has all
-TIMM = "https://github.com/huggingface/pytorch-image-models"
 LIMITATIONS = (
     "It knows these classes only: anything else gets one of them, too. Accuracy was measured on images of the same "
     "source as those of the training; on others expect less. Logits were compared in float32 on a CPU; in half "
@@ -52,16 +51,16 @@ class Gap:
 class Card:
     """Contents of a model card. `differences`: largest logit difference by format, over `checked` images of `splits`.
 
-    `by_card`: gap of the preprocessing code on the card; `by_timm`: gap of timm's transform alone.
+    `by_card`: gap of the preprocessing code on the card; `by_library`: gap of a library's transform alone.
     """
 
     loaded: LoadedRun
     splits: Splits
-    model: TimmModel
+    model: PortableModel
     differences: Mapping[Format, float]
     checked: int
     by_card: Gap
-    by_timm: Gap
+    by_library: Gap
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,9 @@ def _name(loaded: LoadedRun) -> str:
 def _front(card: Card, rows: list[SizeRow]) -> dict[str, Any]:
     """Front matter: the metadata that the Hugging Face Hub reads."""
     front: dict[str, Any] = {
-        "library_name": "timm",
+        "library_name": card.model.library,
         "pipeline_tag": "image-classification",
-        "tags": ["timm", "image-classification"],
+        "tags": [card.model.library, "image-classification"],
     }
     exported = next((row for row in rows if row.name == at_size(card.model.size).name), None)
     metric = headline(card.loaded)[0]
@@ -164,12 +163,12 @@ def _front(card: Card, rows: list[SizeRow]) -> dict[str, Any]:
 def _introduction(card: Card) -> str:
     loaded, model, settings = card.loaded, card.model, card.loaded.settings
     data = "the built-in data" if settings.data_root == SYNTHETIC else "own images"
-    start = "timm's pretrained weights" if settings.pretrained else "random weights"
+    start = "timm's pretrained weights" if settings.pretrained else model.start
     average = f" (a moving average of the weights, decay {settings.ema_decay})" if settings.ema_decay else ""
     named = ", ".join(verbatim(printable(name)) for name in model.classes[:MOST_CLASSES])
     more = f" and {len(model.classes) - MOST_CLASSES} more, in class_map.json" if model.classes[MOST_CLASSES:] else ""
     return (
-        f"`{model.arch}` of [timm]({TIMM}) for {len(model.classes)} classes of images, trained on {data} from {start}: "
+        f"{model.origin} for {len(model.classes)} classes of images, trained on {data} from {start}: "
         f"{loaded.strategy}. These are the weights after epoch {loaded.metadata['epoch']}, counted from 0, the best at "
         f"{loaded.strategy.selection().name}{average}.\n\nClasses, in the order of the logits: {named}{more}."
     )
@@ -177,16 +176,15 @@ def _introduction(card: Card) -> str:
 
 def _usage(card: Card) -> str:
     """Self-contained Python code that loads the files, and a table of the files."""
-    model, by_timm = card.model, "safetensors" in card.differences
+    model, weights = card.model, FILES["safetensors"] if "safetensors" in card.differences else None
+    imports, creation = model.code(weights)
     lines = [
-        "import timm",
-        "from PIL import Image, ImageOps",
+        *imports,
         "",
-        *([f"model = {model.call(FILES['safetensors'])}.eval()"] if by_timm else []),
-        f"transform = {model.transform_call()}",
+        *creation,
         "image = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')",
         f"pixels = transform({MIDDLE})[None]",
-        *(["probabilities = model(pixels).softmax(1)[0]  # in the order of class_map.json"] if by_timm else []),
+        *(["probabilities = model(pixels).softmax(1)[0]  # in the order of class_map.json"] if weights else []),
     ]
     blocks = ["\n".join(lines)]
     if "onnx" in card.differences:
@@ -194,7 +192,6 @@ def _usage(card: Card) -> str:
         blocks += [f"import onnxruntime\n\nsession = onnxruntime.InferenceSession('{FILES['onnx']}')\n{run}"]
     if "pt2" in card.differences:
         blocks += [f"import torch\n\nby_torch = torch.export.load('{FILES['pt2']}').module()(pixels)"]
-    local = ["`timm.create_model('local-dir:FOLDER', pretrained=True)` loads this folder, too, by its config.json."]
     files = (
         f"All files take float32 batches of any number of images, N x 3 x {model.size} x {model.size}, normalized as "
         f"above, and give N x {len(model.classes)} logits. Each was opened again and compared with the run's own model "
@@ -203,7 +200,12 @@ def _usage(card: Card) -> str:
     table = ["| file | largest difference of a logit |", "|---|---|"]
     table += [f"| {FILES[name]} | {largest:.2g} |" for name, largest in card.differences.items()]
     return "\n\n".join(
-        [*(f"```python\n{block}\n```" for block in blocks), *(local if by_timm else []), files, "\n".join(table)]
+        [
+            *(f"```python\n{block}\n```" for block in blocks),
+            *([model.note] if weights and model.note else []),
+            files,
+            "\n".join(table),
+        ]
     )
 
 
@@ -213,8 +215,8 @@ def _preprocessing(card: Card) -> str:
         f"RGB, EXIF rotation applied, mean {model.mean} and standard deviation {model.std} of pixels in [0, 1]. The "
         f"run was evaluated on the largest square in the middle, resized to {model.size} px (bilinear, antialiased)."
         "\n\n"
-        f"The lines above do that with PIL: {card.by_card}. timm's transform alone, as config.json describes it, "
-        f"resizes before it cuts out the square: {card.by_timm}."
+        f"The lines above do that with PIL: {card.by_card}. {model.transform_of}'s transform alone, as config.json "
+        f"describes it, resizes before it cuts out the square: {card.by_library}."
     )
 
 

@@ -13,6 +13,7 @@ from toolkit.config.checks import check_output, check_predict
 from toolkit.data.sources.paths import list_paths
 from toolkit.models.cascade import Cascade
 from toolkit.models.multiview import MultiView
+from toolkit.models.source import Model
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import console, host
 from toolkit.tools.inference import InferenceOptions, start_evaluator
@@ -37,20 +38,22 @@ def predict(
     batch_size: int = 64,
     num_workers: int | None = None,
     amp: bool | None = None,
+    model: Model | None = None,
     output: str = STDOUT,
     overwrite: bool = False,
 ) -> PredictionSummary:
     """Write a row for each image to `output`. The flags of recipes/predict.py describe the arguments.
 
-    The row of an unreadable image holds the reason. Ctrl-C stops after the current batch. Raises InputError if an
-    argument or the run is wrong, DiskError if a row cannot be written.
+    `model`: as in `train`, for a run that was trained with a model of the user's own. The row of an unreadable image
+    holds the reason. Ctrl-C stops after the current batch. Raises InputError if an argument or the run is wrong,
+    DiskError if a row cannot be written.
     """
     check_predict(paths, scales, cascade, confidence)
     check_output(output, overwrite)
     if host.is_main_process():
         refuse_existing(output, overwrite)
     options = InferenceOptions(batch_size, num_workers, amp, flip)
-    loaded = load_run(run, [*(scales or ()), *(cascade or ())])
+    loaded = load_run(run, [*(scales or ()), *(cascade or ())], model=model)
     exits = _exits(scales or (loaded.strategy.selection().sizes[-1],), cascade, confidence)
     listed = list_paths(paths)
     evaluator = start_evaluator(loaded, options)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch
+from toolkit.models.source import Model
 from toolkit.runs.metrics_row import train_columns
 from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system import console
@@ -33,14 +34,18 @@ def train(
     *,
     task: Task | None = None,
     schedule: Schedule | None = None,
+    model: Model | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and record one run; returns the contents of its summary.json.
 
-    `task` and `schedule` replace those that the settings name. `notes`: further JSON files for the run directory, by
-    name. Raises InputError if settings or data cannot work, NonFiniteError if the loss is not finite, SaveError if a
-    checkpoint cannot be written, and PreemptedError after a stop request, with all steps saved.
+    `task`, `schedule` and `model` replace what the settings name. `model`: an nn.Module, of which a copy is trained, or
+    a function `make(num_classes, **model_kwargs)` that returns one, or its name, module:function. `notes`: further JSON
+    files for the run directory, by name. Raises InputError if settings or data cannot work, NonFiniteError if the
+    loss is not finite, SaveError if a checkpoint cannot be written, and PreemptedError after a stop request, with all
+    steps saved.
     """
-    with open_run(*make_parts(settings, strategy, task=task, schedule=schedule), recipe, notes or {}) as run:
+    parts = make_parts(settings, strategy, task=task, schedule=schedule, model=model)
+    with open_run(*parts, recipe, notes or {}) as run:
         if run.finished:
             return run.summary
         while True:

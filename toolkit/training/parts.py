@@ -4,14 +4,15 @@ An object that was passed from Python is also named in the settings, so that con
 """
 
 import hashlib
-import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from toolkit.config.settings import Settings
 from toolkit.config.tables import entry_name
+from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.schedules import make_schedule
@@ -27,15 +28,24 @@ class Parts:
     strategy: Strategy
     task: Task
     schedule: Schedule
+    model: ModelSource
 
-    def own_code(self) -> dict[str, str]:
-        """SHA-256 of the source file of each part that is not the toolkit's, by module; part of a run's fingerprint."""
-        kinds = (type(self.strategy), type(self.task), type(self.schedule))
-        return {kind.__module__: _digest(kind) for kind in kinds if not kind.__module__.startswith("toolkit.")}
+    def own_code(self, modules: Iterable[str] = ()) -> dict[str, str]:
+        """SHA-256 of the source file of each part that is not the toolkit's, by module; part of a run's fingerprint.
+
+        `modules`: further ones, which define the model.
+        """
+        kinds = {type(part).__module__ for part in (self.strategy, self.task, self.schedule)}
+        return code_digests(name for name in kinds | {*modules} if not name.startswith("toolkit."))
 
 
 def make_parts(
-    settings: Settings, strategy: Strategy, *, task: Task | None = None, schedule: Schedule | None = None
+    settings: Settings,
+    strategy: Strategy,
+    *,
+    task: Task | None = None,
+    schedule: Schedule | None = None,
+    model: Model | None = None,
 ) -> tuple[Settings, Parts]:
     """The parts of a run, and the settings that name them; raises InputError if one of them does not fit."""
     _check_fields(strategy)
@@ -52,7 +62,9 @@ def make_parts(
         own = {name: value for name, value in field_values(schedule).items() if name != "warmup"}
         names |= {"scheduler_kwargs": own, "warmup_epochs": schedule.warmup * settings.epochs}
     names["scheduler"] = entry_name("schedule", type(schedule))
-    return settings.model_copy(update=names), Parts(strategy, task, schedule)
+    source = make_source(settings, model)
+    names |= source.recorded()
+    return settings.model_copy(update=names), Parts(strategy, task, schedule, source)
 
 
 def _task_names(settings: Settings, task: Task) -> dict[str, Any]:
@@ -96,9 +108,14 @@ def _check_fields(strategy: Strategy) -> None:
         )
 
 
-def _digest(kind: type) -> str:
-    """SHA-256 of the file that defines a class; empty if there is none, as in a notebook."""
+def code_digests(modules: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the source files of imported modules, by name."""
+    return {name: _digest(name) for name in sorted(modules)}
+
+
+def _digest(module: str) -> str:
+    """SHA-256 of the file of an imported module; empty if there is none, as in a notebook."""
     try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
-    except (OSError, TypeError):
+        return hashlib.sha256(Path(str(sys.modules[module].__file__)).read_bytes()).hexdigest()
+    except (AttributeError, KeyError, OSError):
         return ""

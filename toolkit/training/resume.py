@@ -33,9 +33,16 @@ PLACE = ("processes", "micro_batch", "device", "hardware", "precision", *PACKAGE
 
 
 def fingerprint_of(
-    accelerator: Accelerator, config: Mapping[str, Any], splits: Splits, plan: StepPlan
+    accelerator: Accelerator,
+    config: Mapping[str, Any],
+    splits: Splits,
+    plan: StepPlan,
+    code: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Settings, data and environment of a state; stored in the manifest and compared on a resume."""
+    """Settings, data and environment of a state; stored in the manifest and compared on a resume.
+
+    `code`: SHA-256 of the source files of the user's own parts, by module.
+    """
     return {
         "config": learned(config),
         "data": splits.digests(),
@@ -46,6 +53,7 @@ def fingerprint_of(
         "device": accelerator.device.type,
         "hardware": device.arithmetic(accelerator),
         "precision": accelerator.mixed_precision,
+        "code": {**(code or {})},
         **{package: version(package) for package in PACKAGES},
     }
 
@@ -68,7 +76,12 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> N
     """Load the run's own, verified checkpoint into the training state and this rank's generators and means."""
     accelerator, saved, snapshot = state.accelerator, read_manifest(start), read_snapshot(start)
     progress, own = state.progress, rank_file(accelerator.process_index)
-    copy_state(snapshot.model, state.weights.model)
+    try:
+        copy_state(snapshot.model, state.weights.model)
+    except RuntimeError as error:  # the user's own code makes another model now
+        raise InputError(
+            f"{start}: {error}; restore the model's code, or start another run with --output-dir"
+        ) from None
     state.optimizer.load_state_dict(snapshot.optimizer_state())
     _lay_out_alike(state.optimizer)
     if accelerator.scaler is not None and snapshot.scaler is not None:
@@ -81,7 +94,7 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> N
         f"{name} {saved[name]} -> {fingerprint[name]}"
         for name in PLACE
         if saved.get(name, fingerprint[name]) != fingerprint[name]
-    ]
+    ] + changed_code(saved.get("code"), fingerprint["code"])
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit-exact: %s", ", ".join(changes))
@@ -93,6 +106,12 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> N
         parts = load(start, [rank_file(rank) for rank in range(saved["processes"])])
         state.running_means.restart(averaged([*parts.values()]), accelerator.device)
         generators.seed_generators(fingerprint["config"]["seed"], progress.step, accelerator.process_index)
+
+
+def changed_code(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
+    """Differences between the digests of the user's own code; none if they were not recorded before."""
+    known = now if before is None else before
+    return [f"code of {name} changed" for name in sorted({*known, *now}) if known.get(name) != now.get(name)]
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:

@@ -13,7 +13,7 @@ from toolkit.data.loading.pipeline import check_readable
 from toolkit.data.sources import synthetic
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.splits import absolute, open_splits
-from toolkit.models.inspection import ModelPlan, plan_model
+from toolkit.models.inspection import ModelPlan
 from toolkit.runs import dashboards
 from toolkit.strategies.base import BoundTask, Strategy
 from toolkit.system import host
@@ -48,6 +48,10 @@ class RunPlan:
         """The settings with `cache` resolved too."""
         return self.settings.model_copy(update={"cache": self.cache.kind})
 
+    def own_code(self) -> dict[str, str]:
+        """SHA-256 of the source files of all parts that are the user's own, by module."""
+        return self.parts.own_code(self.model.modules)
+
 
 def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, only_timed: bool = False) -> RunPlan:
     """Check everything that can be known in advance; raises InputError.
@@ -69,7 +73,8 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     evaluated = {size for spec in strategy.eval_specs() for size in spec.sizes}
     sizes = sorted(evaluated.union(*(phase.sizes for phase in steps.phases)))
     threads = host.loader_threads() if settings.num_workers is None else settings.num_workers
-    model_plan = plan_model(settings, len(splits.classes), sizes, steps.micro_batch)
+    source, policy = parts.model, strategy.norm()
+    model_plan = source.plan(settings, len(splits.classes), sizes, policy, micro_batch=steps.micro_batch)
     _check_norm(settings, strategy, model_plan)
     if not only_timed:
         trained = {size for phase in steps.phases for size in phase.sizes}
@@ -113,7 +118,9 @@ def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -
     chosen = strategy.to_dict().get("norm_per_scale")
     usual = {field.name: field.default for field in fields(strategy)}.get("norm_per_scale")  # type: ignore[arg-type]
     if chosen != usual and not model_plan.batch_norms:
-        raise InputError(f"--norm-per-scale {chosen} would be ignored: {settings.arch} has no BatchNorm; drop the flag")
+        raise InputError(
+            f"--norm-per-scale {chosen} would be ignored: {settings.model_name} has no BatchNorm; drop the flag"
+        )
 
 
 def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: Iterable[int]) -> str:
@@ -149,8 +156,9 @@ def describe_run(run_plan: RunPlan) -> list[str]:
         f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
         f"RandAugment {settings.rand_augment:g}, color jitter {settings.color_jitter:g}, erasing "
         f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}",
-        f"model     {settings.arch}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
+        f"model     {run_plan.parts.model.name}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
         f"10^9 multiply-adds per image: {', '.join(costs)}",
+        *run_plan.parts.model.notes(model_plan),
         f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({scheduler}, "
         f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
         f"task      {run_plan.parts.task}, best model by {settings.select_by}",

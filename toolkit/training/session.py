@@ -71,7 +71,8 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
             run_plan = make_run_plan(accelerator, settings, parts)
             built = build_train_state(accelerator, run_plan)
             config = config_of(run_plan.settings, parts.strategy)
-            fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps)
+            code = run_plan.own_code()
+            fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, code)
             point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint)
             try:
                 if point.finished:

@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from toolkit.data.images import views
 from toolkit.data.images.mixing import mix
 from toolkit.data.loading.batches import Batch
-from toolkit.models.create import create
 from toolkit.models.ema import Ema, Weights
 from toolkit.models.multiview import MultiView, inherited_names, trainable_names
 from toolkit.models.optimizer import check_optimizer, create_optimizer
@@ -96,13 +94,12 @@ def build_train_state(
     # DistributedDataParallel must know whether a step can leave a scale's own parameters without a gradient.
     steps = (strategy.step(phase, i) for phase in phases for i in range(phase.steps))
     only_some_scales |= any(set(step.sizes) != set(policy.scales) for step in steps)
-    partly = any(phase.trainable for phase in phases)
-    device.configure(accelerator, (policy.mode == "full" and only_some_scales) or partly)
-    model = create(settings, run_plan.model.arguments, policy)
+    partly = run_plan.model.unused or any(phase.trainable for phase in phases)
+    device.configure(accelerator, partly or (policy.mode == "full" and only_some_scales))
+    model = run_plan.parts.model.create(settings, run_plan.model, policy)
     for phase in phases:
         trainable_names(model, phase.trainable)  # raises on a part that the model does not have
     evaluated = copy.deepcopy(model).to(accelerator.device)
-    data_config = resolve_model_data_config(model.model)
     optimizer = create_optimizer(settings, model)
     check_optimizer(settings, accelerator.device)
     if settings.compile:
@@ -120,8 +117,8 @@ def build_train_state(
         task=run_plan.bound_task(accelerator.device),
         learnable=frozenset(name for name, parameter in unwrapped.named_parameters() if parameter.requires_grad),
         gradient_clip=settings.gradient_clip or float("inf"),
-        mean=torch.tensor(data_config["mean"], device=accelerator.device),
-        std=torch.tensor(data_config["std"], device=accelerator.device),
+        mean=torch.tensor(run_plan.model.mean, device=accelerator.device),
+        std=torch.tensor(run_plan.model.std, device=accelerator.device),
         non_finite=NonFiniteMonitor(accelerator.device, gradients=accelerator.scaler is None),
         running_means=RunningMeans(),
         weights=Ema(unwrapped, settings.ema_decay) if settings.ema_decay else Weights(unwrapped),

@@ -11,13 +11,13 @@ from PIL import Image
 
 from toolkit.models.classification import Classification
 from toolkit.models.multiview import MultiView
+from toolkit.models.portable import TimmModel, middle
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import ExportError, InputError
 from toolkit.tools.export import choose, refuse_existing_export
 from toolkit.tools.export_formats import answer, difference
 from toolkit.tools.export_model import one_scale
 from toolkit.tools.model_card import SizeRow, recommended
-from toolkit.tools.timm_model import TimmModel, middle
 
 MODEL = TimmModel(
     arch="test_vit.r160_in1k",

@@ -23,6 +23,8 @@ from toolkit.tools.scan import scan
 def test_a_tool_takes_the_flags_of_its_recipe_with_the_same_defaults(tool: Callable[..., Any], section: type[Section]):
     missing = {PydanticUndefined: inspect.Parameter.empty}
     flags = {name: missing.get(field.default, field.default) for name, field in section.model_fields.items()}
+    if "model_from" in flags:  # the name of what Python passes
+        flags["model"] = flags.pop("model_from")
     parameters = inspect.signature(tool).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == flags
 

@@ -53,6 +53,11 @@ class ReportData:
         return tuple(kind.headline(name))
 
     @property
+    def model(self) -> str:
+        """The architecture, or the function that made the model."""
+        return str(self.config.get("model_from") or self.config["arch"])
+
+    @property
     def target(self) -> str:
         """The eval spec that selects the best model, such as `64px`; empty if it is not known yet.
 
@@ -268,7 +273,10 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
         launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
     recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
     again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
-    known = records.config.get("strategy") in TABLES["strategy"]  # recipes cannot train a user's own strategy
+    source = records.config.get("model_from")
+    again += ["--model-from", source] if source else []
+    # Recipes cannot train a strategy of the user's own, or a model that was given as an object.
+    known = records.config.get("strategy") in TABLES["strategy"] and ":" in (source or ":")
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
         ("Write this page again", shlex.join(["python", "recipes/report.py", run])),
