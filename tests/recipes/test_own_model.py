@@ -357,7 +357,7 @@ def test_an_object_from_python_is_trained_as_a_copy_and_reopens_the_run(tmp_path
         with pytest.raises(InputError, match=r"it was trained with an object of .*Net: pass it again as model="):
             tool()
     report = evaluate(run, model=model, amp=False)
-    assert report.evaluations["test"].scores["32px"].top1 == said["test"]["32px"]["top1"]
+    assert report.evaluations["test"].scores["32px"]["top1"] == said["test"]["32px"]["top1"]
     assert predict(run, [str(write_image(tmp_path / "a.png"))], model=Net, output="rows.csv").read == 1
     assert export(run, formats=("safetensors",), model=model).differences["safetensors"] <= 1e-4
     fresh = Net()
