@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from toolkit.config.settings import Settings as Settings
     from toolkit.config.tables import register as register
     from toolkit.models.classification import Classification as Classification
+    from toolkit.runs.dashboards.base import Dashboard as Dashboard
+    from toolkit.runs.dashboards.base import DashboardRun as DashboardRun
     from toolkit.strategies import Progressive as Progressive
     from toolkit.strategies import Simultaneous as Simultaneous
     from toolkit.strategies import SingleScale as SingleScale
@@ -35,6 +37,8 @@ _HOMES = {
     "SingleScale": "toolkit.strategies",
     "Progressive": "toolkit.strategies",
     "Simultaneous": "toolkit.strategies",
+    "Dashboard": "toolkit.runs.dashboards.base",
+    "DashboardRun": "toolkit.runs.dashboards.base",
     "InputError": "toolkit.system.errors",
     "NonFiniteError": "toolkit.system.errors",
 }

@@ -19,7 +19,7 @@ from toolkit.config import settings
 from toolkit.config.base import Section, explain, frozen, nearest, read_yaml
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
-from toolkit.config.tables import TABLES, import_modules, look_up
+from toolkit.config.tables import TABLES, import_module, import_modules, look_up
 from toolkit.system import console
 from toolkit.system.errors import InputError
 
@@ -174,6 +174,14 @@ def _read(words: Sequence[str], recipe: str, description: str | None, grammar: A
         raise InputError(" ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines))) from None
 
 
+def _import_given(given: Mapping[str, Any]) -> None:
+    """Import the module of each MODULE:NAME on the command line itself; one in a --config file may be a run's."""
+    for name, value in given.items():
+        extra = Settings.model_fields[name].json_schema_extra if name in Settings.model_fields else None
+        if isinstance(extra, dict) and ":" in value and value not in TABLES[extra["seam"]]:  # type: ignore[index]
+            import_module(f"--{name.replace('_', '-')}", value.partition(":")[0])
+
+
 def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]) -> Command:
     """Parse the command line of a training recipe: flags override `--config`, which overrides defaults.
 
@@ -194,6 +202,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     given = {name: value for group in groups.values() for name, value in group.items()}
     others = {name: given.pop(name, False) for name in OTHER}
     import_modules(others["import"] or ())
+    _import_given(given)
     values = read_yaml(Path(others["config"])) if others["config"] else {}
     values = _with_own_fields(values, known)
     strange = [name for name in values if name not in known]

@@ -225,10 +225,12 @@ class Output(Section):
     keep: int = Field(3, ge=2, description="newest checkpoints to keep, 2 or more; the best one is kept too")
     log_with: Annotated[str, AfterValidator(partial(check_entry, "dashboard", "--log-with"))] = Field(
         "wandb",
-        description="dashboard; trackio runs on this machine, without an account",
+        description="dashboard; trackio runs on this machine, without an account; one of your own: MODULE:CLASS",
         json_schema_extra={"seam": "dashboard"},
     )
-    wandb_project: str = Field(WANDB_PROJECT, description="name of the project in wandb or trackio")
+    wandb_project: str = Field(
+        WANDB_PROJECT, description="name of the project in wandb, trackio or a dashboard of your own"
+    )
     wandb_mode: Literal["auto", "online", "offline"] = Field(
         "auto", description="auto: online with an API key and a network, else offline"
     )
@@ -263,7 +265,7 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
         if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_artifact):
             raise InputError(f"--wandb-mode and --wandb-artifact would be ignored with --log-with {self.log_with}")
-        if self.log_with not in ("wandb", "trackio") and self.wandb_project != WANDB_PROJECT:
+        if self.log_with in ("tensorboard", "none") and self.wandb_project != WANDB_PROJECT:
             raise InputError(f"--wandb-project would be ignored with --log-with {self.log_with}")
         if self.warmup_epochs >= self.epochs:
             raise InputError(

@@ -59,7 +59,8 @@ def look_up(seam: Seam, flag: str, name: str) -> Any:
     A "module:attribute" that is not in the table is taken only from a module that was imported already, so that
     opening a run never executes code that only the run names. Raises InputError if there is no such entry.
     """
-    entry = TABLES[seam].get(check_entry(seam, flag, name), name)
+    registered = {_own_name(entry): entry for entry in TABLES[seam].values() if isinstance(entry, type)}
+    entry = TABLES[seam].get(check_entry(seam, flag, name), registered.get(name, name))
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")
@@ -100,6 +101,10 @@ def import_modules(modules: Sequence[str]) -> None:
 
 def entry_name(seam: Seam, kind: type) -> str:
     """How a run's config names an entry: one of ours by its name in the table, another as module:class."""
-    named = f"{kind.__module__}:{kind.__qualname__}"
+    named = _own_name(kind)
     ours = [name for name, entry in TABLES[seam].items() if entry == named and named.startswith("toolkit.")]
     return ours[0] if ours else named
+
+
+def _own_name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from toolkit.config.settings import Settings
 from toolkit.config.tables import entry_name
+from toolkit.runs.dashboards import dashboard_class
 from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.schedules import make_schedule
@@ -52,6 +53,8 @@ def make_parts(
         own = {name: value for name, value in field_values(schedule).items() if name != "warmup"}
         names |= {"scheduler_kwargs": own, "warmup_epochs": schedule.warmup * settings.epochs}
     names["scheduler"] = entry_name("schedule", type(schedule))
+    if dashboard := dashboard_class(settings.log_with):
+        names["log_with"] = entry_name("dashboard", dashboard)
     return settings.model_copy(update=names), Parts(strategy, task, schedule)
 
 

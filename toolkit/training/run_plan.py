@@ -55,7 +55,7 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     `only_timed`: steps are only timed, so undefined gradients are allowed.
     """
     strategy = parts.strategy
-    dashboards.check(settings)
+    dashboards.check(settings.log_with)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)
