@@ -258,7 +258,7 @@ def parse_section(
         name: Required[Annotated[kind, described[name], tyro.conf.Positional]] for name, kind in kinds.items()
     }
     flags = {title: _group(section, names) for title, names in section.groups.items()}
-    if "run" in section.model_fields:  # opening a run may need classes of the user's own
+    if {"run", "data", "data_root"} & {*section.model_fields}:  # opening them may need classes of the user's own
         flags["other"] = TypedDict("Other", {"import": _optional(_words("MODULE"), IMPORT)}, total=False)  # type: ignore[operator]
     grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
     groups, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)

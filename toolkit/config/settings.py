@@ -33,7 +33,7 @@ class Data(Section):
     data_root: str = Field(
         SYNTHETIC,
         description="folder with train/ val/ test/, or with train.csv; folder or URL (s3:// gs:// az://) of tar "
-        "shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; or 'synthetic'",
+        "shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; 'synthetic'; or what a source of your own recognizes",
     )
     synthetic_size: PositiveInt | None = Field(
         None, description="native size of the built-in images, px (unset: the largest scale)"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from toolkit.config.base import nearest
 from toolkit.system.errors import InputError, first_line
 
-Seam = Literal["strategy", "task", "schedule", "dashboard"]
+Seam = Literal["strategy", "task", "schedule", "dashboard", "source"]
 
 TABLES: dict[Seam, dict[str, Any]] = {
     "strategy": {
@@ -33,6 +33,14 @@ TABLES: dict[Seam, dict[str, Any]] = {
         "tensorboard": "toolkit.runs.dashboards.on_tensorboard:OnTensorBoard",
         "trackio": "toolkit.runs.dashboards.on_trackio:OnTrackio",
         "none": None,
+    },
+    "source": {  # in the order in which they are asked; those of the user's own come first
+        "synthetic": "toolkit.data.sources.built_in:BuiltInSource",
+        "url": "toolkit.data.sources.shards:UrlSource",
+        "hub": "toolkit.data.sources.hub:HubSource",
+        "manifests": "toolkit.data.sources.manifests:ManifestSource",
+        "shards": "toolkit.data.sources.shards:ShardSource",
+        "folders": "toolkit.data.sources.folders:FolderSource",
     },
 }
 

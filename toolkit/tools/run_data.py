@@ -7,9 +7,9 @@ from typing import NamedTuple
 from toolkit.config.choices import Split
 from toolkit.config.settings import HUB
 from toolkit.data.loading.reader import ImageReader
-from toolkit.data.sources.detect import SourceKind, detect
+from toolkit.data.sources.detect import find_source
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import class_folders, list_images
+from toolkit.data.sources.folders import class_folders, is_unsplit, list_images
 from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.splits import find_splits, open_splits
 from toolkit.runs.resume_rules import changed_images
@@ -95,13 +95,12 @@ def _readers(splits: Splits) -> dict[str, ImageReader]:
 def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
     """Other data by split, or a folder of class folders under its own name; raises InputError if classes differ."""
     root = Path(data_root).expanduser()
-    if detect(root) is SourceKind.UNSPLIT:
+    if root.is_dir() and find_source(root) is None and is_unsplit(root):
         return {root.resolve().name: ImageReader(_class_folders(root, loaded))}
     fresh = {"data_root": data_root, "val_split": None, "synthetic_size": None, "synthetic_count": None}
-    found, source = find_splits(loaded.settings.model_copy(update=fresh), loaded.strategy.selection().sizes[-1])
-    _check_classes(source, found.classes, loaded.classes)
-    named = {"train": found.train, "val": found.val, "test": found.test}
-    return {name: ImageReader(index) for name, index in named.items() if index is not None}
+    found = find_splits(loaded.settings.model_copy(update=fresh), loaded.strategy.selection().sizes[-1])
+    _check_classes(found.name, found.classes, loaded.classes)
+    return {name: ImageReader(index) for name, index in found.splits().items()}
 
 
 def _class_folders(root: Path, loaded: LoadedRun) -> Index:

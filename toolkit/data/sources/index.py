@@ -145,9 +145,15 @@ class Splits:
 
 
 class Found(NamedTuple):
-    """The splits of a source; `val` and `test` are None if it has none."""
+    """The splits of a source; `val` and `test` are None if it has none. `name`: of the data; empty: its data root."""
 
     train: Index
     val: Index | None
     test: Index | None
     classes: Sequence[str]
+    name: str = ""
+
+    def splits(self) -> dict[str, Index]:
+        """The splits that exist, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: index for name, index in named.items() if index is not None}

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from toolkit.data.sources.index import Index
+from toolkit.data.sources.index import Found, Index
 from toolkit.system.errors import InputError
 
 MOST_CLASSES = 2**31
@@ -49,6 +49,24 @@ def check_complete(val: Index, classes: int, where: str, what: str) -> None:
     absent = sorted(set(range(classes)) - set(val.labels.tolist()))
     if absent:
         raise InputError(f"{where}: class {absent[0]} has no image in {what}")
+
+
+def check_splits(found: Found, where: str) -> Found:
+    """Return `found`; raises InputError unless the labels of every split are those of train, and each has a name."""
+    count = count_classes(found.train, f"{where}: train")
+    if len(found.classes) != count:
+        raise InputError(
+            f"{where}: {len(found.classes)} names of classes, but the labels of train are 0 to {count - 1}"
+        )
+    for name, split in found.splits().items():
+        if not len(split):
+            raise InputError(f"{where}: {name} has no images")
+        strange = np.flatnonzero((split.labels < 0) | (split.labels >= count))
+        if len(strange):
+            check_range(int(split.labels[strange[0]]), count, f"{where}: {name}, {split.names[int(strange[0])]}")
+    if found.val is not None:
+        check_complete(found.val, count, where, "val")
+    return found
 
 
 def named(content: bytes | None, count: int, where: str) -> tuple[str, ...]:
