@@ -1,14 +1,15 @@
 """A source of the user's own is asked first, and trains, resumes, evaluates and scans as ours do."""
 
 import csv
-import shutil
 import types
 from pathlib import Path
 from typing import Any
 
+import own_data
 import own_source
 import pytest
 import yaml
+from runs import cut_off
 from safetensors.torch import load_file
 
 from tests.conftest import recipe, write_folders
@@ -44,9 +45,7 @@ def test_a_source_of_ones_own_trains_resumes_and_evaluates_as_folders_do(capsys:
     assert weights("table") == weights("folders")
     assert yaml.safe_load(Path("table/config.yaml").read_text())["data_root"] == "table:photos/table.csv"
 
-    shutil.copytree("table", "resumed")
-    shutil.rmtree(max(Path("resumed/checkpoints").glob("step-*")))
-    Path("resumed/summary.json").unlink()
+    cut_off(Path("table"), Path("resumed"))
     assert single([*RUN, *TABLE, "--output-dir", "resumed"]) == 0
     assert "going on with resumed/checkpoints/step-000000003" in capsys.readouterr().out
     assert weights("resumed") == weights("table")
@@ -107,6 +106,27 @@ def test_a_path_becomes_absolute_where_its_source_knows_it_still(monkeypatch: py
     assert absolute("photos") == str(Path("photos").resolve())
 
 
+class InPython(own_source.TableSource):
+    """Gives data sets instead of an index."""
+
+    def recognizes(self, data_root: str) -> bool:
+        return data_root.startswith("python:")
+
+    def read(self, data_root: str, options: SourceOptions) -> Any:
+        return own_data.DATA
+
+
+def test_a_source_may_give_data_sets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(TABLES["source"], "in python", InPython)
+    own_data.start(Path("run"), None, data_root="python:stripes", epochs=1)
+    own_data.start(Path("passed"), epochs=1)
+    assert weights("run") == weights("passed")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["data_root"] == "python:stripes"
+    assert recipe("evaluate")(["run"]) == 0
+    assert recipe("scan")(["python:stripes", "--output-dir", "scan"]) == 2
+    assert "python:stripes: gives data sets of Python, whose images are not files" in capsys.readouterr().err
+
+
 def found(**changes: Any) -> Found:
     def index(labels: list[int]) -> Index:
         return Index.of_files(Path("photos"), [f"train/cat/{i}.png" for i in range(len(labels))], labels)
@@ -121,7 +141,7 @@ def found(**changes: Any) -> Found:
         (lambda: {}["x"], "photos: read of source 'bad' failed: KeyError: 'x'"),
         (lambda: None, "photos: source 'bad' must read a toolkit.Found, not None"),
         (lambda: found(train=[0, 2, 0, 2]), "train: labels must be 0 ... C-1, at least 2, each used; 1 is not used"),
-        (lambda: found(classes=["a"]), "1 names of classes, but the labels of train are 0 to 1"),
+        (lambda: found(classes=["a"]), "labels of train are 0 to 1, but only 1 classes have names"),
         (lambda: found(val=[0, 1, 2]), "val, train/cat/2.png: label 2 is out of range: 0 to 1, as in train"),
         (lambda: found(test=[0, -1]), "test, train/cat/1.png: label -1 is out of range"),
         (lambda: found(val=[0]), "class 1 has no image in val"),

@@ -95,7 +95,10 @@ def test_killed_and_continued_it_ends_bit_for_bit_alike(
         (("--import", "nothing"), "--import nothing: cannot be imported: ModuleNotFoundError"),
         (("--import", "broken"), "--import broken: cannot be imported: ZeroDivisionError: division by zero"),
         (("--import", "mine", "--scheduler", "stps"), "--scheduler stps: must be one of .*; did you mean steps"),
-        (("--import", "mine", "--scheduler", "mine:Stps"), "--scheduler mine:Stps: mine has no Stps; did you mean Steps"),
+        (
+            ("--import", "mine", "--scheduler", "mine:Stps"),
+            "--scheduler mine:Stps: mine has no Stps; did you mean Steps",
+        ),
         (("--import", "mine", "--scheduler", "mine:Alternating"), "not a subclass of toolkit.Schedule"),
         (("--import", "mine", "--scheduler", "steps", "--scheduler-kwargs", "floor=1"), "do not fit steps: .*floor"),
         (("--import", "mine", "--strategy", "mine:Alternating"), "missing 2 required positional arguments"),

@@ -15,16 +15,11 @@ from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_
 
 from toolkit.config.base import KeyValues, Section, explain
 from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights
+from toolkit.config.data_roots import SYNTHETIC, is_url
 from toolkit.config.tables import check_entry
 from toolkit.system.errors import InputError
 
-SYNTHETIC = "synthetic"
-HUB = "hf:"  # prefix of the name of a Hugging Face dataset
 WANDB_PROJECT = "toolkit"
-
-
-def is_url(path: str) -> bool:
-    return "://" in path
 
 
 class Data(Section):

@@ -9,10 +9,10 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -58,17 +58,19 @@ def export(
     data_root: str | None = None,
     output_dir: Path | None = None,
     overwrite: bool = False,
+    data: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Write the run's best model to `output_dir`. The flags of recipes/export.py describe the arguments.
 
-    Raises InputError, and ExportError if a format cannot be made or its logits differ; then nothing is written.
+    `data`: the data sets that were passed to `train`, in place of `data_root`. Raises InputError, and
+    ExportError if a format cannot be made or its logits differ; then nothing is written.
     """
     folder = run / "export" if output_dir is None else output_dir
     refuse_existing_export(folder, overwrite)
     chosen = choose(formats)
     loaded = load_run(run)
     model = describe(loaded, scale)
-    splits = own_splits(loaded, data_root)
+    splits = own_splits(loaded, data_root, data)
     images = read_check_images(splits, model)
     log.info("%-11s %d px, checked on %d images of the run", "scale", model.size, len(images.ours))
     with _staged(folder) as staging:

@@ -33,14 +33,17 @@ def train(
     *,
     task: Task | None = None,
     schedule: Schedule | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and record one run; returns the contents of its summary.json.
 
-    `task` and `schedule` replace those that the settings name. `notes`: further JSON files for the run directory, by
-    name. Raises InputError if settings or data cannot work, NonFiniteError if the loss is not finite, SaveError if a
-    checkpoint cannot be written, and PreemptedError after a stop request, with all steps saved.
+    `task` and `schedule` replace those that the settings name, and `data`, map-style data sets by split, `data_root`.
+    `notes`: further JSON files for the run directory, by name. Raises InputError if settings or data cannot work,
+    NonFiniteError if the loss is not finite, SaveError if a checkpoint cannot be written, and PreemptedError after a
+    stop request, with all steps saved.
     """
-    with open_run(*make_parts(settings, strategy, task=task, schedule=schedule), recipe, notes or {}) as run:
+    made = make_parts(settings, strategy, task=task, schedule=schedule, data=data)
+    with open_run(*made, recipe, notes or {}) as run:
         if run.finished:
             return run.summary
         while True:

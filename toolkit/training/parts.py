@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.settings import Settings
+from toolkit.config.data_roots import PYTHON_DATA
+from toolkit.config.settings import Settings, make_settings
 from toolkit.config.tables import entry_name
+from toolkit.data.sources.python_data import data_name
 from toolkit.runs.dashboards import dashboard_class
 from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system.errors import InputError
@@ -23,11 +25,12 @@ PLAIN = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Parts:
-    """The replaceable parts of a run."""
+    """The replaceable parts of a run; `data`: data sets passed from Python, None: what `--data-root` names."""
 
     strategy: Strategy
     task: Task
     schedule: Schedule
+    data: Mapping[str, Any] | None = None
 
     def own_code(self) -> dict[str, str]:
         """SHA-256 of the source file of each part that is not the toolkit's, by module; part of a run's fingerprint."""
@@ -36,10 +39,16 @@ class Parts:
 
 
 def make_parts(
-    settings: Settings, strategy: Strategy, *, task: Task | None = None, schedule: Schedule | None = None
+    settings: Settings,
+    strategy: Strategy,
+    *,
+    task: Task | None = None,
+    schedule: Schedule | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> tuple[Settings, Parts]:
     """The parts of a run, and the settings that name them; raises InputError if one of them does not fit."""
     _check_fields(strategy)
+    settings = settings if data is None else _with_data(settings, data)
     names: dict[str, Any] = {}
     if task is None:
         task = make_task(settings)
@@ -55,7 +64,7 @@ def make_parts(
     names["scheduler"] = entry_name("schedule", type(schedule))
     if dashboard := dashboard_class(settings.log_with):
         names["log_with"] = entry_name("dashboard", dashboard)
-    return settings.model_copy(update=names), Parts(strategy, task, schedule)
+    return settings.model_copy(update=names), Parts(strategy, task, schedule, data)
 
 
 def _task_names(settings: Settings, task: Task) -> dict[str, Any]:
@@ -69,6 +78,15 @@ def _task_names(settings: Settings, task: Task) -> dict[str, Any]:
             )
     shared = {name: values.pop(name) for name in OF_TASK if name in values}
     return {**shared, "task_kwargs": values}
+
+
+def _with_data(settings: Settings, data: Mapping[str, Any]) -> Settings:
+    """The settings that name data sets, with the defaults of data that is not built in."""
+    given, name = {key: getattr(settings, key) for key in settings.model_fields_set}, data_name(data)
+    root = given.get("data_root", name)
+    if not root.startswith(PYTHON_DATA):
+        raise InputError(f"--data-root {root} would be ignored: data sets were passed from Python; drop one of them")
+    return make_settings({**given, "data_root": name})
 
 
 def field_values(part: Any) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The interface that every source implements."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toolkit.data.sources.index import Found
 
@@ -31,5 +33,8 @@ class Source(ABC):
         """Whether `--data-root` is of this kind. Looks at names only; no image, manifest or shard is opened."""
 
     @abstractmethod
-    def read(self, data_root: str, options: SourceOptions) -> Found:
-        """The index of each split; raises InputError naming the folder, file or row at fault."""
+    def read(self, data_root: str, options: SourceOptions) -> Found | Mapping[str, Any]:
+        """The index of each split, or data sets as `train(data=...)` takes them.
+
+        Raises InputError naming the folder, file or row at fault.
+        """

@@ -1,6 +1,6 @@
 """The built-in data as a source: drawn once, then read as folders."""
 
-from toolkit.config.settings import SYNTHETIC
+from toolkit.config.data_roots import SYNTHETIC
 from toolkit.data.sources import synthetic
 from toolkit.data.sources.base import Source, SourceOptions
 from toolkit.data.sources.folders import read_folders

@@ -1,6 +1,6 @@
 """Which source reads `--data-root`: those of the user's own are asked first, then ours in the order of the table."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,14 @@ class OwnSource(Source):
     def recognizes(self, data_root: str) -> bool:
         return bool(self._asked(data_root, "recognizes", lambda: self.source.recognizes(data_root)))
 
-    def read(self, data_root: str, options: SourceOptions) -> Found:
+    def read(self, data_root: str, options: SourceOptions) -> Found | Mapping[str, Any]:
         found = self._asked(data_root, "read", lambda: self.source.read(data_root, options))
-        if not isinstance(found, Found):
+        if isinstance(found, Mapping):
+            return found
+        splits = (found.train, found.val, found.test) if isinstance(found, Found) else (None,)
+        if splits[0] is None or not all(isinstance(index, Index | None) for index in splits):
             raise InputError(f"{FLAG} {data_root}: source {self.name!r} must read a toolkit.Found, not {found!r:.80}")
-        train, val, test = (index and _with_sizes(index, options) for index in (found.train, found.val, found.test))
+        train, val, test = (index and _with_sizes(index, options) for index in splits)
         assert train is not None
         return check_splits(Found(train, val, test, found.classes, found.name), f"{FLAG} {data_root}")
 
@@ -77,7 +80,7 @@ def _is_ours(entry: Any) -> bool:
 
 def _with_sizes(index: Index, options: SourceOptions) -> Index:
     """The index with the sizes of its images, which `Index.of_files` leaves open."""
-    if index.width.any() or (index.container != ALONE).any():
+    if index.items is not None or index.width.any() or (index.container != ALONE).any():
         return index
     read = index_files(Path(index.root), [*index.names], index.labels.tolist(), options.cache)
     return replace(read, labels=index.labels)

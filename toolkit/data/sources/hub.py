@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from toolkit.config.settings import HUB
+from toolkit.config.data_roots import HUB
 from toolkit.data.sources.base import Source, SourceOptions
 from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
 from toolkit.data.sources.files import index_files

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from toolkit.config.settings import is_url
+from toolkit.config.data_roots import is_url
 from toolkit.data.sources.base import Source, SourceOptions
 from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
 from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, class_folders, is_image

@@ -2,16 +2,19 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from toolkit.config.settings import HUB, SYNTHETIC, Settings, is_url
+from toolkit.config.data_roots import HUB, PYTHON_DATA, SYNTHETIC, is_url
+from toolkit.config.settings import Settings
 from toolkit.data.sources.base import SourceOptions
 from toolkit.data.sources.detect import find_source, own_source
 from toolkit.data.sources.folders import read_folders
 from toolkit.data.sources.index import Found, Index, Splits
+from toolkit.data.sources.python_data import ReadLabels, index_data
 from toolkit.system import files
 from toolkit.system.errors import InputError
 
@@ -20,9 +23,16 @@ DEFAULT_VAL_SPLIT = 0.1
 PREFIXED = re.compile(r"[\w-]+:")  # such as mine:photos, of a source of the user's own
 
 
-def open_splits(settings: Settings, largest: int) -> Splits:
-    """The data of `--data-root`, with a validation split; `largest` and errors as in `find_splits`."""
-    train, val, test, classes, source = find_splits(settings, largest)
+def open_splits(
+    settings: Settings, largest: int, data: Mapping[str, Any] | None = None, read_labels: ReadLabels | None = None
+) -> Splits:
+    """The data of a run, with a validation split; arguments and errors as in `find_splits`."""
+    return with_validation(find_splits(settings, largest, data, read_labels), settings)
+
+
+def with_validation(found: Found, settings: Settings) -> Splits:
+    """The splits that were found; if there is none for validation, one that is held out from train."""
+    train, val, test, classes, source = found
     if val is None:
         train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
     elif settings.val_split is not None:
@@ -30,10 +40,13 @@ def open_splits(settings: Settings, largest: int) -> Splits:
     return Splits(train, val, test, tuple(classes), source)
 
 
-def find_splits(settings: Settings, largest: int) -> Found:
-    """The splits that `--data-root` itself has, with the name of the data.
+def find_splits(
+    settings: Settings, largest: int, data: Mapping[str, Any] | None = None, read_labels: ReadLabels | None = None
+) -> Found:
+    """The splits that `data` or else `--data-root` itself has, with the name of the data.
 
-    `largest`: the largest size of the run, px. Raises InputError naming the folder, file or row at fault.
+    `largest`: the largest size of the run, px. `data`: data sets passed from Python; `read_labels`: reads them in
+    worker processes. Raises InputError naming the folder, file, row or item at fault.
     """
     root, cache = settings.data_root, settings.cache_dir or files.cache_dir()
     options = SourceOptions(
@@ -44,10 +57,24 @@ def find_splits(settings: Settings, largest: int) -> Found:
         synthetic_size=settings.synthetic_size,
         synthetic_count=settings.synthetic_count,
     )
-    with _errors_named(cache):
-        source = find_source(root)
-        found = source.read(root, options) if source else _read_incomplete(root, cache)
-    return found._replace(name=found.name or absolute(root))
+    found: Found | Mapping[str, Any]
+    if data is not None:
+        found = data
+    elif root.startswith(PYTHON_DATA):
+        raise InputError(
+            f"{root}: these cannot be opened by name: from Python pass data=, on the command line let --data-root name "
+            "their images"
+        )
+    else:
+        with _errors_named(cache):
+            source = find_source(root)
+            found = source.read(root, options) if source else _read_incomplete(root, cache)
+    if isinstance(found, Found):
+        return found._replace(name=found.name or absolute(root))
+    if read_labels is None:
+        raise InputError(f"{root}: gives data sets of Python, whose images are not files")
+    indexed = index_data(found, read_labels, strict=settings.on_bad_sample == "fail")
+    return indexed if data is not None else indexed._replace(name=absolute(root))
 
 
 @contextlib.contextmanager
@@ -64,7 +91,7 @@ def _errors_named(cache: Path) -> Iterator[None]:
 
 def absolute(data_root: str) -> str:
     """The data root as an absolute path, independent of the working directory; URLs and names stay unchanged."""
-    if is_url(data_root) or data_root == SYNTHETIC:
+    if is_url(data_root) or data_root == SYNTHETIC or data_root.startswith(PYTHON_DATA):
         return data_root
     scheme = HUB if data_root.startswith(HUB) else ""
     folder = Path(data_root.removeprefix(scheme)).expanduser()
@@ -85,9 +112,15 @@ def _read_incomplete(data_root: str, cache: Path) -> Found:
 
 
 def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> tuple[Index, Index]:
-    """Split off a seeded random sample for validation: the same share of each class, at least one image."""
+    """Split off a seeded random sample for validation: the same share of each class, at least one image.
+
+    Where an image has several labels, the same share of all images.
+    """
     rng = np.random.default_rng((seed, 0))
     held: list[int] = []
+    if index.labels.ndim > 1:
+        count = min(len(index) - 1, max(1, round(share * len(index))))
+        held, classes = rng.permutation(len(index))[:count].tolist(), ()
     for label, name in enumerate(classes):
         members = np.flatnonzero(index.labels == label)
         if len(members) < 2:

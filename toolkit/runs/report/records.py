@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from toolkit.config.data_roots import PYTHON_DATA, SYNTHETIC
 from toolkit.config.scales import default_scales
-from toolkit.config.settings import SECTIONS, SYNTHETIC, Settings, make_settings
+from toolkit.config.settings import SECTIONS, Settings, make_settings
 from toolkit.config.tables import TABLES, look_up
 from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
@@ -268,7 +269,9 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
         launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
     recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
     again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
-    known = records.config.get("strategy") in TABLES["strategy"]  # recipes cannot train a user's own strategy
+    # Recipes cannot train a user's own strategy, or data sets that only Python can pass.
+    named = not str(records.config.get("data_root")).startswith(PYTHON_DATA)
+    known = named and records.config.get("strategy") in TABLES["strategy"]
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
         ("Write this page again", shlex.join(["python", "recipes/report.py", run])),
