@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.config.cli import parse_section
+from toolkit.config.data_roots import SYNTHETIC
 from toolkit.config.scales import default_scales
-from toolkit.config.settings import SYNTHETIC, make_settings
+from toolkit.config.settings import make_settings
 from toolkit.config.tool_settings import Benchmark
 from toolkit.system import console
 from toolkit.system.exit_codes import exit_code

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toolkit.config.settings import Settings as Settings
     from toolkit.config.tables import register as register
+    from toolkit.data.sources.base import Source as Source
+    from toolkit.data.sources.base import SourceOptions as SourceOptions
+    from toolkit.data.sources.index import Found as Found
+    from toolkit.data.sources.index import Index as Index
     from toolkit.models.classification import Classification as Classification
+    from toolkit.runs.dashboards.base import Dashboard as Dashboard
+    from toolkit.runs.dashboards.base import DashboardRun as DashboardRun
     from toolkit.strategies import Progressive as Progressive
     from toolkit.strategies import Simultaneous as Simultaneous
     from toolkit.strategies import SingleScale as SingleScale
@@ -35,6 +41,12 @@ _HOMES = {
     "SingleScale": "toolkit.strategies",
     "Progressive": "toolkit.strategies",
     "Simultaneous": "toolkit.strategies",
+    "Source": "toolkit.data.sources.base",
+    "SourceOptions": "toolkit.data.sources.base",
+    "Found": "toolkit.data.sources.index",
+    "Index": "toolkit.data.sources.index",
+    "Dashboard": "toolkit.runs.dashboards.base",
+    "DashboardRun": "toolkit.runs.dashboards.base",
     "InputError": "toolkit.system.errors",
     "NonFiniteError": "toolkit.system.errors",
 }

@@ -168,6 +168,10 @@ def test_the_python_of_a_page_trains(page: str, code: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     write_folders(tmp_path / "photos", {"train": 16, "val": 2, "test": 2})  # a step an epoch
+    for image in (tmp_path / "photos").rglob("*.png"):
+        flat = tmp_path / "flat-photos" / image.parts[-3] / f"{image.parts[-2]}-{image.name}"
+        flat.parent.mkdir(parents=True, exist_ok=True)
+        flat.write_bytes(image.read_bytes())
     (tmp_path / "page.py").write_text(code)
     runpy.run_path("page.py", run_name="__main__")
     assert len(list(tmp_path.glob("runs/*/summary.json"))) == 1

@@ -21,12 +21,12 @@ MULTISCALE = {*Scales.model_fields} - {"img_size"}
 SHOWN = {  # recipe: its flags and words
     "single_scale": {*Settings.model_fields, *OTHER, "img_size", "eval_scales"},
     "multiscale": {*Settings.model_fields, *OTHER, *MULTISCALE},
-    "benchmark": {*Benchmark.model_fields},
+    "benchmark": {*Benchmark.model_fields, "import"},
     "evaluate": {*Evaluate.model_fields, "import"},
     "export": {*Export.model_fields, "import"},
     "predict": {*Predict.model_fields, "import"},
     "report": {*Report.model_fields, "import"},
-    "scan": {*Scan.model_fields},
+    "scan": {*Scan.model_fields, "import"},
     "verify_resume": {*Verify.model_fields},
     "wandb_dashboard": {*WorkspaceLayout.model_fields},
 }

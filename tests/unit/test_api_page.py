@@ -28,7 +28,9 @@ TABLE = re.compile(r"<!-- (settings|methods|contract) -->\n(.*?)<!-- end -->", r
 
 def signature(name: str, owner: Any) -> str:
     """`name(arguments) -> result` without the modules that types come from; `class name(base)` of what has none."""
-    if owner in (Strategy, Settings) or (isinstance(owner, type) and issubclass(owner, Exception)):
+    if owner in (Strategy, Settings, toolkit.Dashboard, toolkit.Source, toolkit.Index) or (
+        isinstance(owner, type) and issubclass(owner, Exception)
+    ):
         return f"class {name}({owner.__base__.__name__})"
     text = str(inspect.signature(owner)).removesuffix(" -> None")
     return name + re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text.replace("'", '"')).replace("(self, ", "(").replace(

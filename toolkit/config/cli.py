@@ -19,7 +19,7 @@ from toolkit.config import settings
 from toolkit.config.base import Section, explain, frozen, nearest, read_yaml
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
-from toolkit.config.tables import TABLES, import_modules, import_named, look_up
+from toolkit.config.tables import TABLES, import_module, import_modules, import_named, look_up
 from toolkit.system import console
 from toolkit.system.errors import InputError
 
@@ -176,6 +176,17 @@ def _read(words: Sequence[str], recipe: str, description: str | None, grammar: A
         raise InputError(" ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines))) from None
 
 
+def _import_given(given: Mapping[str, Any]) -> None:
+    """Import the module of each MODULE:NAME on the command line itself; one in a --config file may be a run's."""
+    for name in CODE.keys() & given.keys():
+        import_named(CODE[name], given[name])
+    for name, value in given.items():
+        extra = Settings.model_fields[name].json_schema_extra if name in Settings.model_fields else None
+        seam = "strategy" if name == "strategy" else extra["seam"] if isinstance(extra, dict) else None
+        if seam and ":" in value and value not in TABLES[seam]:  # type: ignore[index]
+            import_module(f"--{name.replace('_', '-')}", value.partition(":")[0])
+
+
 def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]) -> Command:
     """Parse the command line of a training recipe: flags override `--config`, which overrides defaults.
 
@@ -196,8 +207,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     given = {name: value for group in groups.values() for name, value in group.items()}
     others = {name: given.pop(name, False) for name in OTHER}
     import_modules(others["import"] or ())
-    for name in CODE.keys() & given.keys():
-        import_named(CODE[name], given[name])
+    _import_given(given)
     values = read_yaml(Path(others["config"])) if others["config"] else {}
     values = _with_own_fields(values, known)
     strange = [name for name in values if name not in known]
@@ -253,7 +263,7 @@ def parse_section(
         name: Required[Annotated[kind, described[name], tyro.conf.Positional]] for name, kind in kinds.items()
     }
     flags = {title: _group(section, names) for title, names in section.groups.items()}
-    if "run" in section.model_fields:  # opening a run may need classes of the user's own
+    if {"run", "data", "data_root"} & {*section.model_fields}:  # opening them may need classes of the user's own
         flags["other"] = TypedDict("Other", {"import": _optional(_words("MODULE"), IMPORT)}, total=False)  # type: ignore[operator]
     grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
     groups, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)

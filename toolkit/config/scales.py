@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from toolkit.config.base import KeyValues, Numbers, Section, explain
 from toolkit.config.choices import ConsistencyForm, NormMode
-from toolkit.config.settings import SYNTHETIC
+from toolkit.config.data_roots import SYNTHETIC
 from toolkit.system.errors import InputError
 
 

@@ -15,16 +15,11 @@ from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_
 
 from toolkit.config.base import KeyValues, Section, explain
 from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights
+from toolkit.config.data_roots import SYNTHETIC, is_url
 from toolkit.config.tables import check_entry
 from toolkit.system.errors import InputError
 
-SYNTHETIC = "synthetic"
-HUB = "hf:"  # prefix of the name of a Hugging Face dataset
 WANDB_PROJECT = "toolkit"
-
-
-def is_url(path: str) -> bool:
-    return "://" in path
 
 
 class Data(Section):
@@ -33,7 +28,7 @@ class Data(Section):
     data_root: str = Field(
         SYNTHETIC,
         description="folder with train/ val/ test/, or with train.csv; folder or URL (s3:// gs:// az://) of tar "
-        "shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; or 'synthetic'",
+        "shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; 'synthetic'; or what a source of your own recognizes",
     )
     synthetic_size: PositiveInt | None = Field(
         None, description="native size of the built-in images, px (unset: the largest scale)"
@@ -232,10 +227,12 @@ class Output(Section):
     keep: int = Field(3, ge=2, description="newest checkpoints to keep, 2 or more; the best one is kept too")
     log_with: Annotated[str, AfterValidator(partial(check_entry, "dashboard", "--log-with"))] = Field(
         "wandb",
-        description="dashboard; trackio runs on this machine, without an account",
+        description="dashboard; trackio runs on this machine, without an account; one of your own: MODULE:CLASS",
         json_schema_extra={"seam": "dashboard"},
     )
-    wandb_project: str = Field(WANDB_PROJECT, description="name of the project in wandb or trackio")
+    wandb_project: str = Field(
+        WANDB_PROJECT, description="name of the project in wandb, trackio or a dashboard of your own"
+    )
     wandb_mode: Literal["auto", "online", "offline"] = Field(
         "auto", description="auto: online with an API key and a network, else offline"
     )
@@ -270,7 +267,7 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
         if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_artifact):
             raise InputError(f"--wandb-mode and --wandb-artifact would be ignored with --log-with {self.log_with}")
-        if self.log_with not in ("wandb", "trackio") and self.wandb_project != WANDB_PROJECT:
+        if self.log_with in ("tensorboard", "none") and self.wandb_project != WANDB_PROJECT:
             raise InputError(f"--wandb-project would be ignored with --log-with {self.log_with}")
         if self.warmup_epochs >= self.epochs:
             raise InputError(

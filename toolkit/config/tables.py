@@ -13,7 +13,7 @@ from typing import Any, Literal
 from toolkit.config.base import nearest
 from toolkit.system.errors import InputError, first_line
 
-Seam = Literal["strategy", "task", "schedule", "dashboard"]
+Seam = Literal["strategy", "task", "schedule", "dashboard", "source"]
 
 TABLES: dict[Seam, dict[str, Any]] = {
     "strategy": {
@@ -33,6 +33,14 @@ TABLES: dict[Seam, dict[str, Any]] = {
         "tensorboard": "toolkit.runs.dashboards.on_tensorboard:OnTensorBoard",
         "trackio": "toolkit.runs.dashboards.on_trackio:OnTrackio",
         "none": None,
+    },
+    "source": {  # in the order in which they are asked; those of the user's own come first
+        "synthetic": "toolkit.data.sources.built_in:BuiltInSource",
+        "url": "toolkit.data.sources.shards:UrlSource",
+        "hub": "toolkit.data.sources.hub:HubSource",
+        "manifests": "toolkit.data.sources.manifests:ManifestSource",
+        "shards": "toolkit.data.sources.shards:ShardSource",
+        "folders": "toolkit.data.sources.folders:FolderSource",
     },
 }
 
@@ -59,7 +67,8 @@ def look_up(seam: Seam, flag: str, name: str) -> Any:
     A "module:attribute" that is not in the table is taken only from a module that was imported already, so that
     opening a run never executes code that only the run names. Raises InputError if there is no such entry.
     """
-    entry = TABLES[seam].get(check_entry(seam, flag, name), name)
+    registered = {_own_name(entry): entry for entry in TABLES[seam].values() if isinstance(entry, type)}
+    entry = TABLES[seam].get(check_entry(seam, flag, name), registered.get(name, name))
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")
@@ -134,6 +143,10 @@ def import_modules(modules: Sequence[str]) -> None:
 
 def entry_name(seam: Seam, kind: type) -> str:
     """How a run's config names an entry: one of ours by its name in the table, another as module:class."""
-    named = f"{kind.__module__}:{kind.__qualname__}"
+    named = _own_name(kind)
     ours = [name for name, entry in TABLES[seam].items() if entry == named and named.startswith("toolkit.")]
     return ours[0] if ours else named
+
+
+def _own_name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from toolkit.config.base import Numbers, Section, split_numbers
 from toolkit.config.checks import check_evaluate, check_output, check_predict
 from toolkit.config.choices import CACHE_GB, Cache, Format, Precision, Split
-from toolkit.config.settings import SYNTHETIC
+from toolkit.config.data_roots import SYNTHETIC
 
 Precisions = Annotated[tuple[Precision, ...], BeforeValidator(split_numbers), Field(min_length=1)]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from toolkit.data.images.views import views
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batch
 from toolkit.data.loading.reader import ImageReader
-from toolkit.data.loading.workers import by_threads
+from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index
 from toolkit.models.metrics import UNREADABLE, PredictionTable
 from toolkit.models.multiview import MultiView, copy_state
@@ -124,7 +124,8 @@ class Evaluator:
         batch_specs = [own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size)]
         in_common = -(-(len(images.index) // self.accelerator.num_processes) // self.batch_size)
         builder = EvalBatchBuilder(images, tuple(sizes), leave_out=self.quarantine is not None)
-        for i, batch in enumerate(by_threads(batch_specs, builder, self.threads, self.timeout_s)):
+        load = by_need(images.index)
+        for i, batch in enumerate(load(batch_specs, builder, self.threads, self.timeout_s)):
             if i < in_common:
                 self.between()
             if self.quarantine is not None:

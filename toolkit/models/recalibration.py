@@ -7,7 +7,7 @@ import torch
 
 from toolkit.data.loading.batches import EvalBatchBuilder
 from toolkit.data.loading.reader import ImageReader
-from toolkit.data.loading.workers import by_threads
+from toolkit.data.loading.workers import by_need
 from toolkit.models.evaluator import Evaluator
 from toolkit.models.multiview import BATCH_NORMS
 
@@ -39,7 +39,7 @@ def recalibrate(evaluator: Evaluator, images: ImageReader, sizes: Sequence[int],
     batch_specs = [chosen[i : i + batch_size] for i in range(0, len(chosen) - batch_size + 1, batch_size)]
     taken = 0
     builder = EvalBatchBuilder(images, tuple(sizes), leave_out=True)
-    for batch in by_threads(batch_specs, builder, evaluator.threads, evaluator.timeout_s):
+    for batch in by_need(images.index)(batch_specs, builder, evaluator.threads, evaluator.timeout_s):
         if len(batch.ids) < 2:  # a single image has no variance
             continue
         with evaluator.accelerator.autocast():

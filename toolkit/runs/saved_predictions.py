@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from toolkit.data.loading.python_data import read_few
 from toolkit.data.loading.reader import ImageReader
 from toolkit.models.metrics import PredictionTable
 from toolkit.system import files
-from toolkit.system.errors import BadSampleError, InputError, LoaderError
+from toolkit.system.errors import InputError, LoaderError
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +64,11 @@ def write(folder: Path, split: str, table: PredictionTable, images: ImageReader)
     thumbnails.mkdir(parents=True, exist_ok=True)
     for old in thumbnails.glob("*.jpg"):
         old.unlink()
-    for i in table.hardest(HARDEST).tolist():
-        try:
-            image = Image.fromarray(images.whole(i))
-        except BadSampleError:  # it became unreadable after the evaluation
+    hardest = table.hardest(HARDEST).tolist()
+    for i, pixels in zip(hardest, read_few(images, hardest), strict=True):
+        if pixels is None:  # it became unreadable after the evaluation
             continue
+        image = Image.fromarray(pixels)
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         image.save(thumbnails / f"{i:09d}.jpg", quality=85)
     files.write_text(folder / f"{split}.csv", text.getvalue())

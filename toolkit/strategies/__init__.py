@@ -5,7 +5,8 @@ pure function of its fields: it holds no model, no counter, no random state. Nev
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from inspect import isabstract
 from typing import Any
 
 from toolkit.config.tables import look_up
@@ -23,6 +24,8 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
     it has and that are not chosen.
     """
     kind = look_up("strategy", "--strategy", name)
+    if not (isinstance(kind, type) and issubclass(kind, Strategy) and is_dataclass(kind)) or isabstract(kind):
+        raise InputError(f"--strategy {name}: not a frozen dataclass of toolkit.Strategy with all of its methods")
     known = {field.name for field in fields(kind)}
     usual = {field: value for field, value in (defaults or {}).items() if field in known}
     own = choices.get("strategy_kwargs") or {}

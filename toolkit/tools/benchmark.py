@@ -240,7 +240,7 @@ def _delivered(pipeline: DataPipeline, epoch: Epoch, share: RankShare, most: int
     order = pipeline.sampler
     endless = replace(pipeline, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
     stream = endless.batches(epoch, epoch.start, share)
-    for _ in range(max(1, pipeline.workers) if pipeline.augmenter.holds_interpreter else 1):
+    for _ in range(max(1, pipeline.workers) if pipeline.in_processes else 1):
         next(stream)
     images, count, seconds, started = 0, 0, 0.0, time.perf_counter()
     while count < most and (count < LEAST_BATCHES or seconds < LOADER_S):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -48,12 +49,13 @@ def evaluate(
     amp: bool | None = None,
     model: Model | None = None,
     output_dir: Path | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> EvaluationReport:
     """Measure the run's best model. The flags of recipes/evaluate.py describe the arguments.
 
-    `model`: as in `train`, for a run that was trained with a model of the user's own. Writes evaluation.txt, .json,
-    .svg and predictions/ to `output_dir` (None: RUN/evaluation) and logs the table.
-    Raises InputError.
+    `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: map-style data sets by
+    split, in place of `data_root`; the run's own if they hold its images. Writes evaluation.txt, .json, .svg and
+    predictions/ to `output_dir` (None: RUN/evaluation) and logs the table. Raises InputError.
     """
     check_evaluate(scales, cascade, confidence, max_loss)
     options = InferenceOptions(batch_size, num_workers, amp, flip)
@@ -68,15 +70,15 @@ def evaluate(
     files.make_folder(folder)
     evaluator = start_evaluator(loaded, options, folder / UNREADABLE)
     try:
-        data = evaluation_data(loaded, data_root, split, needs_own=recalibrate or cascaded.needs_val)
+        images = evaluation_data(loaded, data_root, split, data, needs_own=recalibrate or cascaded.needs_val)
         untrained = _untrained(loaded, evaluator, specs) if recalibrate else ()
         _start_writing(evaluator.accelerator, folder)
-        recalibrated = _recalibrate(loaded, evaluator, data, untrained)
+        recalibrated = _recalibrate(loaded, evaluator, images, untrained)
         costs = {spec.name: measure_cost(evaluator, spec, loaded.gmacs) for spec in specs}
-        evaluations = {name: evaluator.evaluate(images, specs) for name, images in data.images.items()}
-        cascades = _cascade(cascaded, evaluator, specs, data, costs, evaluations)
+        evaluations = {name: evaluator.evaluate(of_split, specs) for name, of_split in images.images.items()}
+        cascades = _cascade(cascaded, evaluator, specs, images, costs, evaluations)
         if evaluator.accelerator.is_main_process:
-            _write_predictions(folder / PREDICTIONS, data, evaluations)
+            _write_predictions(folder / PREDICTIONS, images, evaluations)
         machine = _machine(evaluator.accelerator)
     finally:
         device.stop()

@@ -9,10 +9,10 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -60,19 +60,20 @@ def export(
     output_dir: Path | None = None,
     overwrite: bool = False,
     model: Model | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Write the run's best model to `output_dir`. The flags of recipes/export.py describe the arguments.
 
-    `model`: as in `train`, for a run that was trained with a model of the user's own.
-
-    Raises InputError, and ExportError if a format cannot be made or its logits differ; then nothing is written.
+    `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: the data sets that were
+    passed to `train`, in place of `data_root`. Raises InputError, and ExportError if a format cannot be made or its
+    logits differ; then nothing is written.
     """
     folder = run / "export" if output_dir is None else output_dir
     refuse_existing_export(folder, overwrite)
     chosen = choose(formats)
     loaded = load_run(run, model=model)
     exported = describe(loaded, scale)
-    splits = own_splits(loaded, data_root)
+    splits = own_splits(loaded, data_root, data)
     images = read_check_images(splits, exported)
     log.info("%-11s %d px, checked on %d images of the run", "scale", exported.size, len(images.ours))
     with _staged(folder) as staging:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from toolkit.data.images import views
 from toolkit.data.images.header import UNREADABLE
-from toolkit.data.loading.batches import EvalBatchBuilder, load
+from toolkit.data.loading.batches import EvalBatchBuilder
+from toolkit.data.loading.python_data import PATIENCE_S, read_few
 from toolkit.data.loading.reader import ImageReader
-from toolkit.data.sources.index import Splits
+from toolkit.data.loading.workers import by_need
+from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.read import read_bytes
 from toolkit.models.portable import PortableModel, middle
 from toolkit.system.errors import InputError
@@ -50,13 +53,26 @@ def read_check_images(splits: Splits, model: PortableModel) -> CheckImages:
         if index is None or not count:
             continue
         ids = np.linspace(0, len(index) - 1, count).astype(np.int64)
-        batch = load(EvalBatchBuilder(ImageReader(index), (model.size,), leave_out=True), ids)
+        builder, workers = EvalBatchBuilder(ImageReader(index), (model.size,), leave_out=True), int(bool(index.items))
+        (batch,) = by_need(index)([ids], builder, workers, PATIENCE_S)
         ours.append(batch.images[model.size])
-        theirs += [_by_pil(read_bytes(index, i), transform, model.size) for i in batch.ids.tolist()]
+        theirs += [_by_pil(file, transform, model.size) for file in _files(index, batch.ids.tolist())]
     if not theirs:
         raise InputError(f"{splits.source}: no image can be read, so nothing can be checked")
     by_card, by_library = (torch.stack(tensors) for tensors in zip(*theirs, strict=True))
     return CheckImages(torch.cat(ours), by_card, by_library)
+
+
+def _files(index: Index, ids: Sequence[int]) -> Iterator[bytes]:
+    """The content of each image's file; of a data set passed from Python, a file of its pixels."""
+    if index.items is None:
+        yield from (read_bytes(index, i) for i in ids)
+        return
+    for pixels in read_few(ImageReader(index), ids):
+        file = io.BytesIO()
+        if pixels is not None:
+            Image.fromarray(pixels).save(file, "PNG")
+        yield file.getvalue()
 
 
 def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:

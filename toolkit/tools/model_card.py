@@ -10,7 +10,7 @@ import torch
 
 from toolkit.config.base import to_yaml
 from toolkit.config.choices import Format
-from toolkit.config.settings import SYNTHETIC
+from toolkit.config.data_roots import SYNTHETIC
 from toolkit.data.sources.index import Splits
 from toolkit.models.portable import MIDDLE, PortableModel
 from toolkit.runs.metrics_row import eval_column

@@ -5,17 +5,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from toolkit.config.checks import check_output, check_predict
-from toolkit.data.sources.paths import list_paths
+from toolkit.data.loading.reader import ImageReader
+from toolkit.data.sources.paths import Listed, list_paths
+from toolkit.data.sources.python_data import index_unlabeled
 from toolkit.models.cascade import Cascade
 from toolkit.models.multiview import MultiView
 from toolkit.models.source import Model
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import console, host
+from toolkit.system.errors import InputError
 from toolkit.tools.inference import InferenceOptions, start_evaluator
 from toolkit.tools.interruption import interruptible
 from toolkit.tools.loaded_run import load_run
@@ -29,7 +33,7 @@ CONFIDENCE = 0.9
 
 def predict(
     run: Path,
-    paths: Sequence[str],
+    paths: Sequence[str] = (),
     *,
     scales: Sequence[int] | None = None,
     flip: bool = False,
@@ -41,24 +45,28 @@ def predict(
     model: Model | None = None,
     output: str = STDOUT,
     overwrite: bool = False,
+    data: Any = None,
 ) -> PredictionSummary:
     """Write a row for each image to `output`. The flags of recipes/predict.py describe the arguments.
 
-    `model`: as in `train`, for a run that was trained with a model of the user's own. The row of an unreadable image
-    holds the reason. Ctrl-C stops after the current batch. Raises InputError if an argument or the run is wrong,
-    DiskError if a row cannot be written.
+    `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: a map-style data set of
+    images, with or without labels, in place of `paths`. The row of an unreadable image holds the reason. Ctrl-C stops
+    after the current batch. Raises InputError if an argument or the run is wrong, DiskError if a row cannot be written.
     """
-    check_predict(paths, scales, cascade, confidence)
+    if data is not None and paths:
+        raise InputError("paths would be ignored: data= is given; drop one of them")
+    check_predict(paths if data is None else ("data",), scales, cascade, confidence)
     check_output(output, overwrite)
     if host.is_main_process():
         refuse_existing(output, overwrite)
     options = InferenceOptions(batch_size, num_workers, amp, flip)
     loaded = load_run(run, [*(scales or ()), *(cascade or ())], model=model)
     exits = _exits(scales or (loaded.strategy.selection().sizes[-1],), cascade, confidence)
-    listed = list_paths(paths)
+    images = None if data is None else ImageReader(index_unlabeled(data))
+    listed = list_paths(paths) if images is None else Listed([*images.index.names], {}, 0)
     evaluator = start_evaluator(loaded, options)
     try:
-        tally = _write(PredictionStream(evaluator, exits, loaded.classes, listed), output)
+        tally = _write(PredictionStream(evaluator, exits, loaded.classes, listed, images), output)
     finally:
         device.stop()
     return PredictionSummary(

@@ -9,8 +9,8 @@ import numpy as np
 
 from toolkit.data.images.decode import decode
 from toolkit.data.images.header import read_header
-from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder
-from toolkit.data.loading.workers import by_threads
+from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, Images
+from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.paths import Listed
 from toolkit.data.sources.read import read_bytes
@@ -41,12 +41,13 @@ class Files:
 
 @dataclass(frozen=True)
 class PredictionStream:
-    """Predicts the images of `listed` with a model and a cascade."""
+    """Predicts the images of `listed` with a model and a cascade; `images`: reads them, None: from their files."""
 
     evaluator: Evaluator
     cascade: Cascade
     classes: tuple[str, ...]
     listed: Listed
+    images: Images | None = None
 
     @property
     def top(self) -> int:
@@ -63,8 +64,9 @@ class PredictionStream:
         names, size, accelerator = self.listed.names, self.evaluator.batch_size, self.evaluator.accelerator
         firsts = range(accelerator.process_index * size, len(names), size * accelerator.num_processes)
         batches = [np.arange(first, min(first + size, len(names))) for first in firsts]
-        builder = EvalBatchBuilder(self._files(), self.cascade.sizes, leave_out=True)
-        loaded = by_threads(batches, builder, self.evaluator.threads, self.evaluator.timeout_s)
+        images = self.images or self._files()
+        builder, load = EvalBatchBuilder(images, self.cascade.sizes, leave_out=True), by_need(images.index)
+        loaded = load(batches, builder, self.evaluator.threads, self.evaluator.timeout_s)
         for ids, batch in zip(batches, loaded, strict=True):
             rows = {int(i): row for i, row in zip(batch.ids, self._predicted(batch), strict=True)}
             missing = [i for i in ids.tolist() if i not in rows]

@@ -1,33 +1,52 @@
 """Labeled images for a finished run: its own data with the same split, or other data with the same classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from toolkit.config.choices import Split
-from toolkit.config.settings import HUB
+from toolkit.config.data_roots import HUB
+from toolkit.config.settings import Settings
+from toolkit.data.loading.python_data import find_data, label_reader, open_data
 from toolkit.data.loading.reader import ImageReader
-from toolkit.data.sources.detect import SourceKind, detect
+from toolkit.data.sources.detect import find_source
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import class_folders, list_images
+from toolkit.data.sources.folders import class_folders, is_unsplit, list_images
 from toolkit.data.sources.index import Index, Splits
-from toolkit.data.sources.splits import find_splits, open_splits
+from toolkit.data.sources.labels import check_in_range
+from toolkit.data.sources.python_data import check_names, given_names, index_split
+from toolkit.data.sources.splits import with_validation
 from toolkit.runs.resume_rules import changed_images
 from toolkit.system import files
 from toolkit.system.errors import InputError
 from toolkit.tools.loaded_run import LoadedRun
 
 
-def own_splits(loaded: LoadedRun, data_root: str | None = None) -> Splits:
-    """The run's own data; `data_root`: its new path. Raises InputError if it is missing or its classes differ."""
+def own_splits(loaded: LoadedRun, data_root: str | None = None, data: Mapping[str, Any] | None = None) -> Splits:
+    """The run's own data; `data_root`: its new path; `data`: data sets passed from Python.
+
+    Raises InputError if it is missing or its classes differ.
+    """
+    check_one(data_root, data)
     root = loaded.settings.data_root
     folder = Path(root.removeprefix(HUB))
-    if data_root is None and folder.is_absolute() and not folder.exists():
+    if data_root is None and data is None and folder.is_absolute() and not folder.exists():
         raise InputError(f"{root}: the data of {loaded.directory.path} is not there: --data-root says where it is now")
-    settings = loaded.settings.model_copy(update={"data_root": data_root or root})
-    splits = open_splits(settings, loaded.strategy.selection().sizes[-1])
-    _check_classes(settings.data_root, splits.classes, loaded.classes)
+    settings = _lenient(loaded, {"data_root": data_root or root})
+    splits = open_data(settings, loaded.strategy.selection().sizes[-1], data)
+    _check_classes("data" if data else f"--data-root {settings.data_root}", splits.classes, loaded.classes)
     return splits
+
+
+def check_one(data_root: str | None, data: Any) -> None:
+    """Raise InputError if both are given."""
+    if data_root is not None and data is not None:
+        raise InputError(f"--data-root {data_root} would be ignored: data= is given; drop one of them")
+
+
+def _lenient(loaded: LoadedRun, changes: Mapping[str, Any]) -> Settings:
+    """The run's settings for data whose unreadable images are left out anyway."""
+    return loaded.settings.model_copy(update={"on_bad_sample": "quarantine", **changes})
 
 
 def moved_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader] | None:
@@ -66,18 +85,47 @@ class EvaluationData(NamedTuple):
 
 
 def evaluation_data(
-    loaded: LoadedRun, data_root: str | None, split: Split | None, *, needs_own: bool
+    loaded: LoadedRun,
+    data_root: str | None,
+    split: Split | None,
+    data: Mapping[str, Any] | None = None,
+    *,
+    needs_own: bool,
 ) -> EvaluationData:
-    """The run's own images, possibly moved to `data_root`, or other images at `data_root`.
+    """The run's own images, possibly moved to `data_root`, or other images at `data_root`, or those of `data`.
 
     `split` None: all splits except train. Raises InputError if there are none or their classes differ from the run's.
     """
+    check_one(data_root, data)
+    if data is not None:
+        return _passed_data(loaded, data, split, needs_own)
     moved = moved_images(loaded, data_root) if data_root else None
     if data_root is None or moved is not None:
         own = moved or own_images(loaded)
         return EvaluationData(_of_split(own, split), own, is_own=True)
     own = own_images(loaded) if needs_own else {}
     return EvaluationData(_of_split(other_images(loaded, data_root), split), own, is_own=False)
+
+
+def _passed_data(loaded: LoadedRun, data: Mapping[str, Any], split: Split | None, needs_own: bool) -> EvaluationData:
+    """Data sets passed from Python: the run's own if they hold exactly its images, else others."""
+    check_names(data)
+    settings, found = _lenient(loaded, {"val_split": None} if "val" in data else {}), {}
+    if "train" in data:
+        all_splits = find_data(settings, loaded.strategy.selection().sizes[-1], data)
+        _check_classes("data", all_splits.classes, loaded.classes)
+        splits = with_validation(all_splits, settings)
+        if splits.digests() == loaded.manifest().get("data"):
+            own = _readers(splits)
+            return EvaluationData(_of_split(own, split), own, is_own=True)
+        found = all_splits.splits()
+    for name in [name for name in data if name not in found]:
+        found[name] = index_split(name, data[name], label_reader(settings), strict=False)
+        check_in_range(found[name], len(loaded.classes), f"data: {name}")
+        _check_classes(f"data: {name}", given_names(data[name]) or loaded.classes, loaded.classes)
+    images = {name: ImageReader(index) for name, index in found.items()}
+    own = own_images(loaded) if needs_own else {}
+    return EvaluationData(_of_split(images, split), own, is_own=False)
 
 
 def _of_split(images: dict[str, ImageReader], split: Split | None) -> dict[str, ImageReader]:
@@ -95,13 +143,12 @@ def _readers(splits: Splits) -> dict[str, ImageReader]:
 def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
     """Other data by split, or a folder of class folders under its own name; raises InputError if classes differ."""
     root = Path(data_root).expanduser()
-    if detect(root) is SourceKind.UNSPLIT:
+    if root.is_dir() and find_source(root) is None and is_unsplit(root):
         return {root.resolve().name: ImageReader(_class_folders(root, loaded))}
     fresh = {"data_root": data_root, "val_split": None, "synthetic_size": None, "synthetic_count": None}
-    found, source = find_splits(loaded.settings.model_copy(update=fresh), loaded.strategy.selection().sizes[-1])
-    _check_classes(source, found.classes, loaded.classes)
-    named = {"train": found.train, "val": found.val, "test": found.test}
-    return {name: ImageReader(index) for name, index in named.items() if index is not None}
+    found = find_data(_lenient(loaded, fresh), loaded.strategy.selection().sizes[-1])
+    _check_classes(f"--data-root {found.name}", found.classes, loaded.classes)
+    return {name: ImageReader(index) for name, index in found.splits().items()}
 
 
 def _class_folders(root: Path, loaded: LoadedRun) -> Index:
@@ -110,7 +157,7 @@ def _class_folders(root: Path, loaded: LoadedRun) -> Index:
     labels: list[int] = []
     folders = class_folders(root)
     if not folders or not {*folders} <= {*loaded.classes}:
-        _check_classes(str(root), folders, loaded.classes)
+        _check_classes(f"--data-root {root}", folders, loaded.classes)
     for folder in folders:
         images = list_images(root / folder).images
         names += [f"{folder}/{image}" for image in images]
@@ -120,7 +167,7 @@ def _class_folders(root: Path, loaded: LoadedRun) -> Index:
     return index_files(root, names, labels, loaded.settings.cache_dir or files.cache_dir())
 
 
-def _check_classes(source: str, classes: Sequence[str], known: Sequence[str]) -> None:
+def _check_classes(where: str, classes: Sequence[str], known: Sequence[str]) -> None:
     """Raise InputError unless class names and their order are the run's."""
     if tuple(classes) == tuple(known):
         return
@@ -128,4 +175,4 @@ def _check_classes(source: str, classes: Sequence[str], known: Sequence[str]) ->
     parts = [f"{name!r} is no class of the run" for name in unknown[:3]] + [
         f"{name!r} is missing" for name in lacking[:3]
     ]
-    raise InputError(f"--data-root {source}: other classes than the run's: {', '.join(parts) or 'in another order'}")
+    raise InputError(f"{where}: other classes than the run's: {', '.join(parts) or 'in another order'}")

@@ -35,16 +35,17 @@ def train(
     task: Task | None = None,
     schedule: Schedule | None = None,
     model: Model | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and record one run; returns the contents of its summary.json.
 
-    `task`, `schedule` and `model` replace what the settings name. `model`: an nn.Module, of which a copy is trained, or
-    a function `make(num_classes, **model_kwargs)` that returns one, or its name, module:function. `notes`: further JSON
-    files for the run directory, by name. Raises InputError if settings or data cannot work, NonFiniteError if the
-    loss is not finite, SaveError if a checkpoint cannot be written, and PreemptedError after a stop request, with all
-    steps saved.
+    The keyword arguments replace what the settings name. `model`: an nn.Module, of which a copy is trained, or a
+    function `make(num_classes, **model_kwargs)` that returns one, or its name, module:function. `data`: map-style data
+    sets by split. `notes`: further JSON files for the run directory, by name. Raises InputError if settings or data
+    cannot work, NonFiniteError if the loss is not finite, SaveError if a checkpoint cannot be written, and
+    PreemptedError after a stop request, with all steps saved.
     """
-    parts = make_parts(settings, strategy, task=task, schedule=schedule, model=model)
+    parts = make_parts(settings, strategy, task=task, schedule=schedule, model=model, data=data)
     with open_run(*parts, recipe, notes or {}) as run:
         if run.finished:
             return run.summary

@@ -10,9 +10,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.settings import Settings
+from toolkit.config.data_roots import PYTHON_DATA
+from toolkit.config.settings import Settings, make_settings
 from toolkit.config.tables import entry_name
+from toolkit.data.sources.python_data import data_name
 from toolkit.models.source import Model, ModelSource, make_source
+from toolkit.runs.dashboards import dashboard_class
 from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.schedules import make_schedule
@@ -23,12 +26,13 @@ PLAIN = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Parts:
-    """The replaceable parts of a run."""
+    """The replaceable parts of a run; `data`: data sets passed from Python, None: what `--data-root` names."""
 
     strategy: Strategy
     task: Task
     schedule: Schedule
     model: ModelSource
+    data: Mapping[str, Any] | None = None
 
     def own_code(self, modules: Iterable[str] = ()) -> dict[str, str]:
         """SHA-256 of the source file of each part that is not the toolkit's, by module; part of a run's fingerprint.
@@ -46,9 +50,11 @@ def make_parts(
     task: Task | None = None,
     schedule: Schedule | None = None,
     model: Model | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> tuple[Settings, Parts]:
     """The parts of a run, and the settings that name them; raises InputError if one of them does not fit."""
     _check_fields(strategy)
+    settings = settings if data is None else _with_data(settings, data)
     names: dict[str, Any] = {}
     if task is None:
         task = make_task(settings)
@@ -62,9 +68,11 @@ def make_parts(
         own = {name: value for name, value in field_values(schedule).items() if name != "warmup"}
         names |= {"scheduler_kwargs": own, "warmup_epochs": schedule.warmup * settings.epochs}
     names["scheduler"] = entry_name("schedule", type(schedule))
+    if dashboard := dashboard_class(settings.log_with):
+        names["log_with"] = entry_name("dashboard", dashboard)
     source = make_source(settings, model)
     names |= source.recorded()
-    return settings.model_copy(update=names), Parts(strategy, task, schedule, source)
+    return settings.model_copy(update=names), Parts(strategy, task, schedule, source, data)
 
 
 def _task_names(settings: Settings, task: Task) -> dict[str, Any]:
@@ -78,6 +86,15 @@ def _task_names(settings: Settings, task: Task) -> dict[str, Any]:
             )
     shared = {name: values.pop(name) for name in OF_TASK if name in values}
     return {**shared, "task_kwargs": values}
+
+
+def _with_data(settings: Settings, data: Mapping[str, Any]) -> Settings:
+    """The settings that name data sets, with the defaults of data that is not built in."""
+    given, name = {key: getattr(settings, key) for key in settings.model_fields_set}, data_name(data)
+    root = given.get("data_root", name)
+    if not root.startswith(PYTHON_DATA):
+        raise InputError(f"--data-root {root} would be ignored: data sets were passed from Python; drop one of them")
+    return make_settings({**given, "data_root": name})
 
 
 def field_values(part: Any) -> dict[str, Any]:

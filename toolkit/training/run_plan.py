@@ -7,12 +7,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from toolkit.config.settings import SYNTHETIC, Settings
+from toolkit.config.data_roots import SYNTHETIC
+from toolkit.config.settings import Settings
 from toolkit.data.loading.cache import CacheChoice, choose_cache
 from toolkit.data.loading.pipeline import check_readable
+from toolkit.data.loading.python_data import open_data
 from toolkit.data.sources import synthetic
 from toolkit.data.sources.index import Splits
-from toolkit.data.sources.splits import absolute, open_splits
+from toolkit.data.sources.splits import absolute
 from toolkit.models.inspection import ModelPlan
 from toolkit.runs import dashboards
 from toolkit.strategies.base import BoundTask, Strategy
@@ -59,11 +61,11 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     `only_timed`: steps are only timed, so undefined gradients are allowed.
     """
     strategy = parts.strategy
-    dashboards.check(settings)
+    dashboards.check(settings.log_with)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)
-    splits = open_splits(settings, strategy.selection().sizes[-1])
+    splits = open_data(settings, strategy.selection().sizes[-1], parts.data)
     for index in splits.all().values():
         parts.task.check_labels(index.labels, len(splits.classes))
     steps = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
@@ -73,6 +75,8 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     evaluated = {size for spec in strategy.eval_specs() for size in spec.sizes}
     sizes = sorted(evaluated.union(*(phase.sizes for phase in steps.phases)))
     threads = host.loader_threads() if settings.num_workers is None else settings.num_workers
+    if not threads and splits.train.items is not None:
+        raise InputError("--num-workers 0: data sets passed from Python are read in worker processes: give 1 or more")
     source, policy = parts.model, strategy.norm()
     model_plan = source.plan(settings, len(splits.classes), sizes, policy, micro_batch=steps.micro_batch)
     _check_norm(settings, strategy, model_plan)
@@ -165,7 +169,17 @@ def describe_run(run_plan: RunPlan) -> list[str]:
         f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
         f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
         f"{settings.seed}",
+        *_reopening(run_plan.parts),
         *describe_steps(run_plan.steps, strategy, len(splits.train)),
+    ]
+
+
+def _reopening(parts: Parts) -> list[str]:
+    """How to open the finished run, where that needs what only Python can pass."""
+    if parts.data is None:
+        return []
+    return [
+        "reopen    from Python: evaluate(RUN, data=...), export(RUN, data=...); recipes need --data-root of the images"
     ]
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toolkit import Settings
 from toolkit.models.metrics import PredictionTable
 from toolkit.runs.dashboards import RowKind, Tracking, on_wandb
+from toolkit.runs.dashboards.base import DashboardRun
 from toolkit.runs.dashboards.names import named, of_epoch
 from toolkit.runs.dashboards.notes import Notes
 from toolkit.runs.dashboards.on_tensorboard import OnTensorBoard
 from toolkit.runs.dashboards.tables import errors_of
 from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.saved_predictions import SavedPredictions
+
+
+def run_in(folder: Path, **more: Any) -> DashboardRun:
+    """What a dashboard is opened with at a run's first start."""
+    usual = {"id": "abc123", "config": {"sizes": [16, 32]}, "project": "toolkit", "mode": "auto"}
+    return DashboardRun(**{"folder": folder, **usual, "step": 0, "first": True, "eval_specs": (), **more})
 
 
 def test_a_metric_is_in_its_section_when_it_is_named():
@@ -34,14 +42,14 @@ def test_a_record_lies_in_its_run_when_the_service_was_started_elsewhere(tmp_pat
     """As by a sweep's agent, or by an earlier run of the same program."""
     wandb.setup().ensure_service()
     monkeypatch.chdir(tmp_path)
-    on_wandb._start(Settings(wandb_mode="offline"), Path("run"), "abc123").run.finish()
+    on_wandb._start(run_in(Path("run"), mode="offline")).run.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*-abc123/*.wandb"))
 
 
 def test_a_run_is_called_as_its_folder_when_it_is_named_from_within(tmp_path, monkeypatch, accelerator):
     (tmp_path / "my-run").mkdir()
     monkeypatch.chdir(tmp_path / "my-run")
-    run = on_wandb._start(Settings(wandb_mode="offline"), Path(), "abc123").run
+    run = on_wandb._start(run_in(Path(), mode="offline")).run
     run.finish()
     assert run.name == "my-run"
 
@@ -143,7 +151,7 @@ def test_the_last_whole_row_counts_when_a_dying_machine_wrote_half_a_line(tmp_pa
 
 
 def test_tensorboard_shows_the_second_attempt_when_a_run_went_back(tmp_path: Path):
-    board = OnTensorBoard.open(tmp_path, {"sizes": [16, 32]}, step=0, first=True)
+    board = OnTensorBoard.open(run_in(tmp_path))
     for step, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
         board.log({"quality/train_loss": loss}, step)
     board.rewind(10)
@@ -166,7 +174,7 @@ def tracked(folder: Path) -> Tracking:
     """As a start in the folder of a run opens it."""
     tracking = Tracking.__new__(Tracking)
     tracking._settings = Settings()
-    tracking._dashboard = Page.open(folder, {}, step=10**6, first=True)  # hides nothing of an earlier start
+    tracking._dashboard = Page.open(run_in(folder, step=10**6))  # hides nothing of an earlier start
     tracking._notes = Notes.open(folder, "page")
     tracking._seen = [*tracking._notes.shown]
     return tracking

@@ -4,18 +4,17 @@ The random draws do not depend on process, worker, batch or scale. All augmentat
 of a step; smaller views are derived from the result.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from toolkit.data.images.counter_rng import uniforms, words
+from toolkit.data.images.counter_rng import uniforms
 from toolkit.data.images.decode import Box
+from toolkit.data.images.seeding import seed_globals
 
 CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -102,10 +101,7 @@ class Augmenter:
 
     def _recolor(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
         """timm's RandAugment, then color jitter; both use the global generators, which are seeded here per sample."""
-        keys = words(self.seed, COLOR_STREAM, epoch, np.array([sample]), 3)[0].tolist()
-        random.seed(keys[0])
-        np.random.seed(keys[1] & 0xFFFFFFFF)
-        torch.manual_seed(keys[2] & 0x7FFFFFFFFFFFFFFF)
+        seed_globals(self.seed, COLOR_STREAM, epoch, sample)
         image: Any = Image.fromarray(pixels)
         for transform in _color_transforms(
             self.rand_augment * regularization, self.color_jitter * regularization, len(pixels)

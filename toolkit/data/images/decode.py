@@ -140,12 +140,17 @@ def _read_by_pil(content: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # PIL raises above MAX_PIXELS and for other faults
         with open_image(io.BytesIO(content)) as image:
-            if image.mode.startswith("I") or image.mode == "F":
-                gray = _to_bytes(np.array(image), _bits(image))
-                return np.repeat((255 - gray if _white_is_zero(image) else gray)[..., None], 3, axis=-1)
-            if image.mode == "P" and "transparency" in image.info:
-                return np.array(image.convert("RGBA").convert("RGB"))
-            return np.array(image.convert("RGB"))
+            return from_pil(image)
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+    """The pixels of a PIL image, H x W x 3 uint8 RGB, by the rules above; raises the errors of PIL, or ValueError."""
+    if image.mode.startswith("I") or image.mode == "F":
+        gray = _to_bytes(np.array(image), _bits(image))
+        return np.repeat((255 - gray if _white_is_zero(image) else gray)[..., None], 3, axis=-1)
+    if image.mode == "P" and "transparency" in image.info:
+        return np.array(image.convert("RGBA").convert("RGB"))
+    return np.array(image.convert("RGB"))
 
 
 def _bits(image: Image.Image) -> int:

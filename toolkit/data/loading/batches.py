@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from toolkit.data.images.augment import Augmenter, center_square, mirrored
-from toolkit.data.images.decode import crop_and_resize
+from toolkit.data.images.decode import Box, crop_and_resize
 from toolkit.data.images.mixing import Mixer
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.sampler import BatchSpec
@@ -19,6 +19,7 @@ from toolkit.system.errors import BadSampleError, InputError
 
 R = TypeVar("R", contravariant=True)
 T = TypeVar("T", covariant=True)
+Drawn = tuple[list[Box], list[bool]]  # as from Augmenter.draw
 MOST_SUBSTITUTES = 100  # consecutive unreadable images before training gives up
 
 
@@ -85,20 +86,16 @@ class TrainBatchBuilder:
     substitute: bool = False
 
     def open(self, spec: BatchSpec) -> tuple[int, Any]:
-        index = self.pixels.index
-        drawn = self.augmenter.draw(
-            spec.epoch, spec.ids, index.width[spec.ids], index.height[spec.ids], spec.regularization
-        )
-        count = len(spec.ids)
+        count, drawn = len(spec.ids), self._draw(spec, spec.ids)
         return count, (empty_batch(count, spec.step.sizes[-1]), spec.ids.copy(), drawn, [])
 
     def fill(self, spec: BatchSpec, memory: Any, slots: range) -> None:
-        images, ids, (boxes, mirrors), bad = memory
-        rows, size = _rows(images), spec.step.sizes[-1]
+        images, ids, drawn, bad = memory
+        rows = _rows(images)
         for slot in slots:
-            box, mirror, sample = boxes[slot], mirrors[slot], int(ids[slot])
+            sample = int(ids[slot])
             try:
-                crop = self.pixels.crop(sample, box, size)
+                crop, mirror = self._crop(spec, sample, drawn, slot)
             except BadSampleError as error:
                 if not self.substitute:
                     raise
@@ -109,15 +106,30 @@ class TrainBatchBuilder:
                 crop = mirrored(crop)
             rows[slot] = self.augmenter.change(crop, spec.epoch, sample, spec.regularization)
 
+    def _draw(self, spec: BatchSpec, ids: np.ndarray) -> Drawn | None:
+        """The boxes and mirrors of some images; None if their sizes are only known once they are read."""
+        index = self.pixels.index
+        if index.items is not None:
+            return None
+        return self.augmenter.draw(spec.epoch, ids, index.width[ids], index.height[ids], spec.regularization)
+
+    def _crop(self, spec: BatchSpec, sample: int, drawn: Drawn | None, slot: int) -> tuple[np.ndarray, bool]:
+        """An image at the step's largest size, and whether to mirror it; `slot`: its place in `drawn`."""
+        size = spec.step.sizes[-1]
+        if drawn is not None:
+            boxes, mirrors = drawn
+            return self.pixels.crop(sample, boxes[slot], size), mirrors[slot]
+        pixels = self.pixels.item(sample, self.augmenter.seed, spec.epoch)
+        height, width = (np.array([length]) for length in pixels.shape[:2])
+        (box,), (mirror,) = self.augmenter.draw(spec.epoch, np.array([sample]), width, height, spec.regularization)
+        return crop_and_resize(pixels, box, size), mirror
+
     def _next_readable(self, spec: BatchSpec, sample: int, bad: list[Any]) -> tuple[int, np.ndarray, bool]:
         index = self.pixels.index
         for step in range(1, MOST_SUBSTITUTES):
-            other = np.array([(sample + step) % len(index)])
-            boxes, mirrors = self.augmenter.draw(
-                spec.epoch, other, index.width[other], index.height[other], spec.regularization
-            )
+            other = (sample + step) % len(index)
             try:
-                return int(other[0]), self.pixels.crop(int(other[0]), boxes[0], spec.step.sizes[-1]), mirrors[0]
+                return other, *self._crop(spec, other, self._draw(spec, np.array([other])), 0)
             except BadSampleError as error:
                 bad.append((error.name, error.reason))
         raise InputError(

@@ -46,6 +46,13 @@ def choose_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], fr
     All processes must pass the same `free_gb`. Raises InputError if `--cache ram` does not fit.
     """
     train, bound = splits.train, settings.cache_gb
+    if train.items is not None:
+        if settings.cache in ("ram", "disk"):
+            raise InputError(
+                f"--cache {settings.cache}: data sets passed from Python are not cached, their own code may do that: "
+                "drop the flag"
+            )
+        return CacheChoice("off", (None,) * len(phases), 0.0)
     wanted = [downscaled_side(max(phase.sizes), settings.crop_scale) for phase in phases]
     sides = tuple(side if is_worthwhile(train, side) else None for side in wanted)
     # In memory: training images at each size that a phase reads, validation images at full size.

@@ -35,6 +35,11 @@ class DataPipeline:
     timeout_s: float
     quarantine: bool
 
+    @property
+    def in_processes(self) -> bool:
+        """Whether worker processes load the batches, instead of threads."""
+        return self.augmenter.holds_interpreter or self.sources[0].index.items is not None
+
     def builder(self, phase: Phase) -> TrainBatchBuilder:
         return TrainBatchBuilder(self.sources[phase.index], self.augmenter, self.mixer, self.quarantine)
 
@@ -42,7 +47,7 @@ class DataPipeline:
         """One process's micro-batches of an epoch, starting at optimizer step `from_step` of the run."""
         whole = self.sampler.batch_specs(epoch, from_step)
         batch_specs = (part for spec in whole for part in micro_batches(spec, share))
-        by, builder = by_processes if self.augmenter.holds_interpreter else by_threads, self.builder(epoch.phase)
+        by, builder = by_processes if self.in_processes else by_threads, self.builder(epoch.phase)
 
         def load(batch_specs: Iterable[BatchSpec]) -> Iterator[Batch]:
             return by(batch_specs, builder, self.workers, self.timeout_s)

@@ -1,13 +1,15 @@
-"""Reads the pixels of an image by its number: from memory if it is cached there, else from its file."""
+"""Reads the pixels of an image by its number: from memory if it is cached there, else from its file or data set."""
 
 import io
 import mmap
 
 import numpy as np
+from torch.utils.data import get_worker_info
 
-from toolkit.config.settings import is_url
+from toolkit.config.data_roots import is_url
 from toolkit.data.images.decode import Box, crop_and_resize, decode, reduce_to
 from toolkit.data.images.header import read_header
+from toolkit.data.images.seeding import READ_STREAM, seed_globals
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.read import read_bytes
 from toolkit.system.errors import BadSampleError
@@ -60,12 +62,28 @@ class ImageReader:
 
     def whole(self, i: int) -> np.ndarray:
         """Image i in upright orientation, H x W x 3 uint8, decoded in full; raises BadSampleError."""
+        if self.index.items is not None:
+            return self.item(i, 0, 0)
         if self._memory is None:
             return self._decode(i)
         pixels = self._memory.get(i)
         if pixels is None:
             pixels = reduce_to(self._decode(i), int(self.index.height[i]), int(self.index.width[i]))
             self._memory.put(i, pixels)
+        return pixels
+
+    def item(self, i: int, seed: int, epoch: int) -> np.ndarray:
+        """Image i of a data set passed from Python, as `whole`; raises InputError too.
+
+        In worker processes, the global generators start from (seed, epoch, i), for a data set that draws from them.
+        """
+        items, position = self.index.items, int(self.index.offset[i])
+        assert items is not None
+        if get_worker_info() is not None:
+            seed_globals(seed, READ_STREAM, epoch, i)
+        pixels, label = items.read(position)
+        if items.labeled:
+            items.check_label(position, label, self.index.labels[i])
         return pixels
 
     def crop(self, i: int, box: Box, size: int) -> np.ndarray:

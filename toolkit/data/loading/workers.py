@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitedTooLongError
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from toolkit.data.loading.batches import BatchBuilder, R, T, load
+from toolkit.data.sources.index import Index
 from toolkit.system.errors import WORKER_DIED, InputError, LoaderError, expected
 
 AHEAD = 2  # batches in flight beyond the one that the caller takes
@@ -151,6 +153,9 @@ def _without_traces(batches: Iterator[T]) -> Iterator[T]:
 
 def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers: int, timeout_s: float) -> Iterator[T]:
     """As `by_threads`, in forked worker processes: for work that holds the interpreter lock for each image."""
+    if workers == 0:
+        yield from (load(builder, spec) for spec in batch_specs)
+        return
     loader = DataLoader(
         _Loading(builder),
         batch_size=None,
@@ -183,3 +188,34 @@ def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers:
         raise LoaderError(f"{WORKER_DIED}: it left half a batch behind") from None
     finally:
         del batches  # the last reference: torch now stops the workers and waits for them
+
+
+def by_need(index: Index) -> Callable[[Iterable[R], BatchBuilder[R, T], int, float], Iterator[T]]:
+    """`by_processes` for a data set passed from Python, whose code need not be safe in threads; else `by_threads`."""
+    return by_threads if index.items is None else by_processes
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Builds, in place of a batch, the result of a call."""
+
+    call: Callable[[Any], Any]
+
+    def open(self, spec: Any) -> tuple[int, list[Any]]:
+        return 1, []
+
+    def fill(self, spec: Any, memory: list[Any], slots: range) -> None:
+        memory.append(self.call(spec))
+
+    def close(self, spec: Any, memory: list[Any]) -> Any:
+        return memory[0]
+
+
+def call_in_processes(
+    call: Callable[[Any], Any], specs: Iterable[Any], workers: int, timeout_s: float
+) -> Iterator[Any]:
+    """`call(spec)` for each spec, in order, in forked worker processes: for a user's code, which may keep state.
+
+    Data sets open files when they are first read, and generators move: none of that happens in this process.
+    """
+    return by_processes(specs, _Calls(call), workers, timeout_s)

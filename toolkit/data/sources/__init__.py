@@ -1,5 +1,5 @@
 """Data sources: folders, manifests, shards, Hugging Face data sets, the built-in data; each split becomes one `Index`.
 
-A new source is a module that returns `Found`, a kind in `detect.py`, and a line in `splits.py`. Never: pixels, sample
-order, or batches.
+A new source is a subclass of `Source` in a module, and a line in `config/tables.py`. Never: pixels, sample order,
+batches.
 """

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -69,7 +69,7 @@ def index_containers(
         todo = pool.map(lambda container: _table(container, read, cache / "index"), containers)
         tables = list(tqdm(todo, "reading shards", len(containers), unit="shard", disable=None))
     counts = [len(table["ends"]) for table in tables]
-    columns = {name: np.concatenate([table[name] for table in tables]) for name in READ}
+    columns: dict[str, Any] = {name: np.concatenate([table[name] for table in tables]) for name in READ}
     return Index(
         root=root,
         names=Names.joined([Names(table["blob"], table["ends"]) for table in tables]),

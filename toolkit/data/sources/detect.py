@@ -1,49 +1,86 @@
-"""Which kind of data set `--data-root` names. Looks at names only; no image, manifest or shard is opened."""
+"""Which source reads `--data-root`: those of the user's own are asked first, then ours in the order of the table."""
 
-from enum import Enum, auto
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from toolkit.config.settings import HUB, SYNTHETIC, is_url
-from toolkit.data.sources.folders import TRAIN, class_folders, find_split
+from toolkit.config.tables import TABLES, look_up
+from toolkit.data.sources.base import Source, SourceOptions
+from toolkit.data.sources.files import index_files
+from toolkit.data.sources.index import ALONE, Found, Index
+from toolkit.data.sources.labels import check_splits
+from toolkit.system.errors import InputError, first_line
 
-
-class SourceKind(Enum):
-    """What a data root is. All but the first three are found by looking at a folder of this machine."""
-
-    SYNTHETIC = auto()  # the built-in images
-    URL = auto()  # tar shards in a bucket
-    HUB = auto()  # a Hugging Face dataset
-    MISSING = auto()  # no such folder
-    MANIFESTS = auto()  # train.csv
-    SHARDS = auto()  # train/*.tar or train*.tar
-    FOLDERS = auto()  # train/CLASS/
-    INCOMPLETE = auto()  # train or train.csv is there, but is none of the above
-    UNSPLIT = auto()  # a folder without any train: perhaps class folders
+FLAG = "--data-root"
 
 
-def detect(data_root: str | Path) -> SourceKind:
-    """The kind of a data root; of a `Path`, which is never a URL or a reserved name, the kind of that folder.
+@dataclass(frozen=True)
+class OwnSource(Source):
+    """A source of the user's own, called `name`: whatever it raises becomes one line, and what it reads is checked."""
 
-    Raises OSError where a folder cannot be entered.
+    name: str
+    source: Any
+
+    def recognizes(self, data_root: str) -> bool:
+        return bool(self._asked(data_root, "recognizes", lambda: self.source.recognizes(data_root)))
+
+    def read(self, data_root: str, options: SourceOptions) -> Found | Mapping[str, Any]:
+        found = self._asked(data_root, "read", lambda: self.source.read(data_root, options))
+        if isinstance(found, Mapping):
+            return found
+        splits = (found.train, found.val, found.test) if isinstance(found, Found) else (None,)
+        if splits[0] is None or not all(isinstance(index, Index | None) for index in splits):
+            raise InputError(f"{FLAG} {data_root}: source {self.name!r} must read a toolkit.Found, not {found!r:.80}")
+        train, val, test = (index and _with_sizes(index, options) for index in splits)
+        assert train is not None
+        return check_splits(Found(train, val, test, found.classes, found.name), f"{FLAG} {data_root}")
+
+    def _asked(self, data_root: str, what: str, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except InputError:
+            raise
+        except Exception as error:  # a user's code raises any type of exception
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{FLAG} {data_root}: {what} of source {self.name!r} failed: {reason}") from error
+
+
+def own_sources() -> Iterator[OwnSource]:
+    """Those that were registered from outside the package, in that order."""
+    for name, entry in TABLES["source"].items():
+        if not _is_ours(entry):
+            made = look_up("source", FLAG, name)
+            made = made() if isinstance(made, type) else made
+            if not (callable(getattr(made, "recognizes", None)) and callable(getattr(made, "read", None))):
+                raise InputError(f"{FLAG}: source {name!r} needs recognizes(data_root) and read(data_root, options)")
+            yield OwnSource(name, made)
+
+
+def own_source(data_root: str) -> OwnSource | None:
+    """The first source of the user's own that recognizes the data root; None if there is none."""
+    return next((source for source in own_sources() if source.recognizes(data_root)), None)
+
+
+def find_source(data_root: str | Path) -> Source | None:
+    """The source that reads a data root; of a `Path`, which is never a URL or a reserved name, that of the folder.
+
+    None if there is no such folder, or it is not complete. Raises OSError where a folder cannot be entered.
     """
-    if isinstance(data_root, str):
-        if data_root == SYNTHETIC:
-            return SourceKind.SYNTHETIC
-        if is_url(data_root):
-            return SourceKind.URL
-        if data_root.startswith(HUB):
-            return SourceKind.HUB
-    root = Path(data_root).expanduser()
-    if not root.is_dir():
-        return SourceKind.MISSING
-    if (root / "train.csv").is_file():
-        return SourceKind.MANIFESTS
-    train = root / "train"
-    if train.is_dir():
-        if class_folders(train):  # tars beside or among them are what they were made from
-            return SourceKind.FOLDERS
-        return SourceKind.SHARDS if any(train.glob("[!.]*.tar")) else SourceKind.INCOMPLETE
-    if any(root.glob("train*.tar")):
-        return SourceKind.SHARDS
-    named = find_split(root, TRAIN) or find_split(root, TRAIN, ".csv")
-    return SourceKind.INCOMPLETE if named else SourceKind.UNSPLIT
+    root = str(data_root.expanduser().absolute()) if isinstance(data_root, Path) else data_root
+    if own := own_source(root):
+        return own
+    ours = (look_up("source", FLAG, name)() for name, entry in TABLES["source"].items() if _is_ours(entry))
+    return next((source for source in ours if source.recognizes(root)), None)
+
+
+def _is_ours(entry: Any) -> bool:
+    return isinstance(entry, str) and entry.startswith("toolkit.")
+
+
+def _with_sizes(index: Index, options: SourceOptions) -> Index:
+    """The index with the sizes of its images, which `Index.of_files` leaves open."""
+    if index.items is not None or index.width.any() or (index.container != ALONE).any():
+        return index
+    read = index_files(Path(index.root), [*index.names], index.labels.tolist(), options.cache)
+    return replace(read, labels=index.labels)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from toolkit.data.sources.base import Source, SourceOptions
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.index import Found, Index
 from toolkit.system.errors import InputError
@@ -16,6 +17,17 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif"
 TRAIN, VALIDATION, TEST = ("train",), ("val", "validation", "valid"), ("test",)
 MOST_KINDS = 5  # of left out files that one log line lists
 NOT_REGULAR = "is no regular file"
+
+
+class FolderSource(Source):
+    """A folder with `train/CLASS/`."""
+
+    def recognizes(self, data_root: str) -> bool:
+        train = Path(data_root).expanduser() / "train"
+        return train.is_dir() and bool(class_folders(train))
+
+    def read(self, data_root: str, options: SourceOptions) -> Found:
+        return read_folders(Path(data_root).expanduser(), options.cache)
 
 
 def find_split(root: Path, names: Iterable[str], suffix: str = "") -> Path | None:
@@ -29,6 +41,11 @@ def check_single(where: str, names: Sequence[str]) -> None:
     """Raise InputError if a split exists under several of its names: only one of them would be used."""
     if len(names) > 1:
         raise InputError(f"{where}: has {' and '.join(names)}, which are names of one and the same split: keep one")
+
+
+def is_unsplit(root: Path) -> bool:
+    """Whether a folder has no train of any kind: perhaps its sub-folders are classes."""
+    return not (find_split(root, TRAIN) or find_split(root, TRAIN, ".csv") or any(root.glob("train*.tar")))
 
 
 def read_folders(root: Path, cache: Path) -> Found:

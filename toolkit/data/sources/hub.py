@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
+from toolkit.config.data_roots import HUB
+from toolkit.data.sources.base import Source, SourceOptions
 from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, check_single
@@ -36,6 +38,16 @@ class Columns(NamedTuple):
     image: str
     label: str
     classes: Sequence[str] | None
+
+
+class HubSource(Source):
+    """`hf:NAME`."""
+
+    def recognizes(self, data_root: str) -> bool:
+        return data_root.startswith(HUB)
+
+    def read(self, data_root: str, options: SourceOptions) -> Found:
+        return read_hub(data_root.removeprefix(HUB), options.cache)
 
 
 def read_hub(name: str, cache: Path) -> Found:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from toolkit.data.sources.items import Items
 from toolkit.data.sources.remote import BlockCache
 
 ALONE = -1  # an image that is a single file
@@ -59,7 +60,8 @@ class Index:
     `names[i]`: the name in messages, a path relative to `root`, or SHARD/MEMBER. `container[i]`: number in `containers`
     of the file that holds the image, -1 if it is a single file. `width`, `height`: px in upright orientation, 0 if the
     header could not be read. `orientation`: EXIF's. `stamp`: changes if a file is written again. `blocks`: reads the
-    containers that are URLs.
+    containers that are URLs. `items`: the data set passed from Python that gives the images, `offset[i]` being the
+    position there; their sizes are only known once they are read.
     """
 
     root: str
@@ -68,12 +70,19 @@ class Index:
     container: np.ndarray  # int32
     offset: np.ndarray  # int64, bytes
     length: np.ndarray  # int64, bytes
-    labels: np.ndarray  # int64
+    labels: np.ndarray  # int64; of a task of several labels, N rows of numbers
     width: np.ndarray  # int32
     height: np.ndarray  # int32
     orientation: np.ndarray  # uint8
     stamp: str = ""
     blocks: BlockCache | None = None
+    items: Items | None = None
+
+    @classmethod
+    def of_items(cls, items: Items, labels: np.ndarray) -> "Index":
+        """An index of a data set passed from Python; `labels`: of each of its images."""
+        index = cls.of_files(Path(f"data[{items.name!r}]"), [f"{items.name}/{i}" for i in range(items.count)], ())
+        return replace(index, offset=np.arange(items.count, dtype=np.int64), labels=labels, items=items)
 
     @classmethod
     def of_files(cls, root: Path, names: Sequence[str], labels: Sequence[int]) -> "Index":
@@ -108,7 +117,7 @@ class Index:
 
     def unreadable(self) -> np.ndarray:
         """Ids of the images whose header could not be read."""
-        return np.flatnonzero(self.width == 0)
+        return np.flatnonzero(self.width == 0) if self.items is None else np.arange(0)
 
     def digest(self) -> str:
         """SHA-256 of names, labels, and sizes in bytes and px, in order."""
@@ -145,9 +154,15 @@ class Splits:
 
 
 class Found(NamedTuple):
-    """The splits of a source; `val` and `test` are None if it has none."""
+    """The splits of a source; `val` and `test` are None if it has none. `name`: of the data; empty: its data root."""
 
     train: Index
     val: Index | None
     test: Index | None
     classes: Sequence[str]
+    name: str = ""
+
+    def splits(self) -> dict[str, Index]:
+        """The splits that exist, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: index for name, index in named.items() if index is not None}

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from toolkit.data.sources.index import Index
+from toolkit.data.sources.index import Found, Index
 from toolkit.system.errors import InputError
 
 MOST_CLASSES = 2**31
@@ -49,6 +49,40 @@ def check_complete(val: Index, classes: int, where: str, what: str) -> None:
     absent = sorted(set(range(classes)) - set(val.labels.tolist()))
     if absent:
         raise InputError(f"{where}: class {absent[0]} has no image in {what}")
+
+
+def check_in_range(split: Index, classes: int, where: str) -> None:
+    """Raise InputError naming the first image whose label is not 0 ... C-1, or whose row is not of C numbers."""
+    if split.labels.ndim > 1:
+        if split.labels.shape[1] != classes:
+            raise InputError(f"{where}: labels of {split.labels.shape[1]} numbers, for {classes} classes")
+        return
+    strange = np.flatnonzero((split.labels < 0) | (split.labels >= classes))
+    if len(strange):
+        check_range(int(split.labels[strange[0]]), classes, f"{where}, {split.names[int(strange[0])]}")
+
+
+def check_splits(found: Found, where: str) -> Found:
+    """Return `found`; raises InputError unless the labels of every split are those of train, and each has a name.
+
+    Of rows of numbers, which a task of several labels wants, only their length is checked.
+    """
+    several, names = found.train.labels.ndim > 1, found.classes
+    for split, index in found.splits().items():
+        if not len(index):
+            raise InputError(f"{where}: {split} has no images")
+        if index.labels.shape[1:] != found.train.labels.shape[1:]:
+            raise InputError(f"{where}: labels of {split} and of train are of different forms")
+    count = found.train.labels.shape[1] if several else count_classes(found.train, f"{where}: train")
+    if count > len(names):
+        raise InputError(f"{where}: labels of train are 0 to {count - 1}, but only {len(names)} classes have names")
+    if count < len(names):
+        raise InputError(f"{where}: no image of class {names[count]!r} in train")
+    for split, index in found.splits().items():
+        check_in_range(index, count, f"{where}: {split}")
+    if found.val is not None and not several:
+        check_complete(found.val, count, where, "val")
+    return found
 
 
 def named(content: bytes | None, count: int, where: str) -> tuple[str, ...]:

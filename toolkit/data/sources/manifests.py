@@ -9,11 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from toolkit.data.sources.base import Source, SourceOptions
 from toolkit.data.sources.files import each, index_files
 from toolkit.data.sources.folders import TEST, VALIDATION, find_split
 from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_range, count_classes, named, parse_label
 from toolkit.system.errors import InputError
+
+
+class ManifestSource(Source):
+    """A folder with `train.csv`."""
+
+    def recognizes(self, data_root: str) -> bool:
+        return (Path(data_root).expanduser() / "train.csv").is_file()
+
+    def read(self, data_root: str, options: SourceOptions) -> Found:
+        return read_manifests(Path(data_root).expanduser(), options.cache)
 
 
 def read_manifests(root: Path, cache: Path) -> Found:

@@ -1,17 +1,12 @@
 """Reads the bytes of an image, from any kind of source."""
 
-import errno
 import os
 from functools import lru_cache
 
-from toolkit.config.settings import is_url
+from toolkit.config.data_roots import is_url
+from toolkit.data.sources.faults import FAULTS_OF_FILES
 from toolkit.data.sources.index import Index
 from toolkit.system.errors import BadSampleError, LoaderError
-
-# None: a remote object that no longer exists
-FAULTS_OF_FILES = frozenset(
-    {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
-)
 
 
 class _File:

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from toolkit.config.settings import is_url
+from toolkit.config.data_roots import is_url
+from toolkit.data.sources.base import Source, SourceOptions
 from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
-from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, is_image
+from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, class_folders, is_image
 from toolkit.data.sources.index import Found
 from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
 from toolkit.data.sources.remote import BlockCache, FileVersion, RemoteFile, listed, query
@@ -28,6 +29,30 @@ SUFFIX = ".tar"
 SPLITS = (TRAIN, VALIDATION, TEST)
 BLOCK = tarfile.BLOCKSIZE
 BUFFER = 2**16  # bytes read at a time from a remote shard's blocks
+
+
+class UrlSource(Source):
+    """Shards in a bucket."""
+
+    def recognizes(self, data_root: str) -> bool:
+        return is_url(data_root)
+
+    def read(self, data_root: str, options: SourceOptions) -> Found:
+        return read_shards(data_root, options.cache, options.cache_bytes)
+
+
+class ShardSource(Source):
+    """A folder with `train/*.tar` or `train*.tar`; tars beside or among class folders are what they were made from."""
+
+    def recognizes(self, data_root: str) -> bool:
+        root = Path(data_root).expanduser()
+        train = root / "train"
+        if train.is_dir():
+            return not class_folders(train) and any(train.glob("[!.]*.tar"))
+        return root.is_dir() and any(root.glob("train*.tar"))
+
+    def read(self, data_root: str, options: SourceOptions) -> Found:
+        return read_shards(str(Path(data_root).expanduser()), options.cache, options.cache_bytes)
 
 
 def find_shards(root: str) -> list[list[Container]]:

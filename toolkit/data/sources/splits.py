@@ -1,29 +1,38 @@
 """Opens the splits of a data set from `--data-root`, for any kind of source."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from toolkit.config.settings import HUB, SYNTHETIC, Settings, is_url
-from toolkit.data.sources import synthetic
-from toolkit.data.sources.detect import SourceKind, detect
+from toolkit.config.data_roots import HUB, PYTHON_DATA, SYNTHETIC, is_url
+from toolkit.config.settings import Settings
+from toolkit.data.sources.base import SourceOptions
+from toolkit.data.sources.detect import find_source, own_source
 from toolkit.data.sources.folders import read_folders
-from toolkit.data.sources.hub import read_hub
 from toolkit.data.sources.index import Found, Index, Splits
-from toolkit.data.sources.manifests import read_manifests
-from toolkit.data.sources.shards import read_shards
+from toolkit.data.sources.python_data import ReadLabels, index_data
 from toolkit.system import files
 from toolkit.system.errors import InputError
 
 GB = 1e9
 DEFAULT_VAL_SPLIT = 0.1
+PREFIXED = re.compile(r"[\w-]+:")  # such as mine:photos, of a source of the user's own
 
 
-def open_splits(settings: Settings, largest: int) -> Splits:
-    """The data of `--data-root`, with a validation split; `largest` and errors as in `find_splits`."""
-    (train, val, test, classes), source = find_splits(settings, largest)
+def open_splits(
+    settings: Settings, largest: int, data: Mapping[str, Any] | None = None, read_labels: ReadLabels | None = None
+) -> Splits:
+    """The data of a run, with a validation split; arguments and errors as in `find_splits`."""
+    return with_validation(find_splits(settings, largest, data, read_labels), settings)
+
+
+def with_validation(found: Found, settings: Settings) -> Splits:
+    """The splits that were found; if there is none for validation, one that is held out from train."""
+    train, val, test, classes, source = found
     if val is None:
         train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
     elif settings.val_split is not None:
@@ -31,22 +40,41 @@ def open_splits(settings: Settings, largest: int) -> Splits:
     return Splits(train, val, test, tuple(classes), source)
 
 
-def find_splits(settings: Settings, largest: int) -> tuple[Found, str]:
-    """The splits that `--data-root` itself has, and the name of the source.
+def find_splits(
+    settings: Settings, largest: int, data: Mapping[str, Any] | None = None, read_labels: ReadLabels | None = None
+) -> Found:
+    """The splits that `data` or else `--data-root` itself has, with the name of the data.
 
-    `largest`: native size in px of the built-in images, unless the settings give one. Raises InputError naming the
-    folder, file or row at fault.
+    `largest`: the largest size of the run, px. `data`: data sets passed from Python; `read_labels`: reads them in
+    worker processes. Raises InputError naming the folder, file, row or item at fault.
     """
-    cache = settings.cache_dir or files.cache_dir()
-    root, source = settings.data_root, absolute(settings.data_root)
-    with _errors_named(cache):
-        kind = detect(root)
-    if kind is SourceKind.SYNTHETIC:
-        size = settings.synthetic_size or largest
-        root = str(synthetic.prepare(size, settings.synthetic_count or synthetic.COUNT))
-        kind, source = SourceKind.FOLDERS, f"built-in, {size} px"
-    with _errors_named(cache):
-        return _read(kind, root, cache, round(settings.cache_gb * GB)), source
+    root, cache = settings.data_root, settings.cache_dir or files.cache_dir()
+    options = SourceOptions(
+        cache=cache,
+        cache_bytes=round(settings.cache_gb * GB),
+        largest=largest,
+        seed=settings.seed,
+        synthetic_size=settings.synthetic_size,
+        synthetic_count=settings.synthetic_count,
+    )
+    found: Found | Mapping[str, Any]
+    if data is not None:
+        found = data
+    elif root.startswith(PYTHON_DATA):
+        raise InputError(
+            f"{root}: these cannot be opened by name: from Python pass data=, on the command line let --data-root name "
+            "their images"
+        )
+    else:
+        with _errors_named(cache):
+            source = find_source(root)
+            found = source.read(root, options) if source else _read_incomplete(root, cache)
+    if isinstance(found, Found):
+        return found._replace(name=found.name or absolute(root))
+    if read_labels is None:
+        raise InputError(f"{root}: gives data sets of Python, whose images are not files")
+    indexed = index_data(found, read_labels, strict=settings.on_bad_sample == "fail")
+    return indexed if data is not None else indexed._replace(name=absolute(root))
 
 
 @contextlib.contextmanager
@@ -63,33 +91,36 @@ def _errors_named(cache: Path) -> Iterator[None]:
 
 def absolute(data_root: str) -> str:
     """The data root as an absolute path, independent of the working directory; URLs and names stay unchanged."""
-    if is_url(data_root) or data_root == SYNTHETIC:
+    if is_url(data_root) or data_root == SYNTHETIC or data_root.startswith(PYTHON_DATA):
         return data_root
     scheme = HUB if data_root.startswith(HUB) else ""
     folder = Path(data_root.removeprefix(scheme)).expanduser()
-    return f"{scheme}{folder.resolve()}" if folder.is_dir() or not scheme else data_root
+    resolved = f"{scheme}{folder.resolve()}"
+    if own := own_source(data_root):  # only it knows whether it is a path
+        again = own_source(resolved) if folder.exists() else None
+        return resolved if again and again.name == own.name else data_root
+    return resolved if folder.is_dir() or not (scheme or PREFIXED.match(data_root)) else data_root
 
 
-def _read(kind: SourceKind, data_root: str, cache: Path, cache_bytes: int) -> Found:
+def _read_incomplete(data_root: str, cache: Path) -> Found:
+    """Raise InputError naming what is not there: no source recognized the data root."""
     root = Path(data_root).expanduser()
-    match kind:
-        case SourceKind.URL:
-            return read_shards(data_root, cache, cache_bytes)
-        case SourceKind.HUB:
-            return read_hub(data_root.removeprefix(HUB), cache)
-        case SourceKind.MISSING:
-            raise InputError(f"--data-root {data_root}: no such folder")
-        case SourceKind.MANIFESTS:
-            return read_manifests(root, cache)
-        case SourceKind.SHARDS:
-            return read_shards(str(root), cache, cache_bytes)
-    return read_folders(root, cache)  # which names what a folder lacks
+    if not root.is_dir():
+        own = "; a source of your own needs --import MODULE" if PREFIXED.match(data_root) else ""
+        raise InputError(f"--data-root {data_root}: no such folder{own}")
+    return read_folders(root, cache)
 
 
 def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> tuple[Index, Index]:
-    """Split off a seeded random sample for validation: the same share of each class, at least one image."""
+    """Split off a seeded random sample for validation: the same share of each class, at least one image.
+
+    Where an image has several labels, the same share of all images.
+    """
     rng = np.random.default_rng((seed, 0))
     held: list[int] = []
+    if index.labels.ndim > 1:
+        count = min(len(index) - 1, max(1, round(share * len(index))))
+        held, classes = rng.permutation(len(index))[:count].tolist(), ()
     for label, name in enumerate(classes):
         members = np.flatnonzero(index.labels == label)
         if len(members) < 2:

@@ -10,11 +10,12 @@ import numpy as np
 
 from toolkit.config.choices import CACHE_GB
 from toolkit.config.settings import make_settings
-from toolkit.data.sources.detect import SourceKind, detect
+from toolkit.data.sources.detect import find_source
 from toolkit.data.sources.folders import (
     TEST,
     TRAIN,
     VALIDATION,
+    FolderSource,
     class_folders,
     find_split,
     kinds_of,
@@ -23,7 +24,7 @@ from toolkit.data.sources.folders import (
 )
 from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.labels import CLASS_NAMES, named
-from toolkit.data.sources.manifests import parse_rows
+from toolkit.data.sources.manifests import ManifestSource, parse_rows
 from toolkit.data.sources.splits import find_splits
 from toolkit.system.errors import InputError
 
@@ -62,11 +63,11 @@ def survey(data: str, cache_dir: Path | None = None, cache_gb: float = CACHE_GB)
     """List a data set: folders and manifests leniently, other sources as training does, which may raise InputError."""
     root = Path(data).expanduser()
     findings: list[Finding] = []
-    kind = detect(root)
-    if kind not in (SourceKind.MANIFESTS, SourceKind.FOLDERS):
+    source = find_source(root)
+    if not isinstance(source, ManifestSource | FolderSource):
         values = {"data_root": data, "cache_dir": cache_dir, "cache_gb": cache_gb}
-        return _as_trained(*find_splits(make_settings(values), BUILT_IN_PX))
-    suffix = ".csv" if kind is SourceKind.MANIFESTS else ""
+        return _as_trained(find_splits(make_settings(values), BUILT_IN_PX))
+    suffix = ".csv" if isinstance(source, ManifestSource) else ""
     read = _list_manifest if suffix else _list_folders
     places = {split: find_split(root, names, suffix) for split, names in SPLITS.items()}
     listings = {split: read(split, place, findings) for split, place in places.items() if place is not None}
@@ -86,13 +87,13 @@ def survey(data: str, cache_dir: Path | None = None, cache_gb: float = CACHE_GB)
     return Survey(indices, tuple(classes), str(root), tuple(findings))
 
 
-def _as_trained(found: Found, source: str) -> Survey:
+def _as_trained(found: Found) -> Survey:
     """The survey of a data set that was read strictly; checks only that each class has an image to hold out."""
-    splits = {split: index for split in SPLITS if (index := getattr(found, split)) is not None}
+    splits = found.splits()
     counts = np.bincount(found.train.labels, minlength=len(found.classes)).tolist()
     alone = [] if "val" in splits else [name for name, n in zip(found.classes, counts, strict=True) if n == 1]
     findings = tuple(Finding("train", name, "class missing", ALONE_IN_CLASS) for name in alone)
-    return Survey(splits, tuple(found.classes), source, findings)
+    return Survey(splits, tuple(found.classes), found.name, findings)
 
 
 def _list_folders(split: str, folder: Path, findings: list[Finding]) -> _Listing:

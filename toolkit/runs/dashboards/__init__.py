@@ -1,6 +1,6 @@
 """Log a run's metrics to a dashboard. A dashboard never stops or changes a run."""
 
-import importlib.util
+import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -10,8 +10,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from toolkit.config.settings import Settings
-from toolkit.runs.dashboards import names, on_trackio
-from toolkit.runs.dashboards.base import Dashboard
+from toolkit.config.tables import look_up
+from toolkit.runs.dashboards import names
+from toolkit.runs.dashboards.base import Dashboard, DashboardRun
 from toolkit.runs.dashboards.notes import Notes
 from toolkit.runs.dashboards.tables import errors_of
 from toolkit.runs.directory import RunDirectory
@@ -32,35 +33,51 @@ class RowKind(IntEnum):
     STEPS, EPOCH, END = range(3)
 
 
-def check(settings: Settings) -> None:
-    """Raise InputError if the dashboard's package is missing, or if a variable makes trackio use another machine.
+def dashboard_class(name: str) -> type[Dashboard] | None:
+    """The class that `--log-with` names, None for "none"; raises InputError if it is no complete dashboard."""
+    kind = look_up("dashboard", "--log-with", name)
+    if kind is None:
+        return None
+    if not (isinstance(kind, type) and issubclass(kind, Dashboard)):
+        raise InputError(f"--log-with {name}: must be a subclass of toolkit.Dashboard")
+    if inspect.isabstract(kind):
+        raise InputError(f"--log-with {name}: lacks {', '.join(sorted(kind.__abstractmethods__))}")
+    return kind
 
-    Accelerate would ignore a missing package without an error.
-    """
-    name = settings.log_with
-    if name != "none" and importlib.util.find_spec(name) is None:
-        raise InputError(f"--log-with {name}: the package is not installed: pip install {name}")
-    if name == "trackio" and (variable := on_trackio.sent_away()):
-        raise InputError(f"--log-with trackio keeps a run on this machine, but ${variable} sends it away: unset it")
+
+def check(name: str) -> None:
+    """Raise InputError if the dashboard that `--log-with` names cannot work here."""
+    kind = dashboard_class(name)
+    try:
+        if kind is not None:
+            kind.check()
+    except InputError:
+        raise
+    except Exception as error:  # of a dashboard of the user's own: no reason not to train
+        log.warning("%s could not be checked: %s", name, error)
 
 
 def _open(
     settings: Settings, config: Mapping[str, Any], directory: RunDirectory, strategy: Strategy, step: int
-) -> tuple[Dashboard, Notes]:
-    """Open the dashboard, store the configuration and name the axes; imports only the chosen dashboard's package."""
-    folder = directory.path
-    notes = Notes.open(folder, settings.log_with)
-    if settings.log_with == "tensorboard":
-        from toolkit.runs.dashboards.on_tensorboard import OnTensorBoard
-
-        return OnTensorBoard.open(folder, config, step, first=notes.starts == 1), notes
-    if settings.log_with == "trackio":
-        name = f"{folder.resolve().name}-{notes.id}"
-        return on_trackio.OnTrackio.open(settings.wandb_project, name, config), notes
-    from toolkit.runs.dashboards.on_wandb import OnWandb
-
-    eval_specs = [spec.name for spec in strategy.eval_specs()]
-    return OnWandb.open(settings, folder, notes.id, config, eval_specs), notes
+) -> tuple[Dashboard | None, Notes]:
+    """Open the dashboard and the notes on it."""
+    kind, notes = dashboard_class(settings.log_with), Notes.open(directory.path, settings.log_with.replace(":", "."))
+    if kind is None:
+        return None, notes
+    run = DashboardRun(
+        folder=directory.path,
+        id=notes.id,
+        config=config,
+        project=settings.wandb_project,
+        mode=settings.wandb_mode,
+        step=step,
+        first=notes.starts == 1,
+        eval_specs=tuple(spec.name for spec in strategy.eval_specs()),
+    )
+    dashboard = kind.open(run)
+    if not isinstance(dashboard, Dashboard):
+        raise TypeError(f"its open returned {dashboard!r}, not a toolkit.Dashboard")
+    return dashboard, notes
 
 
 class Tracking:

@@ -1,34 +1,32 @@
 """TensorBoard: event files in the run's folder, read by `tensorboard --logdir`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 
-from toolkit.runs.dashboards.base import Dashboard, flat
+from toolkit.runs.dashboards.base import DashboardRun, TrackerDashboard, flat
 from toolkit.runs.dashboards.tables import Errors, Table
 
 THUMBNAIL_PX = 128
 
 
-class OnTensorBoard(Dashboard):
+class OnTensorBoard(TrackerDashboard):
     """Event files of one run, in one folder for all its starts.
 
     Readers hide rows of an earlier file whose steps a later file repeats.
     """
 
+    package = "tensorboard"
     can_rewind = True
 
     @classmethod
-    def open(cls, folder: Path, config: Mapping[str, Any], step: int, first: bool) -> "OnTensorBoard":
-        """Open an event file. `step`: optimizer steps done; `first`: the first start of the run."""
-        tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder), purge_step=step + 1)
+    def open(cls, run: DashboardRun) -> "OnTensorBoard":
+        tracker = TensorBoardTracker("tensorboard", logging_dir=str(run.folder), purge_step=run.step + 1)
         tracker.start()
-        if first:
-            tracker.store_init_configuration(flat(config))
+        if run.first:
+            tracker.store_init_configuration(flat(run.config))
         return cls(tracker)
 
     def rewind(self, step: int) -> None:

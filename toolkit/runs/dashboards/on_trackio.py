@@ -4,23 +4,19 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import TrackioTracker
 
-from toolkit.runs.dashboards.base import Dashboard, flat
+from toolkit.runs.dashboards.base import DashboardRun, TrackerDashboard, flat
 from toolkit.runs.dashboards.tables import Errors
+from toolkit.system.errors import InputError
 
 log = logging.getLogger(__name__)
 
 LEAVES_THE_MACHINE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
-
-
-def sent_away() -> str | None:
-    """The environment variable that would make trackio send a run to another machine; None if none is set."""
-    return next((name for name in LEAVES_THE_MACHINE if os.environ.get(name)), None)
 
 
 @contextlib.contextmanager
@@ -36,17 +32,27 @@ def _quiet_and_offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-class OnTrackio(Dashboard):
+class OnTrackio(TrackerDashboard):
     """One trackio run, continued under its name, which no other run has."""
 
+    package = "trackio"
     tracker: TrackioTracker
 
     @classmethod
-    def open(cls, project: str, name: str, config: Mapping[str, Any]) -> "OnTrackio":
-        tracker = TrackioTracker(project, name=name, config=flat(config), resume="allow", embed=False)
+    def check(cls) -> None:
+        """Raise InputError also if an environment variable would make trackio send a run to another machine."""
+        super().check()
+        variable = next((name for name in LEAVES_THE_MACHINE if os.environ.get(name)), None)
+        if variable:
+            raise InputError(f"--log-with trackio keeps a run on this machine, but ${variable} sends it away: unset it")
+
+    @classmethod
+    def open(cls, run: DashboardRun) -> "OnTrackio":
+        name = f"{run.folder.resolve().name}-{run.id}"
+        tracker = TrackioTracker(run.project, name=name, config=flat(run.config), resume="allow", embed=False)
         with _quiet_and_offline():
             tracker.start()
-        log.info("trackio   `trackio show --project %s` shows it as %s", project, name)
+        log.info("trackio   `trackio show --project %s` shows it as %s", run.project, name)
         return cls(tracker)
 
     def alert(self, title: str, text: str, step: int) -> None:

@@ -1,4 +1,7 @@
-"""Weights & Biases: online if there is a key and a network, else a folder that `wandb sync` uploads later."""
+"""Weights & Biases: online if there is a key and a network, else a folder that `wandb sync` uploads later.
+
+wandb is imported when a run starts, so that its absence can be checked before.
+"""
 
 import logging
 import netrc
@@ -6,7 +9,7 @@ import os
 import queue
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
@@ -15,11 +18,9 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import wandb
 from accelerate.tracking import WandBTracker
 
-from toolkit.config.settings import Settings
-from toolkit.runs.dashboards.base import Dashboard, flat
+from toolkit.runs.dashboards.base import DashboardRun, TrackerDashboard, flat
 from toolkit.runs.dashboards.names import AXES
 from toolkit.runs.dashboards.tables import Errors
 from toolkit.system.errors import first_line
@@ -75,15 +76,17 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
-    def start(mode: str, run_id: str = run_id) -> WandBTracker:
+def _start(run: DashboardRun) -> WandBTracker:
+    import wandb
+
+    def start(mode: str, run_id: str = run.id) -> WandBTracker:
         options = wandb.Settings(
             init_timeout=START_S, finish_timeout=FINISH_S, finish_timeout_raises=True, silent=True, console="off"
         )
         tracker = WandBTracker(
-            settings.wandb_project,
-            dir=str(folder.resolve()),  # wandb's service may have another working directory
-            name=folder.resolve().name,
+            run.project,
+            dir=str(run.folder.resolve()),  # wandb's service may have another working directory
+            name=run.folder.resolve().name,
             id=run_id,
             resume="allow",
             mode=mode,
@@ -92,8 +95,8 @@ def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
         tracker.start()
         return tracker
 
-    later = f"`wandb sync --id {run_id} {shlex.quote(str(folder))}/wandb/offline-run-*` uploads it later"
-    mode = (os.environ.get("WANDB_MODE") or "auto") if settings.wandb_mode == "auto" else settings.wandb_mode
+    later = f"`wandb sync --id {run.id} {shlex.quote(str(run.folder))}/wandb/offline-run-*` uploads it later"
+    mode = (os.environ.get("WANDB_MODE") or "auto") if run.mode == "auto" else run.mode
     missing = why_offline() if mode == "auto" else None
     if missing:
         log.info("wandb     offline: %s; %s", missing, later)
@@ -102,29 +105,27 @@ def _start(settings: Settings, folder: Path, run_id: str) -> WandBTracker:
         tracker = start("online" if mode == "auto" else mode)
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         log.info("wandb     offline: %s; %s", first_line(error), later)
-        return start("offline", run_id + UNREGISTERED)
+        return start("offline", run.id + UNREGISTERED)
     log.info("wandb     %s", {"offline": f"offline: {later}", "disabled": mode}.get(mode) or tracker.run.url)
     return tracker
 
 
-class OnWandb(Dashboard):
-    """One wandb run, continued under its id."""
+class OnWandb(TrackerDashboard):
+    """One wandb run, continued under its id. Evaluations are plotted against epochs, other metrics against steps."""
 
+    package = "wandb"
     tracker: WandBTracker
     staging: str
 
     @classmethod
-    def open(
-        cls, settings: Settings, folder: Path, run_id: str, config: Mapping[str, Any], eval_specs: Sequence[str]
-    ) -> "OnWandb":
-        """Start the run; metrics of `eval_specs` (names) are plotted against epochs, all others against steps."""
-        staging = str(folder.resolve() / "wandb")  # of files to upload; the default is in the user's home
+    def open(cls, run: DashboardRun) -> "OnWandb":
+        staging = str(run.folder.resolve() / "wandb")  # of files to upload; the default is in the user's home
         os.environ.setdefault(STAGING, staging)
-        tracker = _start(settings, folder, run_id)
-        tracker.store_init_configuration(flat(config))
+        tracker = _start(run)
+        tracker.store_init_configuration(flat(run.config))
         step, epoch = AXES
         tracker.run.define_metric("*", step_metric=step)
-        for name in eval_specs:
+        for name in run.eval_specs:
             tracker.run.define_metric(f"quality/{name}/*", step_metric=epoch)
         dashboard = cls(tracker)
         dashboard.staging = staging
@@ -137,6 +138,8 @@ class OnWandb(Dashboard):
         self.tracker.run.alert(title, text, level="WARN")
 
     def show(self, errors: Errors, step: int) -> None:
+        import wandb
+
         counts = [
             [label, predicted, int(errors.confusion[row, column])]
             for row, label in enumerate(errors.classes)
@@ -158,6 +161,8 @@ class OnWandb(Dashboard):
         self.tracker.run.mark_preempting()
 
     def keep_model(self, folder: Path, metadata: Mapping[str, Any]) -> bool:
+        import wandb
+
         run = self.tracker.run
         artifact = wandb.Artifact(f"model-{run.id.removesuffix(UNREGISTERED)}", "model", metadata=dict(metadata))
         for file in (*sorted((folder / "best").iterdir()), folder / "config.yaml", folder / "class_map.json"):

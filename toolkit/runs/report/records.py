@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from toolkit.config.data_roots import PYTHON_DATA, SYNTHETIC
 from toolkit.config.scales import default_scales
-from toolkit.config.settings import SECTIONS, SYNTHETIC, Settings, make_settings
+from toolkit.config.settings import SECTIONS, Settings, make_settings
 from toolkit.config.tables import TABLES, look_up
 from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
@@ -275,8 +276,12 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
     again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
     source = records.config.get("model_from")
     again += ["--model-from", source] if source else []
-    # Recipes cannot train a strategy of the user's own, or a model that was given as an object.
-    known = records.config.get("strategy") in TABLES["strategy"] and ":" in (source or ":")
+    # Recipes cannot train what only Python can pass: an object as the model, data sets, a strategy of a script.
+    objects = ":" not in (source or ":") or str(records.config.get("data_root")).startswith(PYTHON_DATA)
+    strategy = str(records.config.get("strategy"))
+    module = strategy.partition(":")[0] if strategy not in TABLES["strategy"] else ""
+    again += ["--import", module] if module else []
+    known = not objects and module != "__main__"
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
         ("Write this page again", shlex.join(["python", "recipes/report.py", run])),

@@ -1,0 +1,18 @@
+"""Start the global generators for one image, so that code which draws from them is a pure function of its key."""
+
+import random
+
+import numpy as np
+import torch
+
+from toolkit.data.images.counter_rng import words
+
+READ_STREAM, TRANSFORM_STREAM = 5, 6  # beside those of augmentation and mixing
+
+
+def seed_globals(seed: int, stream: int, epoch: int, sample: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators; `stream` separates uses that share the other keys."""
+    keys = words(seed, stream, epoch, np.array([sample]), 3)[0].tolist()
+    random.seed(keys[0])
+    np.random.seed(keys[1] & 0xFFFFFFFF)
+    torch.manual_seed(keys[2] & 0x7FFFFFFFFFFFFFFF)

@@ -1,0 +1,40 @@
+"""The interface that every source implements."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.sources.index import Found
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a source may need besides the data root.
+
+    `cache`: a folder for what it keeps between runs. `cache_bytes`: limit for parts of remote files in it. `largest`:
+    the largest size of the run, px. `seed`: of the run. `synthetic_size`, `synthetic_count`: of the built-in data.
+    """
+
+    cache: Path
+    cache_bytes: int
+    largest: int
+    seed: int = 0
+    synthetic_size: int | None = None
+    synthetic_count: int | None = None
+
+
+class Source(ABC):
+    """A kind of data set; made without arguments, once for each question."""
+
+    @abstractmethod
+    def recognizes(self, data_root: str) -> bool:
+        """Whether `--data-root` is of this kind. Looks at names only; no image, manifest or shard is opened."""
+
+    @abstractmethod
+    def read(self, data_root: str, options: SourceOptions) -> Found | Mapping[str, Any]:
+        """The index of each split, or data sets as `train(data=...)` takes them.
+
+        Raises InputError naming the folder, file or row at fault.
+        """

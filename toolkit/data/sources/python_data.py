@@ -1,0 +1,146 @@
+"""Map-style data sets passed from Python: `{"train": ..., "val": ..., "test": ...}` becomes an index per split.
+
+Labels come from `targets`, class names from `classes` of train; torch's Subset is looked through for both.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, Subset
+
+from toolkit.config.base import nearest
+from toolkit.config.data_roots import PYTHON_DATA
+from toolkit.data.sources.index import Found, Index
+from toolkit.data.sources.items import Items
+from toolkit.data.sources.labels import check_splits
+from toolkit.system.errors import BadSampleError, InputError
+
+SPLITS = ("train", "val", "test")
+
+# The labels of the items at some positions, in order; in place of that of an item which cannot be read, its error.
+ReadLabels = Callable[[Items, Sequence[int]], Sequence[Any]]
+
+
+def data_name(data: Mapping[str, Any]) -> str:
+    """What config.yaml calls the data sets; raises InputError unless they are a mapping that has train."""
+    check_names(data)
+    if "train" not in data:
+        raise InputError(f"data has no 'train'; it has {', '.join(map(repr, data)) or 'nothing'}")
+    kind = type(_looked_through(data["train"]))
+    return f"{PYTHON_DATA}{kind.__module__}:{kind.__qualname__}"
+
+
+def check_names(data: Mapping[str, Any]) -> None:
+    """Raise InputError unless the data sets are a mapping of splits that there are."""
+    if not isinstance(data, Mapping):
+        raise InputError(
+            f"data must be a mapping of 'train', 'val' and 'test' to data sets, not a {type(data).__name__}"
+        )
+    for name in data:
+        if name not in SPLITS:
+            raise InputError(
+                f"data has no place for {name!r}: the splits are train, val, test{nearest(str(name), SPLITS)}"
+            )
+
+
+def index_data(data: Mapping[str, Any], read_labels: ReadLabels, strict: bool) -> Found:
+    """The index of each split, with its labels checked; raises InputError naming the data set and item at fault.
+
+    `strict`: the first item of each must be readable.
+    """
+    name = data_name(data)
+    indices = {split: index_split(split, data[split], read_labels, strict) for split in SPLITS if split in data}
+    classes = class_names(data["train"], indices["train"].labels)
+    return check_splits(Found(indices["train"], indices.get("val"), indices.get("test"), classes, name), "data")
+
+
+def index_split(name: str, data: Any, read_labels: ReadLabels, strict: bool) -> Index:
+    """The index of one data set. Its first item is read, and all of them where it does not tell its `targets`."""
+    items = open_items(name, data)
+    known = _targets(data)
+    if known is None:
+        labels = as_labels(_all_labels(items, read_labels), f"data[{name!r}]")
+    else:
+        labels = as_labels(known, f"data[{name!r}].targets")
+        if len(labels) != items.count:
+            raise InputError(f"data[{name!r}] has {items.count} images, but {len(labels)} targets")
+        (first,) = read_labels(items, [0])
+        if not isinstance(first, BadSampleError):
+            items.check_label(0, first, labels[0])
+        elif strict:
+            raise first
+    return Index.of_items(items, labels)
+
+
+def index_unlabeled(data: Any) -> Index:
+    """The index of a data set to predict: items are images, with or without labels, which are not used."""
+    items = open_items("data", data, labeled=False)
+    return Index.of_items(items, np.zeros(items.count, dtype=np.int64))
+
+
+def open_items(name: str, data: Any, labeled: bool = True) -> Items:
+    """The items of a data set, not read yet; raises InputError unless it is map-style and not empty."""
+    if isinstance(data, IterableDataset) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise InputError(
+            f"data[{name!r}] is a {type(data).__name__}: it must be map-style, with len(data) and data[i], so that a "
+            "run can be resumed at any image"
+        )
+    if not len(data):
+        raise InputError(f"data[{name!r}] has no images")
+    return Items(data, name, len(data), labeled)
+
+
+def as_labels(values: Any, where: str) -> np.ndarray:
+    """Labels as N int64, or N rows of numbers; raises InputError naming the first that is neither."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if all(type(value) is int for value in values):
+        return np.array(values, dtype=np.int64)
+    arrays = [np.asarray(value) for value in values]
+    for i, array in enumerate(arrays):
+        if array.dtype.kind not in ("iu" if array.ndim == 0 else "iuf"):
+            raise InputError(f"{where}[{i}]: label {array.tolist()!r:.80} is not a whole number")
+        if array.shape != arrays[0].shape or array.ndim > 1:
+            raise InputError(f"{where}[{i}]: label of shape {array.shape}, others of {arrays[0].shape}")
+    labels = np.stack(arrays)
+    whole = labels.dtype.kind in "iu" or bool((labels == np.rint(labels)).all())
+    return labels.astype(np.int64 if whole else np.float32)
+
+
+def class_names(data: Any, labels: np.ndarray) -> tuple[str, ...]:
+    """`classes` of a data set; else the labels as text."""
+    count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    return given_names(data) or tuple(map(str, range(count)))
+
+
+def given_names(data: Any) -> tuple[str, ...]:
+    """`classes` of a data set, a number appended where two are called alike; empty if it has none."""
+    given = getattr(_looked_through(data), "classes", None)
+    if given is None:
+        return ()
+    names = [", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name) for name in given]
+    counts = Counter(names)
+    return tuple(f"{name} ({label})" if counts[name] > 1 else name for label, name in enumerate(names))
+
+
+def _looked_through(data: Any) -> Any:
+    return _looked_through(data.dataset) if isinstance(data, Subset) else data
+
+
+def _targets(data: Any) -> Any:
+    """`targets` of a data set; None if it has none."""
+    if isinstance(data, Subset):
+        known = _targets(data.dataset)
+        return None if known is None else [known[i] for i in data.indices]
+    return getattr(data, "targets", None)
+
+
+def _all_labels(items: Items, read_labels: ReadLabels) -> Sequence[Any]:
+    labels = read_labels(items, range(items.count))
+    bad = next((label for label in labels if isinstance(label, BadSampleError)), None)
+    if bad is not None:
+        raise InputError(
+            f"{bad}; so its label is not known either: give the data set `targets`, or leave the image out"
+        )
+    return labels
