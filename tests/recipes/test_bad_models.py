@@ -177,6 +177,66 @@ def test_a_good_one_is_planned_beside_the_bad_ones(bad_nets: Path):
     assert recipe("multiscale")([*WORDS, *reads, "--dry-run"]) == 0
 
 
+REGISTERED = """
+from timm.models import register_model
+from torch import nn
+
+
+class Plain(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, 2), nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean((2, 3)))
+
+
+class Aux(Plain):
+    def forward(self, x):
+        return (super().forward(x),) * 2 if self.training else super().forward(x)
+
+
+@register_model
+def bad_net_plain(pretrained=False, num_classes=1000, **_):
+    return Plain(num_classes)
+
+
+@register_model
+def bad_net_aux(pretrained=False, num_classes=1000, **_):
+    return Aux(num_classes)
+
+
+@register_model
+def bad_net_classes(pretrained=False, **_):
+    return Plain(1000)
+
+
+@register_model
+def bad_net_raises(pretrained=False, **_):
+    raise AttributeError("no such\\nattribute")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arch", "told"),
+    [
+        ("bad_net_aux", "--arch bad_net_aux: at 32 px in training it returns tuple: it must return one tensor"),
+        ("bad_net_classes", "--arch bad_net_classes: at 16 px it returns 1 x 1000: it must be 1 x 10"),
+        ("bad_net_raises", "--arch bad_net_raises (--model-kwargs none given): no such"),
+    ],
+)
+def test_a_model_registered_with_timm_is_refused_in_one_line(bad_nets: Path, capsys, arch: str, told: str):
+    (bad_nets / "registered_bad_nets.py").write_text(REGISTERED)
+    words = [*WORDS, "--import", "registered_bad_nets", "--arch"]
+    assert told in refused_here(bad_nets, capsys, "multiscale", *words, arch)
+    assert recipe("multiscale")([*words, "bad_net_plain", "--dry-run"]) == 0  # control
+
+
+def test_a_function_of_an_installed_library_trains_when_the_flag_names_it(bad_nets: Path):
+    """Unlike when only a run names it: the module's being imported already is not what counts."""
+    assert recipe("multiscale")([*WORDS, "--model-from", "torchvision.models:resnet18", "--dry-run"]) == 0
+
+
 def test_an_own_model_has_no_size_of_its_own(bad_nets: Path, capsys):
     told = refused_here(bad_nets, capsys, "single_scale", *TINY, *GOOD)
     assert "--img-size is missing: --model-from bad_nets:Good has no default size" in told

@@ -164,7 +164,10 @@ def test_a_killed_run_of_an_own_model_goes_on_to_the_same_end(home: Path):
 def test_other_code_is_reported_when_a_run_goes_on(copy: Path, home: Path):
     (home / "own_net.py").write_text(OWN_NET + "# another line\n")
     said = works(home, "multiscale", *WORDS, *OWN, "--model-kwargs", "width=6", "--output-dir", copy)
+    opened = works(home, "predict", "whole", write_image(home / "photo.png"), *OWN)
     (home / "own_net.py").write_text(OWN_NET)
+    assert "code of own_net changed since the run was trained" in opened
+    assert "changed since" not in works(home, "predict", "whole", home / "photo.png", *OWN)
     assert "resume    not bit-exact: code of own_net changed\n" in said
     (inexact,) = summary(copy)["inexact_resumes"]
     assert inexact.endswith(": code of own_net changed")

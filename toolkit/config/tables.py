@@ -5,6 +5,7 @@ A new entry is one file and one line here. A user's own joins them through `tool
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ TABLES: dict[Seam, dict[str, Any]] = {
     },
 }
 
+ASKED_FOR: set[str] = set()  # modules that a flag or a caller named, whose code may be run
+
 
 def register(seam: Seam, name: str, entry: Any) -> None:
     """Add an entry to a seam: a class, or "module:attribute". Raises InputError if the name belongs to another one."""
@@ -81,31 +84,32 @@ def look_up(seam: Seam, flag: str, name: str) -> Any:
     return attribute_of(flag, module, attribute)
 
 
-def named(flag: str, name: str) -> Any:
-    """The object called module:attribute, from a module of the user's own that was imported already.
+def import_named(flag: str, name: str) -> Any:
+    """The object called module:attribute, whose module is imported: only for a name that the user gave just now."""
+    module, attribute = _split(flag, name)
+    import_module(f"{flag} {name}:", module)
+    ASKED_FOR.add(module)
+    return attribute_of(flag, module, attribute)
 
-    Raises InputError otherwise: the name may come from a run's config.yaml, and nobody asked to run what it says, be it
-    a file nearby or a function of a library.
+
+def named(flag: str, name: str) -> Any:
+    """The object called module:attribute, from a module that was imported already: for a name that a run may give.
+
+    Raises InputError unless the user asked for the module, by a flag or by an import of code of their own: a run must
+    run neither a file nearby nor any function of a library.
     """
     module, attribute = _split(flag, name)
-    if not _is_own(module):
+    if module not in ASKED_FOR and not _is_own(module):
         raise InputError(f"{flag} {name}: give that flag again to allow running it")
     return attribute_of(flag, module, attribute)
 
 
 def _is_own(module: str) -> bool:
     """Whether a module is imported and the user's own: not a script, Python's, the toolkit's or an installed one."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    others = {*sys.stdlib_module_names, "toolkit", "__main__"}
-    installed = {"site-packages", "dist-packages"}
-    return bool(file) and module.partition(".")[0] not in others and not installed & {*Path(str(file)).parts}
-
-
-def import_named(flag: str, name: str) -> Any:
-    """The object called module:attribute, whose module is imported: only for a name that the user gave just now."""
-    module, attribute = _split(flag, name)
-    import_module(f"{flag} {name}:", module)
-    return attribute_of(flag, module, attribute)
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or os.__file__)
+    of_python = file.is_relative_to(Path(os.__file__).parent)
+    installed = {"site-packages", "dist-packages"} & {*file.parts}
+    return not of_python and not installed and module.partition(".")[0] not in ("toolkit", "__main__")
 
 
 def _split(flag: str, name: str) -> tuple[str, str]:
@@ -139,6 +143,7 @@ def import_modules(modules: Sequence[str]) -> None:
     """Import the modules that `--import` names."""
     for module in modules:
         import_module("--import", module)
+        ASKED_FOR.add(module)
 
 
 def entry_name(seam: Seam, kind: type) -> str:

@@ -70,22 +70,38 @@ def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_bat
             f"--arch {settings.arch} cannot change between {given} px: Swin rebuilds its tables for each size; "
             "train and evaluate it at one, or choose an architecture that takes any size, such as resnet18"
         )
-    passes = {size: _forward_on_meta(settings, model, size, 1) for size in sizes}
+    passes, unused = {size: _forward_on_meta(settings, model, size) for size in sizes}, False
     if modules:  # timm's own return logits
         for size, found in passes.items():
             check_logits(f"--arch {settings.arch}", f"{size} px", found.output, (1, classes))
-        trained = _forward_on_meta(settings, model.train(), max(sizes), 2)
-        check_logits(f"--arch {settings.arch}", f"{max(sizes)} px in training", trained.output, (2, classes))
+        unused = _train_on_meta(settings, arguments, max(sizes), classes)
     if micro_batch == 1:
         _check_one_image_batches(settings, model, min(sizes))
     data = resolve_model_data_config(model)
-    return ModelPlan(arguments, *counts(model, passes), tuple(data["mean"]), tuple(data["std"]), modules)
+    return ModelPlan(arguments, *counts(model, passes), tuple(data["mean"]), tuple(data["std"]), modules, unused)
 
 
-def _forward_on_meta(settings: Settings, model: nn.Module, size: int, images: int) -> Forward:
-    """Run images of `size` px through timm's model; raises InputError if it fails."""
+def _train_on_meta(settings: Settings, arguments: Mapping[str, Any], size: int, classes: int) -> bool:
+    """Train a model that a user registered with timm; returns whether some parameters got no gradient.
+
+    Raises InputError if that fails.
+    """
+    model, where = construct(settings, arguments).train(), f"{size} px in training"
     try:
-        return forward(model, torch.empty(images, 3, size, size, device="meta"))
+        output = model(torch.empty(2, 3, size, size, device="meta"))
+        check_logits(f"--arch {settings.arch}", where, output, (2, classes))
+        output.sum().backward()
+    except InputError:
+        raise
+    except Exception as error:  # a model that a user registered raises any type of exception
+        raise InputError(f"--arch {settings.arch}: at {where} it fails: {first_line(error)}") from error
+    return any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _forward_on_meta(settings: Settings, model: nn.Module, size: int) -> Forward:
+    """Run an image of `size` px through timm's model; raises InputError if it fails."""
+    try:
+        return forward(model, torch.empty(1, 3, size, size, device="meta"))
     except Exception as error:  # a model that a user registered raises any type of exception
         raise InputError(
             f"--arch {settings.arch} cannot take {size} px images: {first_line(error)}; "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import pytest
 import timm
 import torch
+from timm.models import register_model
 from torch import nn
 
 from toolkit import InputError, Settings
@@ -125,6 +126,19 @@ def test_parameters_without_a_gradient_are_noticed():
     assert planned(make_source(Settings(), Spare(frozen=False))).unused
     assert not planned(make_source(Settings(), Spare(frozen=True))).unused  # nothing waits for it
     assert not planned(make_source(Settings(), Net())).unused
+
+
+@register_model
+def net_with_a_spare_layer(pretrained: bool = False, num_classes: int = 10, **_: object) -> nn.Module:
+    net = Net(num_classes)
+    net.spare = nn.Linear(2, 2)
+    return net
+
+
+def test_parameters_without_a_gradient_are_noticed_in_a_model_registered_with_timm():
+    plan = planned(make_source(Settings(arch="net_with_a_spare_layer")), arch="net_with_a_spare_layer")
+    assert (plan.unused, plan.modules) == (True, (HERE,))
+    assert not planned(make_source(Settings(arch="test_resnet")), arch="test_resnet").unused
 
 
 def test_statistics_are_synchronized_under_the_same_names():
