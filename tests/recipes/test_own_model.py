@@ -156,7 +156,7 @@ def test_a_killed_run_of_an_own_model_goes_on_to_the_same_end(home: Path):
     process.kill()
     assert process.wait() == -signal.SIGKILL
     said = works(home, "multiscale", *words[1:])
-    assert "going on with killed/checkpoints/step-" in said
+    assert "continuing from killed/checkpoints/step-" in said
     assert summary(home / "killed")["inexact_resumes"] == []
     assert weights(home / "killed") == weights(home / "whole")
 

@@ -58,7 +58,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end_with_another_number_of_worke
     interrupt(whole, run)
     start(run, num_workers=1)
     out = capsys.readouterr().out
-    assert "going on with run/checkpoints/step-0000000" in out
+    assert "continuing from run/checkpoints/step-0000000" in out
     assert "not bit-exact" not in out
     assert different(run, whole) == []
     assert delivered(run) == delivered(whole)

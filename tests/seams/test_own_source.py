@@ -47,7 +47,7 @@ def test_a_source_of_ones_own_trains_resumes_and_evaluates_as_folders_do(capsys:
 
     cut_off(Path("table"), Path("resumed"))
     assert single([*RUN, *TABLE, "--output-dir", "resumed"]) == 0
-    assert "going on with resumed/checkpoints/step-000000003" in capsys.readouterr().out
+    assert "continuing from resumed/checkpoints/step-000000003" in capsys.readouterr().out
     assert weights("resumed") == weights("table")
 
     assert recipe("evaluate")(["table", "--import", "own_source"]) == 0

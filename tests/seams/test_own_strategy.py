@@ -103,7 +103,7 @@ def test_killed_and_continued_it_ends_bit_for_bit_alike(
         (("--import", "mine", "--scheduler", "steps", "--scheduler-kwargs", "floor=1"), "do not fit steps: .*floor"),
         (("--import", "mine", "--strategy", "mine:Alternating"), "missing 2 required positional arguments"),
         ((*NAMED, "--strategy-kwargs", "small=16", "big=24"), "--strategy-kwargs big: .* has no such field"),
-        (("--task", "mine:Task"), "--task mine:Task: the module is not imported: --import mine allows that"),
+        (("--task", "mine:Tsk"), "--task mine:Tsk: mine has no Tsk"),
     ],
 )
 def test_what_cannot_be_found_is_named_before_anything_is_written(tmp_path: Path, words: tuple[str, ...], told: str):

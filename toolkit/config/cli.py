@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
 
@@ -234,7 +234,8 @@ def _with_own_fields(values: dict[str, Any], known: Collection[str]) -> dict[str
     if not strange or ":" not in str(values.get("strategy")):
         return values
     kind = look_up("strategy", "--strategy", values["strategy"])
-    own = {field.name: values[field.name] for field in fields(kind) if field.name in strange}
+    names = {field.name for field in fields(kind)} if is_dataclass(kind) else set()
+    own = {name: values[name] for name in strange & names}
     rest = {name: value for name, value in values.items() if name not in own}
     return {**rest, "strategy_kwargs": {name: frozen(value) for name, value in own.items()}}
 

@@ -17,15 +17,21 @@ from toolkit.strategies.single import SingleScale
 from toolkit.system.errors import InputError
 
 
+def strategy_class(name: str) -> Any:
+    """The class called `name`; raises InputError if there is none or it is no strategy."""
+    kind = look_up("strategy", "--strategy", name)
+    if not (isinstance(kind, type) and issubclass(kind, Strategy) and is_dataclass(kind)) or isabstract(kind):
+        raise InputError(f"--strategy {name}: not a frozen dataclass of toolkit.Strategy with all of its methods")
+    return kind
+
+
 def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Strategy:
     """Build the strategy called `name`; raises InputError for an unknown name or a choice that it would ignore.
 
     `choices`: its fields by name; the key `strategy_kwargs` holds those that have no flag. `defaults`: for fields that
     it has and that are not chosen.
     """
-    kind = look_up("strategy", "--strategy", name)
-    if not (isinstance(kind, type) and issubclass(kind, Strategy) and is_dataclass(kind)) or isabstract(kind):
-        raise InputError(f"--strategy {name}: not a frozen dataclass of toolkit.Strategy with all of its methods")
+    kind = strategy_class(name)
     known = {field.name for field in fields(kind)}
     usual = {field: value for field, value in (defaults or {}).items() if field in known}
     own = choices.get("strategy_kwargs") or {}
@@ -43,4 +49,4 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
         raise InputError(f"--strategy {name}: {error}; --strategy-kwargs gives fields without a flag") from None
 
 
-__all__ = ["Progressive", "Simultaneous", "SingleScale", "build"]
+__all__ = ["Progressive", "Simultaneous", "SingleScale", "build", "strategy_class"]

@@ -12,13 +12,12 @@ from torch import Tensor
 from toolkit.config.base import frozen
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import Settings, make_settings
-from toolkit.config.tables import look_up
 from toolkit.models.inspection import ModelPlan
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.directory import RunDirectory
-from toolkit.strategies import build
+from toolkit.strategies import build, strategy_class
 from toolkit.strategies.base import Metric, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.parts import code_digests
@@ -141,7 +140,7 @@ def _source(path: Path, settings: Settings, model: Model | None) -> ModelSource:
 
 def read_config(config: dict[str, Any]) -> tuple[Settings, Strategy]:
     """Settings and strategy from the contents of config.yaml; raises InputError if a class is not there."""
-    kind = look_up("strategy", "--strategy", config["strategy"])
+    kind = strategy_class(config["strategy"])
     names = {"strategy", *(field.name for field in fields(kind))}
     flags = {name: value for name, value in config.items() if name in names & {*Scales.model_fields}}
     chosen = make_scales({name: value for name, value in flags.items() if value is not None})

@@ -1,0 +1,143 @@
+"""A task of several labels an image, from outside the package: trained with data sets and without a validation split,
+stopped, continued bit for bit, on two processes too; evaluated, predicted, exported, reported.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, TORCHRUN, recipe, write_image
+from toolkit import InputError, Settings, Simultaneous, train
+from toolkit.tools.evaluate import evaluate
+from toolkit.tools.export import export
+from toolkit.tools.predict import predict
+
+sys.path.insert(0, str(ROOT / "tests" / "contract"))
+from tags import Tags
+
+pytestmark = pytest.mark.pages
+NAMES = ("red", "green", "blue")
+SIZES = (16, 24)
+
+
+class Colors:
+    """Images that hold up to three colors; the first `count` of an endless row."""
+
+    classes = NAMES
+
+    def __init__(self, count: int, start: int = 0) -> None:
+        self.start = start
+        self.targets = np.array([self.labels(start + i) for i in range(count)])
+
+    @staticmethod
+    def labels(i: int) -> list[int]:
+        return [i & 1, i >> 1 & 1, i >> 2 & 1]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(self.start + i)
+        image = rng.integers(0, 60, (28, 28, 3), dtype=np.uint8)
+        for color in np.flatnonzero(self.targets[i]):
+            image[..., color] += 150
+        return image, self.targets[i]
+
+
+DATA = {"train": Colors(96), "val": Colors(24, 96), "test": Colors(24, 120)}
+STRATEGY = Simultaneous(SIZES, consistency_weight=0.5)
+
+
+def settings(output: Path, **more) -> Settings:
+    usual = {"batch_size": 16, "epochs": 6, "num_workers": 1, "log_with": "none", "mixup": 0.2, "learning_rate": 0.01}
+    return Settings(arch="test_resnet", output_dir=output, **{**usual, **more})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("tags") / "run"
+    train(settings(output), STRATEGY, task=Tags(), data=DATA)
+    return output
+
+
+def test_its_metrics_select_and_are_recorded(run: Path):
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["select_by"] == "exact"
+    assert summary["best_exact"] == summary["val"]["24px"]["exact"] > 60
+    assert {*summary["val"]["24px"]} == {"exact", "loss", "images", "norm_from", "unreadable"}
+    with (run / "predictions" / "test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows[:4]] == ["0|0|0", "1|0|0", "0|1|0", "1|1|0"]
+    assert {"24px/p_red", "24px/p_green", "24px/p_blue", "24px/p_all"} <= {*rows[0]}
+
+    page = (run / "report.html").read_text()
+    assert "all right" in page
+    assert "top-1" not in page
+
+
+SCRIPT = """
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[:0] = PATHS
+from test_own_task import DATA, STRATEGY, Tags, settings, train
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--output-dir", type=Path)
+parser.add_argument("--save-every-steps", type=int)
+given, _ = parser.parse_known_args()
+more = {"save_every_steps": given.save_every_steps, "record_samples": True, "keep": 10}
+train(settings(given.output_dir, **more), STRATEGY, task=Tags(), data=DATA)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [(sys.executable,), TORCHRUN], ids=["alone", "two processes"])
+def test_killed_and_continued_it_ends_bit_for_bit_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: tuple[str, ...]
+):
+    paths = [str(Path(__file__).parent), str(ROOT)]
+    (tmp_path / "script.py").write_text(SCRIPT.replace("PATHS", repr(paths)))
+    monkeypatch.chdir(tmp_path)
+    trial = ["--steps", "15", "--kills", "1", "--save-every-steps", "5", "--"]
+    assert recipe("verify_resume")([*trial, *launcher, "script.py"]) == 0
+
+
+def test_it_is_evaluated_predicted_and_exported(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    summary = json.loads((run / "summary.json").read_text())
+    report = evaluate(run, data={"test": DATA["test"]}, output_dir=tmp_path / "evaluation")
+    assert report.evaluations["test"].scores["24px"]["exact"] == summary["test"]["24px"]["exact"]
+    with pytest.raises(InputError, match="--cascade: evaluate measures its top-1, which Tags does not have"):
+        evaluate(run, data={"test": DATA["test"]}, cascade=SIZES)
+    predict(run, (), data=DATA["test"], output=str(tmp_path / "rows.csv"), cascade=SIZES)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = [
+        row["label"] == "|".join(np.array(NAMES)[labels > 0])
+        for row, labels in zip(rows, DATA["test"].targets, strict=True)
+    ]
+    assert np.mean(right) > 0.5
+    exported = export(run, data=DATA, formats=("safetensors",), output_dir=tmp_path / "export")
+    assert exported.differences["safetensors"] < 1e-4
+    assert "all right" in (tmp_path / "export" / "README.md").read_text()
+
+
+def test_a_shell_opens_it_when_the_module_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    image = write_image(tmp_path / "a.png")
+    assert recipe("predict")([str(run), str(image), "--output", str(tmp_path / "a.csv"), "--import", "tags"]) == 0
+
+
+def test_without_a_validation_split_images_are_held_out(tmp_path: Path):
+    summary = train(settings(tmp_path / "run", epochs=1), STRATEGY, task=Tags(), data={"train": DATA["train"]})
+    assert summary["val"]["24px"]["images"] == 10
+
+
+def test_labels_of_another_kind_are_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(InputError, match=r"labels of shape \(3,\).*the task wants one whole number per image"):
+        train(settings(tmp_path / "run"), STRATEGY, data=DATA)
+    assert not (tmp_path / "run").exists()
