@@ -51,6 +51,7 @@ def render(records: ReportData) -> str:
             rows=table,
             splits=[split for split in SPLIT_NAMES if any(split in row.splits for row in table)],
             split_names=SPLIT_NAMES,
+            calibrated=[split for split in SPLIT_NAMES if any("ece" in row.splits.get(split, {}) for row in table)],
             left_out=_left_out(table),
             as_of=datetime.fromtimestamp(records.as_of).strftime("%Y-%m-%d %H:%M"),
             against_size=_against_size(table, records.metric, records.summary.get("device", "")),

@@ -279,9 +279,9 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
     # Recipes cannot train what only Python can pass: an object as the model, data sets, a strategy of a script.
     objects = ":" not in (source or ":") or str(records.config.get("data_root")).startswith(PYTHON_DATA)
     strategy = str(records.config.get("strategy"))
-    module = strategy.partition(":")[0] if strategy not in TABLES["strategy"] else ""
-    again += ["--import", module] if module else []
-    known = not objects and module != "__main__"
+    module, _, own = strategy.partition(":")
+    again += ["--import", module] if own else []
+    known = not objects and (strategy in TABLES["strategy"] or (own != "" and module != "__main__"))
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
         ("Write this page again", shlex.join(["python", "recipes/report.py", run])),
