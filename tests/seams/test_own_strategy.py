@@ -85,7 +85,8 @@ def test_killed_and_continued_it_ends_bit_for_bit_alike(
     shutil.copy(folder / "mine.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     trial = ["--steps", "15", "--kills", "1", "--save-every-steps", "5", "--"]
-    command = [word for word in (*launcher, SCRIPT, *TINY, *NAMED) if word not in ("--log-with", "none")]
+    task = ("--loss", "bce", "--class-weights", "inverse", "--select-by", "loss")
+    command = [word for word in (*launcher, SCRIPT, *TINY, *NAMED, *task) if word not in ("--log-with", "none")]
     assert recipe("verify_resume")([*trial, *command]) == 0
 
 
