@@ -72,7 +72,7 @@ def test_a_flag_changes_what_is_learned_from_and_nothing_else_when_given(trained
 REFUSED = [
     (
         ("--rand-augment", "5", "--num-workers", "0"),
-        "--num-workers 0: --rand-augment and --color-jitter draw from global",
+        "--num-workers 0: --rand-augment, --color-jitter and --transform draw from global",
     ),
     (("--color-jitter", "0.3", "--num-workers", "0"), "need a worker process: give 1 or more"),
     (

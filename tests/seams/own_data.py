@@ -22,9 +22,8 @@ class Stripes:
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
         rng, label = np.random.default_rng((self.seed, i)), self.targets[i]
-        width, height = rng.integers(20, 40, 2)
-        pixels = rng.integers(0, 100, (height, width, 3), dtype=np.uint8)
-        pixels[(np.arange(height) // max(1, 2 * label)) % 2 < (label > 0)] += 100
+        pixels = rng.integers(0, 100, (*rng.integers(20, 40, 2), 3), dtype=np.uint8)
+        pixels[(np.arange(len(pixels)) // max(1, 2 * label)) % 2 < (label > 0)] += 100
         pixels += random.randrange(self.shades)  # as the transforms of torchvision draw
         return (Image.fromarray(pixels) if i % 2 else pixels), label
 
@@ -33,8 +32,8 @@ DATA = {"train": Stripes(96, 0), "val": Stripes(12, 1), "test": Stripes(9, 2)}
 
 
 def start(output: Path, data: Any = DATA, **settings: Any) -> dict[str, Any]:
-    usual = {"arch": "test_resnet", "epochs": 3, "batch_size": 12, "log_with": "none", "record_samples": True}
-    return train(Settings(output_dir=output, **{**usual, "num_workers": 2, **settings}), SingleScale(24), data=data)
+    usual = {"arch": "test_resnet", "epochs": 3, "batch_size": 12, "num_workers": 2, "record_samples": True}
+    return train(Settings(output_dir=output, log_with="none", **{**usual, **settings}), SingleScale(24), data=data)
 
 
 if __name__ == "__main__":

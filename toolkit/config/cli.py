@@ -27,7 +27,7 @@ S = TypeVar("S", bound=Section)
 ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
 SHARED = frozenset({"scales", "eval_scales"})  # fields that all multi-scale strategies have
 # Fields that name code of the user's own: their flags, unlike a --config file, allow importing it.
-CODE = {"model_from": "--model-from"}
+CODE = {"model_from": "--model-from", "transform": "--transform"}
 
 
 @dataclass(frozen=True)

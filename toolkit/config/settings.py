@@ -44,8 +44,8 @@ class Data(Section):
     num_workers: int | None = Field(
         None,
         ge=0,
-        description="decoding threads per process, or worker processes with --rand-augment or --color-jitter; 0: none "
-        "(unset: the CPU quota divided by local processes, at most 16)",
+        description="decoding threads per process, or worker processes with --rand-augment, --color-jitter or "
+        "--transform; 0: none (unset: the CPU quota divided by local processes, at most 16)",
     )
     on_bad_sample: Literal["fail", "quarantine"] = Field(
         "fail",
@@ -84,6 +84,9 @@ class Augmentation(Section):
         "the built-in data)",
     )
     hflip: bool = Field(True, description="mirror half of the training images")
+    transform: str | None = Field(
+        None, description="MODULE:FUNCTION of your own, from size x size x 3 bytes to the same, next (unset: none)"
+    )
     rand_augment: float = Field(0.0, ge=0, le=10, description="magnitude of RandAugment, 0 to 10, typically 5 to 9")
     color_jitter: float = Field(0.0, ge=0, le=1, description="most change of brightness, contrast, saturation, 0 to 1")
     random_erasing: float = Field(0.0, ge=0, le=1, description="share of images, 0 to 1, with a rectangle of noise")
@@ -258,10 +261,10 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
             raise InputError(
                 f"--synthetic-size and --synthetic-count would be ignored with --data-root {self.data_root}: drop them"
             )
-        if self.num_workers == 0 and (self.rand_augment or self.color_jitter):
+        if self.num_workers == 0 and (self.rand_augment or self.color_jitter or self.transform):
             raise InputError(
-                "--num-workers 0: --rand-augment and --color-jitter draw from global generators and so need a worker "
-                "process: give 1 or more"
+                "--num-workers 0: --rand-augment, --color-jitter and --transform draw from global generators and so "
+                "need a worker process: give 1 or more"
             )
         if self.min_delta and self.patience is None and self.scheduler != "plateau":
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")

@@ -216,7 +216,8 @@ def _loader_rates(state: TrainState, run_plan: RunPlan) -> dict[tuple[int, ...],
     once before timing, because in a run only the first epoch finds the cache empty.
     """
     accelerator, plan = state.accelerator, run_plan.steps
-    pipeline = open_pipeline(run_plan.resolved, state.strategy, run_plan.splits, run_plan.cache, run_plan.threads)
+    splits, cache, transform = run_plan.splits, run_plan.cache, run_plan.parts.transform
+    pipeline = open_pipeline(run_plan.resolved, state.strategy, splits, cache, run_plan.threads, transform)
     rates = {}
     for number, sizes in enumerate(_all_sizes(run_plan)):
         epoch = next(epoch for epoch in plan.epochs() if {*sizes} <= {*epoch.phase.sizes})

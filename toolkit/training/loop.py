@@ -1,7 +1,7 @@
 """The training loop, for any strategy, device and number of processes."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -36,16 +36,17 @@ def train(
     schedule: Schedule | None = None,
     model: Model | None = None,
     data: Mapping[str, Any] | None = None,
+    transform: Callable[..., Any] | str | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and record one run; returns the contents of its summary.json.
 
     The keyword arguments replace what the settings name. `model`: an nn.Module, of which a copy is trained, or a
     function `make(num_classes, **model_kwargs)` that returns one, or its name, module:function. `data`: map-style data
-    sets by split. `notes`: further JSON files for the run directory, by name. Raises InputError if settings or data
-    cannot work, NonFiniteError if the loss is not finite, SaveError if a checkpoint cannot be written, and
-    PreemptedError after a stop request, with all steps saved.
+    sets by split. `transform`: a function of one S x S x 3 uint8 image, or its name. `notes`: further JSON files for
+    the run directory, by name. Raises InputError if settings or data cannot work, NonFiniteError if the loss is not
+    finite, SaveError if a checkpoint cannot be written, and PreemptedError after a stop request, with all steps saved.
     """
-    parts = make_parts(settings, strategy, task=task, schedule=schedule, model=model, data=data)
+    parts = make_parts(settings, strategy, task=task, schedule=schedule, model=model, data=data, transform=transform)
     with open_run(*parts, recipe, notes or {}) as run:
         if run.finished:
             return run.summary

@@ -5,7 +5,7 @@ An object that was passed from Python is also named in the settings, so that con
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from toolkit.config.data_roots import PYTHON_DATA
 from toolkit.config.settings import Settings, make_settings
 from toolkit.config.tables import entry_name
+from toolkit.data.images.transform import Transform, make_transform
 from toolkit.data.sources.python_data import data_name
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs.dashboards import dashboard_class
@@ -33,6 +34,7 @@ class Parts:
     schedule: Schedule
     model: ModelSource
     data: Mapping[str, Any] | None = None
+    transform: Transform | None = None
 
     def own_code(self, modules: Iterable[str] = ()) -> dict[str, str]:
         """SHA-256 of the source file of each part that is not the toolkit's, by module; part of a run's fingerprint.
@@ -40,6 +42,7 @@ class Parts:
         `modules`: further ones, which define the model.
         """
         kinds = {type(part).__module__ for part in (self.strategy, self.task, self.schedule)}
+        kinds |= {self.transform.module} if self.transform else set()
         return code_digests(name for name in kinds | {*modules} if not name.startswith("toolkit."))
 
 
@@ -51,6 +54,7 @@ def make_parts(
     schedule: Schedule | None = None,
     model: Model | None = None,
     data: Mapping[str, Any] | None = None,
+    transform: Callable[..., Any] | str | None = None,
 ) -> tuple[Settings, Parts]:
     """The parts of a run, and the settings that name them; raises InputError if one of them does not fit."""
     _check_fields(strategy)
@@ -72,7 +76,9 @@ def make_parts(
         names["log_with"] = entry_name("dashboard", dashboard)
     source = make_source(settings, model)
     names |= source.recorded()
-    return settings.model_copy(update=names), Parts(strategy, task, schedule, source, data)
+    made = make_transform(settings.transform, transform)
+    names["transform"] = made and made.name
+    return settings.model_copy(update=names), Parts(strategy, task, schedule, source, data, made)
 
 
 def _task_names(settings: Settings, task: Task) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from toolkit.config.settings import Settings
 from toolkit.data.loading.cache import CacheChoice, choose_cache
 from toolkit.data.loading.pipeline import check_readable
 from toolkit.data.loading.python_data import open_data
+from toolkit.data.loading.trial import try_transform
 from toolkit.data.sources import synthetic
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.splits import absolute
@@ -75,8 +76,7 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     evaluated = {size for spec in strategy.eval_specs() for size in spec.sizes}
     sizes = sorted(evaluated.union(*(phase.sizes for phase in steps.phases)))
     threads = host.loader_threads() if settings.num_workers is None else settings.num_workers
-    if not threads and splits.train.items is not None:
-        raise InputError("--num-workers 0: data sets passed from Python are read in worker processes: give 1 or more")
+    _check_own_code(settings, parts, splits, steps, threads)
     source, policy = parts.model, strategy.norm()
     model_plan = source.plan(settings, len(splits.classes), sizes, policy, micro_batch=steps.micro_batch)
     _check_norm(settings, strategy, model_plan)
@@ -99,6 +99,16 @@ def keep_cache(run_plan: RunPlan, kind: str | None) -> RunPlan:
         return run_plan
     settings = run_plan.settings.model_copy(update={"cache": kind})
     return replace(run_plan, cache=choose_cache(settings, run_plan.splits, run_plan.steps.phases, _free_gb()))
+
+
+def _check_own_code(settings: Settings, parts: Parts, splits: Splits, steps: StepPlan, threads: int) -> None:
+    """Raise InputError if data sets or a transform of the user's own have no worker, or the transform does not work."""
+    if not threads and (parts.transform or splits.train.items is not None):
+        what = "a transform is called" if parts.transform else "data sets passed from Python are read"
+        raise InputError(f"--num-workers 0: {what} in worker processes: give 1 or more")
+    if parts.transform:
+        largest = {parts.strategy.step(phase, i).sizes[-1] for phase in steps.phases for i in range(phase.steps)}
+        try_transform(parts.transform, splits.train, sorted(largest), settings.loader_timeout_s)
 
 
 def _free_gb() -> float:
@@ -159,7 +169,8 @@ def describe_run(run_plan: RunPlan) -> list[str]:
         f"{run_plan.threads} decoding worker(s) per process; {run_plan.cache.describe(run_plan.steps.phases)}",
         f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
         f"RandAugment {settings.rand_augment:g}, color jitter {settings.color_jitter:g}, erasing "
-        f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}",
+        f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}"
+        + (f", transform {settings.transform}" if settings.transform else ""),
         f"model     {run_plan.parts.model.name}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
         f"10^9 multiply-adds per image: {', '.join(costs)}",
         *run_plan.parts.model.notes(model_plan),

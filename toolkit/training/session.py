@@ -185,8 +185,8 @@ def set_up(
 ) -> Run:
     """Open a run's data and records; restore the state of a resumed run."""
     (state, evaluated), settings, rank = built, run_plan.resolved, accelerator.process_index
-    strategy = run_plan.parts.strategy
-    data = open_pipeline(settings, strategy, run_plan.splits, run_plan.cache, run_plan.threads)
+    strategy, transform = run_plan.parts.strategy, run_plan.parts.transform
+    data = open_pipeline(settings, strategy, run_plan.splits, run_plan.cache, run_plan.threads, transform)
     seed_generators(settings.seed, 0, rank)  # per rank, so that dropout differs between ranks
     directory, config = point.directory, config_of(settings, strategy)
     fingerprint = {**fingerprint, "config": learned(config)}

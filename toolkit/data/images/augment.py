@@ -15,6 +15,7 @@ from PIL import Image
 from toolkit.data.images.counter_rng import uniforms
 from toolkit.data.images.decode import Box
 from toolkit.data.images.seeding import seed_globals
+from toolkit.data.images.transform import Transform
 
 CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -64,7 +65,7 @@ class Augmenter:
     """Random resized crop, mirror, RandAugment, color jitter and erasing, scaled by the phase's `regularization`.
 
     `rand_augment`: timm's magnitude, 0 to 10; `color_jitter`: largest change of brightness, contrast and saturation;
-    `random_erasing`: probability. 0 disables each of the three.
+    `random_erasing`: probability. 0 disables each of the three. `transform`: the user's own, applied before them.
     """
 
     crop_scale: float
@@ -73,6 +74,7 @@ class Augmenter:
     rand_augment: float = 0.0
     color_jitter: float = 0.0
     random_erasing: float = 0.0
+    transform: Transform | None = None
 
     @property
     def holds_interpreter(self) -> bool:
@@ -80,6 +82,10 @@ class Augmenter:
 
         Threads would not make that faster, and their results would not be reproducible.
         """
+        return self.recolors or self.transform is not None
+
+    @property
+    def recolors(self) -> bool:
         return self.rand_augment > 0 or self.color_jitter > 0
 
     def draw(
@@ -92,8 +98,10 @@ class Augmenter:
         return [Box(*box) for box in boxes.tolist()], (self.hflip & (draws[:, 0] < 0.5)).tolist()
 
     def change(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
-        """Apply color changes and erasing to one S x S x 3 uint8 image, already cropped and mirrored."""
-        if self.holds_interpreter and regularization > 0:
+        """Apply the transform, color changes and erasing to one S x S x 3 uint8 image, already cropped and mirrored."""
+        if self.transform is not None:
+            pixels = self.transform.apply(pixels, self.seed, epoch, sample)
+        if self.recolors and regularization > 0:
             pixels = self._recolor(pixels, epoch, sample, regularization)
         if self.random_erasing:
             pixels = self._erase(pixels, epoch, sample, self.random_erasing * regularization)

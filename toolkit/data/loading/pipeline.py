@@ -8,6 +8,7 @@ import numpy as np
 from toolkit.config.settings import Settings
 from toolkit.data.images.augment import Augmenter
 from toolkit.data.images.mixing import Mixer
+from toolkit.data.images.transform import Transform
 from toolkit.data.loading.batches import Batch, TrainBatchBuilder
 from toolkit.data.loading.cache import CacheChoice, open_readers
 from toolkit.data.loading.prefetch import fetching_ahead
@@ -60,9 +61,14 @@ class DataPipeline:
 
 
 def open_pipeline(
-    settings: Settings, strategy: Strategy, splits: Splits, cache: CacheChoice, workers: int
+    settings: Settings,
+    strategy: Strategy,
+    splits: Splits,
+    cache: CacheChoice,
+    workers: int,
+    transform: Transform | None = None,
 ) -> DataPipeline:
-    """The pipeline of a run; writes missing downscaled copies."""
+    """The pipeline of a run; writes missing downscaled copies. `transform`: the user's own."""
     seed, remember = settings.seed, cache.kind == "ram"
     return DataPipeline(
         sampler=Sampler(len(splits.train), seed, strategy, _shards(splits.train)),
@@ -73,6 +79,7 @@ def open_pipeline(
             settings.rand_augment,
             settings.color_jitter,
             settings.random_erasing,
+            transform,
         ),
         mixer=Mixer(settings.mixup, settings.cutmix, seed),
         sources=open_readers(cache, splits.train, settings.cache_dir),
