@@ -9,6 +9,7 @@ KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.jso
 # Settings that did not exist in earlier versions -> the value that means what those did.
 AS_BEFORE: dict[str, Any] = {
     "model_from": None,
+    "transform": None,
     "task": "classification",
     "task_kwargs": {},
     "loss": "ce",

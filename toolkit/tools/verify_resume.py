@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from toolkit.config.settings import WANDB_PROJECT
+from toolkit.config.sections import WANDB_PROJECT
 from toolkit.system.errors import InputError, ResumeError
 
 LOOK_EVERY_S = 0.02

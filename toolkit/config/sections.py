@@ -1,0 +1,238 @@
+"""The settings of a run in sections: meaning, unit, default and range of each. Imports no torch."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PositiveInt
+
+from toolkit.config.base import KeyValues, Section
+from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights
+from toolkit.config.data_roots import SYNTHETIC
+from toolkit.config.tables import check_entry
+
+WANDB_PROJECT = "toolkit"
+
+
+class Data(Section):
+    """Data"""
+
+    data_root: str = Field(
+        SYNTHETIC,
+        description="folder with train/ val/ test/, or with train.csv; folder or URL (s3:// gs:// az://) of tar "
+        "shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; 'synthetic'; or what a source of your own recognizes",
+    )
+    synthetic_size: PositiveInt | None = Field(
+        None, description="native size of the built-in images, px (unset: the largest scale)"
+    )
+    synthetic_count: int | None = Field(None, ge=20, description="training images of the built-in data (unset: 6000)")
+    val_split: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the training images, 0 to 1, held out for validation if the data has no validation "
+        "split (unset: 0.1)",
+    )
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        description="decoding threads per process, or worker processes with --rand-augment, --color-jitter or "
+        "--transform; 0: none (unset: the CPU quota divided by local processes, at most 16)",
+    )
+    on_bad_sample: Literal["fail", "quarantine"] = Field(
+        "fail",
+        description="what to do with an unreadable image; fail: stop and name it; quarantine: train on its neighbor "
+        "instead, exclude it from evaluation, and list it in quarantine.jsonl",
+    )
+    cache: Cache = Field(
+        "auto",
+        description="ram: decoded images in memory; disk: downscaled JPEGs on disk for low-resolution phases; auto: "
+        "ram if they fit into --cache-gb and free memory, else disk if it saves time",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="folder for indices, downscaled images and remote shards (unset: $TOOLKIT_CACHE or "
+        "~/.cache/toolkit)",
+    )
+    cache_gb: float = Field(
+        CACHE_GB,
+        gt=0,
+        description="limit for decoded images in memory, GB per process; also for parts of remote shards on disk, "
+        "which are shuffled in windows of half this size",
+    )
+    loader_timeout_s: float = Field(
+        300.0, gt=0, le=1e6, description="longest wait for a batch before the run stops with an error, s"
+    )
+
+
+class Augmentation(Section):
+    """Augmentation"""
+
+    crop_scale: float = Field(
+        default_factory=lambda known: 1.0 if known.get("data_root") == SYNTHETIC else 0.35,
+        gt=0,
+        le=1,
+        description="smallest area of the random resized crop, as a share, 0 to 1; 1: no crop (default: 0.35; 1 on "
+        "the built-in data)",
+    )
+    hflip: bool = Field(True, description="mirror half of the training images")
+    transform: str | None = Field(
+        None, description="MODULE:FUNCTION of your own, from size x size x 3 bytes to the same, next (unset: none)"
+    )
+    rand_augment: float = Field(0.0, ge=0, le=10, description="magnitude of RandAugment, 0 to 10, typically 5 to 9")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="most change of brightness, contrast, saturation, 0 to 1")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="share of images, 0 to 1, with a rectangle of noise")
+    mixup: float = Field(0.0, ge=0, description="alpha of MixUp, 0 or more, typically 0.1 to 0.8")
+    cutmix: float = Field(
+        0.0, ge=0, description="alpha of CutMix, 0 or more, typically 1; with both, each pair gets CutMix or MixUp"
+    )
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="stochastic depth: share of residual branches dropped, 0 to 1"
+    )
+
+
+class Objective(Section):
+    """Objective"""
+
+    task: Annotated[str, AfterValidator(partial(check_entry, "task", "--task"))] = Field(
+        "classification",
+        description="what a label is, what is minimized and measured; classification: one class per image",
+        json_schema_extra={"seam": "task"},
+    )
+    task_kwargs: KeyValues = Field({}, description="arguments of a task of your own, as key=value")
+    loss: ClassLoss = Field(
+        "ce", description="ce: cross-entropy; bce: binary cross-entropy, a probability of its own for each class"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target, 0 to 1, spread over all classes")
+    class_weights: ClassWeights = Field(
+        "none", description="weight of an image in the loss; inverse: that of its class, so that classes count alike"
+    )
+    select_by: str | None = Field(
+        None,
+        description="metric on val that selects the best model, and that --patience and the plateau schedule follow: "
+        "top1, top5, loss, balanced_accuracy or macro_f1 for classification (unset: the task's first, top1)",
+    )
+
+
+class Model(Section):
+    """Model"""
+
+    arch: str = Field(
+        default_factory=lambda known: "test_resnet" if known.get("data_root") == SYNTHETIC else "resnet18",
+        description="timm architecture (default: resnet18; test_resnet on the built-in data)",
+    )
+    model_from: str | None = Field(
+        None,
+        description="module:function of your own that makes the model instead of timm, called with num_classes and "
+        "--model-kwargs (unset: none)",
+    )
+    model_kwargs: KeyValues = Field(
+        {}, description="further arguments of the timm architecture or of --model-from, e.g. output_stride=8"
+    )
+    pretrained: bool = Field(False, description="start from timm's pretrained weights")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features, 0 to 1, dropped before the classifier")
+
+
+class Optimization(Section):
+    """Optimization"""
+
+    epochs: PositiveInt = Field(
+        default_factory=lambda known: 12 if known.get("data_root") == SYNTHETIC else 20,
+        description="passes over the training images (default: 20; 12 on the built-in data)",
+    )
+    batch_size: PositiveInt = Field(64, description="images per optimizer step, over all processes")
+    device_batch_size: PositiveInt | None = Field(
+        None, description="most images per process and forward pass; the rest is accumulated (unset: no accumulation)"
+    )
+    optimizer: str = Field("adamw", description="any timm optimizer, e.g. adamw, sgd, lamb")
+    learning_rate: float = Field(
+        default_factory=lambda known: 4e-3 if known.get("data_root") == SYNTHETIC else 1e-3,
+        gt=0,
+        le=1e38,
+        description="peak learning rate, above 0 (default: 1e-3; 4e-3 on the built-in data)",
+    )
+    weight_decay: float = Field(0.05, ge=0, description="weight decay, 0 or more; not on biases and normalization")
+    scheduler: Annotated[str, AfterValidator(partial(check_entry, "schedule", "--scheduler"))] = Field(
+        "cosine",
+        description="learning rate; cosine: decays to 0; constant; wsd: constant, then decays to 0 in the last fifth; "
+        "plateau: halves after 2 epochs without improvement",
+        json_schema_extra={"seam": "schedule"},
+    )
+    scheduler_kwargs: KeyValues = Field({}, description="arguments of the scheduler, e.g. floor=0.01 for cosine")
+    warmup_epochs: float = Field(
+        default_factory=lambda known: 1.0 if known.get("epochs", 1) > 1 else 0.0,
+        ge=0,
+        description="epochs of linear warm-up (default: 1; 0 in a run of one epoch)",
+    )
+    patience: PositiveInt | None = Field(
+        None, description="stop after this many epochs of the last phase without improvement (unset: never)"
+    )
+    min_delta: float = Field(
+        0.0,
+        ge=0,
+        description="smallest gain that counts as an improvement, in points of a percentage or in the loss's unit",
+    )
+    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm, above 0 (unset: no clipping)")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay per step, 0 to 1, e.g. 0.9998, of a moving average of the weights; the average is then "
+        "evaluated, selected and exported (unset: none)",
+    )
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="what to do on a non-finite loss or gradient; stop: stop with an error; rollback: return to the "
+        "last checkpoint, at most 3 times, and continue with the images in another order",
+    )
+    sync_bn: bool = Field(False, description="synchronize BatchNorm statistics over all processes (GPUs only)")
+
+
+class Machine(Section):
+    """Machine"""
+
+    amp: bool | None = Field(
+        None, description="mixed precision in the best type that the device supports (unset: the launcher's choice)"
+    )
+    compile: bool = Field(False, description="compile the model with torch.compile, once per size")
+    cloud: Literal["auto", "none", "aws", "gcp", "azure"] = Field(
+        "auto", description="cloud provider to record with the machine type; auto: detect it"
+    )
+    deterministic: bool = Field(False, description="use deterministic kernels only; slower on GPUs")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="random seed (initial weights, order, augmentation), 0 or more"
+    )
+
+
+class Output(Section):
+    """Output"""
+
+    output_dir: Path | None = Field(
+        None, description="run directory, alias --checkpoint-dir (unset: runs/RECIPE-ARCH-TIME)"
+    )
+    resume: str = Field(
+        "auto",
+        description="auto: continue an unfinished run with the same settings; never: start a new run; "
+        "or the path of a run or checkpoint",
+    )
+    save_every_steps: PositiveInt | None = Field(
+        None, description="steps between additional checkpoints (default: off)"
+    )
+    save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
+    keep: int = Field(3, ge=2, description="newest checkpoints to keep, 2 or more; the best one is kept too")
+    log_with: Annotated[str, AfterValidator(partial(check_entry, "dashboard", "--log-with"))] = Field(
+        "wandb",
+        description="dashboard; trackio runs on this machine, without an account; one of your own: MODULE:CLASS",
+        json_schema_extra={"seam": "dashboard"},
+    )
+    wandb_project: str = Field(
+        WANDB_PROJECT, description="name of the project in wandb, trackio or a dashboard of your own"
+    )
+    wandb_mode: Literal["auto", "online", "offline"] = Field(
+        "auto", description="auto: online with an API key and a network, else offline"
+    )
+    wandb_artifact: bool = Field(False, description="upload the best model to wandb at the end of the run")
+    hourly_cost: float | None = Field(
+        None, gt=0, description="price of one machine per hour, in any currency, to report a run's cost (default: off)"
+    )
+    record_samples: bool = Field(False, description="log every sample served to samples.jsonl, to verify determinism")
