@@ -11,9 +11,13 @@ QUALITY = {  # title of a chart -> regex of its metrics
     "Validation loss by size, nats": "^quality/[^/]+/loss$",
     "Top-1 by size, and without averaging at the end (raw), %": "^quality/(raw/)?[^/]+/top1$",
     "Top-5 by size, %": "^quality/[^/]+/top5$",
+    "Balanced accuracy by size, %": "^quality/(raw/)?[^/]+/balanced_accuracy$",
+    "Macro F1 by size, %": "^quality/(raw/)?[^/]+/macro_f1$",
     "Not readable, images": "/unreadable$",
-    "Best top-1 so far, %": "^quality/best_top1$",
+    "Best of the selecting metric so far, %": "^quality/best_[^/]+$",
     "At the end: best model, top-1, %": "^quality/(best|test)/.+/top1$",
+    "At the end: best model, balanced accuracy, %": "^quality/(best|test)/.+/balanced_accuracy$",
+    "At the end: best model, macro F1, %": "^quality/(best|test)/.+/macro_f1$",
 }
 TITLES = {  # metric outside `quality` -> title of its chart
     "lr": "Learning rate",
