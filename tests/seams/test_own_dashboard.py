@@ -138,7 +138,7 @@ class Empty(own_dashboard.Lines):
         (
             "nowhere:Lines",
             None,
-            "--log-with nowhere:Lines: nowhere: cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
+            "nowhere: cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
         ),
         ("own_dashboard:Line", None, "own_dashboard has no Line; did you mean Lines?"),
         ("dict", dict, "--log-with dict: must be a subclass of toolkit.Dashboard"),
