@@ -49,6 +49,13 @@ class Unlabeled:
         return np.zeros((4, 4, 3), np.uint8), ["cat", "dog", "cat"][i]
 
 
+class Lengthless(Stripes):
+    def __init__(self) -> None: ...
+
+    def __len__(self) -> int:
+        raise TypeError("not known yet")
+
+
 PIXELS = np.zeros((4, 5, 3), np.uint8)
 VAL = Stripes(12, 1)
 BAD = {
@@ -78,6 +85,12 @@ BAD = {
         {"train": changed(targets=[True, False] * 6)},
         "data['train'].targets[0]: label True is not a whole number",
     ),
+    "a label that no integer holds": (
+        {"train": changed(targets=[0, 1, 2**70] * 4)},
+        f"data['train'].targets[2]: label {2**70} is not a whole number below 2147483648",
+    ),
+    "a label far out of range": ({"train": changed(targets=[0, 1, 10**12] * 4)}, "labels must be 0 ... C-1"),
+    "no length": ({"train": Lengthless()}, "data['train'] has no length: TypeError: not known yet"),
     "labels without targets": ({"train": Unlabeled()}, "data['train'][0]: label 'cat' is not a whole number"),
     "a class without images": (
         {"train": changed(targets=[0, 1, 3] * 4)},

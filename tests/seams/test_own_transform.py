@@ -1,15 +1,19 @@
 """A transform of the user's own is exact, is never used in evaluation, and is tried before anything is written."""
 
+import hashlib
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_data
 import own_transform
 import pytest
 import torch
 import yaml
+from own_data import DATA
 from own_transform import TORCHVISION, blocks, start
 from PIL import Image
 from runs import cut_off, delivered, different, kill, results
@@ -122,6 +126,9 @@ def test_a_transform_is_part_of_what_is_learned_and_its_file_of_what_a_run_is():
     assert settings.transform == "own_transform:blocks"
     assert [*parts.own_code()] == ["own_transform"]
     assert make_parts(Settings(log_with="none"), SingleScale(24))[1].own_code() == {}
+    (module, digest), *more = make_parts(Settings(log_with="none"), SingleScale(24), data=DATA)[1].own_code().items()
+    assert (module, more) == ("own_data", [])
+    assert digest == hashlib.sha256(Path(own_data.__file__).read_bytes()).hexdigest()
     assert make_parts(settings, SingleScale(24))[1].transform == parts.transform  # its module is imported
 
 
@@ -138,8 +145,6 @@ def rotation(degrees: float) -> Any:
     ],
 )
 def test_a_transform_that_was_passed_has_a_name(function: Any, named: str):
-    import re
-
     assert re.fullmatch(named, text_of(function))
 
 

@@ -14,7 +14,7 @@ from toolkit.config.data_roots import PYTHON_DATA
 from toolkit.config.settings import Settings, make_settings
 from toolkit.config.tables import entry_name
 from toolkit.data.images.transform import Transform, make_transform
-from toolkit.data.sources.python_data import data_name
+from toolkit.data.sources.python_data import data_modules, data_name
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs.dashboards import dashboard_class
 from toolkit.strategies.base import Schedule, Strategy, Task
@@ -42,7 +42,7 @@ class Parts:
         `modules`: further ones, which define the model.
         """
         kinds = {type(part).__module__ for part in (self.strategy, self.task, self.schedule)}
-        kinds |= {self.transform.module} if self.transform else set()
+        kinds |= data_modules(self.data) | ({self.transform.module} if self.transform else set())
         return code_digests(name for name in kinds | {*modules} if not name.startswith("toolkit."))
 
 

@@ -11,8 +11,8 @@ READ_STREAM, TRANSFORM_STREAM = 5, 6  # beside those of augmentation and mixing
 
 
 def seed_globals(seed: int, stream: int, epoch: int, sample: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators; `stream` separates uses that share the other keys."""
+    """Seed Python's, NumPy's and torch's global generators, on the CPU; `stream` separates uses with the same keys."""
     keys = words(seed, stream, epoch, np.array([sample]), 3)[0].tolist()
     random.seed(keys[0])
     np.random.seed(keys[1] & 0xFFFFFFFF)
-    torch.manual_seed(keys[2] & 0x7FFFFFFFFFFFFFFF)
+    torch.default_generator.manual_seed(keys[2] & 0x7FFFFFFFFFFFFFFF)  # torch.manual_seed takes 100 us

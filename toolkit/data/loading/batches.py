@@ -91,11 +91,14 @@ class TrainBatchBuilder:
 
     def fill(self, spec: BatchSpec, memory: Any, slots: range) -> None:
         images, ids, drawn, bad = memory
-        rows = _rows(images)
+        rows, size = _rows(images), spec.step.sizes[-1]
         for slot in slots:
             sample = int(ids[slot])
             try:
-                crop, mirror = self._crop(spec, sample, drawn, slot)
+                if drawn is None:
+                    crop, mirror = self._item(spec, sample)
+                else:
+                    crop, mirror = self.pixels.crop(sample, drawn[0][slot], size), drawn[1][slot]
             except BadSampleError as error:
                 if not self.substitute:
                     raise
@@ -113,23 +116,22 @@ class TrainBatchBuilder:
             return None
         return self.augmenter.draw(spec.epoch, ids, index.width[ids], index.height[ids], spec.regularization)
 
-    def _crop(self, spec: BatchSpec, sample: int, drawn: Drawn | None, slot: int) -> tuple[np.ndarray, bool]:
-        """An image at the step's largest size, and whether to mirror it; `slot`: its place in `drawn`."""
-        size = spec.step.sizes[-1]
-        if drawn is not None:
-            boxes, mirrors = drawn
-            return self.pixels.crop(sample, boxes[slot], size), mirrors[slot]
+    def _item(self, spec: BatchSpec, sample: int) -> tuple[np.ndarray, bool]:
+        """An image of a data set passed from Python at the step's largest size, and whether to mirror it."""
         pixels = self.pixels.item(sample, self.augmenter.seed, spec.epoch)
         height, width = (np.array([length]) for length in pixels.shape[:2])
         (box,), (mirror,) = self.augmenter.draw(spec.epoch, np.array([sample]), width, height, spec.regularization)
-        return crop_and_resize(pixels, box, size), mirror
+        return crop_and_resize(pixels, box, spec.step.sizes[-1]), mirror
 
     def _next_readable(self, spec: BatchSpec, sample: int, bad: list[Any]) -> tuple[int, np.ndarray, bool]:
         index = self.pixels.index
         for step in range(1, MOST_SUBSTITUTES):
             other = (sample + step) % len(index)
+            drawn = self._draw(spec, np.array([other]))
             try:
-                return other, *self._crop(spec, other, self._draw(spec, np.array([other])), 0)
+                if drawn is None:
+                    return other, *self._item(spec, other)
+                return other, self.pixels.crop(other, drawn[0][0], spec.step.sizes[-1]), drawn[1][0]
             except BadSampleError as error:
                 bad.append((error.name, error.reason))
         raise InputError(

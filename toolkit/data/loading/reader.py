@@ -62,10 +62,8 @@ class ImageReader:
 
     def whole(self, i: int) -> np.ndarray:
         """Image i in upright orientation, H x W x 3 uint8, decoded in full; raises BadSampleError."""
-        if self.index.items is not None:
-            return self.item(i, 0, 0)
         if self._memory is None:
-            return self._decode(i)
+            return self._decode(i) if self.index.items is None else self.item(i, 0, 0)
         pixels = self._memory.get(i)
         if pixels is None:
             pixels = reduce_to(self._decode(i), int(self.index.height[i]), int(self.index.width[i]))

@@ -14,13 +14,18 @@ from toolkit.config.base import nearest
 from toolkit.config.data_roots import PYTHON_DATA
 from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.items import Items
-from toolkit.data.sources.labels import check_splits
-from toolkit.system.errors import BadSampleError, InputError
+from toolkit.data.sources.labels import MOST_CLASSES, check_splits, count_classes
+from toolkit.system.errors import BadSampleError, InputError, first_line
 
 SPLITS = ("train", "val", "test")
 
 # The labels of the items at some positions, in order; in place of that of an item which cannot be read, its error.
 ReadLabels = Callable[[Items, Sequence[int]], Sequence[Any]]
+
+
+def data_modules(data: Mapping[str, Any] | None) -> set[str]:
+    """The modules that define the data sets, but for Python's own."""
+    return {type(_looked_through(part)).__module__ for part in (data or {}).values()} - {"builtins"}
 
 
 def data_name(data: Mapping[str, Any]) -> str:
@@ -52,7 +57,9 @@ def index_data(data: Mapping[str, Any], read_labels: ReadLabels, strict: bool) -
     """
     name = data_name(data)
     indices = {split: index_split(split, data[split], read_labels, strict) for split in SPLITS if split in data}
-    classes = class_names(data["train"], indices["train"].labels)
+    labels = indices["train"].labels
+    count = labels.shape[1] if labels.ndim > 1 else count_classes(indices["train"], "data: train")
+    classes = given_names(data["train"]) or tuple(map(str, range(count)))
     return check_splits(Found(indices["train"], indices.get("val"), indices.get("test"), classes, name), "data")
 
 
@@ -87,31 +94,29 @@ def open_items(name: str, data: Any, labeled: bool = True) -> Items:
             f"data[{name!r}] is a {type(data).__name__}: it must be map-style, with len(data) and data[i], so that a "
             "run can be resumed at any image"
         )
-    if not len(data):
+    try:
+        count = len(data)
+    except Exception as error:  # a user's code raises any type of exception
+        raise InputError(f"data[{name!r}] has no length: {type(error).__name__}: {first_line(error)}") from error
+    if not count:
         raise InputError(f"data[{name!r}] has no images")
-    return Items(data, name, len(data), labeled)
+    return Items(data, name, count, labeled)
 
 
 def as_labels(values: Any, where: str) -> np.ndarray:
     """Labels as N int64, or N rows of numbers; raises InputError naming the first that is neither."""
     values = values.tolist() if hasattr(values, "tolist") else values
-    if all(type(value) is int for value in values):
+    if all(type(value) is int and abs(value) < MOST_CLASSES for value in values):
         return np.array(values, dtype=np.int64)
     arrays = [np.asarray(value) for value in values]
     for i, array in enumerate(arrays):
         if array.dtype.kind not in ("iu" if array.ndim == 0 else "iuf"):
-            raise InputError(f"{where}[{i}]: label {array.tolist()!r:.80} is not a whole number")
+            raise InputError(f"{where}[{i}]: label {array.tolist()!r:.80} is not a whole number below {MOST_CLASSES}")
         if array.shape != arrays[0].shape or array.ndim > 1:
             raise InputError(f"{where}[{i}]: label of shape {array.shape}, others of {arrays[0].shape}")
     labels = np.stack(arrays)
     whole = labels.dtype.kind in "iu" or bool((labels == np.rint(labels)).all())
     return labels.astype(np.int64 if whole else np.float32)
-
-
-def class_names(data: Any, labels: np.ndarray) -> tuple[str, ...]:
-    """`classes` of a data set; else the labels as text."""
-    count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    return given_names(data) or tuple(map(str, range(count)))
 
 
 def given_names(data: Any) -> tuple[str, ...]:
