@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
 from tests.conftest import ROOT, TORCHRUN, write_folders
 
 pytest.importorskip("pandas")
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def printed(folder: Path) -> str:
-    done = subprocess.run([sys.executable, "photos.py"], cwd=folder, capture_output=True, text=True, check=False)
+    done = forkserver.run([sys.executable, "photos.py"], cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -44,10 +45,10 @@ def test_the_script_trains_evaluates_and_predicts(folder: Path, printed: str):
 
 def test_a_shell_opens_the_run_when_the_module_is_named(folder: Path, printed: str):
     words = [sys.executable, str(ROOT / "recipes" / "evaluate.py"), "run", "--data-root", "photos", "--split", "test"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    done = forkserver.run(words, cwd=folder)
     assert done.returncode == 2
     assert "--task parts:Focal: the module is not imported: --import parts allows that" in done.stderr
-    done = subprocess.run([*words, "--import", "parts"], cwd=folder, capture_output=True, text=True, check=False)
+    done = forkserver.run([*words, "--import", "parts"], cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "macro F1" in done.stdout
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import forkserver
 from tests.conftest import ROOT, TORCHRUN, recipe
 
 OWN = Path(__file__).with_name("own_strategy.py")
@@ -20,7 +21,7 @@ NAMED += ("--scheduler", "steps", "--scheduler-kwargs", "drops=1", "--warmup-epo
 
 
 def process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*words], cwd=cwd, capture_output=True, text=True, check=False)
+    return forkserver.run([*words], cwd=cwd)
 
 
 def evaluate(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
