@@ -75,10 +75,14 @@ def look_up(seam: Seam, flag: str, name: str) -> Any:
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")
-    if name in TABLES[seam]:
+    if module.startswith("toolkit."):
+        importlib.import_module(module)
+    elif name in TABLES[seam]:
         import_module(flag, module)
     elif module == "__main__" and not hasattr(sys.modules[module], attribute):
-        raise InputError(f"{flag} {name}: it was defined in a script: move it into a module, and --import that")
+        raise InputError(
+            f"{flag} {name}: it was defined in the script that trained, so only that opens this run: define it in a module"
+        )
     elif module not in sys.modules:
         raise InputError(f"{flag} {name}: the module is not imported: --import {module} allows that")
     return attribute_of(flag, module, attribute)
@@ -129,14 +133,21 @@ def attribute_of(flag: str, module: str, attribute: str) -> Any:
 
 
 def import_module(flag: str, module: str) -> None:
-    """Import a module by name, from the working directory too; raises InputError if that fails."""
+    """Import a module that the user named, from the working directory too; raises InputError if that fails.
+
+    Later imports find that directory last: a file in it must not take the place of an installed package.
+    """
     here = str(Path.cwd())
-    if here not in sys.path:  # a script's own folder is there instead
-        sys.path.insert(0, here)
+    added = here not in sys.path  # a script's own folder is there instead
+    sys.path[:0] = [here] * added
     try:
         importlib.import_module(module)
     except Exception as error:  # a user's module raises any type of exception
         raise InputError(f"{flag} {module}: cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+            sys.path.append(here)
 
 
 def import_modules(modules: Sequence[str]) -> None:

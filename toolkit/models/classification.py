@@ -145,7 +145,10 @@ class BinaryCrossEntropy(CrossEntropy):
         return torch.stack([F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())], -1)
 
     def average(self, logits: Sequence[Tensor]) -> Tensor:
-        return logits[0] if len(logits) == 1 else torch.stack([x.sigmoid() for x in logits]).mean(0).logit()
+        if len(logits) == 1:
+            return logits[0]
+        stacked = torch.stack([*logits])  # in logarithms, because a sigmoid of 20 is 1 in float32
+        return torch.logsumexp(F.logsigmoid(stacked), 0) - torch.logsumexp(F.logsigmoid(-stacked), 0)
 
     def probabilities(self, averaged: Tensor) -> Tensor:
         return averaged.sigmoid()

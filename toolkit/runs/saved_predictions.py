@@ -6,6 +6,7 @@ People, reports and dashboards read them.
 import csv
 import io
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def write(folder: Path, split: str, table: PredictionTable, images: ImageReader)
 
 
 def _cell(value: float) -> int | str:
-    return int(value) if value == int(value) else f"{value:.6g}"
+    return int(value) if math.isfinite(value) and value == int(value) else f"{value:.6g}"
 
 
 def _label(label: Any) -> Any:
@@ -98,7 +99,7 @@ def read(folder: Path, split: str) -> SavedPredictions | None:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = csv.reader(file)
-        named = [column.rpartition("/") for column in header[2:]]
+        named = [column.partition("/") for column in header[2:]]  # a class may have a slash in its name
         specs = tuple(dict.fromkeys(spec for spec, _, _ in named))
         columns = tuple(FORMER.get(column, column) for spec, _, column in named if spec == specs[0])
         values = np.array([row[2:] for row in rows], dtype=np.float64).reshape(len(rows), len(specs), len(columns))

@@ -14,7 +14,7 @@ from toolkit.strategies.base import Strategy
 from toolkit.strategies.progressive import Progressive
 from toolkit.strategies.simultaneous import Simultaneous
 from toolkit.strategies.single import SingleScale
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, first_line
 
 
 def strategy_class(name: str) -> Any:
@@ -45,8 +45,12 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
             )
     try:
         return kind(**{choice: value for choice, value in choices.items() if choice in known})
+    except InputError:
+        raise
     except TypeError as error:
         raise InputError(f"--strategy {name}: {error}; --strategy-kwargs gives fields without a flag") from None
+    except Exception as error:  # a user's class raises any type of exception
+        raise InputError(f"--strategy {name}: {type(error).__name__}: {first_line(error)}") from error
 
 
 __all__ = ["Progressive", "Simultaneous", "SingleScale", "build", "strategy_class"]

@@ -138,8 +138,12 @@ class Strategy(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Name and fields, as in a configuration file; a class of the user's own is named module:class."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        plain = {name: _as_lists(value) for name, value in values.items()}
         return {"strategy": entry_name("strategy", type(self)), **plain}
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(part) for part in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ class Task(ABC):
 
     @abstractmethod
     def bind(self, class_counts: np.ndarray, device: torch.device) -> "BoundTask":
-        """The computations on a device; `class_counts`: images of each class in training."""
+        """The computations on a device; `class_counts`: images of each class in training; ones in an evaluation."""
 
 
 class BoundTask(ABC):

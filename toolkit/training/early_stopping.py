@@ -1,5 +1,7 @@
 """The best epoch so far, early stopping, and a lower learning rate on a plateau."""
 
+import math
+
 from toolkit.config.settings import Settings
 from toolkit.runs.progress import Progress
 from toolkit.strategies.base import Metric
@@ -12,12 +14,12 @@ def select(settings: Settings, progress: Progress, metric: Metric, value: float,
 
     Updates the counters for patience and plateau in `progress` if the epoch `counts` for them.
     """
-    best = progress.best_score is None or metric.gain(value, progress.best_score) > 0
+    best = _better(metric, value, progress.best_score, 0)
     if best:
         progress.best_score = value
     if not counts:
         return best
-    if progress.reference_score is None or metric.gain(value, progress.reference_score) > settings.min_delta:
+    if _better(metric, value, progress.reference_score, settings.min_delta):
         progress.reference_score, progress.stale_epochs, progress.plateau_epochs = value, 0, 0
         return best
     progress.stale_epochs += 1
@@ -27,3 +29,10 @@ def select(settings: Settings, progress: Progress, metric: Metric, value: float,
         progress.plateau_factor *= PLATEAU_FACTOR
         progress.plateau_epochs = 0
     return best
+
+
+def _better(metric: Metric, value: float, reference: float | None, least: float) -> bool:
+    """Whether `value` exceeds the reference by more than `least`; any number is better than none or NaN."""
+    if reference is None or math.isnan(reference):
+        return reference is None or not math.isnan(value)
+    return metric.gain(value, reference) > least

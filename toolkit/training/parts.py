@@ -10,11 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from toolkit.config.base import frozen
 from toolkit.config.data_roots import PYTHON_DATA
+from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import Settings, make_settings
 from toolkit.config.tables import entry_name
 from toolkit.data.images.transform import Transform, make_transform
 from toolkit.data.sources.python_data import data_modules, data_name
+from toolkit.models.classification import Classification
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs.dashboards import dashboard_class
 from toolkit.strategies.base import Schedule, Strategy, Task
@@ -63,35 +66,45 @@ def make_parts(
     if task is None:
         task = make_task(settings)
     else:
-        names |= _task_names(settings, task)
+        names |= _task_names(task)
+        _check_named(settings, names, "task")
     names["task"] = entry_name("task", type(task))
     names["select_by"] = task.metric(settings.select_by or task.metrics[0].name).name
     if schedule is None:
         schedule = make_schedule(settings)
     else:
         own = {name: value for name, value in field_values(schedule).items() if name != "warmup"}
-        names |= {"scheduler_kwargs": own, "warmup_epochs": schedule.warmup * settings.epochs}
+        passed: dict[str, Any] = {"scheduler": entry_name("schedule", type(schedule)), "scheduler_kwargs": own}
+        passed["warmup_epochs"] = schedule.warmup * settings.epochs
+        _check_named(settings, passed, "schedule")
+        names |= passed
     names["scheduler"] = entry_name("schedule", type(schedule))
     if dashboard := dashboard_class(settings.log_with):
         names["log_with"] = entry_name("dashboard", dashboard)
     source = make_source(settings, model)
+    if model is not None:
+        _check_named(settings, {"model_from": source.recorded().get("model_from")}, "model")
     names |= source.recorded()
     made = make_transform(settings.transform, transform)
     names["transform"] = made and made.name
     return settings.model_copy(update=names), Parts(strategy, task, schedule, source, data, made)
 
 
-def _task_names(settings: Settings, task: Task) -> dict[str, Any]:
-    """How settings name a task that was passed; raises InputError if a setting contradicts one of its fields."""
+def _task_names(task: Task) -> dict[str, Any]:
+    """How settings name a task that was passed."""
     values = field_values(task)
-    for name in OF_TASK:
+    shared = {name: values.pop(name) for name in OF_TASK} if isinstance(task, Classification) else {}
+    usual = {name: Settings.model_fields[name].default for name in OF_TASK}
+    return {**usual, **shared, "task": entry_name("task", type(task)), "task_kwargs": values}
+
+
+def _check_named(settings: Settings, names: Mapping[str, Any], what: str) -> None:
+    """Raise InputError if a setting that was given contradicts `what` was passed, which `names` describes."""
+    for name in settings.model_fields_set & names.keys():
         given = getattr(settings, name)
-        if given not in (Settings.model_fields[name].default, values.get(name)):
-            raise InputError(
-                f"--{name.replace('_', '-')} {given} would be ignored: {task} was passed; drop one of them"
-            )
-    shared = {name: values.pop(name) for name in OF_TASK if name in values}
-    return {**shared, "task_kwargs": values}
+        if given != names[name] and frozen(given) != frozen(names[name]):
+            flag = f"--{name.replace('_', '-')} {given}"
+            raise InputError(f"{flag} would be ignored: a {what} was passed from Python; drop one of them")
 
 
 def _with_data(settings: Settings, data: Mapping[str, Any]) -> Settings:
@@ -123,7 +136,14 @@ def _is_plain(value: Any) -> bool:
 
 def _check_fields(strategy: Strategy) -> None:
     """Raise InputError if config.yaml would take a strategy's field for a setting, or cannot hold it."""
-    clash = sorted({*field_values(strategy)} & {*Settings.model_fields})
+    values = field_values(strategy)
+    clash = sorted({*values} & {*Settings.model_fields, "strategy", "strategy_kwargs"})
+    try:
+        make_scales({name: values[name] for name in values.keys() & Scales.model_fields.keys() - {*clash}})
+    except InputError as error:
+        raise InputError(
+            f"{type(strategy).__name__}: a flag has the name of a field and takes other values ({error}): rename the field"
+        ) from None
     if clash:
         raise InputError(
             f"{type(strategy).__name__}.{clash[0]}: there is a setting of that name, and config.yaml holds both: "

@@ -8,6 +8,7 @@ from toolkit.config.settings import Settings
 from toolkit.config.tables import look_up
 from toolkit.strategies.base import Schedule
 from toolkit.system.errors import InputError
+from toolkit.training.tasks import build_own
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,5 @@ def make_schedule(settings: Settings) -> Schedule:
     kind = look_up("schedule", "--scheduler", settings.scheduler)
     if not (isinstance(kind, type) and issubclass(kind, Schedule)) or isabstract(kind):
         raise InputError(f"--scheduler {settings.scheduler}: not a subclass of toolkit.Schedule with its `shape`")
-    try:
-        return kind(warmup=settings.warmup_epochs / settings.epochs, **settings.scheduler_kwargs)
-    except TypeError as error:
-        raise InputError(f"--scheduler-kwargs do not fit {settings.scheduler}: {error}") from None
+    arguments = {"warmup": settings.warmup_epochs / settings.epochs, **settings.scheduler_kwargs}
+    return build_own("--scheduler-kwargs", settings.scheduler, kind, arguments)

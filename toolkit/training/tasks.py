@@ -1,14 +1,31 @@
 """The task that the settings name."""
 
-from dataclasses import fields
+from collections.abc import Callable, Mapping
 from inspect import isabstract
+from typing import Any, TypeVar
 
+from toolkit.config.base import frozen
 from toolkit.config.settings import Settings
 from toolkit.config.tables import look_up
+from toolkit.models.classification import Classification
 from toolkit.strategies.base import Task
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, first_line
 
-OF_TASK = ("loss", "label_smoothing", "class_weights")  # settings that a task takes if it has a field of that name
+T = TypeVar("T")
+
+OF_TASK = ("loss", "label_smoothing", "class_weights")  # settings that are fields of Classification
+
+
+def build_own(flag: str, name: str, kind: Callable[..., T], arguments: Mapping[str, Any]) -> T:
+    """Make a frozen value of its fields; raises InputError, whatever its class raises, if they do not fit."""
+    try:
+        return kind(**{field: frozen(value) for field, value in arguments.items()})
+    except InputError:
+        raise
+    except TypeError as error:
+        raise InputError(f"{flag} do not fit {name}: {error}") from None
+    except Exception as error:  # a user's class raises any type of exception
+        raise InputError(f"{flag} do not fit {name}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def make_task(settings: Settings) -> Task:
@@ -16,16 +33,14 @@ def make_task(settings: Settings) -> Task:
     kind = look_up("task", "--task", settings.task)
     if not (isinstance(kind, type) and issubclass(kind, Task)) or isabstract(kind):
         raise InputError(f"--task {settings.task}: not a subclass of toolkit.Task with all of its methods")
-    known = {field.name for field in fields(kind)}
     given = {name: getattr(settings, name) for name in OF_TASK}
-    for name, value in given.items():
-        if name not in known and value != Settings.model_fields[name].default:
-            raise InputError(f"--{name.replace('_', '-')} {value} would be ignored by --task {settings.task}: drop it")
-    shared = {name: value for name, value in given.items() if name in known}
-    clash = [name for name in settings.task_kwargs if name in shared]
+    if not issubclass(kind, Classification):
+        for name, value in given.items():
+            if value != Settings.model_fields[name].default:
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise InputError(f"{flag} would be ignored by --task {settings.task}: drop it")
+        given = {}
+    clash = [name for name in settings.task_kwargs if name in given]
     if clash:
         raise InputError(f"--task-kwargs {clash[0]}: has a flag of its own, --{clash[0].replace('_', '-')}")
-    try:
-        return kind(**shared, **settings.task_kwargs)
-    except TypeError as error:
-        raise InputError(f"--task-kwargs do not fit {settings.task}: {error}") from None
+    return build_own("--task-kwargs", settings.task, kind, {**given, **settings.task_kwargs})

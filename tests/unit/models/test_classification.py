@@ -118,3 +118,10 @@ def test_a_metric_is_found_by_name_or_title():
         Classification.metric("accuracy")
     assert [metric.name for metric in Classification.headline("macro_f1")] == ["macro_f1", "top1"]
     assert Classification.metric("loss").gain(0.5, 0.75) == 0.25
+
+
+def test_sure_probabilities_of_several_sizes_average_to_finite_logits():
+    who, sure = bound(loss="bce"), torch.full((2, CLASSES), 40.0)
+    averaged = who.average([sure, sure])
+    torch.testing.assert_close(averaged, sure)
+    assert torch.isfinite(who.sums(who.average([-sure, sure]), LABELS[:2], torch.float64)).all()

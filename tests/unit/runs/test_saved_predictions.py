@@ -35,3 +35,15 @@ def test_a_run_goes_on_when_it_cannot_be_written(tmp_path: Path, caplog: pytest.
     assert "could not be written" in caplog.text
     with pytest.raises(OSError, match="predictions"):  # the control
         saved_predictions.write(tmp_path / "predictions", "val", predictions, images)
+
+
+def test_values_that_are_no_numbers_and_classes_with_slashes_are_read_again(tmp_path: Path):
+    images = two_images(tmp_path / "data")[1]
+    values = np.array([[[float("nan"), 0.25], [float("inf"), 1.0]]])
+    table = PredictionTable(("8px",), np.array([[0, 1], [1, 1]]), ("p_T-shirt/top", "p_all"), values)
+    saved_predictions.write(tmp_path / "predictions", "val", table, images)
+    found = saved_predictions.read(tmp_path / "predictions", "val")
+    assert found is not None
+    assert (found.table.specs, found.table.columns) == (table.specs, table.columns)
+    assert np.array_equal(found.table.values, values, equal_nan=True)
+    assert np.array_equal(found.table.labels, table.labels)

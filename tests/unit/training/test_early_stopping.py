@@ -36,3 +36,9 @@ def test_patience_waits_for_the_phase_that_counts():
 def test_the_rate_is_halved_after_two_epochs_of_more_loss():
     assert chosen("loss", [1, 2, 2], scheduler="plateau")[1].plateau_factor == 0.5
     assert chosen("top1", [1, 2, 2.5], scheduler="plateau")[1].plateau_factor == 1
+
+
+def test_any_number_is_better_than_nan():
+    best, progress = chosen("loss", [float("nan"), float("nan"), 2, float("nan"), 1])
+    assert best == [True, False, True, False, True]
+    assert progress.reference_score == 1
