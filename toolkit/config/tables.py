@@ -80,9 +80,7 @@ def look_up(seam: Seam, flag: str, name: str) -> Any:
     elif name in TABLES[seam]:
         import_module(flag, module)
     elif module == "__main__" and not hasattr(sys.modules[module], attribute):
-        raise InputError(
-            f"{flag} {name}: it was defined in the script that trained, so only that opens this run: define it in a module"
-        )
+        raise InputError(f"{flag} {name}: a script defined it, so only that opens this run: define it in a module")
     elif module not in sys.modules:
         raise InputError(f"{flag} {name}: the module is not imported: --import {module} allows that")
     return attribute_of(flag, module, attribute)

@@ -141,8 +141,9 @@ def _check_fields(strategy: Strategy) -> None:
     try:
         make_scales({name: values[name] for name in values.keys() & Scales.model_fields.keys() - {*clash}})
     except InputError as error:
+        name = type(strategy).__name__
         raise InputError(
-            f"{type(strategy).__name__}: a flag has the name of a field and takes other values ({error}): rename the field"
+            f"{name}: a flag has the name of a field and takes other values ({error}): rename it"
         ) from None
     if clash:
         raise InputError(
