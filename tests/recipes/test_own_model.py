@@ -161,6 +161,7 @@ def test_a_killed_run_of_an_own_model_goes_on_to_the_same_end(home: Path):
     assert weights(home / "killed") == weights(home / "whole")
 
 
+@pytest.mark.slow
 def test_other_code_is_reported_when_a_run_goes_on(copy: Path, home: Path):
     (home / "own_net.py").write_text(OWN_NET + "# another line\n")
     said = works(home, "multiscale", *WORDS, *OWN, "--model-kwargs", "width=6", "--output-dir", copy)

@@ -43,6 +43,7 @@ def test_the_script_trains_evaluates_and_predicts(folder: Path, printed: str):
     assert {row["label"] for row in rows} <= {path.parent.name for path in images}
 
 
+@pytest.mark.slow
 def test_a_shell_opens_the_run_when_the_module_is_named(folder: Path, printed: str):
     words = [sys.executable, str(ROOT / "recipes" / "evaluate.py"), "run", "--data-root", "photos", "--split", "test"]
     done = forkserver.run(words, cwd=folder)

@@ -116,6 +116,7 @@ class InPython(own_source.TableSource):
         return own_data.DATA
 
 
+@pytest.mark.slow
 def test_a_source_may_give_data_sets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setitem(TABLES["source"], "in python", InPython)
     own_data.start(Path("run"), None, data_root="python:stripes", epochs=1)

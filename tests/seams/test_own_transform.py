@@ -95,6 +95,7 @@ def test_a_run_records_its_transform_which_its_evaluation_does_not_need(
     assert "--transform own_transform:TORCHVISION: own_transform has no TORCHVISION" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_function(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "once_named.py").write_text("from own_transform import TORCHVISION as turned\n")
     words = [
@@ -200,6 +201,7 @@ def test_torchvision_gets_a_tensor_and_gives_an_array():
     assert np.array_equal(flip.apply(gradient(32), 0, 0, 0), gradient(32)[:, ::-1])
 
 
+@pytest.mark.slow
 def test_cached_images_are_trained_on_as_files_are():
     write_folders(Path("photos"), {"train": 24, "val": 6}, size=(24, 24))  # a crop is the whole image: the cache's own
     own = {"data_root": "photos", "arch": "test_resnet", "synthetic_size": None, "synthetic_count": None}
