@@ -128,7 +128,7 @@ def test_a_source_may_give_data_sets(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def found(**changes: Any) -> Found:
-    def index(labels: list[int]) -> Index:
+    def index(labels: list[float]) -> Index:
         return Index.of_files(Path("photos"), [f"train/cat/{i}.png" for i in range(len(labels))], labels)
 
     usual = {"train": index([0, 1, 0, 1]), "val": index([0, 1]), "test": None, "classes": ["a", "b"]}
@@ -141,6 +141,8 @@ def found(**changes: Any) -> Found:
         (lambda: {}["x"], "photos: read of source 'bad' failed: KeyError: 'x'"),
         (lambda: None, "photos: source 'bad' must read a toolkit.Found, not None"),
         (lambda: found(train=[0, 2, 0, 2]), "train: labels must be 0 ... C-1, at least 2, each used; 1 is not used"),
+        (lambda: found(train=[0, 1, 0, -1]), "train: train/cat/3.png: label -1 is out of range: 0 or more"),
+        (lambda: found(train=[0, 1, 0.5, 1]), "train: label 0.5 is not a whole number"),
         (lambda: found(classes=["a"]), "labels of train are 0 to 1, but only 1 classes have names"),
         (lambda: found(val=[0, 1, 2]), "val, train/cat/2.png: label 2 is out of range: 0 to 1, as in train"),
         (lambda: found(test=[0, -1]), "test, train/cat/1.png: label -1 is out of range"),
