@@ -127,6 +127,31 @@ def test_it_is_evaluated_predicted_and_exported(run: Path, tmp_path: Path, monke
     assert "all right" in (tmp_path / "export" / "README.md").read_text()
 
 
+def test_images_with_one_label_each_are_refused_in_one_line(run: Path, tmp_path: Path):
+    for place in (f"{split}/{name}" for split in DATA for name in sorted(NAMES)):
+        write_image(tmp_path / "folders" / place / "a.png")
+
+    class Named(list):  # type: ignore[type-arg]
+        classes = NAMES
+
+    one_label = Named((DATA["test"][i][0], i % 3) for i in range(6))
+    for given in (
+        {"data_root": str(tmp_path / "folders" / "val")},
+        {"data": {"test": one_label}},
+        {"data": {"train": one_label, "val": one_label}},
+    ):
+        with pytest.raises(InputError, match=r"^(--data-root .*|data): \w+: labels of shape .*: tags are N x 3$"):
+            evaluate(run, output_dir=tmp_path / "out", **given)
+
+
+def test_rows_of_labels_are_refused_by_a_run_with_one_label_each(tmp_path: Path):
+    data = {split: [(DATA["test"][i][0], i % 3) for i in range(12)] for split in ("train", "val")}
+    train(settings(tmp_path / "run", epochs=1, batch_size=4), STRATEGY, data=data)
+    rows = [(image, row) for image, row in (DATA["test"][i] for i in range(6))]
+    with pytest.raises(InputError, match=r"^data: test: labels of shape \(3,\).*wants one whole number per image$"):
+        evaluate(tmp_path / "run", data={"test": rows}, output_dir=tmp_path / "out")
+
+
 def test_a_shell_opens_it_when_the_module_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     image = write_image(tmp_path / "a.png")
     assert recipe("predict")([str(run), str(image), "--output", str(tmp_path / "a.csv"), "--import", "tags"]) == 0
