@@ -6,12 +6,15 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TORCHRUN, recipe, write_image
-from toolkit import InputError, Settings, Simultaneous, train
+from toolkit import InputError, Settings, Simultaneous, SingleScale, SourceOptions, train
+from toolkit.config.tables import TABLES
+from toolkit.tools.benchmark import benchmark
 from toolkit.tools.evaluate import evaluate
 from toolkit.tools.export import export
 from toolkit.tools.predict import predict
@@ -125,6 +128,21 @@ def test_it_is_evaluated_predicted_and_exported(run: Path, tmp_path: Path, monke
     exported = export(run, data=DATA, formats=("safetensors",), output_dir=tmp_path / "export")
     assert exported.differences["safetensors"] < 1e-4
     assert "all right" in (tmp_path / "export" / "README.md").read_text()
+
+
+class ColorSource:
+    def recognizes(self, data_root: str) -> bool:
+        return data_root == "colors:"
+
+    def read(self, data_root: str, options: SourceOptions) -> Any:
+        return DATA
+
+
+def test_its_steps_are_benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TABLES["source"], "colors", ColorSource)
+    given = settings(tmp_path / "run", data_root="colors:", task="tags:Tags", mixup=0.0)
+    report = benchmark(given, SingleScale(16), precisions=["float32"], batch_sizes=[4], steps=1)
+    assert report.cases[0].images_per_s > 0
 
 
 def test_images_with_one_label_each_are_refused_in_one_line(run: Path, tmp_path: Path):
