@@ -5,22 +5,31 @@ stopped, continued bit for bit, on two processes too; evaluated, predicted, expo
 import csv
 import json
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import ROOT, TORCHRUN, recipe, write_image
-from toolkit import InputError, Settings, Simultaneous, SingleScale, SourceOptions, train
+from toolkit import InputError, Settings, Simultaneous, SingleScale, SourceOptions, Task, train
 from toolkit.config.tables import TABLES
+from toolkit.data.images.views import normalize
+from toolkit.models.classification import Classification
 from toolkit.tools.benchmark import benchmark
 from toolkit.tools.evaluate import evaluate
 from toolkit.tools.export import export
+from toolkit.tools.export_images import measure_gap, read_check_images
+from toolkit.tools.export_model import describe
+from toolkit.tools.loaded_run import load_run
+from toolkit.tools.model_card import _result
 from toolkit.tools.predict import predict
+from toolkit.tools.run_data import own_splits
 
 sys.path.insert(0, str(ROOT / "tests" / "contract"))
-from tags import Tags
+from tags import BoundTags, Tags
 
 pytestmark = pytest.mark.pages
 NAMES = ("red", "green", "blue")
@@ -127,7 +136,46 @@ def test_it_is_evaluated_predicted_and_exported(run: Path, tmp_path: Path, monke
     assert np.mean(right) > 0.5
     exported = export(run, data=DATA, formats=("safetensors",), output_dir=tmp_path / "export")
     assert exported.differences["safetensors"] < 1e-4
-    assert "all right" in (tmp_path / "export" / "README.md").read_text()
+    assert exported.by_card.images == exported.by_card.same == 32  # as the task answers: several classes or none
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "all right" in card
+    assert "probabilities = model(pixels).sigmoid()[0]" in card
+    assert "anything else gets one of them" not in card
+
+
+class Thirds(BoundTags):
+    def probabilities(self, averaged):
+        return averaged.sigmoid() / 3
+
+
+@dataclass(frozen=True)
+class TagsInThirds(Tags):
+    def bind(self, class_counts, device):
+        return Thirds(len(class_counts), smoothing=0.0, weights=None)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        (Classification(), "probabilities = model(pixels).softmax(1)[0]"),
+        (Classification(loss="bce"), "probabilities = model(pixels).sigmoid()[0]"),
+        (
+            TagsInThirds(),
+            "logits = model(pixels)  # N x C, classes as in class_map.json; TagsInThirds says",
+        ),
+    ],
+)
+def test_a_model_card_makes_probabilities_as_the_task_does(run: Path, tmp_path: Path, task: Task, told: str):
+    loaded = replace(load_run(run), task=task)
+    assert told in _result(loaded)
+    pixels = read_check_images(own_splits(load_run(run), data=DATA), describe(loaded, 24)).ours[:2]
+    other = 255 - pixels
+    gap = measure_gap(loaded, pixels, normalize(other, loaded.mean, loaded.std))
+    with torch.no_grad():
+        logits = [loaded.model(normalize(x, loaded.mean, loaded.std))[0] for x in (pixels, other)]
+    bound = task.bind(np.ones(3), torch.device("cpu"))
+    first, second = (bound.probabilities(bound.average([x])) for x in logits)
+    assert gap.probability == pytest.approx((first - second).abs().max().item(), abs=1e-5)
 
 
 class ColorSource:

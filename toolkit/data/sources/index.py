@@ -86,7 +86,7 @@ class Index:
 
     @classmethod
     def of_files(cls, root: Path, names: Sequence[str], labels: Sequence[Any] | np.ndarray) -> "Index":
-        """An index of images that are single files, whose sizes are not known yet; `labels`: N, or N rows of numbers."""
+        """An index of images that are single files, whose sizes are not known yet; `labels`: N, or N rows."""
         count, given = len(names), np.asarray(labels)
         whole = given.dtype.kind != "f" or bool((given == np.rint(given)).all())
         pixels, size = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int64)
