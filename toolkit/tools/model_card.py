@@ -216,7 +216,8 @@ def _result(loaded: LoadedRun) -> str:
     for code, found in ((".softmax(1)", logits.softmax(1)), (".sigmoid()", logits.sigmoid())):
         if expected.shape == found.shape and torch.allclose(expected.float(), found, atol=1e-5):
             return f"probabilities = model(pixels){code}[0]  # in the order of class_map.json"
-    return f"logits = model(pixels)  # N x C, classes as in class_map.json; {type(loaded.task).__name__} says what they mean"
+    meaning = f"{type(loaded.task).__name__} says what they mean"
+    return f"logits = model(pixels)  # N x C, classes as in class_map.json; {meaning}"
 
 
 def _unknown_images(loaded: LoadedRun) -> str:
