@@ -13,9 +13,12 @@ from runs import cut_off
 from safetensors.torch import load_file
 
 from tests.conftest import recipe, write_folders
-from toolkit import Found, Index, InputError, Settings, Source, SourceOptions, register
+from toolkit import Found, Index, InputError, Settings, SingleScale, Source, SourceOptions, register
 from toolkit.config.tables import TABLES
 from toolkit.data.sources.splits import absolute, open_splits
+from toolkit.training import device
+from toolkit.training.parts import make_parts
+from toolkit.training.run_plan import make_run_plan
 
 RUN = (*("--arch", "test_resnet", "--img-size", "16", "--epochs", "2", "--batch-size", "8"), "--log-with", "none")
 TABLE = ("--import", "own_source", "--data-root", "table:photos/table.csv")
@@ -125,6 +128,17 @@ def test_a_source_may_give_data_sets(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert recipe("evaluate")(["run"]) == 0
     assert recipe("scan")(["python:stripes", "--output-dir", "scan"]) == 2
     assert "python:stripes: gives data sets of Python, whose images are not files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("root", "modules"), [(TABLE[-1], {"own_source"}), ("python:stripes", {__name__, "own_data"})])
+def test_its_file_is_part_of_what_a_run_is(root: str, modules: set[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TABLES["source"], "in python", InPython)
+    for name, expected in ((root, modules), ("photos", set())):
+        usual = {"arch": "test_resnet", "batch_size": 8, "log_with": "none"}
+        settings = Settings(data_root=name, output_dir=Path("run"), **usual)
+        plan = make_run_plan(device.start(settings), *make_parts(settings, SingleScale(24)))
+        device.stop()
+        assert {*plan.own_code()} == expected
 
 
 def found(**changes: Any) -> Found:

@@ -14,7 +14,9 @@ from toolkit.data.loading.pipeline import check_readable
 from toolkit.data.loading.python_data import open_data
 from toolkit.data.loading.trial import try_transform
 from toolkit.data.sources import synthetic
+from toolkit.data.sources.detect import own_source
 from toolkit.data.sources.index import Splits
+from toolkit.data.sources.python_data import data_modules
 from toolkit.data.sources.splits import absolute
 from toolkit.models.inspection import ModelPlan
 from toolkit.runs import dashboards
@@ -53,7 +55,11 @@ class RunPlan:
 
     def own_code(self) -> dict[str, str]:
         """SHA-256 of the source files of all parts that are the user's own, by module."""
-        return self.parts.own_code(self.model.modules)
+        modules = {*self.model.modules}
+        if self.parts.data is None and (source := own_source(self.settings.data_root)):
+            given = {name: index.items.data for name, index in self.splits.all().items() if index.items}
+            modules |= {source.module} | data_modules(given)
+        return self.parts.own_code(modules)
 
 
 def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, only_timed: bool = False) -> RunPlan:
