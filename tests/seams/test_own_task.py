@@ -27,6 +27,8 @@ from toolkit.tools.loaded_run import load_run
 from toolkit.tools.model_card import _result
 from toolkit.tools.predict import predict
 from toolkit.tools.run_data import own_splits
+from toolkit.training.parts import make_parts
+from toolkit.training.run_plan import _reopening
 
 sys.path.insert(0, str(ROOT / "tests" / "contract"))
 from tags import BoundTags, Tags
@@ -221,6 +223,15 @@ def test_rows_of_labels_are_refused_by_a_run_with_one_label_each(tmp_path: Path)
 def test_a_shell_opens_it_when_the_module_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     image = write_image(tmp_path / "a.png")
     assert recipe("predict")([str(run), str(image), "--output", str(tmp_path / "a.csv"), "--import", "tags"]) == 0
+
+
+def test_a_class_of_a_script_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch):
+    chosen = Settings(arch="test_resnet", log_with="none")
+    _, parts = make_parts(chosen, STRATEGY, task=Tags())
+    assert _reopening(parts) == []
+    monkeypatch.setattr(Tags, "__module__", "__main__")
+    told = "Tags is defined in the script that trains: evaluate.py and others cannot open this run from a shell"
+    assert _reopening(parts) == [f"reopen    {told}; move it into a module"]
 
 
 def test_without_a_validation_split_images_are_held_out(tmp_path: Path):

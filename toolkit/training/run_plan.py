@@ -192,12 +192,16 @@ def describe_run(run_plan: RunPlan) -> list[str]:
 
 
 def _reopening(parts: Parts) -> list[str]:
-    """How to open the finished run, where that needs what only Python can pass."""
-    if parts.data is None:
-        return []
-    return [
-        "reopen    from Python: evaluate(RUN, data=...), export(RUN, data=...); recipes need --data-root of the images"
+    """How to open the finished run, where that needs what only Python can pass, and what nothing can open."""
+    kinds = [type(part) for part in (parts.strategy, parts.task)]  # opening a run does not need its schedule
+    lines = [
+        f"reopen    {kind.__qualname__} is defined in the script that trains: evaluate.py and others cannot open this run "
+        "from a shell; move it into a module"
+        for kind in kinds
+        if kind.__module__ == "__main__"
     ]
+    from_python = "from Python: evaluate(RUN, data=...), export(RUN, data=...); recipes need --data-root of the images"
+    return [*lines, *([] if parts.data is None else [f"reopen    {from_python}"])]
 
 
 def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:
