@@ -195,8 +195,8 @@ def _reopening(parts: Parts) -> list[str]:
     """How to open the finished run, where that needs what only Python can pass, and what nothing can open."""
     kinds = [type(part) for part in (parts.strategy, parts.task)]  # opening a run does not need its schedule
     lines = [
-        f"reopen    {kind.__qualname__} is defined in the script that trains: evaluate.py and others cannot open this run "
-        "from a shell; move it into a module"
+        f"reopen    {kind.__qualname__} is defined in the script that trains: evaluate.py and others cannot open this "
+        "run from a shell; move it into a module"
         for kind in kinds
         if kind.__module__ == "__main__"
     ]

@@ -277,9 +277,8 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
         launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
     recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
     again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
-    modules = _own_modules(records.config)
-    for name in CODE:
-        again += [f"--{name.replace('_', '-')}", str(records.config[name])] if records.config.get(name) else []
+    modules, own = _own_modules(records.config), [name for name in CODE if records.config.get(name)]
+    again += [word for name in own for word in (f"--{name.replace('_', '-')}", str(records.config[name]))]
     again += ["--import", *modules] if modules else []
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if modules is not None else []),
