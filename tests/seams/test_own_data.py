@@ -235,6 +235,18 @@ def test_a_label_may_be_a_row_of_numbers_for_a_task_of_several_labels():
         start(Path("run"), {"train": data, "val": data}, batch_size=2)
 
 
+@pytest.mark.parametrize("rows", [[[0.1, 0.9], [0.7, 0.3]] * 3, torch.tensor([[0.1, 0.9], [0.7, 0.3]] * 3).double()])
+def test_rows_that_float32_rounds_are_the_labels_that_the_data_set_told(rows: Any):
+    data = Items((np.zeros((4, 4, 3), np.uint8), row) for row in rows)
+    data.targets = rows
+    splits = opened({"train": data, "val": data})
+    assert splits.train.labels.dtype == np.float32
+    items = splits.train.items
+    items.check_label(1, items.read(1)[1], splits.train.labels[1])
+    with pytest.raises(InputError, match="the data set told"):
+        items.check_label(1, items.read(0)[1], splits.train.labels[1])
+
+
 # After training
 
 

@@ -101,7 +101,10 @@ BAD = {
         {"train": changed(classes=("a", "b"))},
         "data: labels of train are 0 to 2, but only 2 classes have names",
     ),
-    "a negative label": ({"train": changed(targets=[-1, 0, 1] * 4)}, "labels must be 0 ... C-1"),
+    "a negative label": (
+        {"train": changed(targets=[-1, 0, 1] * 4)},
+        "data: train: train/0: label -1 is out of range: 0 or more",
+    ),
     "a label of val that train does not have": (
         {"train": VAL, "val": changed(targets=[0, 1, 2, 3] * 3)},
         "data: val, val/3: label 3 is out of range: 0 to 2, as in train",

@@ -13,9 +13,12 @@ from runs import cut_off
 from safetensors.torch import load_file
 
 from tests.conftest import recipe, write_folders
-from toolkit import Found, Index, InputError, Settings, Source, SourceOptions, register
+from toolkit import Found, Index, InputError, Settings, SingleScale, Source, SourceOptions, register
 from toolkit.config.tables import TABLES
 from toolkit.data.sources.splits import absolute, open_splits
+from toolkit.training import device
+from toolkit.training.parts import make_parts
+from toolkit.training.run_plan import make_run_plan
 
 RUN = (*("--arch", "test_resnet", "--img-size", "16", "--epochs", "2", "--batch-size", "8"), "--log-with", "none")
 TABLE = ("--import", "own_source", "--data-root", "table:photos/table.csv")
@@ -128,8 +131,19 @@ def test_a_source_may_give_data_sets(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "python:stripes: gives data sets of Python, whose images are not files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("root", "modules"), [(TABLE[-1], {"own_source"}), ("python:stripes", {__name__, "own_data"})])
+def test_its_file_is_part_of_what_a_run_is(root: str, modules: set[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TABLES["source"], "in python", InPython)
+    for name, expected in ((root, modules), ("photos", set())):
+        usual = {"arch": "test_resnet", "batch_size": 8, "log_with": "none"}
+        settings = Settings(data_root=name, output_dir=Path("run"), **usual)
+        plan = make_run_plan(device.start(settings), *make_parts(settings, SingleScale(24)))
+        device.stop()
+        assert {*plan.own_code()} == expected
+
+
 def found(**changes: Any) -> Found:
-    def index(labels: list[int]) -> Index:
+    def index(labels: list[float]) -> Index:
         return Index.of_files(Path("photos"), [f"train/cat/{i}.png" for i in range(len(labels))], labels)
 
     usual = {"train": index([0, 1, 0, 1]), "val": index([0, 1]), "test": None, "classes": ["a", "b"]}
@@ -142,6 +156,8 @@ def found(**changes: Any) -> Found:
         (lambda: {}["x"], "photos: read of source 'bad' failed: KeyError: 'x'"),
         (lambda: None, "photos: source 'bad' must read a toolkit.Found, not None"),
         (lambda: found(train=[0, 2, 0, 2]), "train: labels must be 0 ... C-1, at least 2, each used; 1 is not used"),
+        (lambda: found(train=[0, 1, 0, -1]), "train: train/cat/3.png: label -1 is out of range: 0 or more"),
+        (lambda: found(train=[0, 1, 0.5, 1]), "train: label 0.5 is not a whole number"),
         (lambda: found(classes=["a"]), "labels of train are 0 to 1, but only 1 classes have names"),
         (lambda: found(val=[0, 1, 2]), "val, train/cat/2.png: label 2 is out of range: 0 to 1, as in train"),
         (lambda: found(test=[0, -1]), "test, train/cat/1.png: label -1 is out of range"),

@@ -5,19 +5,33 @@ stopped, continued bit for bit, on two processes too; evaluated, predicted, expo
 import csv
 import json
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import ROOT, TORCHRUN, recipe, write_image
-from toolkit import InputError, Settings, Simultaneous, train
+from toolkit import InputError, Settings, Simultaneous, SingleScale, SourceOptions, Task, train
+from toolkit.config.tables import TABLES
+from toolkit.data.images.views import normalize
+from toolkit.models.classification import Classification
+from toolkit.tools.benchmark import benchmark
 from toolkit.tools.evaluate import evaluate
 from toolkit.tools.export import export
+from toolkit.tools.export_images import measure_gap, read_check_images
+from toolkit.tools.export_model import describe
+from toolkit.tools.loaded_run import load_run
+from toolkit.tools.model_card import _result
 from toolkit.tools.predict import predict
+from toolkit.tools.run_data import own_splits
+from toolkit.training.parts import make_parts
+from toolkit.training.run_plan import _reopening
 
 sys.path.insert(0, str(ROOT / "tests" / "contract"))
-from tags import Tags
+from tags import BoundTags, Tags
 
 pytestmark = pytest.mark.pages
 NAMES = ("red", "green", "blue")
@@ -124,12 +138,100 @@ def test_it_is_evaluated_predicted_and_exported(run: Path, tmp_path: Path, monke
     assert np.mean(right) > 0.5
     exported = export(run, data=DATA, formats=("safetensors",), output_dir=tmp_path / "export")
     assert exported.differences["safetensors"] < 1e-4
-    assert "all right" in (tmp_path / "export" / "README.md").read_text()
+    assert exported.by_card.images == exported.by_card.same == 32  # as the task answers: several classes or none
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "all right" in card
+    assert "probabilities = model(pixels).sigmoid()[0]" in card
+    assert "anything else gets one of them" not in card
+
+
+class Thirds(BoundTags):
+    def probabilities(self, averaged):
+        return averaged.sigmoid() / 3
+
+
+@dataclass(frozen=True)
+class TagsInThirds(Tags):
+    def bind(self, class_counts, device):
+        return Thirds(len(class_counts), smoothing=0.0, weights=None)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        (Classification(), "probabilities = model(pixels).softmax(1)[0]"),
+        (Classification(loss="bce"), "probabilities = model(pixels).sigmoid()[0]"),
+        (
+            TagsInThirds(),
+            "logits = model(pixels)  # N x C, classes as in class_map.json; TagsInThirds says",
+        ),
+    ],
+)
+def test_a_model_card_makes_probabilities_as_the_task_does(run: Path, tmp_path: Path, task: Task, told: str):
+    loaded = replace(load_run(run), task=task)
+    assert told in _result(loaded)
+    pixels = read_check_images(own_splits(load_run(run), data=DATA), describe(loaded, 24)).ours[:2]
+    other = 255 - pixels
+    gap = measure_gap(loaded, pixels, normalize(other, loaded.mean, loaded.std))
+    with torch.no_grad():
+        logits = [loaded.model(normalize(x, loaded.mean, loaded.std))[0] for x in (pixels, other)]
+    bound = task.bind(np.ones(3), torch.device("cpu"))
+    first, second = (bound.probabilities(bound.average([x])) for x in logits)
+    assert gap.probability == pytest.approx((first - second).abs().max().item(), abs=1e-5)
+
+
+class ColorSource:
+    def recognizes(self, data_root: str) -> bool:
+        return data_root == "colors:"
+
+    def read(self, data_root: str, options: SourceOptions) -> Any:
+        return DATA
+
+
+def test_its_steps_are_benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TABLES["source"], "colors", ColorSource)
+    given = settings(tmp_path / "run", data_root="colors:", task="tags:Tags", mixup=0.0)
+    report = benchmark(given, SingleScale(16), precisions=["float32"], batch_sizes=[4], steps=1)
+    assert report.cases[0].images_per_s > 0
+
+
+def test_images_with_one_label_each_are_refused_in_one_line(run: Path, tmp_path: Path):
+    for place in (f"{split}/{name}" for split in DATA for name in sorted(NAMES)):
+        write_image(tmp_path / "folders" / place / "a.png")
+
+    class Named(list):  # type: ignore[type-arg]
+        classes = NAMES
+
+    one_label = Named((DATA["test"][i][0], i % 3) for i in range(6))
+    for given in (
+        {"data_root": str(tmp_path / "folders" / "val")},
+        {"data": {"test": one_label}},
+        {"data": {"train": one_label, "val": one_label}},
+    ):
+        with pytest.raises(InputError, match=r"^(--data-root .*|data): \w+: labels of shape .*: tags are N x 3$"):
+            evaluate(run, output_dir=tmp_path / "out", **given)
+
+
+def test_rows_of_labels_are_refused_by_a_run_with_one_label_each(tmp_path: Path):
+    data = {split: [(DATA["test"][i][0], i % 3) for i in range(12)] for split in ("train", "val")}
+    train(settings(tmp_path / "run", epochs=1, batch_size=4), STRATEGY, data=data)
+    rows = [(image, row) for image, row in (DATA["test"][i] for i in range(6))]
+    with pytest.raises(InputError, match=r"^data: test: labels of shape \(3,\).*wants one whole number per image$"):
+        evaluate(tmp_path / "run", data={"test": rows}, output_dir=tmp_path / "out")
 
 
 def test_a_shell_opens_it_when_the_module_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     image = write_image(tmp_path / "a.png")
     assert recipe("predict")([str(run), str(image), "--output", str(tmp_path / "a.csv"), "--import", "tags"]) == 0
+
+
+def test_a_class_of_a_script_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch):
+    chosen = Settings(arch="test_resnet", log_with="none")
+    _, parts = make_parts(chosen, STRATEGY, task=Tags())
+    assert _reopening(parts) == []
+    monkeypatch.setattr(Tags, "__module__", "__main__")
+    told = "Tags is defined in the script that trains: evaluate.py and others cannot open this run from a shell"
+    assert _reopening(parts) == [f"reopen    {told}; move it into a module"]
 
 
 def test_without_a_validation_split_images_are_held_out(tmp_path: Path):

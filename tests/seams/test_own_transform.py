@@ -1,5 +1,6 @@
 """A transform of the user's own is exact, is never used in evaluation, and is tried before anything is written."""
 
+import functools
 import hashlib
 import random
 import re
@@ -136,6 +137,12 @@ def test_a_transform_is_part_of_what_is_learned_and_its_file_of_what_a_run_is():
     assert (module, more) == ("own_data", [])
     assert digest == hashlib.sha256(Path(own_data.__file__).read_bytes()).hexdigest()
     assert make_parts(settings, SingleScale(24))[1].transform == parts.transform  # its module is imported
+
+
+def test_a_partial_is_of_the_module_of_its_function():
+    twice = functools.partial(functools.partial(blocks))
+    made = make_parts(Settings(log_with="none"), SingleScale(24), transform=twice)[1]
+    assert [*made.own_code()] == ["own_transform"]
 
 
 def rotation(degrees: float) -> Any:

@@ -165,7 +165,8 @@ class Optimization(Section):
         description="epochs of linear warm-up (default: 1; 0 in a run of one epoch)",
     )
     patience: PositiveInt | None = Field(
-        None, description="stop after this many epochs of the last phase without improvement (unset: never)"
+        None,
+        description="stop after this many epochs without improvement in the last phase that counts (unset: never)",
     )
     min_delta: float = Field(
         0.0,

@@ -266,7 +266,7 @@ class Schedule(ABC):
     warmup: float = 0.0
 
     def factor(self, progress: float) -> float:
-        """The share of the peak learning rate at `progress`, a share of the run's steps in [0, 1]."""
+        """The share of the peak learning rate at `progress`, the share of the run's images trained on, 0 to 1."""
         return progress / self.warmup if progress < self.warmup else self.shape(progress)
 
     @abstractmethod

@@ -150,17 +150,17 @@ def _measure(state: TrainState, run_plan: RunPlan, sizes: tuple[int, ...], steps
     accelerator, plan = state.accelerator, run_plan.steps
     if len(sizes) == 1:
         state = replace(state, strategy=SingleScale(sizes[0]))
-    batch_size, micro_batch = plan.budget.batch_size, plan.micro_batch
+    batch_size, micro_batch, labels = plan.budget.batch_size, plan.micro_batch, run_plan.splits.train.labels
     device.give_back_memory()
     reset_peak_memory(accelerator.device)
-    p50, p95 = np.percentile(_step_seconds(state, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
+    p50, p95 = np.percentile(_step_seconds(state, labels, sizes, micro_batch, batch_size, steps), (50, 95)).tolist()
     memory = peak_memory_gb(accelerator.device)
     fewer = max(2, micro_batch // 2)  # BatchNorm needs 2 images
     short = -(-steps // 2)  # a median needs fewer samples than a percentile
-    halved = np.median(_step_seconds(state, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
+    halved = np.median(_step_seconds(state, labels, sizes, fewer, batch_size, short)) if fewer < micro_batch else None
     fixed = None if halved is None else p50 - micro_batch * (p50 - halved) / (micro_batch - fewer)
     gflop = batch_size * training_gflop(run_plan.model.gmacs, sizes)
-    moved = TRAINING * plan.accumulation(plan.phases[0]) * _forward_bytes(state, sizes, micro_batch)
+    moved = TRAINING * plan.accumulation(plan.phases[0]) * _forward_bytes(state, labels, sizes, micro_batch)
     return Case(
         sizes=sizes,
         precision="",
@@ -177,17 +177,19 @@ def _measure(state: TrainState, run_plan: RunPlan, sizes: tuple[int, ...], steps
     )
 
 
-def _batch(sizes: tuple[int, ...], images: int, batch_size: int) -> Batch:
+def _batch(sizes: tuple[int, ...], labels: np.ndarray, images: int, batch_size: int) -> Batch:
+    """A batch of noise with the first of the data's `labels`."""
     shape, generator = (images, sizes[-1], sizes[-1], 3), torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    return Batch(pixels, torch.zeros(images, dtype=torch.int64), np.arange(images), Step(sizes, batch_size), 0)
+    given = torch.from_numpy(np.resize(labels[:images], (images, *labels.shape[1:])))  # repeated where there are fewer
+    return Batch(pixels, given, np.arange(images), Step(sizes, batch_size), 0)
 
 
 def _step_seconds(
-    state: TrainState, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
+    state: TrainState, labels: np.ndarray, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
 ) -> list[float]:
     """Seconds of each timed optimizer step, on this process's clock."""
-    phase, batch = Phase(0, 1, 1, sizes, batch_size), _batch(sizes, micro_batch, batch_size)
+    phase, batch = Phase(0, 1, 1, sizes, batch_size), _batch(sizes, labels, micro_batch, batch_size)
     state.model.train()
     times = []
     for _ in range(WARM_UP_STEPS + steps):
@@ -200,9 +202,9 @@ def _step_seconds(
 
 
 @torch.no_grad()
-def _forward_bytes(state: TrainState, sizes: tuple[int, ...], micro_batch: int) -> int:
+def _forward_bytes(state: TrainState, labels: np.ndarray, sizes: tuple[int, ...], micro_batch: int) -> int:
     """Bytes that the operations of one forward pass read and write, in the accelerator's precision."""
-    images, _ = state.receive(_batch(sizes, micro_batch, micro_batch))
+    images, _ = state.receive(_batch(sizes, labels, micro_batch, micro_batch))
     views = state.views(images, sizes)
     with torch.compiler.set_stance("force_eager"), state.accelerator.autocast(), Traffic() as traffic:
         state.weights.model.eval()(*views)

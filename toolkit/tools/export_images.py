@@ -93,11 +93,14 @@ def measure_gap(loaded: LoadedRun, ours: Tensor, theirs: Tensor) -> Gap:
     there = ~theirs.isnan().any(dim=(1, 2, 3))
     theirs, ours = theirs[there], views.normalize(ours[there], loaded.mean, loaded.std)
     levels = 255 * (theirs - ours).abs() * loaded.std[:, None, None]
-    by_theirs, by_ours = (answer(lambda batch: loaded.model(batch)[0], x).softmax(1) for x in (theirs, ours))
+    task = loaded.bound_task
+    logits = (answer(lambda batch: loaded.model(batch)[0], x) for x in (theirs, ours))
+    by_theirs, by_ours = (task.probabilities(task.average([x])).numpy() for x in logits)
+    answers = [[loaded.task.answer(row, loaded.classes) for row in rows] for rows in (by_theirs, by_ours)]
     return Gap(
         images=len(theirs),
         mean_levels=float(levels.mean()),
         most_levels=float(levels.max()),
-        same=int((by_theirs.argmax(1) == by_ours.argmax(1)).sum()),
-        probability=float((by_theirs - by_ours).abs().max()),
+        same=sum(first == second for first, second in zip(*answers, strict=True)),
+        probability=float(np.abs(by_theirs - by_ours).max()),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.directory import RunDirectory
 from toolkit.strategies import build, strategy_class
-from toolkit.strategies.base import Metric, Strategy, Task
+from toolkit.strategies.base import BoundTask, Metric, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.parts import code_digests
 from toolkit.training.tasks import make_task
@@ -56,6 +57,11 @@ class LoadedRun:
     def select_by(self) -> Metric:
         """The metric that selected the best model."""
         return self.task.metric(self.settings.select_by or self.task.metrics[0].name)
+
+    @property
+    def bound_task(self) -> BoundTask:
+        """The task's computations on the model's device, for evaluation: all classes weigh the same."""
+        return self.task.bind(np.ones(len(self.classes)), self.mean.device)
 
     def manifest(self) -> dict[str, Any]:
         """Manifest of the newest checkpoint; empty if there is no checkpoint."""

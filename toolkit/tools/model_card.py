@@ -12,6 +12,7 @@ from toolkit.config.base import to_yaml
 from toolkit.config.choices import Format
 from toolkit.config.data_roots import SYNTHETIC
 from toolkit.data.sources.index import Splits
+from toolkit.models.classification import Classification
 from toolkit.models.portable import MIDDLE, PortableModel
 from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.run_config import learned
@@ -22,17 +23,16 @@ from toolkit.tools.loaded_run import LoadedRun
 
 MOST_CLASSES = 20  # most classes that the card names; class_map.json has all
 LIMITATIONS = (
-    "It knows these classes only: anything else gets one of them, too. Accuracy was measured on images of the same "
-    "source as those of the training; on others expect less. Logits were compared in float32 on a CPU; in half "
-    "precision they differ more. What the images show, and who may use them and this model, is for its author to add, "
-    "with a license."
+    "Accuracy was measured on images of the same source as those of the training; on others expect less. Logits were "
+    "compared in float32 on a CPU; in half precision they differ more. What the images show, and who may use them and "
+    "this model, is for its author to add, with a license."
 )
 SPLITS = {"val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Gap between other preprocessing and evaluation's, in gray levels of 255; `same`: images predicted the same."""
+    """Gap between other preprocessing and evaluation's, in gray levels of 255; `same`: images with the same answer."""
 
     images: int
     mean_levels: float
@@ -43,7 +43,7 @@ class Gap:
     def __str__(self) -> str:
         return (
             f"{self.mean_levels:.2g} of 255 gray levels off on average and {self.most_levels:.2g} at most; {self.same} "
-            f"of {self.images} images get the same class, no probability changes by more than {self.probability:.2g}"
+            f"of {self.images} images get the same answer, no probability changes by more than {self.probability:.2g}"
         )
 
 
@@ -114,7 +114,7 @@ def write_card(card: Card) -> str:
         "Accuracy": _accuracy(card, rows),
         "Training data": _counts(card),
         "Settings": f"```yaml\n{to_yaml(_settings(card.loaded))}```",
-        "Limitations": LIMITATIONS,
+        "Limitations": f"{_unknown_images(card.loaded)} {LIMITATIONS}",
         "Versions": _versions(card.loaded),
     }
     parts = [f"---\n{to_yaml(_front(card, rows))}---\n{title}", _introduction(card)]
@@ -184,7 +184,7 @@ def _usage(card: Card) -> str:
         *creation,
         "image = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')",
         f"pixels = transform({MIDDLE})[None]",
-        *(["probabilities = model(pixels).softmax(1)[0]  # in the order of class_map.json"] if weights else []),
+        *([_result(card.loaded)] if weights else []),
     ]
     blocks = ["\n".join(lines)]
     if "onnx" in card.differences:
@@ -207,6 +207,22 @@ def _usage(card: Card) -> str:
             "\n".join(table),
         ]
     )
+
+
+def _result(loaded: LoadedRun) -> str:
+    """The line that applies the model: what makes the task's probabilities of logits is found by trying both."""
+    logits, task = torch.randn(8, len(loaded.classes), generator=torch.Generator().manual_seed(0)), loaded.bound_task
+    expected = task.probabilities(task.average([logits.to(loaded.mean.device)])).cpu()
+    for code, found in ((".softmax(1)", logits.softmax(1)), (".sigmoid()", logits.sigmoid())):
+        if expected.shape == found.shape and torch.allclose(expected.float(), found, atol=1e-5):
+            return f"probabilities = model(pixels){code}[0]  # in the order of class_map.json"
+    meaning = f"{type(loaded.task).__name__} says what they mean"
+    return f"logits = model(pixels)  # N x C, classes as in class_map.json; {meaning}"
+
+
+def _unknown_images(loaded: LoadedRun) -> str:
+    known = "It knows these classes only"
+    return f"{known}: anything else gets one of them, too." if isinstance(loaded.task, Classification) else f"{known}."
 
 
 def _preprocessing(card: Card) -> str:

@@ -34,7 +34,9 @@ def own_splits(loaded: LoadedRun, data_root: str | None = None, data: Mapping[st
         raise InputError(f"{root}: the data of {loaded.directory.path} is not there: --data-root says where it is now")
     settings = _lenient(loaded, {"data_root": data_root or root})
     splits = open_data(settings, loaded.strategy.selection().sizes[-1], data)
-    _check_classes("data" if data else f"--data-root {settings.data_root}", splits.classes, loaded.classes)
+    where = "data" if data else f"--data-root {settings.data_root}"
+    _check_classes(where, splits.classes, loaded.classes)
+    _check_labels(where, splits.all(), loaded)
     return splits
 
 
@@ -114,6 +116,7 @@ def _passed_data(loaded: LoadedRun, data: Mapping[str, Any], split: Split | None
     if "train" in data:
         all_splits = find_data(settings, loaded.strategy.selection().sizes[-1], data)
         _check_classes("data", all_splits.classes, loaded.classes)
+        _check_labels("data", all_splits.splits(), loaded)
         splits = with_validation(all_splits, settings)
         if splits.digests() == loaded.manifest().get("data"):
             own = _readers(splits)
@@ -121,6 +124,7 @@ def _passed_data(loaded: LoadedRun, data: Mapping[str, Any], split: Split | None
         found = all_splits.splits()
     for name in [name for name in data if name not in found]:
         found[name] = index_split(name, data[name], label_reader(settings), strict=False)
+        _check_labels("data", {name: found[name]}, loaded)
         check_in_range(found[name], len(loaded.classes), f"data: {name}")
         _check_classes(f"data: {name}", given_names(data[name]) or loaded.classes, loaded.classes)
     images = {name: ImageReader(index) for name, index in found.items()}
@@ -144,10 +148,13 @@ def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
     """Other data by split, or a folder of class folders under its own name; raises InputError if classes differ."""
     root = Path(data_root).expanduser()
     if root.is_dir() and find_source(root) is None and is_unsplit(root):
-        return {root.resolve().name: ImageReader(_class_folders(root, loaded))}
+        name, index = root.resolve().name, _class_folders(root, loaded)
+        _check_labels(f"--data-root {data_root}", {name: index}, loaded)
+        return {name: ImageReader(index)}
     fresh = {"data_root": data_root, "val_split": None, "synthetic_size": None, "synthetic_count": None}
     found = find_data(_lenient(loaded, fresh), loaded.strategy.selection().sizes[-1])
     _check_classes(f"--data-root {found.name}", found.classes, loaded.classes)
+    _check_labels(f"--data-root {found.name}", found.splits(), loaded)
     return {name: ImageReader(index) for name, index in found.splits().items()}
 
 
@@ -176,3 +183,12 @@ def _check_classes(where: str, classes: Sequence[str], known: Sequence[str]) -> 
         f"{name!r} is missing" for name in lacking[:3]
     ]
     raise InputError(f"{where}: other classes than the run's: {', '.join(parts) or 'in another order'}")
+
+
+def _check_labels(where: str, indices: Mapping[str, Index], loaded: LoadedRun) -> None:
+    """Raise InputError unless the labels are of the kind that the run's task takes."""
+    for split, index in indices.items():
+        try:
+            loaded.task.check_labels(index.labels, len(loaded.classes))
+        except InputError as error:
+            raise InputError(f"{where}: {split}: {error}") from None

@@ -14,7 +14,9 @@ from toolkit.data.loading.pipeline import check_readable
 from toolkit.data.loading.python_data import open_data
 from toolkit.data.loading.trial import try_transform
 from toolkit.data.sources import synthetic
+from toolkit.data.sources.detect import own_source
 from toolkit.data.sources.index import Splits
+from toolkit.data.sources.python_data import data_modules
 from toolkit.data.sources.splits import absolute
 from toolkit.models.inspection import ModelPlan
 from toolkit.runs import dashboards
@@ -53,7 +55,11 @@ class RunPlan:
 
     def own_code(self) -> dict[str, str]:
         """SHA-256 of the source files of all parts that are the user's own, by module."""
-        return self.parts.own_code(self.model.modules)
+        modules = {*self.model.modules}
+        if self.parts.data is None and (source := own_source(self.settings.data_root)):
+            given = {name: index.items.data for name, index in self.splits.all().items() if index.items}
+            modules |= {source.module} | data_modules(given)
+        return self.parts.own_code(modules)
 
 
 def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, only_timed: bool = False) -> RunPlan:
@@ -186,12 +192,16 @@ def describe_run(run_plan: RunPlan) -> list[str]:
 
 
 def _reopening(parts: Parts) -> list[str]:
-    """How to open the finished run, where that needs what only Python can pass."""
-    if parts.data is None:
-        return []
-    return [
-        "reopen    from Python: evaluate(RUN, data=...), export(RUN, data=...); recipes need --data-root of the images"
+    """How to open the finished run, where that needs what only Python can pass, and what nothing can open."""
+    kinds = [type(part) for part in (parts.strategy, parts.task)]  # opening a run does not need its schedule
+    lines = [
+        f"reopen    {kind.__qualname__} is defined in the script that trains: evaluate.py and others cannot open this "
+        "run from a shell; move it into a module"
+        for kind in kinds
+        if kind.__module__ == "__main__"
     ]
+    from_python = "from Python: evaluate(RUN, data=...), export(RUN, data=...); recipes need --data-root of the images"
+    return [*lines, *([] if parts.data is None else [f"reopen    {from_python}"])]
 
 
 def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:

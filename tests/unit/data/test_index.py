@@ -33,6 +33,14 @@ def test_splits_are_read_in_order_when_a_folder_has_all_three(tmp_path: Path):
     assert names(splits.test, tmp_path) == ["test/cat/0.png", "test/dog/0.png"]
 
 
+def test_rows_of_numbers_stay_as_they_are_unless_all_are_whole():
+    soft = Index.of_files(Path("photos"), ["a.png"], [[0.5, 0.7]]).labels
+    assert soft.dtype == np.float32
+    assert soft.tolist() == np.float32([[0.5, 0.7]]).tolist()
+    assert Index.of_files(Path("photos"), ["a.png"], [[0.0, 1.0]]).labels.dtype == np.int64
+    assert Index.of_files(Path("photos"), ["a.png"], [1]).labels.tolist() == [1]
+
+
 @pytest.mark.parametrize("name", ["validation", "valid"])
 def test_validation_is_read_when_its_folder_has_another_name(tmp_path: Path, name: str):
     splits = opened(write_folders(tmp_path, {"train": 3, name: 2}))

@@ -1,5 +1,6 @@
 """report.html from records: what stands in it at each stage of a run, what never does, how large it gets."""
 
+import html
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from tests.conftest import recipe
 from tests.records import Page, answer, end, write_records
+from toolkit.config.base import read_yaml, to_yaml
 from toolkit.models.metrics import Predictions, class_accuracy, confused
 from toolkit.runs import report
 from toolkit.runs.metrics_row import MetricsRow
@@ -92,6 +94,60 @@ def test_the_command_on_the_page_trains_the_same_again_when_it_is_given(finished
     assert words[5] == "recipes/multiscale.py"
     assert recipe("multiscale")([*words[6:], "--dry-run"]) == 0
     assert "progressive 16 -> 32 -> 64 px, selection at 64px" in capsys.readouterr().out
+
+
+OWN = {
+    "strategy": "own_s:S",
+    "task": "own_t:T",
+    "scheduler": "own_t:Sched",
+    "log_with": "own_l:L",
+    "model_from": "own_m:make",
+    "transform": "own_f:blur",
+}
+
+
+def again(run: Path, **values: str) -> list[str]:
+    """The command on the page that trains a run again, whose config.yaml has these values; empty if there is none."""
+    config = read_yaml(run / "config.yaml")
+    (run / "config.yaml").write_text(to_yaml({**config, **values}))
+    page = html.unescape(write_report(run).read_text())
+    (run / "config.yaml").write_text(to_yaml(config))
+    return [
+        word for command in re.findall(r"<pre>(accelerate launch .*?)</pre>", page) for word in shlex.split(command)
+    ]
+
+
+def test_the_command_names_all_code_of_the_users_own(tmp_path: Path):
+    run = end(write_records(tmp_path / "run", epochs=1))
+    words = again(run, **OWN)
+    assert words[-8:-4] == ["--model-from", "own_m:make", "--transform", "own_f:blur"]
+    assert words[-4:] == ["--import", "own_s", "own_t", "own_l"]
+    assert "--import" not in again(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, f"__main__:{text.partition(':')[2]}") for name, text in OWN.items()),
+        ("transform", "a function own_f.<lambda>"),
+        ("transform", "an object of own_f.Blur (0a1b2c3d)"),
+        ("model_from", "an object of own_m.Net"),
+        ("task", "own_t:test.<locals>.T"),
+        ("data_root", "data sets passed from Python: own_d:Stripes"),
+    ],
+)
+def test_no_command_would_train_it_when_only_python_can_pass_a_part(tmp_path: Path, name: str, value: str):
+    run = end(write_records(tmp_path / "run", epochs=1))
+    assert again(run, **{name: value}) == []
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", "collections:OrderedDict", "toolkit:Strategy"])
+def test_a_task_that_is_none_is_as_unknown(tmp_path: Path, name: str):
+    run = end(write_records(tmp_path / "run", epochs=1))
+    config = (run / "config.yaml").read_text().replace("task: classification", f"task: {name}")
+    assert name in config
+    (run / "config.yaml").write_text(config)
+    assert "top1" in write_report(run).read_text()
 
 
 def test_no_command_would_train_it_when_the_strategy_is_the_users_own(tmp_path: Path):

@@ -4,6 +4,7 @@ torchvision's transforms work on tensors, albumentations' on a keyword and with 
 called as they want it.
 """
 
+import functools
 import hashlib
 import random
 import re
@@ -35,7 +36,10 @@ class Transform:
         """The module that defines it, whose file is part of a run's identity."""
         if ":" in self.name:
             return self.name.partition(":")[0]
-        return str(getattr(self.function, "__module__", None) or type(self.function).__module__)
+        function = self.function
+        while isinstance(function, functools.partial):
+            function = function.func
+        return str(getattr(function, "__module__", None) or type(function).__module__)
 
     def apply(self, pixels: np.ndarray, seed: int, epoch: int, sample: int) -> np.ndarray:
         """The transformed image; `pixels` stay as they are. Moves the global generators.

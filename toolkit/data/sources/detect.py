@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from toolkit.config.tables import TABLES, look_up
@@ -21,6 +22,11 @@ class OwnSource(Source):
 
     name: str
     source: Any
+
+    @property
+    def module(self) -> str:
+        """The module that defines it."""
+        return self.source.__name__ if isinstance(self.source, ModuleType) else type(self.source).__module__
 
     def recognizes(self, data_root: str) -> bool:
         return bool(self._asked(data_root, "recognizes", lambda: self.source.recognizes(data_root)))

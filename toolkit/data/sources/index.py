@@ -70,7 +70,7 @@ class Index:
     container: np.ndarray  # int32
     offset: np.ndarray  # int64, bytes
     length: np.ndarray  # int64, bytes
-    labels: np.ndarray  # int64; of a task of several labels, N rows of numbers
+    labels: np.ndarray  # int64; of a task of several labels, N rows of int64 or float32
     width: np.ndarray  # int32
     height: np.ndarray  # int32
     orientation: np.ndarray  # uint8
@@ -85,9 +85,10 @@ class Index:
         return replace(index, offset=np.arange(items.count, dtype=np.int64), labels=labels, items=items)
 
     @classmethod
-    def of_files(cls, root: Path, names: Sequence[str], labels: Sequence[int]) -> "Index":
-        """An index of images that are single files, whose sizes are not known yet."""
-        count = len(names)
+    def of_files(cls, root: Path, names: Sequence[str], labels: Sequence[Any] | np.ndarray) -> "Index":
+        """An index of images that are single files, whose sizes are not known yet; `labels`: N, or N rows."""
+        count, given = len(names), np.asarray(labels)
+        whole = given.dtype.kind != "f" or bool((given == np.rint(given)).all())
         pixels, size = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int64)
         return cls(
             root=str(root),
@@ -96,7 +97,7 @@ class Index:
             container=np.full(count, ALONE, dtype=np.int32),
             offset=size,
             length=size,
-            labels=np.array(labels, dtype=np.int64),
+            labels=given.astype(np.int64 if whole else np.float32),
             width=pixels,
             height=pixels,
             orientation=np.ones(count, dtype=np.uint8),

@@ -53,7 +53,10 @@ class Items:
 
     def check_label(self, position: int, label: Any, expected: Any) -> None:
         """Raise InputError unless an item's label is the expected one, as the data set told it before."""
-        if not np.array_equal(np.asarray(label), np.asarray(expected)):
+        found, known = np.asarray(label), np.asarray(expected)
+        if known.dtype.kind == "f" and found.dtype.kind in "iuf":  # an index keeps rows as float32
+            found = found.astype(known.dtype)
+        if not np.array_equal(found, known):
             raise InputError(
                 f"{self.title(position)}: its label is {label!r:.80}, but the data set told {expected} before: a run "
                 "needs one and the same label"

@@ -30,6 +30,12 @@ def check_range(label: int, classes: int | None, where: str, train: str = "train
 def count_classes(train: Index, where: str) -> int:
     """The number of classes; raises InputError if train skips a label or has fewer than 2 classes."""
     used = np.unique(train.labels)
+    if train.labels.dtype.kind == "f":
+        part = next(label for label in used.tolist() if not label.is_integer())
+        raise InputError(f"{where}: label {part:g} is not a whole number")
+    if len(used) and used[0] < 0:
+        first = int(np.flatnonzero(train.labels < 0)[0])
+        check_range(int(train.labels[first]), None, f"{where}: {train.names[first]}")
     gap = next((label for label, other in enumerate(used.tolist()) if label != other), None)
     if gap is not None or len(used) < 2:
         found = f"{gap} is not used, {used[-1]} is" if gap is not None else f"there is only {len(used)}"

@@ -20,10 +20,12 @@ from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.report.history import History, read_history, size_of
 from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.strategies import Simultaneous, SingleScale
-from toolkit.strategies.base import Metric
+from toolkit.strategies.base import Metric, Task
 from toolkit.system.errors import InputError
 
 SPLITS = ("val", "test")
+SEAMS = ("strategy", "task", "scheduler", "log_with")  # settings that may name a class of the user's own
+CODE = ("model_from", "transform")  # settings that name a function, whose flags allow importing its module
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class ReportData:
         try:
             kind = look_up("task", "--task", str(self.config.get("task") or "classification"))
         except InputError:  # a user's own task, whose module is not imported here
-            return (Metric(name, name, percent=False),)
-        return tuple(kind.headline(name))
+            kind = None
+        is_task = isinstance(kind, type) and issubclass(kind, Task)
+        return tuple(kind.headline(name)) if is_task else (Metric(name, name, percent=False),)
 
     @property
     def model(self) -> str:
@@ -274,15 +277,24 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
         launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
     recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
     again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
-    source = records.config.get("model_from")
-    again += ["--model-from", source] if source else []
-    # Recipes cannot train what only Python can pass: an object as the model, data sets, a strategy of a script.
-    objects = ":" not in (source or ":") or str(records.config.get("data_root")).startswith(PYTHON_DATA)
-    strategy = str(records.config.get("strategy"))
-    module, _, own = strategy.partition(":")
-    again += ["--import", module] if own else []
-    known = not objects and (strategy in TABLES["strategy"] or (own != "" and module != "__main__"))
+    modules, own = _own_modules(records.config), [name for name in CODE if records.config.get(name)]
+    again += [word for name in own for word in (f"--{name.replace('_', '-')}", str(records.config[name]))]
+    again += ["--import", *modules] if modules else []
     return [
-        *([("Train the same again, elsewhere", shlex.join(again))] if known else []),
+        *([("Train the same again, elsewhere", shlex.join(again))] if modules is not None else []),
         ("Write this page again", shlex.join(["python", "recipes/report.py", run])),
     ]
+
+
+def _own_modules(config: Mapping[str, Any]) -> list[str] | None:
+    """The modules of the user's own that a recipe must import to train a run again; None if no recipe can.
+
+    Recipes lack what only Python can pass: data sets, objects, functions without a name, what a script defines.
+    """
+    seams = [str(config.get(name)) for name in SEAMS if ":" in str(config.get(name))]
+    named = [text.partition(":") for text in (*seams, *(str(config[name]) for name in CODE if config.get(name)))]
+    unnamed = any(not attribute.isidentifier() or module == "__main__" for module, _, attribute in named)
+    unknown = str(config.get("strategy")) not in (*TABLES["strategy"], *seams)
+    if unnamed or unknown or str(config.get("data_root")).startswith(PYTHON_DATA):
+        return None
+    return list(dict.fromkeys(text.partition(":")[0] for text in seams))
