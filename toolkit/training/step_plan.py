@@ -42,6 +42,10 @@ class StepPlan:
     def share(self, rank: int, phase: Phase) -> RankShare:
         return RankShare(rank, self.processes, self.accumulation(phase))
 
+    def sizes_before(self, phase: Phase) -> set[int]:
+        """The sizes of all earlier phases, px."""
+        return {size for earlier in self.phases[: phase.index] for size in earlier.sizes}
+
     def progress(self, step: int) -> float:
         """The share of the run's images that are trained on at the middle of optimizer step `step`."""
         images, start = 0, 0
