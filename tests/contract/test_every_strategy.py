@@ -14,15 +14,17 @@ import yaml
 from examples import EPOCHS, EXAMPLES, TASK, without_example
 from phased import HeadFirst
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from toolkit import Settings, Strategy, train
+from toolkit import InputError, Settings, Strategy, train
 from toolkit.config.base import to_yaml
 from toolkit.config.tables import TABLES
+from toolkit.runs.dashboards import Tracking
 from toolkit.runs.run_config import config_of
 from toolkit.strategies import Simultaneous, SingleScale
 from toolkit.strategies.base import Budget, NormPolicy, Phase, Step
 from toolkit.tools.loaded_run import read_config
+from toolkit.training import loop
 
 CLASSES, BATCH = 10, 6
 BUDGETS = [
@@ -249,6 +251,53 @@ def test_a_run_that_stops_early_in_a_phase_that_counts_skips_later_phases(tmp_pa
     stopping = phased(tmp_path / "stopped", epochs=6, patience=1, min_delta=100)  # nothing can improve by 100 points
     stopped = train(stopping, HeadFirst(16, 32))
     assert (stopped["exit_reason"], stopped["steps"]) == ("early stop", 8 + 2 * 4)
+
+
+def test_dashboards_show_the_epoch_of_a_step_when_epochs_differ_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found: list[tuple[int, float]] = []
+
+    monkeypatch.setattr(Tracking, "log", lambda tracking, values, step, epoch: found.append((step, epoch)))
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 2)
+    train(phased(tmp_path / "run", epochs=3), HeadFirst(16, 32))
+    assert found == [(2, 0.25), (4, 0.5), (6, 0.75), (8, 1), (10, 1.5), (12, 2), (14, 2.5), (16, 3)]
+
+
+class FrozenBackbone(nn.Module):
+    """A backbone that never learns, and a head."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 4, 3).requires_grad_(False), nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x).mean((2, 3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PartFirst(HeadFirst):
+    part: str = "head"
+
+    def phases(self, budget: Budget) -> tuple[Phase, ...]:
+        first, *others = super().phases(budget)
+        return (dataclasses.replace(first, trainable=(self.part,)), *others)
+
+
+def test_a_phase_is_refused_when_the_model_froze_all_that_it_trains(tmp_path: Path):
+    values = Settings(
+        synthetic_size=32,
+        synthetic_count=96,
+        batch_size=24,
+        epochs=3,
+        log_with="none",
+        num_workers=1,
+        output_dir=tmp_path / "run",
+    )
+    with pytest.raises(InputError, match=r"Phase\.trainable backbone: phase 0 trains nothing, because the model froze"):
+        train(values, PartFirst(16, 32, "backbone"), model=FrozenBackbone())
+    assert not values.output_dir.exists()
+    assert train(values, PartFirst(16, 32), model=FrozenBackbone())["exit_reason"] == "done"  # control
 
 
 def test_micro_batches_that_differ_between_phases_change_nothing_that_is_learned(tmp_path: Path):
