@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -11,16 +12,19 @@ import torch
 import torch.nn.functional as F
 import yaml
 from examples import EPOCHS, EXAMPLES, TASK, without_example
+from phased import HeadFirst
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from toolkit import Settings, Strategy, train
+from toolkit import InputError, Settings, Strategy, train
 from toolkit.config.base import to_yaml
 from toolkit.config.tables import TABLES
+from toolkit.runs.dashboards import Tracking
 from toolkit.runs.run_config import config_of
 from toolkit.strategies import Simultaneous, SingleScale
 from toolkit.strategies.base import Budget, NormPolicy, Phase, Step
 from toolkit.tools.loaded_run import read_config
+from toolkit.training import loop
 
 CLASSES, BATCH = 10, 6
 BUDGETS = [
@@ -233,6 +237,91 @@ def test_a_strategy_trains(strategy: Strategy, tmp_path: Path):
     assert summary["best_top1"] == summary["val"][strategy.selection().name]["top1"]
     tensors = load_file(tmp_path / "run" / "best" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def phased(output: Path, **values) -> Settings:
+    """Settings for `HeadFirst(16, 32)`: 8 half steps in its first epoch, 4 steps in all others."""
+    usual = {"epochs": 5, "log_with": "none", "num_workers": 1, "arch": "test_vit"}
+    return Settings(**{**usual, **values}, synthetic_size=32, synthetic_count=96, batch_size=24, output_dir=output)
+
+
+def test_a_run_that_stops_early_in_a_phase_that_counts_skips_later_phases(tmp_path: Path):
+    whole = train(phased(tmp_path / "whole", epochs=6), HeadFirst(16, 32))  # control
+    assert (whole["exit_reason"], whole["steps"]) == ("done", 8 + 4 * 4 + 4)
+    stopping = phased(tmp_path / "stopped", epochs=6, patience=1, min_delta=100)  # nothing can improve by 100 points
+    stopped = train(stopping, HeadFirst(16, 32))
+    assert (stopped["exit_reason"], stopped["steps"]) == ("early stop", 8 + 2 * 4)
+
+
+def test_dashboards_show_the_epoch_of_a_step_when_epochs_differ_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found: list[tuple[int, float]] = []
+
+    monkeypatch.setattr(Tracking, "log", lambda tracking, values, step, epoch: found.append((step, epoch)))
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 2)
+    train(phased(tmp_path / "run", epochs=3), HeadFirst(16, 32))
+    assert found == [(2, 0.25), (4, 0.5), (6, 0.75), (8, 1), (10, 1.5), (12, 2), (14, 2.5), (16, 3)]
+
+
+class FrozenBackbone(nn.Module):
+    """A backbone that never learns, and a head."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 4, 3).requires_grad_(False), nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x).mean((2, 3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PartFirst(HeadFirst):
+    part: str = "head"
+
+    def phases(self, budget: Budget) -> tuple[Phase, ...]:
+        first, *others = super().phases(budget)
+        return (dataclasses.replace(first, trainable=(self.part,)), *others)
+
+
+def test_a_phase_is_refused_when_the_model_froze_all_that_it_trains(tmp_path: Path):
+    values = Settings(
+        synthetic_size=32,
+        synthetic_count=96,
+        batch_size=24,
+        epochs=3,
+        log_with="none",
+        num_workers=1,
+        output_dir=tmp_path / "run",
+    )
+    with pytest.raises(InputError, match=r"Phase\.trainable backbone: phase 0 trains nothing, because the model froze"):
+        train(values, PartFirst(16, 32, "backbone"), model=FrozenBackbone())
+    assert not values.output_dir.exists()
+    assert train(values, PartFirst(16, 32), model=FrozenBackbone())["exit_reason"] == "done"  # control
+
+
+def test_micro_batches_that_differ_between_phases_change_nothing_that_is_learned(tmp_path: Path):
+    found = []
+    for name, size in (("whole", None), ("parts", 6)):
+        alike = {"amp": False, "optimizer": "sgd", "record_samples": True, "device_batch_size": size}
+        train(phased(tmp_path / name, **alike), HeadFirst(16, 32))
+        steps: dict[int, tuple[list[int], set[float]]] = {}
+        lines = (tmp_path / name / "samples.jsonl").read_text().splitlines()
+        for line in map(json.loads, lines):
+            ids, rates = steps.setdefault(line["step"], ([], set()))
+            ids.extend(line["ids"])
+            rates.add(line["lr"])
+        earlier, last = sorted((tmp_path / name / "checkpoints").glob("step-*"))[-2:]
+        found.append((len(lines), steps, load_file(last / "model.safetensors")))
+    (count, steps, whole), (parts_count, parts_steps, parts) = found
+    before = load_file(earlier / "model.safetensors")
+    assert count == len(steps) == 8 + 4 * 4
+    assert parts_count == 8 * 2 + 4 * 4 * 4  # 12 / 6 and 24 / 6 micro-batches
+    assert parts_steps == steps
+    assert [len(ids) for ids, _ in steps.values()] == [12] * 8 + [24] * 16
+    assert whole.keys() == parts.keys()
+    assert all(torch.allclose(whole[key], parts[key], atol=1e-4) for key in whole)
+    assert not all(torch.allclose(whole[key], before[key], atol=1e-4) for key in whole)  # control: an epoch earlier
 
 
 @pytest.mark.parametrize(

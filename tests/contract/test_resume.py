@@ -1,5 +1,6 @@
 """Every strategy, killed between two checkpoints and started again, ends as if nothing had happened, bit for bit."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 
 from tests import forkserver
 from tests.conftest import PATIENCE_S, TIMES
-from toolkit import train
+from toolkit import Progressive, Settings, train
+from toolkit.config.choices import NormMode
 from toolkit.config.tables import TABLES
 from toolkit.runs import checkpoint, generators
 from toolkit.runs.checkpoint import Store
@@ -146,7 +148,7 @@ def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
 ):
     """The control: the comparison above can fail."""
 
-    def progress_only(start: Path, state: TrainState, fingerprint: object) -> None:
+    def progress_only(start: Path, state: TrainState, *_: object) -> None:
         state.progress.become(Progress(**checkpoint.load(start)["trainer.json"]["progress"]))
 
     monkeypatch.setattr(session, "restore", progress_only)
@@ -170,3 +172,41 @@ def test_a_finished_run_is_left_as_it_is_when_started_again(case: Killed, capsys
     train(settings(case.example, case.whole), strategy(case.example))
     assert "this run is finished (test top-1 " in capsys.readouterr().out
     assert {path: path.read_bytes() for path in case.whole.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("mode", "old", "epochs", "told"),
+    [
+        ("full", True, 1, ["step 2: normalization of new scales starts from the nearest trained one now"]),
+        ("full", False, 1, []),
+        ("full", True, 2, []),  # the second scale has begun by the old rule
+        ("off", True, 1, []),
+    ],
+)
+def test_a_run_of_an_earlier_version_says_so_when_new_scales_start_otherwise_now(
+    mode: NormMode, old: bool, epochs: int, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    chosen = Settings(
+        synthetic_size=32,
+        synthetic_count=40,
+        batch_size=16,
+        epochs=3,
+        arch="test_resnet",
+        num_workers=0,
+        log_with="none",
+        output_dir=tmp_path / "run",
+    )
+    progressive = Progressive((16, 24), (1,), norm_per_scale=mode)
+    train(chosen, progressive)
+    (tmp_path / "run" / "summary.json").unlink()
+    for folder in Store(tmp_path / "run" / "checkpoints").committed()[epochs:]:
+        shutil.rmtree(folder)
+    if old:
+        (folder,) = Store(tmp_path / "run" / "checkpoints").committed()[epochs - 1 :]
+        manifest = folder / checkpoint.MANIFEST
+        entries = json.loads(manifest.read_text())
+        del entries["inherits_norms"]
+        manifest.write_text(json.dumps(entries))
+        (folder / checkpoint.COMMITTED).write_text(f"{hashlib.sha256(manifest.read_bytes()).hexdigest()}\n")
+    assert train(chosen, progressive)["inexact_resumes"] == told
+    assert ("resume    not bit-exact: normalization of new scales" in capsys.readouterr().out) == bool(told)

@@ -220,7 +220,7 @@ def bad_net_raises(pretrained=False, **_):
 @pytest.mark.parametrize(
     ("arch", "told"),
     [
-        ("bad_net_aux", "--arch bad_net_aux: at 32 px in training it returns tuple: it must return one tensor"),
+        ("bad_net_aux", "--arch bad_net_aux: at 16 px in training it returns tuple: it must return one tensor"),
         ("bad_net_classes", "--arch bad_net_classes: at 16 px it returns 1 x 1000: it must be 1 x 10"),
         ("bad_net_raises", "--arch bad_net_raises (--model-kwargs none given): no such"),
     ],

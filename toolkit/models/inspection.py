@@ -33,7 +33,7 @@ class ModelPlan:
     """A model checked at every size: constructor arguments, cost, preprocessing.
 
     `mean` and `std`: 3 values each, for pixels in [0, 1]. `modules`: Python modules that hold the user's own code of
-    it. `unused`: whether some of its parameters get no gradient.
+    it. `unused`: whether some of its parameters get no gradient at a size that is trained.
     """
 
     arguments: Mapping[str, Any]
@@ -55,8 +55,13 @@ class Forward(NamedTuple):
     overstrided: str
 
 
-def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_batch: int = 2) -> ModelPlan:
-    """Check an architecture at every size of a run, on the meta device; raises InputError naming the size."""
+def plan_model(
+    settings: Settings, classes: int, sizes: Sequence[int], micro_batch: int = 2, trained: Sequence[int] = ()
+) -> ModelPlan:
+    """Check an architecture at every size of a run, on the meta device; raises InputError naming the size.
+
+    `trained`: the sizes at which it is trained.
+    """
     check_name(settings.arch)
     for key in settings.model_kwargs:
         if key in RESERVED:
@@ -74,19 +79,22 @@ def plan_model(settings: Settings, classes: int, sizes: Sequence[int], micro_bat
     if modules:  # timm's own return logits
         for size, found in passes.items():
             check_logits(f"--arch {settings.arch}", f"{size} px", found.output, (1, classes))
-        unused = _train_on_meta(settings, arguments, max(sizes), classes)
+        training = construct(settings, arguments).train()
+        for size in trained:
+            unused |= _train_on_meta(settings, training, size, classes)
     if micro_batch == 1:
-        _check_one_image_batches(settings, model, min(sizes))
+        _check_one_image_batches(settings, model, min(trained or sizes))
     data = resolve_model_data_config(model)
     return ModelPlan(arguments, *counts(model, passes), tuple(data["mean"]), tuple(data["std"]), modules, unused)
 
 
-def _train_on_meta(settings: Settings, arguments: Mapping[str, Any], size: int, classes: int) -> bool:
-    """Train a model that a user registered with timm; returns whether some parameters got no gradient.
+def _train_on_meta(settings: Settings, model: nn.Module, size: int, classes: int) -> bool:
+    """Try a step of a model that a user registered with timm; returns whether some parameters got no gradient.
 
     Raises InputError if that fails.
     """
-    model, where = construct(settings, arguments).train(), f"{size} px in training"
+    where = f"{size} px in training"
+    model.zero_grad()
     try:
         output = model(torch.empty(2, 3, size, size, device="meta"))
         check_logits(f"--arch {settings.arch}", where, output, (2, classes))

@@ -51,6 +51,12 @@ class MultiView(nn.Module):
             logits.append(self.model(view))
         return logits
 
+    def of_other_scales(self, size: int) -> set[nn.Parameter]:
+        """Parameters of normalization that views of `size` do not use."""
+        scale, owned = str(self.policy.scale_for(size)), [norm.norms for norm in self.scale_norms]
+        used = {parameter for norms in owned for parameter in norms[scale].parameters()}
+        return {parameter for norms in owned for parameter in norms.parameters()} - used
+
     def norm_from(self, size: int) -> int | None:
         """The scale whose normalization is used for `size`; None if it has its own or all sizes share one."""
         own = not self.scale_norms or size in self.policy.scales

@@ -57,9 +57,10 @@ class OwnSource:
         policy: NormPolicy,
         *,
         micro_batch: int | None = None,
+        trained: Sequence[int] = (),
         further: Sequence[int] = (),
     ) -> ModelPlan:
-        """As `ModelSource.plan`; runs two random images of each size, and trains on them at the sizes of `policy`."""
+        """As `ModelSource.plan`; runs two random images of each size, and trains on them at `trained`."""
         arguments = self._arguments(settings, classes)
         model = self._seeded(settings.seed, arguments)
         model.eval()
@@ -69,8 +70,7 @@ class OwnSource:
         unused = False
         if micro_batch is not None:
             views = _prepared(model, policy, sync_bn=False)
-            tried = sorted({min(sizes), *policy.scales})
-            unused = self._train(views, tried, classes, min(micro_batch, TRIED))
+            unused = self._train(views, sorted({*trained}), classes, min(micro_batch, TRIED))
         return ModelPlan(arguments, *counted, mean, std, modules, unused)
 
     def create(self, settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView:
@@ -148,14 +148,16 @@ class OwnSource:
         return found
 
     def _train(self, views: MultiView, sizes: Sequence[int], classes: int, count: int) -> bool:
-        """A step at each size, without an update; returns whether some parameters got no gradient.
+        """A step at each size, without an update; returns whether some parameters got no gradient at one of them.
 
         Raises InputError if a step fails.
         """
-        learning = [parameter for parameter in views.train().parameters() if parameter.requires_grad]
+        learning = {parameter for parameter in views.train().parameters() if parameter.requires_grad}
         if not learning:
             raise InputError(f"{self._called}: has no parameters to train")
+        unused = False
         for size in sizes:
+            views.zero_grad()
             try:
                 (output,) = views(_images(count, size))
                 check_logits(self._called, f"{size} px in training", output, (count, classes))
@@ -168,7 +170,8 @@ class OwnSource:
                 hint = "; BatchNorm layers may only be called, except with --norm-per-scale off"
                 reason = _reason(error) + (hint if "'ScaleNorm'" in str(error) else "")
                 raise InputError(f"{self._called} cannot be trained at {size} px: {reason}") from error
-        return any(parameter.grad is None for parameter in learning)
+            unused |= any(parameter.grad is None for parameter in learning - views.of_other_scales(size))
+        return unused
 
     def _statistics(self, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of its pixels: those of its pretrained_cfg, else ImageNet's."""

@@ -43,11 +43,13 @@ class ModelSource(Protocol):
         policy: NormPolicy,
         *,
         micro_batch: int | None = None,
+        trained: Sequence[int] = (),
         further: Sequence[int] = (),
     ) -> ModelPlan:
         """Check the model at `sizes`, for which it is made, and at `further` ones, px; raises InputError.
 
         `micro_batch`: images per process and forward pass in training; None if the model is not to be trained.
+        `trained`: those of `sizes` at which it is trained.
         """
 
     def create(self, settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView:
@@ -84,15 +86,16 @@ class TimmSource:
         policy: NormPolicy,
         *,
         micro_batch: int | None = None,
+        trained: Sequence[int] = (),
         further: Sequence[int] = (),
     ) -> ModelPlan:
-        plan = plan_model(settings, classes, sizes, micro_batch or 2)
+        plan = plan_model(settings, classes, sizes, micro_batch or 2, trained)
         if {*further} <= {*sizes}:
             return plan
         # Further sizes must not change the size of position tables.
         made = {name: value for name, value in plan.arguments.items() if name == "img_size"}
         fixed = settings.model_copy(update={"model_kwargs": {**settings.model_kwargs, **made}})
-        return plan_model(fixed, classes, sorted({*sizes, *further}), micro_batch or 2)
+        return plan_model(fixed, classes, sorted({*sizes, *further}), micro_batch or 2, trained)
 
     def create(self, settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView:
         return create(settings, plan.arguments, policy)

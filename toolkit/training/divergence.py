@@ -46,7 +46,7 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
         raise NonFiniteError(f"{error} (no checkpoint to go back to: --save-every-steps saves within an epoch)")
     if rollbacks > MOST_ROLLBACKS:
         raise NonFiniteError(f"{error} (after {MOST_ROLLBACKS} rollbacks)")
-    restore(start, run.state, records.fingerprint)
+    restore(start, run.state, records.fingerprint, run.plan)
     progress.rollbacks = rollbacks
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:

@@ -98,8 +98,9 @@ def _after_step(run: Run, epoch: Epoch, rate: float, heartbeat: console.Heartbea
     check_finite(run, decision.first_bad)
     if log_due:
         now = run.metrics(epoch.phase, rate)
-        run.records.tracking.log(now, progress.step, progress.step / run.plan.steps * settings.epochs)
-        done = f"step {progress.step - epoch.start} of {epoch.steps}"
+        steps = progress.step - epoch.start
+        run.records.tracking.log(now, progress.step, epoch.number + steps / epoch.steps)
+        done = f"step {steps} of {epoch.steps}"
         heartbeat.beat(
             log, f"epoch {epoch.number:3d}  {done}  loss {now['train_loss']:.4f}  {now['images_per_s']:.0f} images/s"
         )

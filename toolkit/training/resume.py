@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from toolkit.data.sources.index import Splits
 from toolkit.models import optimizer_state
-from toolkit.models.multiview import copy_state, state_tensors
+from toolkit.models.multiview import copy_state, inherited_names, state_tensors
 from toolkit.runs import best_model, checkpoint, generators
 from toolkit.runs.checkpoint import load, rank_file, read_manifest
 from toolkit.runs.directory import RunDirectory
@@ -54,6 +54,7 @@ def fingerprint_of(
         "hardware": device.arithmetic(accelerator),
         "precision": accelerator.mixed_precision,
         "code": {**(code or {})},
+        "inherits_norms": True,  # the rule of TrainState.inherit_norms, which earlier versions do not have
         **{package: version(package) for package in PACKAGES},
     }
 
@@ -72,7 +73,7 @@ def capture(state: TrainState) -> Snapshot:
     )
 
 
-def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> None:
+def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan: StepPlan) -> None:
     """Load the run's own, verified checkpoint into the training state and this rank's generators and means."""
     accelerator, saved, snapshot = state.accelerator, read_manifest(start), read_snapshot(start)
     progress, own = state.progress, rank_file(accelerator.process_index)
@@ -95,6 +96,8 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> N
         for name in PLACE
         if saved.get(name, fingerprint[name]) != fingerprint[name]
     ] + changed_code(saved.get("code"), fingerprint["code"])
+    if "inherits_norms" not in saved and _will_inherit(state, plan):
+        changes.append("normalization of new scales starts from the nearest trained one now")
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit-exact: %s", ", ".join(changes))
@@ -112,6 +115,13 @@ def changed_code(before: Mapping[str, str] | None, now: Mapping[str, str]) -> li
     """Differences between the digests of the user's own code; none if they were not recorded before."""
     known = now if before is None else before
     return [f"code of {name} changed" for name in sorted({*known, *now}) if known.get(name) != now.get(name)]
+
+
+def _will_inherit(state: TrainState, plan: StepPlan) -> bool:
+    """Whether a phase that is still to begin trains the normalization of a scale first."""
+    network: Any = state.weights.model
+    starts = (epoch for epoch in plan.epochs() if not epoch.first and epoch.start >= state.progress.step)
+    return any(inherited_names(network, epoch.phase.sizes, plan.sizes_before(epoch.phase)) for epoch in starts)
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:

@@ -100,8 +100,7 @@ class Run:
         """Prepare the training state for an epoch's phase; also on a resume within it."""
         self.state.begin(epoch.phase, self.plan.accumulation(epoch.phase))
         if self.state.progress.step == epoch.start and not epoch.first:
-            before = {size for phase in self.plan.phases[: epoch.phase.index] for size in phase.sizes}
-            self.state.inherit_norms(epoch.phase.sizes, before)
+            self.state.inherit_norms(epoch.phase.sizes, self.plan.sizes_before(epoch.phase))
 
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
         """This rank's remaining batches of an epoch; unreadable images go to the quarantine."""

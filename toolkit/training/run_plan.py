@@ -80,18 +80,17 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
         check_readable(splits)
     cache = choose_cache(settings, splits, steps.phases, _free_gb())
     evaluated = {size for spec in strategy.eval_specs() for size in spec.sizes}
-    sizes = sorted(evaluated.union(*(phase.sizes for phase in steps.phases)))
+    trained = sorted({size for phase in steps.phases for size in phase.sizes})
+    sizes = sorted(evaluated.union(trained))
     threads = host.loader_threads() if settings.num_workers is None else settings.num_workers
     _check_own_code(settings, parts, splits, steps, threads)
     source, policy = parts.model, strategy.norm()
-    model_plan = source.plan(settings, len(splits.classes), sizes, policy, micro_batch=steps.micro_batch)
+    model_plan = source.plan(
+        settings, len(splits.classes), sizes, policy, micro_batch=min(steps.micro_batches), trained=trained
+    )
     _check_norm(settings, strategy, model_plan)
-    if not only_timed:
-        trained = {size for phase in steps.phases for size in phase.sizes}
-        if reason := undefined_gradient(accelerator, model_plan, trained):
-            raise InputError(
-                f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp"
-            )
+    if not only_timed and (reason := undefined_gradient(accelerator, model_plan, trained)):
+        raise InputError(f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp")
     _check_alike(splits)
     return RunPlan(parts, settings, cache, splits, steps, model_plan, threads)
 

@@ -191,7 +191,7 @@ def set_up(
     directory, config = point.directory, config_of(settings, strategy)
     fingerprint = {**fingerprint, "config": learned(config)}
     if point.start:
-        restore(point.start, state, fingerprint)
+        restore(point.start, state, fingerprint, run_plan.steps)
     if accelerator.is_main_process:
         _open_records(directory, config, run_plan.splits.classes, state.progress)
     accelerator.wait_for_everyone()

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch, RankShare
 from toolkit.strategies.base import Budget, Phase, Strategy
 from toolkit.system.errors import InputError
+
+CHECKED_STEPS = 10_000  # of a phase; a run may have millions
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class StepPlan:
     def share(self, rank: int, phase: Phase) -> RankShare:
         return RankShare(rank, self.processes, self.accumulation(phase))
 
+    def sizes_before(self, phase: Phase) -> set[int]:
+        """The sizes of all earlier phases, px."""
+        return {size for earlier in self.phases[: phase.index] for size in earlier.sizes}
+
     def progress(self, step: int) -> float:
         """The share of the run's images that are trained on at the middle of optimizer step `step`."""
         images, start = 0, 0
@@ -74,17 +80,31 @@ def make_step_plan(settings: Settings, strategy: Strategy, images: int, processe
         raise InputError(f"--batch-size {batch} exceeds the {images} training images: there would be no full batch")
     _micro_batch(settings, batch, processes)
     budget = Budget(settings.epochs, images - images % batch, batch)
-    phases = strategy.phases(budget)
-    micro_batches = tuple(_micro_batch(settings, phase.batch_size, processes) for phase in phases)
-    _check_phases(strategy, phases, budget)
-    return StepPlan(budget, _with_shares(phases), processes, micro_batches)
+    phases, name = strategy.phases(budget), type(strategy).__name__
+    _check_phases(name, phases, budget)
+    micro_batches = tuple(
+        _micro_batch(settings, phase.batch_size, processes, "" if phase.batch_size == batch else _named(name, phase))
+        for phase in phases
+    )
+    plan = StepPlan(budget, _with_shares(phases), processes, micro_batches)
+    _check_steps(strategy, plan.phases)
+    _check_patience(settings, strategy, plan)
+    return plan
 
 
-def _micro_batch(settings: Settings, batch: int, processes: int) -> int:
-    """Images per process and forward pass for a global batch; raises InputError unless it divides exactly."""
+def _named(name: str, phase: Phase) -> str:
+    return f"{name}.phases: phase {phase.index}: "
+
+
+def _micro_batch(settings: Settings, batch: int, processes: int, of_phase: str = "") -> int:
+    """Images per process and forward pass for a global batch; raises InputError unless it divides exactly.
+
+    `of_phase`: start of the message, if the batch is not that of `--batch-size`.
+    """
+    flag = "batch_size" if of_phase else "--batch-size"
     if batch % processes:
         raise InputError(
-            f"--batch-size {batch} does not divide over {processes} processes: "
+            f"{of_phase}{flag} {batch} does not divide over {processes} processes: "
             f"try {batch - batch % processes or processes} or {batch + processes - batch % processes}"
         )
     per_process = batch // processes
@@ -92,20 +112,19 @@ def _micro_batch(settings: Settings, batch: int, processes: int) -> int:
     if per_process % micro:
         fitting = max(size for size in range(1, micro + 1) if per_process % size == 0)
         raise InputError(
-            f"--device-batch-size {micro}: each process has {batch} / {processes} = {per_process} images per step, "
-            f"which do not divide into micro-batches of {micro}; try {fitting}"
+            f"{of_phase}--device-batch-size {micro}: each process has {batch} / {processes} = {per_process} images "
+            f"per step, which do not divide into micro-batches of {micro}; try {fitting}"
         )
     if micro % 2 and (settings.mixup or settings.cutmix):
         raise InputError(
-            f"--mixup and --cutmix pair neighbors, and {batch} images per step over {processes} process(es) make "
-            f"micro-batches of {micro}, an odd number: choose --batch-size and --device-batch-size so that it is even"
+            f"{of_phase}--mixup and --cutmix pair neighbors, and {batch} images per step over {processes} process(es) "
+            f"make micro-batches of {micro}, an odd number: choose {flag} and --device-batch-size so that it is even"
         )
     return micro
 
 
-def _check_phases(strategy: Strategy, phases: tuple[Phase, ...], budget: Budget) -> None:
-    """Raise InputError if a strategy of the user's own breaks the contract on phases."""
-    name = type(strategy).__name__
+def _check_phases(name: str, phases: tuple[Phase, ...], budget: Budget) -> None:
+    """Raise InputError if a strategy of the user's own, called `name`, breaks the contract on phases."""
     if sum(phase.epochs for phase in phases) != budget.epochs:
         told = "+".join(str(phase.epochs) for phase in phases)
         raise InputError(f"{name}.phases: {told} epochs, but the run has --epochs {budget.epochs}")
@@ -116,10 +135,38 @@ def _check_phases(strategy: Strategy, phases: tuple[Phase, ...], budget: Budget)
                 f"{name}.phases: phase {place} has index {phase.index} and {phase.steps} steps in "
                 f"{phase.epochs} epochs: every epoch needs as many steps, at least one"
             )
+        if phase.batch_size < 1:
+            raise InputError(f"{name}.phases: phase {place} has batch_size {phase.batch_size}: 1 or more")
         if images > phase.epochs * budget.images:
             raise InputError(
                 f"{name}.phases: phase {place} takes {images // phase.epochs} images an epoch, of {budget.images}"
             )
+
+
+def _check_steps(strategy: Strategy, phases: tuple[Phase, ...]) -> None:
+    """Raise InputError if a strategy of the user's own breaks the contract on steps.
+
+    Of a phase with more than CHECKED_STEPS steps, the first and the last are checked.
+    """
+    name = type(strategy).__name__
+    for phase in phases:
+        for i in range(phase.steps) if phase.steps <= CHECKED_STEPS else (0, phase.steps - 1):
+            step = strategy.step(phase, i)
+            where = f"{name}.step: step {i} of phase {phase.index}"
+            if step.batch_size != phase.batch_size:
+                raise InputError(f"{where} has {step.batch_size} images: the phase has batch_size {phase.batch_size}")
+            if not step.sizes or any(small >= large for small, large in pairwise(step.sizes)):
+                raise InputError(f"{where} has sizes {step.sizes}: at least one, in ascending order")
+            if not {*step.sizes} <= {*phase.sizes}:
+                raise InputError(f"{where} has sizes {step.sizes}: the phase has only {phase.sizes}")
+
+
+def _check_patience(settings: Settings, strategy: Strategy, plan: StepPlan) -> None:
+    """Raise InputError if no phase counts for a setting that follows one."""
+    followed = [("--patience", settings.patience is not None), ("--scheduler plateau", settings.scheduler == "plateau")]
+    for flag, given in followed:
+        if given and plan.patience_phase is None:
+            raise InputError(f"{flag} would be ignored: no phase of {type(strategy).__name__} counts for it; drop it")
 
 
 def _with_shares(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
@@ -139,8 +186,9 @@ def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]
     alike = plan.steps == budget.epochs * budget.steps_per_epoch
     steps = f" x {budget.steps_per_epoch} steps = {plan.steps} steps" if alike else f", {plan.steps} steps"
     micro_batch, accumulation = plan.micro_batches[0], plan.accumulation(plan.phases[0])
+    first_batch = plan.phases[0].batch_size
     lines = [
-        f"batch     {budget.batch_size} images per step = {plan.processes} process(es) x {micro_batch} images "
+        f"batch     {first_batch} images per step = {plan.processes} process(es) x {micro_batch} images "
         f"x {accumulation} micro-batch(es)",
         f"budget    {budget.epochs} epochs{steps}; "
         f"{dropped} of {images} images left out of each epoch, others each time",
@@ -150,7 +198,7 @@ def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]
     for phase in plan.phases:
         sizes = "+".join(map(str, phase.sizes))
         last = first + phase.epochs - 1
-        batch = f" of {phase.batch_size} images" if phase.batch_size != budget.batch_size else ""
+        batch = f" of {phase.batch_size} images" if phase.batch_size != first_batch else ""
         learns = f", only {', '.join(phase.trainable)} learns" if phase.trainable else ""
         lines.append(f"phase {phase.index}   epochs {first}-{last}, {phase.steps} steps{batch} at {sizes} px{learns}")
         first += phase.epochs

@@ -18,6 +18,7 @@ from toolkit.models.multiview import MultiView, inherited_names, trainable_names
 from toolkit.models.optimizer import check_optimizer, create_optimizer
 from toolkit.runs.progress import Progress
 from toolkit.strategies.base import BoundTask, Phase, Strategy
+from toolkit.system.errors import InputError
 from toolkit.training import device
 from toolkit.training.monitor import NonFiniteMonitor, RunningMeans
 from toolkit.training.run_plan import RunPlan
@@ -97,8 +98,11 @@ def build_train_state(
     partly = run_plan.model.unused or any(phase.trainable for phase in phases)
     device.configure(accelerator, partly or (policy.mode == "full" and only_some_scales))
     model = run_plan.parts.model.create(settings, run_plan.model, policy)
+    learnable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     for phase in phases:
-        trainable_names(model, phase.trainable)  # raises on a part that the model does not have
+        if not trainable_names(model, phase.trainable) & learnable:  # raises on a part that the model does not have
+            parts = ", ".join(phase.trainable)
+            raise InputError(f"Phase.trainable {parts}: phase {phase.index} trains nothing, because the model froze it")
     evaluated = copy.deepcopy(model).to(accelerator.device)
     optimizer = create_optimizer(settings, model)
     check_optimizer(settings, accelerator.device)
@@ -115,7 +119,7 @@ def build_train_state(
         model=model,
         optimizer=optimizer,
         task=run_plan.bound_task(accelerator.device),
-        learnable=frozenset(name for name, parameter in unwrapped.named_parameters() if parameter.requires_grad),
+        learnable=learnable,
         gradient_clip=settings.gradient_clip or float("inf"),
         mean=torch.tensor(run_plan.model.mean, device=accelerator.device),
         std=torch.tensor(run_plan.model.std, device=accelerator.device),

@@ -42,7 +42,8 @@ def make(num_classes: int) -> nn.Module:
 
 
 def planned(source: ModelSource, mode: str = "full", scales=SCALES, micro_batch: int = 4, **values) -> ModelPlan:
-    return source.plan(Settings(**values), 10, scales, NormPolicy(mode, scales), micro_batch=micro_batch)
+    policy = NormPolicy(mode, scales)
+    return source.plan(Settings(**values), 10, scales, policy, micro_batch=micro_batch, trained=scales)
 
 
 def built(model, mode: str = "full", **values) -> MultiView:
@@ -139,6 +140,51 @@ def test_parameters_without_a_gradient_are_noticed_in_a_model_registered_with_ti
     plan = planned(make_source(Settings(arch="net_with_a_spare_layer")), arch="net_with_a_spare_layer")
     assert (plan.unused, plan.modules) == (True, (HERE,))
     assert not planned(make_source(Settings(arch="test_resnet")), arch="test_resnet").unused
+
+
+class BySize(Net):
+    """Has a layer that only images of 24 px use in training, or all sizes but 24 px."""
+
+    def __init__(self, num_classes: int = 10, only: bool = True, raises: bool = False) -> None:
+        super().__init__(num_classes)
+        self.extra, self.only, self.raises = nn.Conv2d(3, 3, 1), only, raises
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        at_24 = x.shape[-1] == 24
+        if at_24 and self.raises and self.training:
+            raise RuntimeError("no 24")
+        return super().forward(self.extra(x) if at_24 == self.only else x)
+
+
+@register_model
+def net_by_size(pretrained: bool = False, num_classes: int = 10, only: bool = True, raises: bool = False, **_: object):
+    return BySize(num_classes, only, raises)
+
+
+@pytest.mark.parametrize("mode", ["full", "statistics", "off"])
+@pytest.mark.parametrize("only", [True, False])
+def test_parameters_without_a_gradient_at_one_size_are_noticed(mode: str, only: bool):
+    registered = {"arch": "net_by_size", "model_kwargs": {"only": only}}
+    for source, values in (
+        (make_source(Settings(), BySize(only=only)), {}),
+        (make_source(Settings(**registered)), registered),
+    ):
+        assert planned(source, mode, (16, 24, 32), **values).unused
+        used = (24,) if only else (16, 32)
+        assert not planned(source, mode, used, **values).unused  # control
+
+
+def test_training_is_tried_at_every_size_that_is_trained_and_at_no_other():
+    registered = {"arch": "net_by_size", "model_kwargs": {"raises": True}}
+    for source, values, told in (
+        (make_source(Settings(), BySize(raises=True)), {}, r"cannot be trained at 24 px: RuntimeError: no 24"),
+        (make_source(Settings(**registered)), registered, r"--arch net_by_size: at 24 px in training it fails: no 24"),
+    ):
+        policy = NormPolicy("off", (32,))
+        both = {"micro_batch": 4, "trained": (16, 32)}
+        source.plan(Settings(**values), 10, (16, 24, 32), policy, **both)  # control
+        with pytest.raises(InputError, match=told):
+            source.plan(Settings(**values), 10, (16, 24, 32), policy, **{**both, "trained": (16, 24, 32)})
 
 
 def test_statistics_are_synchronized_under_the_same_names():

@@ -1,9 +1,12 @@
 """The arithmetic of a run."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import pytest
 
 from toolkit import InputError, Progressive, Settings, Simultaneous, SingleScale
-from toolkit.strategies.base import Budget
+from toolkit.strategies.base import Budget, Phase, Step
 from toolkit.training.step_plan import describe_steps, make_step_plan
 
 STRATEGY = SingleScale(32)
@@ -75,5 +78,111 @@ def test_the_plan_shows_its_arithmetic_when_described():
         "selection at 32px",
         "epochs 0-0, 5 steps at 16 px",
         "epochs 1-3, 15 steps at 32 px",
+    ):
+        assert words in text
+
+
+@dataclass(frozen=True)
+class Altered(SingleScale):
+    """Two phases at 16 and 32 px, the first with half batches, and changes to them and their steps."""
+
+    changes: tuple[dict[str, object], dict[str, object]] = ({}, {})
+    change_step: Callable[[Phase, int, Step], Step] = lambda phase, i, step: step
+
+    def phases(self, budget: Budget) -> tuple[Phase, ...]:
+        steps, epochs = budget.steps_per_epoch, budget.epochs - 1
+        first = Phase(0, 1, 2 * steps, (16,), budget.batch_size // 2)
+        second = Phase(1, epochs, epochs * steps, (16, 32), budget.batch_size)
+        return replace(first, **self.changes[0]), replace(second, **self.changes[1])
+
+    def step(self, phase: Phase, i: int) -> Step:
+        return self.change_step(phase, i, Step(phase.sizes, phase.batch_size))
+
+
+def changed_at(place: int, at: int, **values: object) -> Altered:
+    """Another step `at` of the phase at `place`."""
+
+    def change(phase: Phase, i: int, step: Step) -> Step:
+        return replace(step, **values) if (phase.index, i) == (place, at) else step
+
+    return Altered(32, change_step=change)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        (
+            changed_at(1, 7, batch_size=12),
+            r"Altered.step: step 7 of phase 1 has 12 images: the phase has batch_size 24",
+        ),
+        (
+            changed_at(0, 9, sizes=(32,)),
+            r"Altered.step: step 9 of phase 0 has sizes \(32,\): the phase has only \(16,\)",
+        ),
+        (changed_at(1, 0, sizes=(32, 16)), r"step 0 of phase 1 has sizes \(32, 16\): at least one, in ascending order"),
+        (changed_at(1, 0, sizes=(16, 16)), r"step 0 of phase 1 has sizes \(16, 16\): at least one, in ascending order"),
+        (changed_at(1, 0, sizes=()), r"step 0 of phase 1 has sizes \(\): at least one, in ascending order"),
+        (Altered(32, changes=({"batch_size": 0}, {})), "Altered.phases: phase 0 has batch_size 0: 1 or more"),
+    ],
+)
+def test_a_strategy_is_refused_by_name_when_a_step_does_not_fit_its_phase(strategy: Altered, words: str):
+    assert make_step_plan(settings(), Altered(32), 120, 1).steps == 10 + 15  # control
+    with pytest.raises(InputError, match=words):
+        make_step_plan(settings(), strategy, 120, 1)
+
+
+def test_steps_of_a_long_phase_are_checked_at_its_ends_only():
+    asked: list[int] = []
+
+    def asking(phase: Phase, i: int, step: Step) -> Step:
+        asked.append(i)
+        return step
+
+    make_step_plan(settings(epochs=20_000, batch_size=120), Altered(32, change_step=asking), 120, 1)
+    assert asked == [0, 1, 0, 19_998]
+
+
+@pytest.mark.parametrize(
+    ("values", "batch", "processes", "words"),
+    [
+        ({}, 9, 2, "^Altered.phases: phase 0: batch_size 9 does not divide over 2 processes: try 8 or 10"),
+        ({"device_batch_size": 8}, 12, 1, "^Altered.phases: phase 0: --device-batch-size 8: .*12 / 1 = 12 .*try 6"),
+        ({"mixup": 0.4}, 9, 1, "^Altered.phases: phase 0: --mixup .*9 images per step.*: choose batch_size and"),
+    ],
+)
+def test_a_batch_of_a_phase_is_refused_by_the_name_of_the_strategy(values, batch: int, processes: int, words: str):
+    strategy = Altered(32, changes=({"batch_size": batch}, {}))
+    with pytest.raises(InputError, match=words):
+        make_step_plan(settings(**values), strategy, 120, processes)
+
+
+UNCOUNTED = {"counts_for_patience": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [(({}, {}), 1), (({}, UNCOUNTED), 0), ((UNCOUNTED, {}), 1), ((UNCOUNTED, UNCOUNTED), None)],
+)
+def test_patience_follows_the_last_phase_that_counts(changes, place: int | None):
+    plan = make_step_plan(settings(), Altered(32, changes=changes), 120, 1)
+    assert plan.patience_phase is (None if place is None else plan.phases[place])
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"), [({"patience": 3}, "--patience"), ({"scheduler": "plateau"}, "--scheduler plateau")]
+)
+def test_patience_is_refused_when_no_phase_counts_for_it(values, flag: str):
+    make_step_plan(settings(**values), Altered(32, changes=({}, UNCOUNTED)), 120, 1)  # control
+    with pytest.raises(InputError, match=f"{flag} would be ignored: no phase of Altered counts for it"):
+        make_step_plan(settings(**values), Altered(32, changes=(UNCOUNTED, UNCOUNTED)), 120, 1)
+
+
+def test_batches_are_described_as_the_phases_have_them():
+    plan = make_step_plan(settings(device_batch_size=6), Altered(32), 120, 1)
+    text = "\n".join(describe_steps(plan, Altered(32), 120))
+    for words in (
+        "12 images per step = 1 process(es) x 6 images x 2 micro-batch(es)",
+        "phase 0   epochs 0-0, 10 steps at 16 px",
+        "phase 1   epochs 1-3, 15 steps of 24 images at 16+32 px",
     ):
         assert words in text
