@@ -22,7 +22,7 @@ from toolkit.config.tables import TABLES
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.run_config import config_of
 from toolkit.strategies import Simultaneous, SingleScale
-from toolkit.strategies.base import Budget, NormPolicy, Phase, Step
+from toolkit.strategies.base import Budget, Loss, NormPolicy, Phase, Step
 from toolkit.tools.loaded_run import read_config
 from toolkit.training import loop
 
@@ -173,8 +173,23 @@ def smaller_teach_larger(strategy: Strategy) -> bool:
 
 
 @every_strategy
-def test_no_size_learns_from_a_smaller_one(strategy: Strategy):
-    assert not smaller_teach_larger(strategy)
+def test_no_size_learns_from_a_smaller_one_unless_the_strategy_says_so(strategy: Strategy):
+    assert smaller_teach_larger(strategy) == strategy.smaller_teach
+
+
+class Ensemble(Simultaneous):
+    """Every size learns the mean prediction of all."""
+
+    smaller_teach = True
+
+    def loss(self, logits, targets, task, phase, step):
+        mean = torch.stack([scale_logits.detach() for scale_logits in logits]).mean(0).softmax(1)
+        return Loss(torch.stack([task.loss(scale_logits, mean) for scale_logits in logits]).mean(), {})
+
+
+def test_a_smaller_teacher_is_noticed():
+    """The control of the promise above."""
+    assert smaller_teach_larger(Ensemble((16, 24, 32)))
 
 
 def weighted(form: str, weight: float) -> Strategy:

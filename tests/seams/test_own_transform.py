@@ -25,7 +25,7 @@ from tests.conftest import PATIENCE_S, recipe, write_folders
 from tests.forkserver import run_ranks
 from toolkit import InputError, Progressive, Settings, Simultaneous, SingleScale, train
 from toolkit.data.images.augment import Augmenter
-from toolkit.data.images.transform import Transform, make_transform, text_of
+from toolkit.data.images.transform import Transform, make_transform, transform_name
 from toolkit.runs import saved_predictions
 from toolkit.training.parts import make_parts
 
@@ -158,12 +158,12 @@ def rotation(degrees: float) -> Any:
     ],
 )
 def test_a_transform_that_was_passed_has_a_name(function: Any, named: str):
-    assert re.fullmatch(named, text_of(function))
+    assert re.fullmatch(named, transform_name(function))
 
 
 def test_objects_that_are_made_otherwise_have_other_names():
-    assert text_of(rotation(5)) == text_of(rotation(5))
-    assert text_of(rotation(5)) != text_of(rotation(6))
+    assert transform_name(rotation(5)) == transform_name(rotation(5))
+    assert transform_name(rotation(5)) != transform_name(rotation(6))
 
 
 # Pixels
@@ -222,7 +222,7 @@ def test_albumentations_draws_from_its_own_generators_and_is_exact_all_the_same(
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer one
     albumentations = pytest.importorskip("albumentations")
     pipeline = albumentations.Compose([albumentations.Rotate(p=0.7), albumentations.GaussNoise(p=0.7)])
-    mine = Transform(text_of(pipeline), pipeline)
+    mine = Transform(transform_name(pipeline), pipeline)
     assert mine.name.startswith("an object of albumentations.core.composition.Compose (")
     first = [mine.apply(gradient(32), 0, 0, sample) for sample in range(10)]
     again = [mine.apply(gradient(32), 0, 0, sample) for sample in reversed(range(10))]

@@ -29,7 +29,7 @@ TRIED = 2  # images of each trial
 
 
 @dataclass(frozen=True)
-class OwnSource:
+class OwnModelSource:
     """A model of the user's own. `text`: module:function, or words for an object; `target`: what was found or given."""
 
     text: str
@@ -188,13 +188,13 @@ class OwnSource:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
-def text_of(model: Any) -> str:
+def model_name(model: Any) -> str:
     """How config.yaml names a model that was passed from Python.
 
     module:function if that finds the same function again, else words such as `an object of module.Class`.
     """
     if isinstance(model, functools.partial):
-        return f"a partial of {text_of(model.func).rpartition(' ')[2].replace(':', '.')}"
+        return f"a partial of {model_name(model.func).rpartition(' ')[2].replace(':', '.')}"
     if isinstance(model, nn.Module) or not hasattr(model, "__qualname__"):
         return f"an object of {type(model).__module__}.{type(model).__qualname__}"
     module, name = model.__module__, model.__qualname__

@@ -11,7 +11,7 @@ from toolkit.config.tables import import_named, named
 from toolkit.models.create import create, own_size, registered_by
 from toolkit.models.inspection import ModelPlan, plan_model
 from toolkit.models.multiview import MultiView
-from toolkit.models.own_source import OwnSource, text_of
+from toolkit.models.own_source import OwnModelSource, model_name
 from toolkit.models.portable import PortableModel, TimmModel
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import InputError
@@ -128,11 +128,11 @@ def make_source(settings: Settings, model: Model | None = None) -> ModelSource:
     if model is None and ":" not in str(text) and " " in str(text):
         raise InputError(f"{text}: pass it again as model=..., or give --model-from with a function that makes it")
     if isinstance(model, str):
-        source = OwnSource(model, import_named("--model-from", model))
+        source = OwnModelSource(model, import_named("--model-from", model))
     elif model is None:
-        source = OwnSource(str(text), named("--model-from", str(text)))
+        source = OwnModelSource(str(text), named("--model-from", str(text)))
     else:
-        source = OwnSource(text_of(model), model)
+        source = OwnModelSource(model_name(model), model)
     ignored = [name for name in OF_TIMM if name in settings.model_fields_set]
     if ignored:
         flag = "--" + ignored[0].replace("_", "-")

@@ -107,9 +107,13 @@ class NormPolicy:
 
 
 class Strategy(ABC):
-    """Which sizes to train in which phase, and the loss; subclasses are frozen dataclasses, one per file."""
+    """Which sizes to train in which phase, and the loss; subclasses are frozen dataclasses, one per file.
+
+    `smaller_teach`: whether the loss at a size may depend on what a smaller one predicts, as with an ensemble teacher.
+    """
 
     name: ClassVar[str]
+    smaller_teach: ClassVar[bool] = False
 
     @abstractmethod
     def phases(self, budget: Budget) -> tuple[Phase, ...]:

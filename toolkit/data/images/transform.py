@@ -84,7 +84,7 @@ def make_transform(text: str | None, given: Callable[..., Any] | str | None) -> 
     elif isinstance(given, str):
         made = Transform(given, import_named(FLAG, given))
     else:
-        made = Transform(text_of(given), given)
+        made = Transform(transform_name(given), given)
     if not callable(made.function):
         raise InputError(f"{FLAG} {made.name}: must be a function of an image, not a {type(made.function).__name__}")
     if text not in (None, made.name):
@@ -92,7 +92,7 @@ def make_transform(text: str | None, given: Callable[..., Any] | str | None) -> 
     return made
 
 
-def text_of(function: Any) -> str:
+def transform_name(function: Any) -> str:
     """How config.yaml names a transform that was passed from Python.
 
     module:function if that finds the same again, else words such as `an object of module.Class (0a1b2c3d)`, with a
