@@ -91,14 +91,11 @@ class TrainBatchBuilder:
 
     def fill(self, spec: BatchSpec, memory: Any, slots: range) -> None:
         images, ids, drawn, bad = memory
-        rows, size = _rows(images), spec.step.sizes[-1]
+        rows = _rows(images)
         for slot in slots:
             sample = int(ids[slot])
             try:
-                if drawn is None:
-                    crop, mirror = self._item(spec, sample)
-                else:
-                    crop, mirror = self.pixels.crop(sample, drawn[0][slot], size), drawn[1][slot]
+                crop, mirror = self._crop(spec, sample, drawn, slot)
             except BadSampleError as error:
                 if not self.substitute:
                     raise
@@ -116,8 +113,10 @@ class TrainBatchBuilder:
             return None
         return self.augmenter.draw(spec.epoch, ids, index.width[ids], index.height[ids], spec.regularization)
 
-    def _item(self, spec: BatchSpec, sample: int) -> tuple[np.ndarray, bool]:
-        """An image of a data set passed from Python at the step's largest size, and whether to mirror it."""
+    def _crop(self, spec: BatchSpec, sample: int, drawn: Drawn | None, slot: int) -> tuple[np.ndarray, bool]:
+        """An image at the step's largest size, and whether to mirror it; `drawn`: as from `_draw`, at `slot`."""
+        if drawn is not None:
+            return self.pixels.crop(sample, drawn[0][slot], spec.step.sizes[-1]), drawn[1][slot]
         pixels = self.pixels.item(sample, self.augmenter.seed, spec.epoch)
         height, width = (np.array([length]) for length in pixels.shape[:2])
         (box,), (mirror,) = self.augmenter.draw(spec.epoch, np.array([sample]), width, height, spec.regularization)
@@ -129,9 +128,7 @@ class TrainBatchBuilder:
             other = (sample + step) % len(index)
             drawn = self._draw(spec, np.array([other]))
             try:
-                if drawn is None:
-                    return other, *self._item(spec, other)
-                return other, self.pixels.crop(other, drawn[0][0], spec.step.sizes[-1]), drawn[1][0]
+                return other, *self._crop(spec, other, drawn, 0)
             except BadSampleError as error:
                 bad.append((error.name, error.reason))
         raise InputError(
