@@ -34,7 +34,7 @@ check: .venv/.ready
 	$(BIN)/lint-imports
 
 bench: .venv/.ready
-	$(BIN)/python benchmarks/scales.py
+	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/decode_accuracy.py
 	$(BIN)/python benchmarks/saving.py

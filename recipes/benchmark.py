@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.config.cli import parse_section
-from toolkit.config.data_roots import SYNTHETIC
+from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.scales import default_scales
 from toolkit.config.settings import make_settings
 from toolkit.config.tool_settings import Benchmark
@@ -20,7 +20,7 @@ from toolkit.system import console
 from toolkit.system.exit_codes import exit_code
 from toolkit.system.host import is_main_process
 
-PASSES = ("arch", "data_root", "num_workers", "cache", "compile")  # passed unchanged to the training settings
+PASSES = ("arch", "data_root", "num_workers", "cache", "compile", "alone")  # passed unchanged to the training settings
 
 
 def benchmark_from(argv: Sequence[str] | None) -> None:
@@ -31,7 +31,7 @@ def benchmark_from(argv: Sequence[str] | None) -> None:
     path = flags.output or Path(f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}.json")
     files.check_output(path)
     values = {name: getattr(flags, name) for name in PASSES}
-    if flags.data_root == SYNTHETIC:  # few images, so that drawing them takes no time
+    if flags.data_root in BUILT_IN:  # few images, so that drawing them takes no time
         values["synthetic_count"] = max(200, 2 * max(flags.batch_sizes))
     settings = make_settings({**values, "batch_size": max(flags.batch_sizes), "log_with": "none"})
 

@@ -7,6 +7,7 @@ Example: accelerate launch --quiet recipes/multiscale.py --data-root DIR --scale
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from toolkit.config.cli import Command, parse
 from toolkit.config.scales import default_scales
@@ -14,15 +15,27 @@ from toolkit.system.errors import InputError
 from toolkit.system.exit_codes import exit_code
 from toolkit.system.run_lock import refuse_if_locked
 
+if TYPE_CHECKING:
+    from toolkit.strategies.base import Strategy
+
 SCALE_FLAGS = (
     "strategy",
     "progressive",
     "scales",
     "scale_epochs",
     "ramp",
-    "consistency_weight",
+    "regularization_from",
+    "grow_batch",
+    "consistency_share",
+    "consistency_ramp",
+    "consistency_gate",
+    "consistency_teacher",
+    "consistency_temperature",
     "consistency",
+    "consistency_weight",
     "norm_per_scale",
+    "finish_size",
+    "finish_epochs",
     "eval_scales",
     "strategy_kwargs",
 )
@@ -40,22 +53,29 @@ def strategy_name(command: Command) -> str:
     return name or "simultaneous"
 
 
-def train_from(argv: Sequence[str] | None) -> None:
-    command = parse(argv, "multiscale.py", __doc__, SCALE_FLAGS)
+def strategy_of(command: Command) -> "Strategy":
+    """The strategy that the flags ask for; raises InputError if they do not fit together."""
     choices, usual = command.scales, {"scales": default_scales(command.settings.data_root)}
     name = strategy_name(command)
-    form, weight = choices.get("consistency", "kl"), choices.get("consistency_weight", 0)  # config.yaml has kl too
-    if name == "simultaneous" and form != "kl" and weight == 0:
-        raise InputError(f"--consistency {form} would be ignored with --consistency-weight 0: give a weight")
+    form = choices.get("consistency", "kl")  # config.yaml has kl too
+    used = choices.get("consistency_share") or choices.get("consistency_weight")
+    if name == "simultaneous" and form != "kl" and not used:
+        raise InputError(f"--consistency {form} would be ignored without --consistency-share: give it")
 
-    refuse_if_locked(command.settings.output_dir, command.settings.resume)
-
-    from toolkit.strategies import build
-    from toolkit.tools.launch import carry_out  # heavy imports come after parsing
+    from toolkit.strategies import build  # heavy imports come after parsing
 
     flags = {key: value for key, value in choices.items() if key not in ("strategy", "progressive")}
-    strategy = build(name, flags, usual)
-    carry_out(command.settings, strategy, "multiscale", dry_run=command.dry_run, measure_first=command.benchmark)
+    return build(name, flags, usual)
+
+
+def train_from(argv: Sequence[str] | None) -> None:
+    command = parse(argv, "multiscale.py", __doc__, SCALE_FLAGS)
+    refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
+
+    from toolkit.tools.launch import carry_out
+
+    todo = {"dry_run": command.dry_run, "measure_first": command.benchmark, "planning": command.planning}
+    carry_out(command.settings, strategy_of(command), "multiscale", **todo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,10 @@
 """Check a data set before you pay for a GPU: read and decode every image of every split, on all cores.
 
 Reports images that cannot be used (unreadable, empty, truncated, damaged, too large); copies across splits (leak), in
-train if validation will be held out from it (would leak), or under two labels (contradiction); and classes missing or
-extra in a split. Reports as harmless: other copies within a split, content in another format than the file extension,
-and files without an image extension or outside the class folders.
+train if validation will be held out from it (would leak), or under two labels (contradiction); classes missing or
+extra in a split; and gray of more than 8 bits that --range leaves few levels. Reports as harmless: other copies within
+a split, content in another format than the file extension, bytes astray before a JPEG's pixels, classes without images
+in a split for evaluation, system files, and files without an image extension or outside the class folders.
 
 Exit code: 0 the data is usable unchanged; 2 it is not, or a flag is wrong. --write-manifest does not change the code.
 

@@ -31,13 +31,13 @@ def lay_out(argv: Sequence[str] | None) -> None:
     import wandb
 
     from toolkit.runs.dashboards.workspace import workspace
-    from toolkit.system import files
+    from toolkit.system import files, storage
 
     if flags.output:
         try:
             files.write_json(flags.output, workspace(entity, project)._spec)
         except OSError as error:
-            raise InputError(f"--output {flags.output}: {error.strerror}") from None
+            raise InputError(f"--output {flags.output}: {storage.explain(error, flags.output)}") from None
         console.say(f"wrote     {flags.output}", sys.stdout)
         return
     try:

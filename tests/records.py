@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from toolkit import Settings
-from toolkit.config.base import to_yaml
+from toolkit.config.yaml_values import to_yaml
 from toolkit.runs.directory import RunDirectory
 from toolkit.runs.run_config import config_of
 from toolkit.strategies import build

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from toolkit.models.classification import Classification as Classification
     from toolkit.runs.dashboards.base import Dashboard as Dashboard
     from toolkit.runs.dashboards.base import DashboardRun as DashboardRun
+    from toolkit.strategies import Finish as Finish
     from toolkit.strategies import Progressive as Progressive
+    from toolkit.strategies import ProgressiveCompute as ProgressiveCompute
+    from toolkit.strategies import ProgressiveSimultaneous as ProgressiveSimultaneous
+    from toolkit.strategies import Sampled as Sampled
+    from toolkit.strategies import Sandwich as Sandwich
     from toolkit.strategies import Simultaneous as Simultaneous
     from toolkit.strategies import SingleScale as SingleScale
     from toolkit.strategies.base import BoundTask as BoundTask
@@ -40,7 +45,12 @@ _HOMES = {
     "Classification": "toolkit.models.classification",
     "SingleScale": "toolkit.strategies",
     "Progressive": "toolkit.strategies",
+    "ProgressiveCompute": "toolkit.strategies",
     "Simultaneous": "toolkit.strategies",
+    "ProgressiveSimultaneous": "toolkit.strategies",
+    "Sampled": "toolkit.strategies",
+    "Sandwich": "toolkit.strategies",
+    "Finish": "toolkit.strategies",
     "Source": "toolkit.data.sources.base",
     "SourceOptions": "toolkit.data.sources.base",
     "Found": "toolkit.data.sources.index",

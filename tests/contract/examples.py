@@ -10,7 +10,16 @@ from phased import HeadFirst
 from toolkit import Strategy
 from toolkit.config.tables import TABLES
 from toolkit.models.classification import Classification
-from toolkit.strategies import Progressive, Simultaneous, SingleScale
+from toolkit.strategies import (
+    Finish,
+    Progressive,
+    ProgressiveCompute,
+    ProgressiveSimultaneous,
+    Sampled,
+    Sandwich,
+    Simultaneous,
+    SingleScale,
+)
 
 EXAMPLES: dict[str, Strategy] = {
     "single": SingleScale(24),
@@ -18,6 +27,7 @@ EXAMPLES: dict[str, Strategy] = {
     "progressive": Progressive((16, 24)),
     "progressive-epochs": Progressive((16, 24, 32), scale_epochs=(1, 2, 1)),
     "progressive-ramp": Progressive((16, 32), ramp=True),
+    "progressive-regularized": Progressive((16, 24, 32), scale_epochs=(2, 1, 1), regularization_from=0.25),
     "progressive-full": Progressive((16, 24), scale_epochs=(3,), norm_per_scale="full"),
     "progressive-statistics": Progressive((16, 24), norm_per_scale="statistics"),
     "simultaneous": Simultaneous((16, 24, 32), consistency_weight=1.0),
@@ -25,6 +35,22 @@ EXAMPLES: dict[str, Strategy] = {
     "simultaneous-js-off": Simultaneous((16, 24, 32), consistency_weight=1.0, consistency="js", norm_per_scale="off"),
     "head-first": HeadFirst(16, 24),
     "simultaneous-alone": Simultaneous((16, 24)),
+    "simultaneous-taught": Simultaneous((16, 24, 32), consistency_share=0.5, consistency_gate=True),
+    "simultaneous-ensemble": Simultaneous(
+        (16, 24, 32),
+        consistency="dkd",
+        consistency_share=0.5,
+        consistency_ramp=False,
+        consistency_teacher="mean",
+        consistency_temperature=2.0,
+    ),
+    "progressive-grown": Progressive((16, 24), grow_batch="sqrt"),
+    "progressive-compute": ProgressiveCompute((16, 24), regularization_from=0.5),
+    "progressive-simultaneous": ProgressiveSimultaneous((16, 24, 32), consistency_share=0.5),
+    "sampled": Sampled((16, 24, 32)),
+    "sandwich": Sandwich((12, 16, 24, 32)),
+    "finish-single": Finish(SingleScale(16), 24),
+    "finish-simultaneous": Finish(Simultaneous((12, 16), consistency_share=0.25), 24, finish_epochs=2),
 }
 TASK = Classification().bind(np.ones(10), torch.device("cpu"))
 EPOCHS = 4  # every example can spend these

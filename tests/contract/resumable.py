@@ -1,4 +1,4 @@
-"""A run of an example strategy with dropout: python resumable.py NAME OUTPUT trains it, for a test to kill.
+"""A run of an example strategy, regularized: python resumable.py NAME OUTPUT trains it, for a test to kill.
 
 NAME+AUGMENTED: with every augmentation there is.
 """
@@ -26,6 +26,7 @@ def settings(name: str, output: Path) -> Settings:
         batch_size=8,
         epochs=EPOCHS,
         dropout_rate=0.2,
+        label_smoothing=0.1,
         log_with="none",
         record_samples=True,
         output_dir=output,

@@ -16,12 +16,14 @@ from phased import HeadFirst
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.conftest import recipe
 from toolkit import InputError, Settings, Strategy, train
-from toolkit.config.base import to_yaml
+from toolkit.config.cli import parse
 from toolkit.config.tables import TABLES
+from toolkit.config.yaml_values import to_yaml
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.run_config import config_of
-from toolkit.strategies import Simultaneous, SingleScale
+from toolkit.strategies import Finish, Sandwich, Simultaneous, SingleScale
 from toolkit.strategies.base import Budget, Loss, NormPolicy, Phase, Step
 from toolkit.tools.loaded_run import read_config
 from toolkit.training import loop
@@ -33,6 +35,14 @@ BUDGETS = [
     Budget(30, 100, 100),
 ]
 every_strategy = pytest.mark.parametrize("strategy", EXAMPLES.values(), ids=EXAMPLES.keys())
+FIRST = {type(strategy): name for name, strategy in reversed(EXAMPLES.items())}
+each_kind_and_slowly_its_variants = pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(strategy, id=name, marks=() if name in FIRST.values() else pytest.mark.slow)
+        for name, strategy in EXAMPLES.items()
+    ],
+)
 
 
 def every_step(strategy: Strategy, budget: Budget) -> list[tuple[Phase, Step]]:
@@ -65,13 +75,16 @@ def test_phases_add_up_to_the_budget(strategy: Strategy):
         assert sum(phase.epochs for phase in phases) == budget.epochs
         assert all(phase.steps * phase.batch_size <= phase.epochs * budget.images for phase in phases)
         assert all(phase.epochs >= 1 and phase.steps % phase.epochs == 0 for phase in phases)
-        assert all(phase.lr_scale > 0 and phase.regularization >= 0 for phase in phases)
+        assert all(phase.lr_scale > 0 and phase.lr_weight >= 0 and phase.regularization >= 0 for phase in phases)
 
 
 @every_strategy
 def test_steps_spend_exactly_the_images_of_the_budget(strategy: Strategy):
+    """Larger batches leave out the images that do not fill one more."""
     for budget in spendable(strategy):
-        assert sum(step.batch_size for _, step in every_step(strategy, budget)) == budget.epochs * budget.images
+        phases = strategy.phases(budget)
+        wanted = sum(phase.epochs * (budget.images - budget.images % phase.batch_size) for phase in phases)
+        assert sum(step.batch_size for _, step in every_step(strategy, budget)) == wanted
 
 
 @every_strategy
@@ -130,6 +143,15 @@ def test_a_strategy_comes_back_equal_from_a_configuration_file(strategy: Strateg
 
 
 @every_strategy
+def test_the_recipes_make_the_same_strategy_from_the_config_of_its_run(strategy: Strategy, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(to_yaml(config_of(Settings(), strategy)))
+    name = "single_scale" if strategy.to_dict()["strategy"] == "single" else "multiscale"
+    module = recipe(name).__globals__
+    command = parse(["--config", str(tmp_path / "config.yaml")], f"{name}.py", None, module["SCALE_FLAGS"])
+    assert module["strategy_of"](command) == strategy
+
+
+@every_strategy
 def test_a_strategy_comes_back_equal_from_copying_and_pickling(strategy: Strategy):
     assert copy.deepcopy(strategy) == strategy
     assert pickle.loads(pickle.dumps(strategy)) == strategy
@@ -180,7 +202,7 @@ def test_no_size_learns_from_a_smaller_one_unless_the_strategy_says_so(strategy:
 class Ensemble(Simultaneous):
     """Every size learns the mean prediction of all."""
 
-    smaller_teach = True
+    smaller_teach = True  # type: ignore[assignment]
 
     def loss(self, logits, targets, task, phase, step):
         mean = torch.stack([scale_logits.detach() for scale_logits in logits]).mean(0).softmax(1)
@@ -214,13 +236,26 @@ def test_consistency_reaches_the_larger_side_when_it_is_not_detached(form: str, 
 
 @every_strategy
 def test_loss_at_hand_computed_logits_is_the_mean_over_sizes_when_all_agree(strategy: Strategy):
-    """All logits 0: each size has cross entropy log 10, and equal predictions are perfectly consistent."""
+    """All logits 0: each size has cross entropy log 10, and equal predictions are perfectly consistent.
+
+    A share of the loss that comes from predictions instead of the labels is 0 then.
+    """
     for phase in strategy.phases(BUDGETS[0]):
         step = strategy.step(phase, 0)
         logits = [torch.zeros(BATCH, CLASSES) for _ in step.sizes]
         loss = strategy.loss(logits, torch.arange(BATCH), TASK, phase, step)
-        assert loss.total.item() == pytest.approx(2.302585, abs=1e-5)
+        assert loss.total.item() == pytest.approx(2.302585 * labels_share(strategy, step), abs=1e-5)
         assert {f"loss/{size}px" for size in step.sizes} <= loss.parts.keys()
+
+
+def labels_share(strategy: Strategy, step: Step) -> float:
+    """The share of the labels in the loss, mean over the sizes of a step."""
+    if isinstance(strategy, Sandwich):
+        return 1 - strategy.consistency_share * (len(step.sizes) - 1) / len(step.sizes)
+    if not isinstance(strategy, Simultaneous) or strategy.consistency_share == 0:
+        return 1.0
+    taught = len(step.sizes) - (strategy.consistency_teacher == "larger")
+    return 1 - strategy.teaching.share_at(step.progress) * taught / len(step.sizes)
 
 
 @every_strategy
@@ -233,20 +268,22 @@ def test_loss_takes_mixed_targets(strategy: Strategy):
     torch.testing.assert_close(*losses)
 
 
-@every_strategy
+@each_kind_and_slowly_its_variants
 def test_a_strategy_trains(strategy: Strategy, tmp_path: Path):
     settings = Settings(
         synthetic_size=32,
         synthetic_count=96,
         batch_size=32,
         epochs=EPOCHS,
+        label_smoothing=0.1,
         log_with="none",
         output_dir=tmp_path / "run",
     )
     summary = train(settings, strategy)
     assert summary["exit_reason"] == "done"
     assert summary["steps"] == sum(phase.steps for phase in strategy.phases(Budget(EPOCHS, 96, 32)))
-    assert summary["images_seen"] == EPOCHS * 96
+    phases = strategy.phases(Budget(EPOCHS, 96, 32))
+    assert summary["images_seen"] == sum(phase.steps * phase.batch_size for phase in phases)
     assert 0 < float(summary["final"]["train_loss"]) < 10
     assert set(summary["val"]) == set(summary["test"]) == {spec.name for spec in strategy.eval_specs()}
     assert summary["best_top1"] == summary["val"][strategy.selection().name]["top1"]
@@ -359,3 +396,18 @@ def test_normalization_is_that_of_the_nearest_scale_in_log_size(size: int, scale
 
 def test_normalization_is_that_of_the_larger_scale_when_two_are_equally_near():
     assert NormPolicy("full", (16, 64)).scale_for(32) == 64
+
+
+def test_a_size_whose_phase_is_still_to_come_is_evaluated_with_the_nearest_normalization(tmp_path: Path):
+    """Otherwise the best model would be chosen among evaluations with untrained normalization."""
+    settings = Settings(
+        synthetic_size=32, synthetic_count=200, batch_size=20, epochs=4, log_with="none", output_dir=tmp_path / "run"
+    )
+    train(settings, Finish(Simultaneous((16, 24)), 32))
+    saved = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    before = load_file(saved[0] / "model.safetensors")  # the finish is still to come
+    norms = [name for name in before if ".norms.32." in name]
+    assert norms
+    assert all(torch.equal(before[name], before[name.replace(".norms.32.", ".norms.24.")]) for name in norms)
+    after = load_file(saved[-1] / "model.safetensors")
+    assert any(not torch.equal(after[name], after[name.replace(".norms.32.", ".norms.24.")]) for name in norms)

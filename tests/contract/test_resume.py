@@ -23,6 +23,7 @@ from tests.conftest import PATIENCE_S, TIMES
 from toolkit import Progressive, Settings, train
 from toolkit.config.choices import NormMode
 from toolkit.config.tables import TABLES
+from toolkit.models.regularization import DropRates
 from toolkit.runs import checkpoint, generators
 from toolkit.runs.checkpoint import Store
 from toolkit.runs.directory import RunDirectory
@@ -32,11 +33,14 @@ from toolkit.training import session
 from toolkit.training.train_state import TrainState
 
 WORKER = Path(__file__).with_name("resumable.py")
+REGULARIZED = "progressive-regularized" + AUGMENTED  # killed within its first phase
 CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kind) for kind in TABLES["strategy"]}
 CHOSEN = {
     **{kind + AUGMENTED: name + AUGMENTED for kind, name in CHOSEN.items()},
     "single": CHOSEN["single"],
     "head-first": "head-first",
+    "progressive-regularized": REGULARIZED,
+    "finish": "finish-simultaneous" + AUGMENTED,
 }
 
 
@@ -163,6 +167,16 @@ def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_restored(
 ):
     """The control: dropout draws from a generator that a checkpoint must hold."""
     monkeypatch.setattr(generators, "restore_generators", lambda states: None)
+    assert different(case.go_on(tmp_path / "resumed"), case.whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [REGULARIZED], ids=["progressive-regularized"], indirect=True)
+def test_a_resumed_run_ends_elsewhere_when_dropout_is_not_scaled(
+    case: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The control: a checkpoint holds no rates, so a resume within a phase must set them."""
+    monkeypatch.setattr(DropRates, "scale", lambda rates, share: None)
     assert different(case.go_on(tmp_path / "resumed"), case.whole)
 
 

@@ -114,6 +114,7 @@ def main(folder: Path) -> None:
         batch_size=40,  # the remainder is left out
         epochs=EPOCHS,
         num_workers=0,
+        label_smoothing=0.1,
         log_with="none",
         output_dir=folder / "whole",
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from toolkit import NonFiniteError, Settings, SingleScale, train
-from toolkit.data.sources import synthetic
+from toolkit.data.sources import shapes, synthetic
 from toolkit.strategies.base import BoundTask, Loss, Phase, Step
 from toolkit.system.exit_codes import exit_code
 
@@ -55,7 +55,7 @@ def write_manifest(folder: Path, images: int, poisoned: Collection[int]) -> None
             writer = csv.writer(file)
             writer.writerow(["filepath", "label"])
             for row, path in enumerate(paths):
-                label = sorted(synthetic.CLASSES).index(path.parent.name)
+                label = sorted(shapes.CLASSES).index(path.parent.name)
                 writer.writerow([Path("images", path.relative_to(root)), POISON if row in rows else label])
 
 

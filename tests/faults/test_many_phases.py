@@ -48,7 +48,7 @@ def growth_mb(lines: list[dict[str, Any]]) -> float:
 @pytest.mark.parametrize(
     ("kind", "processes", "most_mb"),
     [
-        ("repeating", 0, REPEATING_MB),
+        pytest.param("repeating", 0, REPEATING_MB, marks=SLOW),
         pytest.param("growing", 2, GROWING_MB_PER_SIZE * BETWEEN, marks=SLOW),
     ],
 )

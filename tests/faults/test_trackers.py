@@ -145,7 +145,7 @@ PROJECT = {"id": "1", "name": "toolkit", "entity": {"id": "1", "name": "me"}}
 VIEWER = {"id": "1", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}
 
 
-@pytest.mark.slow
+@SLOW
 def test_nothing_is_held_up_when_wandb_has_no_key(untracked: dict[str, str], tmp_path: Path):
     said = tracked(tmp_path / "run", "wandb", "none", WANDB_API_KEY="")
     assert "offline: no API key was found" in said

@@ -231,6 +231,20 @@ def test_other_data_is_evaluated_when_it_has_the_same_classes(capsys, finished: 
     assert f"{some}, 1 images, 1 unreadable left out" in capsys.readouterr().out
 
 
+def test_the_column_of_labels_can_be_chosen_when_other_data_has_several(capsys, finished: Path, data: Path):
+    listed = sorted((data / "test").glob("*/*.jpg"))
+    rows = "".join(f"{i}.jpg,{i},{path.parent.name}\n" for i, path in enumerate(listed))
+    Path("listed").mkdir()
+    for i, path in enumerate(listed):
+        shutil.copy(path, f"listed/{i}.jpg")
+    Path("listed/train.csv").write_text(f"file,class,category\n{rows}")
+    words = ["--data-root", "listed", "--split", "train", "--output-dir", "out"]
+    assert evaluate(finished, *words) == 2
+    assert "--label-column names the one of labels: class or category" in capsys.readouterr().err
+    assert evaluate(finished, *words, "--label-column", "category") == 0
+    assert report("out")["splits"]["train"]["32px"]["images"] == len(listed)
+
+
 def test_nothing_of_an_earlier_evaluation_is_left_when_another_is_written_there(finished: Path):
     Path("out/predictions").mkdir(parents=True)
     Path("out/predictions/mine.csv").write_text("all my work")
@@ -316,6 +330,7 @@ def test_the_runs_own_val_is_found_when_its_data_moved(capsys, held_out: Path):
         (["RUN", "--data-root", "photos"], "'cat' is no class of the run"),
         (["RUN", "--data-root", "photos/val"], "'cat' is no class of the run"),
         (["RUN", "--data-root", "gone"], "gone: no such folder"),
+        (["RUN", "--label-column", "kind"], "--label-column kind would be ignored: it needs --data-root"),
         (["RUN", "--split", "dev"], "--split dev"),
         (["RUN", "--output-dir", "RUN"], "is a run, whose own predictions/ would be overwritten"),
         (["RUN", "--output-dir", "photos/odd"], "photos/odd/predictions"),

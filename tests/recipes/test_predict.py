@@ -195,7 +195,11 @@ def test_a_full_disk_is_one_line_when_rows_are_written(capsys, finished: Path, o
     Path("full.csv").symlink_to("/dev/full")
     assert predict(finished, "odd", "--output", "full.csv") == 1
     err = capsys.readouterr().err
-    assert err == "error: full.csv: No space left on device; the rows before stand there whole\n"
+    assert re.fullmatch(
+        r"error: full.csv: No space left on device \(\d+ bytes free\): make room there.*; the rows before stand there "
+        r"whole\n",
+        err,
+    )
 
 
 def started(finished: Path, *words: str | Path) -> subprocess.Popen[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import forkserver
-from tests.conftest import ROOT, TORCHRUN, write_folders
+from tests.conftest import ROOT, SLOW, TORCHRUN, write_folders
 
 pytest.importorskip("pandas")
 PARTS, SCRIPT = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -54,7 +54,7 @@ def test_a_shell_opens_the_run_when_the_module_is_named(folder: Path, printed: s
     assert "macro F1" in done.stdout
 
 
-@pytest.mark.slow
+@SLOW
 def test_two_processes_train_it_too(folder: Path, tmp_path: Path):
     for name in ("photos", "parts.py", "photos.py"):
         (tmp_path / name).symlink_to(folder / name)

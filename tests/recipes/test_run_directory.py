@@ -88,7 +88,7 @@ def test_a_run_directory_holds_all_its_files_when_a_run_is_done(finished: Path):
 
 def test_the_config_holds_everything_resolved_but_the_directory_when_a_run_is_done(finished: Path):
     config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert set(Settings.model_fields) - {"output_dir", "resume"} <= set(config)
+    assert set(Settings.model_fields) - {"output_dir", "resume", "alone", "take_over"} <= set(config)
     assert (config["arch"], config["epochs"], config["learning_rate"], config["batch_size"]) == (
         "test_resnet",
         2,
@@ -210,7 +210,9 @@ def test_nothing_is_done_when_a_finished_run_is_run_again(copied: Path, capsys):
     assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 0
     assert contents(copied) == before
     out = capsys.readouterr().out
-    assert "this run is finished (test top-1 " in out
+    top1 = json.loads((copied / "summary.json").read_text())["test"]["32px"]["top1"]
+    reached = f"this run is finished (test top-1 {top1:.2f}%); see {copied}/report.html."
+    assert f"finished  {reached} To train again: another --output-dir\n" in out
     assert "epoch " not in out.replace("epochs", "")
 
 
@@ -364,7 +366,7 @@ def test_a_run_keeps_the_cache_it_began_with_when_memory_changes(copied: Path, t
     cut_off(copied)
     new = tmp_path / "new"
     with monkeypatch.context() as crowded:
-        crowded.setenv("LOCAL_WORLD_SIZE", "10000000")  # a ten-millionth of the memory for each
+        crowded.setattr("toolkit.training.run_plan._free_gb", lambda: 1e-6)
         assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(copied)]) == 2
         assert "--cache ram: 0.0 GB of decoded images in each process would not fit" in capsys.readouterr().err
         assert recipe("multiscale")([*PROGRESSIVE, "--output-dir", str(new)]) == 0  # a new one takes what there is
@@ -393,6 +395,7 @@ def test_a_plan_is_shown_and_nothing_written_when_it_is_a_dry_run(tmp_path: Path
         "at 32 px",
         "multiply-adds per image: 16 px",
         "train 120, val 20, test 40 images, 10 classes",
+        "note      the last feature map of test_resnet is 1 x 1 at 16 and 32 px: --model-kwargs output_stride=8",
     ):
         assert words in out
     assert list(tmp_path.iterdir()) == []

@@ -120,7 +120,8 @@ def test_a_command_is_refused_in_one_line_when_its_words_are_wrong(
 
 def test_nothing_is_scanned_when_nothing_can_be_written(capsys, data: Path, tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
-    for folder, reason in (("file", "File exists"), ("file/below", "Not a directory"), ("/proc/none", "No such file")):
+    reasons = {"file": "Not a directory", "file/below": "Not a directory", "/proc/none": "No such file"}
+    for folder, reason in reasons.items():
         assert recipe("scan")(["data", "--output-dir", folder]) == 2
         out, err = capsys.readouterr()
         assert out == ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TORCHRUN, recipe, write_folders
+from tests.conftest import ROOT, SLOW, TORCHRUN, recipe, write_folders
 
 HERE = Path(__file__).parent
 FILES = ("own_strategy.py", "own_source.py", "own_transform.py", "own_dashboard.py", "own_model.py")
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("model", "launcher"),
     [
-        (("--model-from", "own_model:make"), (sys.executable,)),
+        pytest.param(("--model-from", "own_model:make"), (sys.executable,), marks=SLOW),
         (("--arch", "small_net_of_ones_own"), (sys.executable,)),
         (("--model-from", "own_model:make"), TORCHRUN),
     ],

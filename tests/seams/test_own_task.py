@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, TORCHRUN, recipe, write_image
+from tests.conftest import ROOT, SLOW, TORCHRUN, recipe, write_image
 from toolkit import InputError, Settings, Simultaneous, SingleScale, SourceOptions, Task, train
 from toolkit.config.tables import TABLES
 from toolkit.data.images.views import normalize
@@ -111,7 +111,9 @@ train(settings(given.output_dir, **more), STRATEGY, task=Tags(), data=DATA)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [(sys.executable,), TORCHRUN], ids=["alone", "two processes"])
+@pytest.mark.parametrize(
+    "launcher", [(sys.executable,), pytest.param(TORCHRUN, marks=SLOW)], ids=["alone", "two processes"]
+)
 def test_killed_and_continued_it_ends_bit_for_bit_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: tuple[str, ...]
 ):

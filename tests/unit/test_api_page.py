@@ -14,9 +14,10 @@ from pydantic_core import PydanticUndefined
 import toolkit
 from toolkit.config import tool_settings
 from toolkit.config.base import Section
-from toolkit.config.cli import ALIASES, OTHER
+from toolkit.config.cli import OTHER
 from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS, Settings
+from toolkit.config.words import ALIASES, flag_of
 from toolkit.strategies import base
 from toolkit.strategies.base import Strategy
 
@@ -98,7 +99,9 @@ def real_flags() -> set[str]:
     """Of all recipes."""
     sections = [kind for kind in vars(tool_settings).values() if isinstance(kind, type) and issubclass(kind, Section)]
     names = {name for section in (Settings, Scales, *sections) for name in section.model_fields} | set(OTHER)
-    flags = {f"--{name.replace('_', '-')}" for name in names} | set(ALIASES)
+    flags = {f"--{name.replace('_', '-')}" for name in names} | {
+        spelled for name in ALIASES for spelled in (f"--{name}", flag_of(name))
+    }
     return flags | {f"--no-{flag[2:]}" for flag in flags} | {"--help", "--config_file"}
 
 

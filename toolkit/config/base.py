@@ -1,39 +1,61 @@
-"""Parts of settings: strict sections, lists, key=value pairs, YAML, and error messages. Imports no torch."""
+"""Parts of settings: strict sections, lists, key=value pairs, and error messages. Imports no torch."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from toolkit.config.yaml_values import fit, kinds_of, meaning, read_value
 from toolkit.system.errors import InputError
+from toolkit.system.places import expanded
 
 
 def split_numbers(value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(isinstance(part, bool) for part in value):
+        raise ValueError("must be whole numbers")
     if isinstance(value, int):
         return (value,)
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
-def _split_pairs(value: Any) -> Any:
-    """["output_stride=8"] -> {"output_stride": 8}; values have their YAML types."""
+def split_pairs(value: Any) -> Any:
+    """["output_stride=8"] -> {"output_stride": "8"}, each value as it was written; raises ValueError."""
     if isinstance(value, Mapping):
         return value
     if not isinstance(value, list | tuple):
         raise ValueError("expected key=value pairs")
-    broken = [pair for pair in value if "=" not in pair]
+    broken = [pair for pair in value if not isinstance(pair, str) or "=" not in pair]
     if broken:
         raise ValueError(f"{broken[0]!r} is not of the form key=value")
+    pairs = [pair.split("=", 1) for pair in value]
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is given twice")
     try:
-        return {key: yaml.safe_load(text) for key, text in (pair.split("=", 1) for pair in value)}
+        return {key: read_value(text) for key, text in pairs}
     except yaml.YAMLError:
         raise ValueError("a value is not valid YAML") from None
 
 
+def _meant(value: Any) -> Any:
+    return meaning(split_pairs(value))
+
+
 Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(split_numbers), Field(min_length=1)]
-KeyValues = Annotated[dict[str, Any], BeforeValidator(_split_pairs)]
+Folder = Annotated[Path, AfterValidator(expanded)]  # or a file; a shell leaves the ~ in --output-dir=~/run
+KeyValues = Annotated[dict[str, Any], BeforeValidator(_meant)]
 
 
 def frozen(value: Any) -> Any:
@@ -55,11 +77,19 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_the_nearest(cls, values: Any) -> Any:
-        unknown = [key for key in values if key not in cls.model_fields] if isinstance(values, dict) else []
+    def _known_and_fitting(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        unknown = [key for key in values if key not in cls.model_fields]
         if unknown:
             raise InputError(f"there is no setting {unknown[0]!r}{nearest(unknown[0], cls.model_fields)}")
-        return values
+        return {name: fit(value, cls.model_fields[name].annotation) for name, value in values.items()}
+
+
+def switches(*sections: type[Section]) -> set[str]:
+    """The settings that are true or false."""
+    fields = {name: field for section in sections for name, field in section.model_fields.items()}
+    return {name for name, field in fields.items() if bool in kinds_of(field.annotation)}
 
 
 # What a value must be, by pydantic's error type.
@@ -73,6 +103,9 @@ RULES = {
     "float_parsing": "must be a number",
     "finite_number": "must be a finite number",
     "bool_parsing": "must be true or false",
+    "string_type": "must be text; leave it out for the default",
+    "int_type": "must be a whole number; leave it out for the default",
+    "float_type": "must be a number; leave it out for the default",
     "literal_error": "must be one of {expected}",
 }
 
@@ -87,22 +120,3 @@ def explain(error: ValidationError) -> str:
     rule = RULES.get(first["type"])  # other messages may hold braces of the user's
     text = rule.format(**first.get("ctx", {})) if rule else first["msg"].removeprefix("Value error, ")
     return f"{flag} {first['input']}: {text}"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file; raises InputError naming the file."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected `name: value` lines")
-    return values
-
-
-def to_yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=120)

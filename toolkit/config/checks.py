@@ -27,6 +27,16 @@ def check_evaluate(
         raise InputError(f"--max-loss {max_loss:g} would be ignored: it needs --cascade without --confidence")
 
 
+def check_columns(data_root: str | None, label_column: str | None, hf_config: str | None) -> dict[str, str]:
+    """The given settings of how other data than that of the run is read; raises InputError without such data."""
+    given = {"label_column": label_column, "hf_config": hf_config}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name, value in chosen.items():
+        if data_root is None:
+            raise InputError(f"--{name.replace('_', '-')} {value} would be ignored: it needs --data-root")
+    return chosen
+
+
 def check_predict(
     paths: Sequence[str], scales: Sequence[int] | None, cascade: Sequence[int] | None, confidence: float | None
 ) -> None:

@@ -9,9 +9,15 @@ from toolkit.system.errors import InputError
 
 NormMode = Literal["full", "statistics", "off"]
 NORM_MODES: tuple[str, ...] = get_args(NormMode)
-ConsistencyForm = Literal["kl", "mse", "js"]
+ConsistencyForm = Literal["kl", "mse", "js", "standardized", "dkd", "alpha"]
+CONSISTENCY_FORMS: tuple[str, ...] = get_args(ConsistencyForm)
+ConsistencyTeacher = Literal["larger", "mean"]
+CONSISTENCY_TEACHERS: tuple[str, ...] = get_args(ConsistencyTeacher)
+BatchGrowth = Literal["off", "sqrt", "linear"]
+BATCH_GROWTHS: tuple[str, ...] = get_args(BatchGrowth)
 ClassLoss = Literal["ce", "bce"]
 ClassWeights = Literal["none", "inverse"]
+GrayRange = Literal["16bit", "minmax", "percentile"]
 CacheKind = Literal["ram", "disk", "off"]
 Format = Literal["safetensors", "onnx", "pt2"]  # export formats
 Precision = Literal["float32", "bf16", "fp16"]

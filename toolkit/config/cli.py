@@ -4,10 +4,10 @@ import contextlib
 import io
 import itertools
 import os
+import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
 
 import tyro
@@ -16,15 +16,23 @@ from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from toolkit.config import settings
-from toolkit.config.base import Section, explain, frozen, nearest, read_yaml
+from toolkit.config.base import Section, explain, nearest, switches
+from toolkit.config.own_fields import fit_own_fields, move_own_fields
+from toolkit.config.planning import Planning, make_planning
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
-from toolkit.config.tables import TABLES, import_module, import_modules, import_named, look_up
+from toolkit.config.tables import TABLES, import_module, import_modules, import_named
+from toolkit.config.words import ALIASES, joined, plain_switches, renamed, stray
+from toolkit.config.yaml_values import read_written
 from toolkit.system import console
 from toolkit.system.errors import InputError
+from toolkit.system.places import expanded
 
 S = TypeVar("S", bound=Section)
-ALIASES = {"--checkpoint-dir": "--output-dir", "--checkpoint_dir": "--output-dir"}
+NARROWEST = 40  # columns of --help
+KEY_VALUES = [
+    name for name, field in {**Settings.model_fields, **Scales.model_fields}.items() if "dict" in str(field.annotation)
+]
 SHARED = frozenset({"scales", "eval_scales"})  # fields that all multi-scale strategies have
 # Fields that name code of the user's own: their flags, unlike a --config file, allow importing it.
 CODE = {"model_from": "--model-from", "transform": "--transform"}
@@ -38,6 +46,7 @@ class Command:
     scales: Mapping[str, Any]
     dry_run: bool
     benchmark: bool
+    planning: Planning
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
@@ -128,6 +137,20 @@ OTHER = {
         bool,
         "measure throughput and memory at every scale first, what bounds them, and write benchmark.json (default: off)",
     ),
+    "measure": (bool, "with --dry-run: time steps on this machine, predict time and cost (default: off)"),
+    "goal": (
+        _text("{one-size,every-size}"),
+        "with --measure: compare strategies for the largest size or for every size (default: every-size; one-size for "
+        "single_scale.py)",
+    ),
+    "time_budget": (
+        _text("TIME"),
+        "with --measure: find the epochs that fit into e.g. 90s, 1h30m, 2 (hours) (unset: any)",
+    ),
+    "cost_budget": (
+        _text("X"),
+        "with --measure: find the epochs that this buys at --hourly-cost, above 0 (unset: any)",
+    ),
 }
 
 
@@ -140,23 +163,26 @@ def _grammar(scale_flags: Sequence[str]) -> Any:
 
 
 @contextlib.contextmanager
-def _colors_as_asked() -> Iterator[None]:
-    """Honor NO_COLOR (no-color.org), which tyro ignores: it omits colors only on a dumb terminal."""
-    terminal = os.environ.get("TERM")
+def _terminal() -> Iterator[None]:
+    """What tyro ignores: NO_COLOR (no-color.org), and that its layout does not end in a terminal of one column."""
+    before = {name: os.environ.get(name) for name in ("TERM", "COLUMNS")}
     try:
         if os.environ.get("NO_COLOR"):
             os.environ["TERM"] = "dumb"
+        if shutil.get_terminal_size().columns < NARROWEST:
+            os.environ["COLUMNS"] = str(NARROWEST)
         yield
     finally:
-        os.environ.pop("TERM", None)
-        os.environ.update({} if terminal is None else {"TERM": terminal})
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 def _read(words: Sequence[str], recipe: str, description: str | None, grammar: Any) -> tuple[Any, list[str]]:
     """Parse `words` into the flags of the grammar and the unknown words; tyro's boxed errors become one line."""
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box), _colors_as_asked():
+        with contextlib.redirect_stderr(box), _terminal():
             return tyro.cli(
                 grammar,
                 config=(tyro.conf.OmitArgPrefixes,),
@@ -192,24 +218,28 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
 
     `scale_flags`: the fields of `Scales` that the recipe has. Raises InputError; exits with code 0 after `--help`.
     """
-    words = [
-        ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :]
-        for word in (sys.argv[1:] if argv is None else argv)
-    ]
+    of_recipe = {name for name, (kind, _) in OTHER.items() if kind is bool}
+    words = renamed(sys.argv[1:] if argv is None else argv)
+    words = joined(plain_switches(words, switches(Settings, Scales) | of_recipe), KEY_VALUES)
     groups, unknown = _read(words, recipe, description, _grammar(scale_flags))
     known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml contains its strategy
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
         word = unknown[0].split("=")[0]
+        if not word.startswith("-"):
+            raise InputError(stray(unknown[0], words))
         if word.removeprefix("--").replace("-", "_") in Scales.model_fields:
             raise InputError(f"{word} would be ignored by {recipe}: it belongs to another recipe")
         raise InputError(f"there is no flag {word}{nearest(word, flags)}")
     given = {name: value for group in groups.values() for name, value in group.items()}
+    asked = {name: given.pop(name) for name in Planning.model_fields if name in given}
     others = {name: given.pop(name, False) for name in OTHER}
     import_modules(others["import"] or ())
     _import_given(given)
-    values = read_yaml(Path(others["config"])) if others["config"] else {}
-    values = _with_own_fields(values, known)
+    written = read_written(expanded(others["config"])) if others["config"] else {}
+    written = {ALIASES.get(name, name): value for name, value in written.items()}
+    values = settings.as_recorded(written) if written else {}
+    values = move_own_fields(values, known)
     strange = [name for name in values if name not in known]
     if strange and strange[0] in Scales.model_fields:
         raise InputError(f"{others['config']}: {strange[0]!r} belongs to another recipe than {recipe}")
@@ -218,26 +248,16 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     strategy = "progressive" if given.get("progressive") else given.get("strategy")
     if strategy and strategy != values.get("strategy", strategy):  # flags win: the file configures another strategy
         values = {name: value for name, value in values.items() if name in SHARED or name not in Scales.model_fields}
-    values = {**values, **given}
+    values = fit_own_fields({**settings.beside_flags(values, given), **given})
     chosen = {name: values.pop(name) for name in list(values) if name in Scales.model_fields}
+    made = settings.make_settings(values)
     return Command(
-        settings=settings.make_settings(values),
+        settings=made,
         scales=make_scales(chosen),
         dry_run=others["dry_run"],
         benchmark=others["benchmark"],
+        planning=make_planning(asked, made, others["dry_run"]),
     )
-
-
-def _with_own_fields(values: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The values of a config.yaml, with the fields of a strategy of the user's own moved to `strategy_kwargs`."""
-    strange = {name for name in values if name not in known}
-    if not strange or ":" not in str(values.get("strategy")):
-        return values
-    kind = look_up("strategy", "--strategy", values["strategy"])
-    names = {field.name for field in fields(kind)} if is_dataclass(kind) else set()
-    own = {name: values[name] for name in strange & names}
-    rest = {name: value for name, value in values.items() if name not in own}
-    return {**rest, "strategy_kwargs": {name: frozen(value) for name, value in own.items()}}
 
 
 def parse_section(
@@ -267,7 +287,8 @@ def parse_section(
     if {"run", "data", "data_root"} & {*section.model_fields}:  # opening them may need classes of the user's own
         flags["other"] = TypedDict("Other", {"import": _optional(_words("MODULE"), IMPORT)}, total=False)  # type: ignore[operator]
     grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
-    groups, unknown = _read(sys.argv[1:] if argv is None else argv, recipe, description, grammar)
+    given_words = plain_switches(sys.argv[1:] if argv is None else argv, switches(section))
+    groups, unknown = _read(given_words, recipe, description, grammar)
     if unknown:
         names = ["--import", *(f"--{name.replace('_', '-')}" for names in section.groups.values() for name in names)]
         raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], names)}")

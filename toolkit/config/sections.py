@@ -1,17 +1,16 @@
 """The settings of a run in sections: meaning, unit, default and range of each. Imports no torch."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from toolkit.config.base import KeyValues, Section
-from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights
-from toolkit.config.data_roots import SYNTHETIC
+from toolkit.config.base import Folder, KeyValues, Section
+from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights, GrayRange
+from toolkit.config.data_roots import BUILT_IN, CHARACTERS, SYNTHETIC
 from toolkit.config.tables import check_entry
 
-WANDB_PROJECT = "toolkit"
+WANDB_PROJECT = "toolkit"  # default of --wandb-project
 
 
 class Data(Section):
@@ -19,13 +18,25 @@ class Data(Section):
 
     data_root: str = Field(
         SYNTHETIC,
-        description="folder with train/ val/ test/, or with train.csv; folder or URL (s3:// gs:// az://) of tar "
-        "shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; 'synthetic'; or what a source of your own recognizes",
+        description="folder with train/ val/ test/, with train.csv, or of class folders; folder or URL (s3:// gs:// "
+        "az://) of tar shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; 'synthetic' (built-in shapes) or "
+        "'characters'; or what a source of your own recognizes",
+    )
+    label_column: str | None = Field(
+        None, description="column of labels in CSV files or a Hugging Face dataset of several (unset: the usual names)"
+    )
+    hf_config: str | None = Field(
+        None, description="configuration of a Hugging Face dataset that has several (unset: the only one)"
     )
     synthetic_size: PositiveInt | None = Field(
         None, description="native size of the built-in images, px (unset: the largest scale)"
     )
-    synthetic_count: int | None = Field(None, ge=20, description="training images of the built-in data (unset: 6000)")
+    synthetic_count: int | None = Field(
+        None, ge=20, description="training images of the built-in data (unset: 6000; 9600 characters)"
+    )
+    synthetic_classes: int | None = Field(
+        None, description="classes of the built-in characters, 2 to 79 (unset: 64; the shapes have 10)"
+    )
     val_split: float | None = Field(
         None,
         gt=0,
@@ -44,12 +55,17 @@ class Data(Section):
         description="what to do with an unreadable image; fail: stop and name it; quarantine: train on its neighbor "
         "instead, exclude it from evaluation, and list it in quarantine.jsonl",
     )
+    range: GrayRange = Field(
+        "16bit",
+        description="how gray of more than 8 bits becomes 8; 16bit: 65535, or 1 of float pixels, becomes 255; minmax: "
+        "the least of an image becomes 0, its most 255; percentile: the same of its 0.5th and 99.5th percentile",
+    )
     cache: Cache = Field(
         "auto",
         description="ram: decoded images in memory; disk: downscaled JPEGs on disk for low-resolution phases; auto: "
         "ram if they fit into --cache-gb and free memory, else disk if it saves time",
     )
-    cache_dir: Path | None = Field(
+    cache_dir: Folder | None = Field(
         None,
         description="folder for indices, downscaled images and remote shards (unset: $TOOLKIT_CACHE or "
         "~/.cache/toolkit)",
@@ -69,13 +85,16 @@ class Augmentation(Section):
     """Augmentation"""
 
     crop_scale: float = Field(
-        default_factory=lambda known: 1.0 if known.get("data_root") == SYNTHETIC else 0.35,
+        default_factory=lambda known: 1.0 if known.get("data_root") in BUILT_IN else 0.35,
         gt=0,
         le=1,
         description="smallest area of the random resized crop, as a share, 0 to 1; 1: no crop (default: 0.35; 1 on "
         "the built-in data)",
     )
-    hflip: bool = Field(True, description="mirror half of the training images")
+    hflip: bool = Field(
+        default_factory=lambda known: known.get("data_root") != CHARACTERS,
+        description="mirror half of the training images (default: on; off on the built-in characters)",
+    )
     transform: str | None = Field(
         None, description="MODULE:FUNCTION of your own, from size x size x 3 bytes to the same, next (unset: none)"
     )
@@ -118,7 +137,7 @@ class Model(Section):
     """Model"""
 
     arch: str = Field(
-        default_factory=lambda known: "test_resnet" if known.get("data_root") == SYNTHETIC else "resnet18",
+        default_factory=lambda known: "test_resnet" if known.get("data_root") in BUILT_IN else "resnet18",
         description="timm architecture (default: resnet18; test_resnet on the built-in data)",
     )
     model_from: str | None = Field(
@@ -127,9 +146,19 @@ class Model(Section):
         "--model-kwargs (unset: none)",
     )
     model_kwargs: KeyValues = Field(
-        {}, description="further arguments of the timm architecture or of --model-from, e.g. output_stride=8"
+        {},
+        description="further arguments of the timm architecture or of --model-from, e.g. output_stride=8; values as in "
+        "YAML 1.2: numbers, true, false, null, [lists], {mappings}, else text",
     )
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
+    weights: Folder | None = Field(
+        None,
+        description="start from the weights in FILE (.safetensors, .pth, .pt, .bin), in RUN (its best model) or in an "
+        "exported folder (unset: none)",
+    )
+    weights_sha256: str | None = Field(
+        None, description="SHA-256 that the file of --weights must have, as config.yaml records it (unset: any)"
+    )
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="share of features, 0 to 1, dropped before the classifier")
 
 
@@ -137,7 +166,7 @@ class Optimization(Section):
     """Optimization"""
 
     epochs: PositiveInt = Field(
-        default_factory=lambda known: 12 if known.get("data_root") == SYNTHETIC else 20,
+        default_factory=lambda known: 12 if known.get("data_root") in BUILT_IN else 20,
         description="passes over the training images (default: 20; 12 on the built-in data)",
     )
     batch_size: PositiveInt = Field(64, description="images per optimizer step, over all processes")
@@ -146,7 +175,7 @@ class Optimization(Section):
     )
     optimizer: str = Field("adamw", description="any timm optimizer, e.g. adamw, sgd, lamb")
     learning_rate: float = Field(
-        default_factory=lambda known: 4e-3 if known.get("data_root") == SYNTHETIC else 1e-3,
+        default_factory=lambda known: 4e-3 if known.get("data_root") in BUILT_IN else 1e-3,
         gt=0,
         le=1e38,
         description="peak learning rate, above 0 (default: 1e-3; 4e-3 on the built-in data)",
@@ -178,8 +207,13 @@ class Optimization(Section):
         None,
         gt=0,
         lt=1,
-        description="decay per step, 0 to 1, e.g. 0.9998, of a moving average of the weights; the average is then "
-        "evaluated, selected and exported (unset: none)",
+        description="decay per step, 0 to 1, e.g. 0.9998, of a moving average of the weights; both are then evaluated, "
+        "and the better one is selected and exported (unset: none)",
+    )
+    ema_warmup: bool = Field(
+        default_factory=lambda known: known.get("ema_decay") is not None,
+        description="limit the decay of --ema-decay at the n-th step to 1 - n^(-2/3), so that the average forgets the "
+        "initial weights (default: on)",
     )
     on_divergence: Literal["stop", "rollback"] = Field(
         "stop",
@@ -195,7 +229,16 @@ class Machine(Section):
     amp: bool | None = Field(
         None, description="mixed precision in the best type that the device supports (unset: the launcher's choice)"
     )
-    compile: bool = Field(False, description="compile the model with torch.compile, once per size")
+    compile: bool = Field(
+        False,
+        description="compile the model with torch.compile: one static graph for each combination of sizes that a step "
+        "has, built before the steps are timed",
+    )
+    alone: bool = Field(
+        False,
+        description="the tasks that srun, mpirun, SageMaker or SkyPilot start are independent runs, as in a sweep; "
+        "without it, several tasks that do not train together are refused",
+    )
     cloud: Literal["auto", "none", "aws", "gcp", "azure"] = Field(
         "auto", description="cloud provider to record with the machine type; auto: detect it"
     )
@@ -208,13 +251,18 @@ class Machine(Section):
 class Output(Section):
     """Output"""
 
-    output_dir: Path | None = Field(
+    output_dir: Folder | None = Field(
         None, description="run directory, alias --checkpoint-dir (unset: runs/RECIPE-ARCH-TIME)"
     )
     resume: str = Field(
         "auto",
         description="auto: continue an unfinished run with the same settings; never: start a new run; "
         "or the path of a run or checkpoint",
+    )
+    take_over: bool = Field(
+        False,
+        description="take over a run directory or a cache that a machine which is gone still has locked; a process "
+        "that lives on this machine keeps its lock",
     )
     save_every_steps: PositiveInt | None = Field(
         None, description="steps between additional checkpoints (default: off)"
@@ -226,11 +274,14 @@ class Output(Section):
         description="dashboard; trackio runs on this machine, without an account; one of your own: MODULE:CLASS",
         json_schema_extra={"seam": "dashboard"},
     )
-    wandb_project: str = Field(
-        WANDB_PROJECT, description="name of the project in wandb, trackio or a dashboard of your own"
+    wandb_project: str | None = Field(
+        None,
+        description="name of the project in wandb, trackio or a dashboard of your own (unset: $WANDB_PROJECT or "
+        "toolkit)",
     )
     wandb_mode: Literal["auto", "online", "offline"] = Field(
-        "auto", description="auto: online with an API key and a network, else offline"
+        "auto",
+        description="auto: $WANDB_MODE, else online with an API key and a network, else offline",
     )
     wandb_artifact: bool = Field(False, description="upload the best model to wandb at the end of the run")
     hourly_cost: float | None = Field(

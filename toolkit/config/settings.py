@@ -7,12 +7,13 @@ recipe builds one.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
 from toolkit.config.base import Section, explain
-from toolkit.config.data_roots import SYNTHETIC, is_url
+from toolkit.config.data_roots import BUILT_IN, is_url
 from toolkit.config.sections import (
     WANDB_PROJECT,
     Augmentation,
@@ -31,16 +32,17 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
-        builtin = self.data_root == SYNTHETIC
+        builtin = self.data_root in BUILT_IN
         if is_url(self.data_root) and re.search(r"//[^/]*:[^/]*@|[?#]", self.data_root):
             raise InputError(
                 "--data-root: a URL must hold no password, token or query, for it is written down with the run: "
                 "put credentials into the environment, as the storage's own tools want them"
             )
-        if not builtin and (self.synthetic_size or self.synthetic_count):
-            raise InputError(
-                f"--synthetic-size and --synthetic-count would be ignored with --data-root {self.data_root}: drop them"
-            )
+        own = [name for name in ("size", "count", "classes") if getattr(self, f"synthetic_{name}") is not None]
+        if not builtin and own:
+            raise InputError(f"--synthetic-{own[0]} would be ignored with --data-root {self.data_root}: drop it")
+        if builtin and self.range != "16bit":
+            raise InputError(f"--range {self.range} would be ignored with --data-root {self.data_root}: drop it")
         if self.num_workers == 0 and (self.rand_augment or self.color_jitter or self.transform):
             raise InputError(
                 "--num-workers 0: --rand-augment, --color-jitter and --transform draw from global generators and so "
@@ -48,9 +50,15 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
             )
         if self.min_delta and self.patience is None and self.scheduler != "plateau":
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
+        if self.pretrained and self.weights:
+            raise InputError(f"--pretrained would be ignored: the run starts from --weights {self.weights}; drop one")
+        if self.weights_sha256 and not self.weights:
+            raise InputError("--weights-sha256 would be ignored: it needs --weights")
+        if self.ema_warmup and self.ema_decay is None:
+            raise InputError("--ema-warmup would be ignored: it needs --ema-decay")
         if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_artifact):
             raise InputError(f"--wandb-mode and --wandb-artifact would be ignored with --log-with {self.log_with}")
-        if self.log_with in ("tensorboard", "none") and self.wandb_project != WANDB_PROJECT:
+        if self.log_with in ("tensorboard", "none") and self.wandb_project not in (None, WANDB_PROJECT):
             raise InputError(f"--wandb-project would be ignored with --log-with {self.log_with}")
         if self.warmup_epochs >= self.epochs:
             raise InputError(
@@ -77,6 +85,7 @@ NOT_LEARNED = frozenset(
         "loader_timeout_s",
         "device_batch_size",
         "compile",
+        "alone",
         "cloud",
         "on_divergence",
         *Output.__annotations__,
@@ -84,8 +93,46 @@ NOT_LEARNED = frozenset(
 )
 
 
+# Settings whose default is not what earlier versions did -> what they did. Those of a run of theirs lack them.
+CHANGED_DEFAULTS: dict[str, Any] = {"ema_warmup": False}
+
 # Settings of timm's architectures, without effect on a model of the user's own; its config.yaml lacks them.
 OF_TIMM = ("arch", "pretrained", "dropout_rate", "drop_path")
+
+
+def named_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings with a file of weights in timm's `pretrained_cfg_overlay` named as --weights names it.
+
+    Empty if there is none, or if it has a format that only timm reads.
+    """
+    kwargs = config.get("model_kwargs") or {}
+    overlay = kwargs.get("pretrained_cfg_overlay")
+    if not config.get("pretrained") or not isinstance(overlay, Mapping) or not overlay.get("file"):
+        return {}
+    if overlay.get("custom_load"):
+        return {}
+    rest = {name: value for name, value in overlay.items() if name != "file"}
+    others = {name: value for name, value in kwargs.items() if name != "pretrained_cfg_overlay"}
+    kept = {**others, **({"pretrained_cfg_overlay": rest} if rest else {})}
+    return {"pretrained": False, "weights": str(Path(overlay["file"])), "model_kwargs": kept}
+
+
+def beside_flags(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a --config file that count beside the flags: --weights and --pretrained replace each other.
+
+    Nor does the warm-up of an average that the file does not have.
+    """
+    rivals = {"pretrained", "weights", "weights_sha256"}
+    replaced = rivals if given.get("weights") or given.get("pretrained") else set()
+    if given.get("ema_decay") and values.get("ema_decay") is None:  # without an average its warm-up is off
+        replaced |= {"ema_warmup"}
+    return {name: value for name, value in values.items() if name not in replaced}
+
+
+def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a YAML file; that of a run lists all settings, so one that it lacks did not exist yet."""
+    by_a_run = {"strategy", "seed", "keep"} <= values.keys()
+    return {**(CHANGED_DEFAULTS if by_a_run else {}), **values}
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:

@@ -20,7 +20,11 @@ TABLES: dict[Seam, dict[str, Any]] = {
     "strategy": {
         "single": "toolkit.strategies.single:SingleScale",
         "progressive": "toolkit.strategies.progressive:Progressive",
+        "progressive-compute": "toolkit.strategies.progressive_compute:ProgressiveCompute",
         "simultaneous": "toolkit.strategies.simultaneous:Simultaneous",
+        "progressive-simultaneous": "toolkit.strategies.progressive_simultaneous:ProgressiveSimultaneous",
+        "sampled": "toolkit.strategies.sampled:Sampled",
+        "sandwich": "toolkit.strategies.sandwich:Sandwich",
     },
     "task": {"classification": "toolkit.models.classification:Classification"},
     "schedule": {

@@ -1,15 +1,14 @@
 """Settings of the recipes that do not train. Free of torch."""
 
 import shlex
-from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from toolkit.config.base import Numbers, Section, split_numbers
-from toolkit.config.checks import check_evaluate, check_output, check_predict
-from toolkit.config.choices import CACHE_GB, Cache, Format, Precision, Split
-from toolkit.config.data_roots import SYNTHETIC
+from toolkit.config.base import Folder, Numbers, Section, split_numbers
+from toolkit.config.checks import check_columns, check_evaluate, check_output, check_predict
+from toolkit.config.choices import CACHE_GB, Cache, Format, GrayRange, Precision, Split
+from toolkit.config.data_roots import BUILT_IN, SYNTHETIC
 
 Precisions = Annotated[tuple[Precision, ...], BeforeValidator(split_numbers), Field(min_length=1)]
 
@@ -18,18 +17,27 @@ MODEL_FROM = Field(
     description="module:function of your own that makes the run's model, if it was trained with --model-from; the flag "
     "allows running it (unset: the module must be in --import)",
 )
+ALONE = Field(
+    False,
+    description="the tasks that srun, mpirun, SageMaker or SkyPilot start are independent; without it, several tasks "
+    "that do not work together are refused",
+)
 
 
 class Scan(Section):
     """Scan"""
 
     groups: ClassVar = {
+        "columns": ("label_column", "hf_config"),
         "output": ("output_dir", "write_manifest", "contact_sheets"),
+        "images": ("range",),
         "machine": ("num_workers", "cache_dir", "cache_gb"),
     }
 
     data: str = Field(description="the data set, in any form that --data-root accepts")
-    output_dir: Path | None = Field(
+    label_column: str | None = Field(None, description="as for training (unset: the usual names)")
+    hf_config: str | None = Field(None, description="as for training (unset: the only one)")
+    output_dir: Folder | None = Field(
         None, description="folder for scan.json, scan.txt and contact-sheets/ (unset: scan-<name>-<time>)"
     )
     write_manifest: bool = Field(
@@ -37,8 +45,9 @@ class Scan(Section):
         description="also write manifest/, a list of the images without faults; train on it with --data-root",
     )
     contact_sheets: bool = Field(True, description="write a PNG per class with up to 24 of its images")
+    range: GrayRange = Field("16bit", description="how gray of more than 8 bits becomes 8, as in training")
     num_workers: PositiveInt | None = Field(None, description="threads (unset: the CPU quota)")
-    cache_dir: Path | None = Field(
+    cache_dir: Folder | None = Field(
         None, description="folder for indices and fetched shards (unset: $TOOLKIT_CACHE or ~/.cache/toolkit)"
     )
     cache_gb: float = Field(CACHE_GB, gt=0, description="disk limit for parts of remote shards, GB")
@@ -64,7 +73,7 @@ class Verify(Section):
         None, description="steps between checkpoints (unset: the value in the command, else a sixth of --steps)"
     )
     seed: int = Field(0, ge=0, description="random seed (steps at which the run is killed), 0 or more")
-    output_dir: Path | None = Field(
+    output_dir: Folder | None = Field(
         None, description="folder for both runs, kept (unset: verify-resume-TIME, removed if the runs are equal)"
     )
 
@@ -82,6 +91,7 @@ class Inference(Section):
         description="mixed precision in the best type of the device (unset: the precision of the training, or float32 "
         "if the device does not support it)",
     )
+    alone: bool = ALONE
     model_from: str | None = MODEL_FROM
 
 
@@ -91,13 +101,13 @@ class Evaluate(Inference):
     groups: ClassVar = {
         "sizes": ("scales", "average", "flip", "recalibrate"),
         "cascade": ("cascade", "confidence", "max_loss"),
-        "data": ("data_root", "split"),
+        "data": ("data_root", "split", "label_column", "hf_config"),
         "model": ("model_from",),
-        "machine": ("batch_size", "num_workers", "amp"),
+        "machine": ("batch_size", "num_workers", "amp", "alone"),
         "output": ("output_dir",),
     }
 
-    run: Path = Field(description="the run directory")
+    run: Folder = Field(description="the run directory")
     scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that the run reports)")
     average: bool = Field(False, description="also report probabilities averaged over all --scales")
     recalibrate: bool = Field(
@@ -126,7 +136,9 @@ class Evaluate(Inference):
         "accepts or as a folder of class folders (unset: the run's)",
     )
     split: Split | None = Field(None, description="the split to evaluate (unset: val and test)")
-    output_dir: Path | None = Field(
+    label_column: str | None = Field(None, description="of --data-root, as for training (unset: the run's)")
+    hf_config: str | None = Field(None, description="of --data-root, as for training (unset: the run's)")
+    output_dir: Folder | None = Field(
         None,
         description="folder for evaluation.txt, .json, .svg and per-image predictions (unset: RUN/evaluation)",
     )
@@ -134,6 +146,7 @@ class Evaluate(Inference):
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
         check_evaluate(self.scales, self.cascade, self.confidence, self.max_loss)
+        check_columns(self.data_root, self.label_column, self.hf_config)
         return self
 
 
@@ -144,11 +157,11 @@ class Predict(Inference):
         "sizes": ("scales", "flip"),
         "cascade": ("cascade", "confidence"),
         "model": ("model_from",),
-        "machine": ("batch_size", "num_workers", "amp"),
+        "machine": ("batch_size", "num_workers", "amp", "alone"),
         "output": ("output", "overwrite"),
     }
 
-    run: Path = Field(description="the run directory")
+    run: Folder = Field(description="the run directory")
     paths: tuple[str, ...] = Field(description="images, and folders of images")
     scales: Numbers | None = Field(
         None, description="ascending sizes, px; probabilities are averaged over several (unset: the run's largest)"
@@ -179,7 +192,7 @@ class WorkspaceLayout(Section):
     groups: ClassVar = {"output": ("output",)}
 
     project: str = Field(description="wandb project: ENTITY/PROJECT, or PROJECT in your default entity")
-    output: Path | None = Field(
+    output: Folder | None = Field(
         None,
         description="write the layout to this JSON file; needs no API key or network (unset: save it on wandb)",
     )
@@ -194,7 +207,7 @@ class Export(Section):
         "output": ("output_dir", "overwrite"),
     }
 
-    run: Path = Field(description="the run directory")
+    run: Folder = Field(description="the run directory")
     scale: PositiveInt | None = Field(
         None, description="size to export, px, with its normalization (unset: the size that selected the best model)"
     )
@@ -204,7 +217,7 @@ class Export(Section):
     data_root: str | None = Field(
         None, description="path of the run's images, for the check (unset: the run's --data-root)"
     )
-    output_dir: Path | None = Field(None, description="folder for the export (unset: RUN/export)")
+    output_dir: Folder | None = Field(None, description="folder for the export (unset: RUN/export)")
     overwrite: bool = Field(False, description="replace an existing export")
     model_from: str | None = MODEL_FROM
 
@@ -215,11 +228,12 @@ class Benchmark(Section):
     groups: ClassVar = {
         "cases": ("arch", "scales", "batch_sizes", "precisions", "compile", "steps"),
         "data": ("data_root", "num_workers", "cache"),
+        "machine": ("alone",),
         "output": ("output",),
     }
 
     arch: str = Field(
-        default_factory=lambda known: "test_resnet" if known.get("data_root", SYNTHETIC) == SYNTHETIC else "resnet18",
+        default_factory=lambda known: "test_resnet" if known.get("data_root", SYNTHETIC) in BUILT_IN else "resnet18",
         description="timm architecture (default: resnet18; test_resnet on the built-in data)",
     )
     scales: Numbers | None = Field(
@@ -236,12 +250,17 @@ class Benchmark(Section):
         None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
     )
     cache: Cache = Field("auto", description="as in training; may write downscaled images to disk")
-    compile: bool = Field(False, description="compile the model with torch.compile, once per size")
+    compile: bool = Field(
+        False,
+        description="compile the model with torch.compile: one static graph for each combination of sizes that a step "
+        "has, built before the steps are timed",
+    )
+    alone: bool = ALONE
     steps: PositiveInt = Field(10, description="timed optimizer steps per case, after 3 warm-up steps")
-    output: Path | None = Field(None, description="JSON file for the results (unset: benchmark-TIME.json)")
+    output: Folder | None = Field(None, description="JSON file for the results (unset: benchmark-TIME.json)")
 
 
 class Report(Section):
     """Report"""
 
-    run: Path = Field(description="a run directory")
+    run: Folder = Field(description="a run directory")

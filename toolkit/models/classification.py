@@ -1,7 +1,7 @@
 """Classification: every image has one of C classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from toolkit.strategies.base import BoundTask, Metric, Task
 from toolkit.system.errors import InputError
 
 TOP = 5
+MOST_SMOOTHING = 0.99
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class Classification(Task):
     def answer(self, probabilities: np.ndarray, classes: Sequence[str]) -> str:
         return classes[int(probabilities.argmax())]
 
+    def regularized(self, share: float) -> Task:
+        smoothing = self.label_smoothing
+        return replace(self, label_smoothing=min(share * smoothing, max(smoothing, MOST_SMOOTHING)))
+
     def bind(self, class_counts: np.ndarray, device: torch.device) -> BoundTask:
         weights = None
         if self.class_weights == "inverse":
@@ -107,6 +112,9 @@ class CrossEntropy(BoundTask):
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         return F.log_softmax(logits.float(), 1)
+
+    def true_class(self, targets: Tensor) -> Tensor:
+        return targets.argmax(1) if targets.ndim == 2 else targets
 
     def average(self, logits: Sequence[Tensor]) -> Tensor:
         return torch.logsumexp(torch.stack([F.log_softmax(x, 1) for x in logits]), 0) - np.log(len(logits))
@@ -143,6 +151,10 @@ class BinaryCrossEntropy(CrossEntropy):
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """N x C x 2: of each class, that the image is one and that it is not."""
         return torch.stack([F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())], -1)
+
+    def true_class(self, targets: Tensor) -> Tensor:
+        whole = targets if targets.ndim == 2 else self.mixable(targets)
+        return (whole < 0.5).long()  # 0: that the image is one
 
     def average(self, logits: Sequence[Tensor]) -> Tensor:
         if len(logits) == 1:

@@ -1,4 +1,4 @@
-"""Create timm models: names, constructor arguments, initial or pretrained weights; prepare any model for training."""
+"""Create timm models: names, constructor arguments, pretrained weights; prepare any model for training."""
 
 import inspect
 import logging
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from toolkit.config.base import nearest
 from toolkit.config.settings import Settings
+from toolkit.models.hub import label_names
+from toolkit.models.initial_weights import StoredWeights
 from toolkit.models.multiview import MultiView, replace_norms
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import InputError, first_line
@@ -50,13 +52,24 @@ def timm_arguments(settings: Settings, classes: int, largest: int) -> dict[str, 
     arguments: dict[str, Any] = {"num_classes": classes, "drop_rate": settings.dropout_rate}
     if settings.drop_path:
         arguments["drop_path_rate"] = settings.drop_path
-    probe = construct(settings, arguments)
-    accepted = inspect.signature(type(probe).__init__).parameters
-    if "img_size" in accepted:
+    taken = accepted(type(construct(settings, arguments)))
+    if "img_size" in taken:
         arguments["img_size"] = largest
-    if "dynamic_img_size" in accepted:
+    if "dynamic_img_size" in taken:
         arguments["dynamic_img_size"] = True
     return {**arguments, **settings.model_kwargs}
+
+
+def accepted(kind: type) -> set[str]:
+    """Names of the arguments of a class's constructor, with those of its parents' that it passes on as **kwargs."""
+    names: set[str] = set()
+    for owner in kind.__mro__:
+        if "__init__" in vars(owner):
+            parameters = inspect.signature(vars(owner)["__init__"]).parameters
+            names |= parameters.keys()
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return names
 
 
 def construct(settings: Settings, arguments: Mapping[str, Any], device: str = "meta") -> nn.Module:
@@ -73,15 +86,9 @@ def construct(settings: Settings, arguments: Mapping[str, Any], device: str = "m
 
 
 def create(settings: Settings, arguments: Mapping[str, Any], policy: NormPolicy) -> MultiView:
-    """Create the model on the CPU; random initial weights depend only on the seed.
-
-    Raises InputError if pretrained weights cannot be loaded.
-    """
+    """Create the model on the CPU; its random initial weights depend only on the seed."""
     torch.manual_seed(settings.seed)
-    if settings.pretrained:
-        model = _pretrained(settings.arch, arguments)
-    else:
-        model = timm.create_model(settings.arch, **arguments)
+    model = timm.create_model(settings.arch, **arguments)
     views = prepare(model, policy, settings.sync_bn)
     channels_last(views.parameters())
     return views
@@ -124,18 +131,26 @@ def _every(stride: tuple[int, ...], _: nn.Module, images: tuple[Tensor, ...]) ->
     return (images[0][..., ::rows, ::columns], *images[1:])
 
 
-def _pretrained(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
+def pretrained(settings: Settings, arguments: Mapping[str, Any]) -> StoredWeights:
+    """timm's pretrained weights, with their own head; raises InputError if they cannot be loaded."""
+    arch = settings.arch
+    own_head = {} if registered_by(arch) else {"num_classes"}  # a user's function may have no default
+    given = {name: value for name, value in arguments.items() if name not in own_head}
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
     hub_log.setLevel(logging.ERROR)  # hides messages of its retries: the error below suffices
     try:
-        return timm.create_model(arch, pretrained=True, **arguments)
+        model = timm.create_model(arch, pretrained=True, **given)
     except UNREACHABLE as error:
         reason = first_line(error)
         raise InputError(
             f"--pretrained: the weights of {arch} could not be loaded ({reason}); without a network, fetch them once "
             "on a machine that has one and copy its Hugging Face cache (HF_HOME), set HF_HUB_OFFLINE=1, or give a "
-            "file: --model-kwargs 'pretrained_cfg_overlay={file: weights.safetensors}'"
+            "file: --weights weights.safetensors"
         ) from None
     finally:
         hub_log.setLevel(level)
+    about = settings.model_kwargs.get("pretrained_cfg")  # timm also takes a tag
+    hub = about.get("hf_hub_id") if isinstance(about, Mapping) else None
+    name, classes = (f"hf-hub:{hub}", label_names(hub)) if hub else (arch, None)
+    return StoredWeights(f"--pretrained {name}", model.state_dict(), classes)

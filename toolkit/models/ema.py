@@ -1,10 +1,12 @@
 """The weights to evaluate, select and export: those of the training model, or their moving average."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.config.settings import Settings
 from toolkit.models.multiview import copy_tensors, state_tensors
 
 
@@ -37,21 +39,23 @@ class Weights:
         """Continue from a checkpoint; the model must be restored already."""
         self.updates = updates
 
-    def raw(self) -> dict[str, dict[str, Tensor]]:
-        """Further states to evaluate at the end of a run, by name."""
-        return {}
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """All states to evaluate, by name; the best may be exported. The first is that of `state`."""
+        return {"raw": self.state()}
 
 
 class Ema(Weights):
     """An exponential moving average of parameters and buffers: average += (1 - decay) (weights - average).
 
-    Like timm's ModelEmaV3 without warm-up, it starts from the weights after the first update. Unlike it, a parameter
-    that several normalization layers share is updated once, not once for each of its names.
+    Like timm's ModelEmaV3, it starts from the weights after the first update. `warmup`: as with its `use_warmup=True`
+    and default power, the decay of update n is at most 1 - n^(-2/3): the average reaches back over the last n^(2/3)
+    updates, and so forgets the initial weights in a short run too. Unlike there, a parameter that several normalization
+    layers share is updated once, not once for each of its names.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
         super().__init__(model)
-        self._decay = decay
+        self._decay, self._warmup = decay, warmup
         self._average = {name: tensor.detach().clone() for name, tensor in state_tensors(model).items()}
 
     @torch.no_grad()
@@ -59,7 +63,8 @@ class Ema(Weights):
         super().follow()
         current = state_tensors(self.model)
         moving = [name for name, tensor in current.items() if tensor.is_floating_point()]
-        rate = 1.0 if self.updates == 1 else 1 - self._decay
+        least = self.updates ** (-2 / 3) if self._warmup or self.updates == 1 else 0.0
+        rate = max(1 - self._decay, least)
         torch._foreach_lerp_([self._average[name] for name in moving], [current[name] for name in moving], rate)
         for name in current.keys() - {*moving}:
             self._average[name].copy_(current[name])
@@ -79,5 +84,27 @@ class Ema(Weights):
         super().restore(average, updates)
         copy_tensors(average, self._average)
 
-    def raw(self) -> dict[str, dict[str, Tensor]]:
-        return {"raw": state_tensors(self.model)}
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        return {"averaged": self._average, "raw": state_tensors(self.model)}
+
+
+def make_weights(model: nn.Module, settings: Settings) -> Weights:
+    """What of the training model, unwrapped, is evaluated and exported."""
+    if settings.ema_decay is None:
+        return Weights(model)
+    return Ema(model, settings.ema_decay, settings.ema_warmup)
+
+
+def slow_decay(decay: float, steps: int) -> str:
+    """A warning, if an average with this decay reaches back further than a tenth of a run of `steps`; else empty."""
+    reach = 1 / (1 - decay)
+    if 10 * reach <= steps:
+        return ""
+    fits = f"{1 - _rounded_up(10 / steps):.6g} or less fits" if steps > 10 else "drop it"
+    return f"--ema-decay {decay:g} averages over about {reach:.0f} steps, too slow for a run of {steps}: {fits}"
+
+
+def _rounded_up(share: float) -> float:
+    """A number in (0, 1), rounded up to two digits."""
+    digits = 1 - math.floor(math.log10(share))
+    return math.ceil(round(share * 10**digits, 6)) / 10**digits

@@ -21,7 +21,7 @@ from toolkit.data.sources.index import Index
 from toolkit.models.metrics import UNREADABLE, PredictionTable
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.strategies.base import BoundTask, EvalSpec, Metric, Task
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, naming_memory
 
 WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # forward passes of each timing
 LATENCY_S = 0.3  # time spent on measuring one latency at a run's end
@@ -141,11 +141,13 @@ class Evaluator:
     @torch.no_grad()
     def logits(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """N x C float32 logits for each size, from uint8 N x 3 x S x S images."""
-        pixels = self.views(images)
-        if self.flip:
-            pixels += [view.flip(-1) for view in pixels]
-        with self.accelerator.autocast():
-            logits = [predicted.float() for predicted in self.model.eval()(*pixels)]
+        sizes, count = "+".join(map(str, images)), len(next(iter(images.values())))
+        with naming_memory(f"in the evaluation of {count} images at {sizes} px"):
+            pixels = self.views(images)
+            if self.flip:
+                pixels += [view.flip(-1) for view in pixels]
+            with self.accelerator.autocast():
+                logits = [predicted.float() for predicted in self.model.eval()(*pixels)]
         if self.flip:
             logits = [
                 self.bound.average(pair) for pair in zip(logits[: len(images)], logits[len(images) :], strict=True)

@@ -1,7 +1,9 @@
 """Check a model at every size of a run and count its cost; timm's on the meta device: no memory, no arithmetic."""
 
+import contextlib
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.config.settings import Settings
-from toolkit.models.create import check_name, construct, registered_by, timm_arguments
+from toolkit.models.create import accepted, check_name, construct, registered_by, timm_arguments
 from toolkit.models.multiview import BATCH_NORMS
+from toolkit.models.regularization import DropRates
 from toolkit.system.errors import InputError, first_line
 
 RESERVED = {  # arguments of timm's constructors that have a flag of their own, or are not supported
@@ -25,6 +28,7 @@ RESERVED = {  # arguments of timm's constructors that have a flag of their own, 
     "features_only": "a classifier needs its head",
 }
 REBUILT_PER_SIZE = "timm.models.swin"  # start of the modules whose models keep tables for one size
+PADS = "dynamic_img_pad"  # argument of timm's transformers: pad images to a multiple of the patch
 LIBRARIES = {"timm", "toolkit", "torch", *sys.stdlib_module_names}  # their versions are recorded, not their code
 
 
@@ -33,26 +37,31 @@ class ModelPlan:
     """A model checked at every size: constructor arguments, cost, preprocessing.
 
     `mean` and `std`: 3 values each, for pixels in [0, 1]. `modules`: Python modules that hold the user's own code of
-    it. `unused`: whether some of its parameters get no gradient at a size that is trained.
+    it. `unused`: whether some of its parameters get no gradient at a size that is trained. `small_maps`: a line for the
+    plan of a run, if the last feature map is below 2 x 2 at a size that is trained.
     """
 
     arguments: Mapping[str, Any]
     parameters: int
     batch_norms: int
+    drop_rates: int  # layers with dropout or stochastic depth
     gmacs: Mapping[int, float]  # 10^9 multiply-adds of a forward pass of one image, by size
     overstrided: Mapping[int, str]  # by size, if there is one: the convolution whose stride exceeds its input
+    last_maps: Mapping[int, tuple[int, int]]  # rows and columns of the last feature map, by size, if there is one
     mean: tuple[float, ...]
     std: tuple[float, ...]
     modules: tuple[str, ...] = ()
     unused: bool = False
+    small_maps: str = ""
 
 
 class Forward(NamedTuple):
-    """A forward pass: what the model returned, 10^9 multiply-adds of an image, and `overstrided` of `ModelPlan`."""
+    """A forward pass: what the model returned, 10^9 multiply-adds of an image, and as in `ModelPlan`."""
 
     output: Any
     gmacs: float
     overstrided: str
+    last_map: tuple[int, int] | None
 
 
 def plan_model(
@@ -75,7 +84,8 @@ def plan_model(
             f"--arch {settings.arch} cannot change between {given} px: Swin rebuilds its tables for each size; "
             "train and evaluate it at one, or choose an architecture that takes any size, such as resnet18"
         )
-    passes, unused = {size: _forward_on_meta(settings, model, size) for size in sizes}, False
+    arguments, model, passes = _fitting(settings, arguments, model, sizes)
+    unused = False
     if modules:  # timm's own return logits
         for size, found in passes.items():
             check_logits(f"--arch {settings.arch}", f"{size} px", found.output, (1, classes))
@@ -86,6 +96,23 @@ def plan_model(
         _check_one_image_batches(settings, model, min(trained or sizes))
     data = resolve_model_data_config(model)
     return ModelPlan(arguments, *counts(model, passes), tuple(data["mean"]), tuple(data["std"]), modules, unused)
+
+
+def _fitting(
+    settings: Settings, arguments: dict[str, Any], model: nn.Module, sizes: Sequence[int]
+) -> tuple[dict[str, Any], nn.Module, dict[int, Forward]]:
+    """The model with a forward pass at every size; if one does not fit, made with PADS, if it takes that.
+
+    Raises InputError naming the size.
+    """
+    try:
+        return arguments, model, {size: _forward_on_meta(settings, model, size) for size in sizes}
+    except InputError:
+        if PADS not in accepted(type(model)) or PADS in arguments:
+            raise
+        padded = {**arguments, PADS: True}
+        model = construct(settings, padded).eval().requires_grad_(False)
+        return padded, model, {size: _forward_on_meta(settings, model, size) for size in sizes}
 
 
 def _train_on_meta(settings: Settings, model: nn.Module, size: int, classes: int) -> bool:
@@ -117,13 +144,17 @@ def _forward_on_meta(settings: Settings, model: nn.Module, size: int) -> Forward
         ) from None
 
 
-def counts(model: nn.Module, passes: Mapping[int, Forward]) -> tuple[int, int, Mapping[int, float], Mapping[int, str]]:
-    """Parameters, BatchNorms, multiply-adds and overstrided convolutions, as in `ModelPlan`."""
+def counts(
+    model: nn.Module, passes: Mapping[int, Forward]
+) -> tuple[int, int, int, Mapping[int, float], Mapping[int, str], Mapping[int, tuple[int, int]]]:
+    """Parameters, BatchNorms, drop rates, multiply-adds, overstrided convolutions, last maps, as in `ModelPlan`."""
     return (
         sum(parameter.numel() for parameter in model.parameters()),
         sum(isinstance(module, BATCH_NORMS) for module in model.modules()),
+        len(DropRates.of(model).built),
         {size: found.gmacs for size, found in passes.items()},
         {size: found.overstrided for size, found in passes.items() if found.overstrided},
+        {size: found.last_map for size, found in passes.items() if found.last_map},
     )
 
 
@@ -135,9 +166,39 @@ def own_modules(model: nn.Module, *names: str) -> tuple[str, ...]:
 
 def forward(model: nn.Module, images: Tensor) -> Forward:
     """Run N x 3 x S x S images through the model, without gradients."""
-    with FlopCounterMode(display=False) as counter, _Strides() as strides, torch.no_grad():
+    counter, strides = FlopCounterMode(display=False), _Strides()
+    with _features(model) as features, counter, strides, torch.no_grad():
         output = model(images)
-    return Forward(output, counter.get_total_flops() / 2e9 / len(images), strides.too_long)
+    return Forward(output, counter.get_total_flops() / 2e9 / len(images), strides.too_long, _last_map(model, features))
+
+
+@contextlib.contextmanager
+def _features(model: Any) -> Iterator[list[Any]]:
+    """What the method `forward_features` of timm's models returns while the model runs; empty if it is not called."""
+    found: list[Any] = []
+    method = getattr(model, "forward_features", None)
+    if not inspect.ismethod(method):
+        yield found
+        return
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        found.append(method(*args, **kwargs))
+        return found[-1]
+
+    model.forward_features = recorded
+    try:
+        yield found
+    finally:
+        del model.forward_features
+
+
+def _last_map(model: nn.Module, features: list[Any]) -> tuple[int, int] | None:
+    """Rows and columns; None for tokens. Some of timm's models have channels last: `num_features` tells."""
+    if not features or not isinstance(features[-1], Tensor) or features[-1].ndim != 4:
+        return None
+    _, first, second, last = features[-1].shape
+    channels = getattr(model, "num_features", first)
+    return (first, second) if last == channels != first else (second, last)
 
 
 def check_logits(called: str, where: str, output: Any, shape: tuple[int, int]) -> None:

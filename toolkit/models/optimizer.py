@@ -25,8 +25,11 @@ def create_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimi
         raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
 
 
-def check_optimizer(settings: Settings, device: torch.device) -> None:
-    """Run one optimizer step on a tiny layer; raises InputError if it fails or its state cannot be saved."""
+def check_optimizer(settings: Settings, device: torch.device) -> int:
+    """Run one optimizer step on a tiny layer; raises InputError if it fails or its state cannot be saved.
+
+    Returns how many numbers it keeps for each parameter, rounded.
+    """
     layer = nn.Linear(2, 2, device=device)
     optimizer = create_optimizer(settings, layer)
     layer(torch.ones(1, 2, device=device)).sum().backward()
@@ -36,6 +39,8 @@ def check_optimizer(settings: Settings, device: torch.device) -> None:
     except RuntimeError as error:  # needs second-order gradients
         raise InputError(f"--optimizer {settings.optimizer} cannot be used here: {error}") from None
     try:
-        split_optimizer(optimizer.state_dict())
+        tensors, _ = split_optimizer(optimizer.state_dict())
     except TypeError as error:
         raise InputError(f"--optimizer {settings.optimizer} keeps a state that cannot be saved: {error}") from None
+    kept = sum(tensor.numel() for tensor in tensors.values() if tensor.ndim)
+    return round(kept / sum(parameter.numel() for parameter in layer.parameters()))

@@ -7,7 +7,7 @@ import inspect
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch.nn.parameter import is_lazy
 
 from toolkit.config.settings import Settings
 from toolkit.models.create import channels_last, prepare
+from toolkit.models.feature_maps import describe, small_sizes
+from toolkit.models.initial_weights import StoredWeights
 from toolkit.models.inspection import Forward, ModelPlan, check_logits, counts, forward, one_value, own_modules
 from toolkit.models.multiview import MultiView
 from toolkit.models.portable import OwnModel, PortableModel, written
@@ -71,15 +73,24 @@ class OwnModelSource:
         if micro_batch is not None:
             views = _prepared(model, policy, sync_bn=False)
             unused = self._train(views, sorted({*trained}), classes, min(micro_batch, TRIED))
-        return ModelPlan(arguments, *counted, mean, std, modules, unused)
+        plan = ModelPlan(arguments, *counted, mean, std, modules, unused)
+        small = small_sizes(plan, trained)
+        return replace(plan, small_maps=describe(self.name, plan, small)) if small else plan
 
     def create(self, settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView:
         return _prepared(self._seeded(settings.seed, plan.arguments), policy, settings.sync_bn)
+
+    def network(self, settings: Settings, plan: ModelPlan) -> nn.Module:
+        return self._make(plan.arguments)
+
+    def pretrained(self, settings: Settings, plan: ModelPlan) -> StoredWeights:
+        raise InputError(f"--pretrained would be ignored: the model is {self.text}")
 
     def notes(self, plan: ModelPlan) -> list[str]:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (plan.mean, plan.std))
         usual = ", those of ImageNet" if plan.mean == IMAGENET_DEFAULT_MEAN and plan.std == IMAGENET_DEFAULT_STD else ""
         lines = [f"pixels    mean {mean}, standard deviation {std}{usual}"]
+        lines += [plan.small_maps] if plan.small_maps else []
         if ":" not in self.text:
             reopens = "evaluate(run, model=...), likewise predict and export"
             lines.append(f"reopen    {reopens}: config.yaml can only say that the model is {self.text}")

@@ -1,15 +1,18 @@
 """Where the network of a run comes from: timm, or the user's own code. All that depends on it is asked here."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
 
 from toolkit.config.settings import OF_TIMM, Settings
 from toolkit.config.tables import import_named, named
-from toolkit.models.create import create, own_size, registered_by
-from toolkit.models.inspection import ModelPlan, plan_model
+from toolkit.models.create import construct, create, own_size, pretrained, registered_by
+from toolkit.models.feature_maps import advice
+from toolkit.models.hub import resolved_arch
+from toolkit.models.initial_weights import StoredWeights
+from toolkit.models.inspection import PADS, ModelPlan, plan_model
 from toolkit.models.multiview import MultiView
 from toolkit.models.own_source import OwnModelSource, model_name
 from toolkit.models.portable import PortableModel, TimmModel
@@ -23,7 +26,7 @@ DROPPED = ("drop_rate", "drop_path_rate", "pretrained_cfg", "pretrained_cfg_over
 
 
 class ModelSource(Protocol):
-    """A source of the network: checks it at every size, creates it with its initial weights, describes it."""
+    """A source of the network: checks it at every size, creates it with random weights, describes it."""
 
     @property
     def name(self) -> str:
@@ -55,6 +58,12 @@ class ModelSource(Protocol):
     def create(self, settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView:
         """The model on the CPU with its initial weights, which depend only on the seed."""
 
+    def network(self, settings: Settings, plan: ModelPlan) -> nn.Module:
+        """The plain network, for the names and shapes of its tensors only."""
+
+    def pretrained(self, settings: Settings, plan: ModelPlan) -> StoredWeights:
+        """The weights of `--pretrained`; raises InputError if they cannot be loaded."""
+
     def notes(self, plan: ModelPlan) -> list[str]:
         """Further lines for the plan of a run."""
 
@@ -67,6 +76,7 @@ class TimmSource:
     """An architecture of timm's registry, which the user's own modules may have joined."""
 
     arch: str
+    size: int | None = None  # default size, px, of a model that is not timm's own
 
     @property
     def name(self) -> str:
@@ -76,7 +86,7 @@ class TimmSource:
         return {}
 
     def own_size(self) -> int:
-        return own_size(self.arch)
+        return self.size or own_size(self.arch)
 
     def plan(
         self,
@@ -91,7 +101,7 @@ class TimmSource:
     ) -> ModelPlan:
         plan = plan_model(settings, classes, sizes, micro_batch or 2, trained)
         if {*further} <= {*sizes}:
-            return plan
+            return replace(plan, small_maps=advice(settings, plan, trained))
         # Further sizes must not change the size of position tables.
         made = {name: value for name, value in plan.arguments.items() if name == "img_size"}
         fixed = settings.model_copy(update={"model_kwargs": {**settings.model_kwargs, **made}})
@@ -100,8 +110,15 @@ class TimmSource:
     def create(self, settings: Settings, plan: ModelPlan, policy: NormPolicy) -> MultiView:
         return create(settings, plan.arguments, policy)
 
+    def network(self, settings: Settings, plan: ModelPlan) -> nn.Module:
+        return construct(settings, plan.arguments)
+
+    def pretrained(self, settings: Settings, plan: ModelPlan) -> StoredWeights:
+        return pretrained(settings, plan.arguments)
+
     def notes(self, plan: ModelPlan) -> list[str]:
-        return []
+        padded = [f"padding   {self.arch} pads images to a multiple of its patch"] if PADS in plan.arguments else []
+        return [*padded, *([plan.small_maps] if plan.small_maps else [])]
 
     def portable(self, network: nn.Module, plan: ModelPlan, size: int, classes: Sequence[str]) -> PortableModel:
         return TimmModel(
@@ -124,7 +141,10 @@ def make_source(settings: Settings, model: Model | None = None) -> ModelSource:
     """
     text = settings.model_from
     if model is None and text is None:
-        return TimmSource(settings.arch)
+        resolved = resolved_arch(settings)
+        about = resolved.model_kwargs.get("pretrained_cfg")  # timm also takes a tag
+        size = about.get("input_size") if isinstance(about, Mapping) else None
+        return TimmSource(resolved.arch, size[-1] if size else None)
     if model is None and ":" not in str(text) and " " in str(text):
         raise InputError(f"{text}: pass it again as model=..., or give --model-from with a function that makes it")
     if isinstance(model, str):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.runs.checkpoint import STAGED, Tensors, bytes_of, on_host
-from toolkit.system import files
+from toolkit.system import files, storage
 from toolkit.system.errors import InputError, SaveError
 
 BEST = "model.safetensors"
@@ -31,7 +31,10 @@ def save(folder: Path, model: Tensors, metadata: Mapping[str, Any]) -> None:
         os.replace(staging, final)
         files.sync(folder)
     except (OSError, SafetensorError) as error:
-        raise SaveError(f"the best model could not be written: {final}, {bytes_of(model)} bytes: {error}") from None
+        size = f"{bytes_of(model)} bytes"
+        raise SaveError(
+            f"the best model could not be written: {final}, {size}: {storage.explain(error, final)}"
+        ) from None
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -44,7 +47,10 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("it was changed since it was written")
         return tensors, metadata
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{folder / BEST}: the best model cannot be read: {error}") from None
+        raise InputError(
+            f"{folder / BEST}: the best model cannot be read: {storage.explain(error)}; if it is lost or damaged, the "
+            "command that trained it writes it again from its checkpoint"
+        ) from None
 
 
 def _hash_of(tensors: Tensors) -> str:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from toolkit.system import files
+from toolkit.system import files, storage
 from toolkit.system.errors import InputError, SaveError
 
 log = logging.getLogger(__name__)
@@ -94,18 +94,18 @@ class Store:
             shutil.rmtree(self._former(final), ignore_errors=True)
             self._drop_old()
         except OSError as error:
-            log.warning("an old checkpoint could not be removed: %s: %s", error.filename, error.strerror)
+            log.warning("an old checkpoint could not be removed: %s", storage.line(error, final))
         return final
 
     def _failed(self, step: int, error: Exception, path: Path, needed: int) -> SaveError:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        where = getattr(error, "filename", None) or path
-        size = f", {needed} bytes" if needed else ""
+        where, size = storage.file_of(error) or path, f", {needed} bytes" if needed else ""
+        advice = storage.advice(error, path)
+        then = "; ".join(filter(None, (advice, "" if storage.AGAIN in advice else storage.AGAIN)))
         newest = self.newest()
         kept = f"{newest} is intact" if newest else "there is none before it"
         return SaveError(
-            f"the checkpoint of step {step} could not be written: {where}{size}: {reason}{_room(self.root)}; {kept}; "
-            "make room and run the same command again"
+            f"the checkpoint of step {step} could not be written: {where}{size}: {storage.reason(error)}"
+            f"{storage.room(self.root)}; {kept}; {then}"
         )
 
     def abandon(self, step: int) -> None:
@@ -214,13 +214,6 @@ def bytes_of(content: Tensors | Mapping[str, Any]) -> int:
     return sum(value.nbytes if isinstance(value, Tensor) else len(str(value)) for value in content.values())
 
 
-def _room(folder: Path) -> str:
-    try:
-        return f" ({shutil.disk_usage(folder).free} bytes free)"
-    except OSError:
-        return ""
-
-
 def _fault(path: Path, hashes: bool) -> str:
     """The first fault of a checkpoint, with the file's name; empty if there is none. `hashes`: read every byte."""
     try:
@@ -264,5 +257,5 @@ def load(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
         try:
             contents[name] = json.loads((path / name).read_text()) if name.endswith(".json") else load_file(path / name)
         except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{path / name}: cannot be read: {error}") from None
+            raise InputError(f"{path / name}: cannot be read: {storage.explain(error)}") from None
     return contents

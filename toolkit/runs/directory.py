@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.base import read_yaml, to_yaml
+from toolkit.config.scales import Scales
+from toolkit.config.settings import Settings
+from toolkit.config.yaml_values import fit, read_written, to_yaml
 from toolkit.runs import earlier, sample_log
 from toolkit.runs.checkpoint import STAGED, Store
 from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.progress import Progress
 from toolkit.system import files
 from toolkit.system.errors import InputError
-from toolkit.system.run_lock import LOCK, NOTE, RunLock
+from toolkit.system.run_lock import RunLock
+from toolkit.system.system_files import is_system
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +42,9 @@ class RunDirectory:
         self.lock = RunLock(path)
 
     def is_empty(self) -> bool:
-        """Whether there is nothing except leftovers of a start that was killed before it wrote its first file."""
+        """Whether there is nothing except system files and leftovers of a start that was killed before it wrote one."""
         entries = [*self.path.iterdir()] if self.path.is_dir() else []
-        return all(entry.name in (LOCK, NOTE) or entry.name.startswith(STAGED) for entry in entries)
+        return all(is_system(entry.name) for entry in entries)  # ours begin with a dot
 
     def exit_reason(self) -> str | None:
         return self.summary().get("exit_reason")
@@ -86,7 +89,11 @@ class RunDirectory:
             raise InputError(f"{path}: cannot be read: {error}") from None
 
     def config(self) -> dict[str, Any]:
-        return earlier.settings_now(read_yaml(self._config)) if self._config.exists() else {}
+        """The settings and the strategy's fields by name, without tuples; empty if there is no run."""
+        written = read_written(self._config) if self._config.exists() else {}
+        known = {**Scales.model_fields, **Settings.model_fields}
+        types = {name: known[name].annotation if name in known else Any for name in written}
+        return earlier.settings_now({name: fit(value, types[name]) for name, value in written.items()})
 
     def truncate_to(self, progress: Progress) -> None:
         """Drop records that will be written again: those of epochs not closed and of steps not done."""

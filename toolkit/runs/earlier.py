@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolkit.config.choices import FORMER_CACHES
+from toolkit.config.settings import CHANGED_DEFAULTS, named_weights
 
 KEYS = {"borrowed": "norm_from", "strength": "regularization"}  # of summary.json and columns of metrics.csv
 # Settings that did not exist in earlier versions -> the value that means what those did.
@@ -16,6 +17,23 @@ AS_BEFORE: dict[str, Any] = {
     "class_weights": "none",
     "select_by": "top1",
     "scheduler_kwargs": {},
+    "synthetic_classes": None,
+    "weights": None,
+    "weights_sha256": None,
+    "range": "16bit",
+    **CHANGED_DEFAULTS,
+    "label_column": None,
+    "hf_config": None,
+}
+OF_STRATEGY: dict[str, dict[str, Any]] = {  # the same of its fields
+    "progressive": {"regularization_from": 1.0, "grow_batch": "off"},
+    "simultaneous": {
+        "consistency_share": 0.0,
+        "consistency_ramp": True,
+        "consistency_gate": False,
+        "consistency_teacher": "larger",
+        "consistency_temperature": 1.0,
+    },
 }
 FIELDS = {"best_top1": "best_score", "reference_top1": "reference_score"}  # of trainer.json's progress
 VALUES = {"cache": FORMER_CACHES}  # of settings in config.yaml
@@ -34,7 +52,8 @@ def settings_now(config: Mapping[str, Any]) -> dict[str, Any]:
         name: VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
         for name, value in config.items()
     }
-    return {**AS_BEFORE, **renamed} if renamed else {}
+    renamed |= named_weights(renamed)
+    return {**AS_BEFORE, **OF_STRATEGY.get(renamed.get("strategy", ""), {}), **renamed} if renamed else {}
 
 
 def progress_now(progress: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,20 @@ def eval_columns(scores: Mapping[str, Score]) -> dict[str, float]:
     }
 
 
+def all_eval_columns(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
+    """Metrics of each of several weights: the first under plain columns, others such as `raw/64px/top1`."""
+    first, *others = scores
+    columns = eval_columns(scores[first])
+    for name in others:
+        columns |= {raw_column(column, name): value for column, value in eval_columns(scores[name]).items()}
+    return columns
+
+
+def raw_column(column: str, weights: str = "raw") -> str:
+    """The column of the same metric without averaging, such as `raw/64px/top1`."""
+    return f"{weights}/{column}"
+
+
 def train_column(spec: str) -> str:
     """The column of the training loss of one size, such as `train_loss/64px`."""
     return f"train_loss/{spec}"

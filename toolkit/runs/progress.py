@@ -15,7 +15,7 @@ class Progress:
     optimizer_updates: int = 0  # steps that changed the weights: all except float16 overflows
     rollbacks: int = 0
     best_score: float | None = None  # of --select-by, at the selection size
-    best: dict[str, Any] = field(default_factory=dict)  # of the best model: epoch, step, metrics
+    best: dict[str, Any] = field(default_factory=dict)  # of the best model: epoch, step, metrics, weights
     reference_score: float | None = None  # patience and plateau compare with it in the last phase
     stale_epochs: int = 0  # since reference_score was last exceeded by min_delta
     plateau_epochs: int = 0
@@ -28,6 +28,11 @@ class Progress:
     @property
     def best_step(self) -> int | None:
         return self.best.get("step")
+
+    @property
+    def best_weights(self) -> str | None:
+        """`averaged` or `raw`, with --ema-decay; runs of earlier versions exported the average."""
+        return self.best.get("weights")
 
     @property
     def skipped_steps(self) -> int:

@@ -5,10 +5,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from toolkit.runs.sample_log import append_line
 from toolkit.system import files
+from toolkit.system.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ class Quarantine:
         new = {name: reason for name, reason in bad if name not in self._known}
         if not new:
             return
-        with FileLock(self._path.with_name(f".{self._path.name}.lock")):
+        with locked(self._path.with_name(f".{self._path.name}.lock")):
             text = self._path.read_text() if self._path.exists() else ""
             lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
             if len("".join(lines)) < len(text):  # a partial line, left by a kill or a full disk

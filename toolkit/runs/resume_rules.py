@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from toolkit.config.settings import Settings
 from toolkit.runs import checkpoint
 from toolkit.runs.checkpoint import SCHEMA
 from toolkit.runs.directory import FINISHED, RunDirectory
+from toolkit.runs.new_run import way_on
 from toolkit.runs.run_config import learned
+from toolkit.system import storage
 from toolkit.system.errors import InputError
 from toolkit.system.run_lock import run_of
 
@@ -23,25 +25,45 @@ RUNS = Path("runs")
 
 
 def acquire_run(
-    settings: Settings, recipe: str, fingerprint: Mapping[str, Any]
+    settings: Settings, recipe: str, fingerprint: Mapping[str, Any], before_new: Callable[[], Any] = lambda: None
 ) -> tuple[RunDirectory, Path | None, str]:
     """Lock the run directory. Returns it, the checkpoint to resume from, and a line for the user; rank 0 only.
 
-    `fingerprint`: of settings, images and classes, as in a manifest. Creates only the directory and its lock. Raises
-    InputError rather than change another run's files.
+    `fingerprint`: of settings, images and classes, as in a manifest. `before_new`: called, before anything is created,
+    where no checkpoint is resumed; it raises InputError if the run cannot start. Creates only the directory and its
+    lock. Raises InputError rather than change another run's files.
     """
     try:
         if settings.resume not in ("auto", "never"):
-            return _named(settings, Path(settings.resume), fingerprint)
+            return _named(settings, Path(settings.resume), recipe, fingerprint)
         if settings.output_dir is not None:
-            return _given(settings, RunDirectory(settings.output_dir, settings.keep), fingerprint)
+            run = RunDirectory(settings.output_dir, settings.keep)
+            return _given(settings, run, recipe, fingerprint, before_new)
         found = _unfinished(recipe, fingerprint, settings.keep) if settings.resume == "auto" else None
         if found is not None:
             line = f"continuing the unfinished {found.path} (--resume never starts a new one)"
             return found, found.store.recover(), line
+        before_new()
         return _new(recipe, settings), None, ""
     except OSError as error:
-        raise InputError(f"--output-dir: {error.filename or settings.output_dir}: {error.strerror}") from None
+        if not storage.concerns_place(error):
+            raise
+        raise InputError(f"--output-dir: {storage.line(error, settings.output_dir)}") from None
+
+
+def refuse_changes(settings: Settings, recipe: str, fingerprint: Mapping[str, Any]) -> None:
+    """Raise InputError if `--resume PATH` or `--output-dir` names a run that has other settings or data."""
+    named = settings.output_dir if settings.resume in ("auto", "never") else run_of(Path(settings.resume))
+    run = RunDirectory(named) if named is not None else None
+    if run is not None and run.config():
+        _check_same(run, run.store.newest(), recipe, fingerprint)
+
+
+def has_checkpoint(settings: Settings) -> bool:
+    """Whether `--resume PATH` or `--output-dir` names a run with a checkpoint, so that nothing is loaded before."""
+    if settings.resume not in ("auto", "never"):
+        return True
+    return settings.output_dir is not None and RunDirectory(settings.output_dir).store.newest() is not None
 
 
 def _new(recipe: str, settings: Settings) -> RunDirectory:
@@ -75,19 +97,26 @@ def _unfinished(recipe: str, fingerprint: Mapping[str, Any], keep: int) -> RunDi
 
 
 def _given(
-    settings: Settings, run: RunDirectory, fingerprint: Mapping[str, Any]
+    settings: Settings,
+    run: RunDirectory,
+    recipe: str,
+    fingerprint: Mapping[str, Any],
+    before_new: Callable[[], Any],
 ) -> tuple[RunDirectory, Path | None, str]:
     """Apply `--output-dir`: a new or empty folder, or one that holds a run."""
     if not run.config():
         if not run.is_empty():
             raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
+        before_new()
         run.lock.acquire()
         return run, None, ""
     if settings.resume == "never":
         raise InputError(
             f"--output-dir {run.path} holds a run and --resume never forbids to continue it: choose another directory"
         )
-    _check_same(run, run.store.newest(), fingerprint)
+    _check_same(run, run.store.newest(), recipe, fingerprint)
+    if run.store.newest() is None and not run.had_saved():
+        before_new()
     run.lock.acquire()
     newest = run.store.recover()
     if newest is None and run.had_saved():
@@ -100,7 +129,9 @@ def _given(
     return run, newest, line
 
 
-def _named(settings: Settings, path: Path, fingerprint: Mapping[str, Any]) -> tuple[RunDirectory, Path | None, str]:
+def _named(
+    settings: Settings, path: Path, recipe: str, fingerprint: Mapping[str, Any]
+) -> tuple[RunDirectory, Path | None, str]:
     """Apply `--resume PATH`: a run, or one of its checkpoints."""
     run = RunDirectory(run_of(path), settings.keep)
     is_checkpoint = run.path != path
@@ -113,7 +144,7 @@ def _named(settings: Settings, path: Path, fingerprint: Mapping[str, Any]) -> tu
             f"--resume {path}: that run is finished; going back would lose its end: go back in a copy "
             "of it without summary.json and .dashboard-*.json"
         )
-    _check_same(run, path if is_checkpoint else run.store.newest(), fingerprint)
+    _check_same(run, path if is_checkpoint else run.store.newest(), recipe, fingerprint)
     if is_checkpoint:
         checkpoint.check(path)
     run.lock.acquire()
@@ -124,12 +155,12 @@ def _named(settings: Settings, path: Path, fingerprint: Mapping[str, Any]) -> tu
     return run, start, f"continuing from {start}" + (f", which comes after {path}" if is_checkpoint else "")
 
 
-def _check_same(run: RunDirectory, start: Path | None, fingerprint: Mapping[str, Any]) -> None:
+def _check_same(run: RunDirectory, start: Path | None, recipe: str, fingerprint: Mapping[str, Any]) -> None:
     changes = _changes(run, start, fingerprint)
     if changes:
         raise InputError(
             f"{run.path} was trained with {'; '.join(changes)}. A run keeps its settings and data: go back to those, "
-            "or start another with --output-dir"
+            f"or {way_on(run, recipe, fingerprint['config'])}"
         )
 
 
@@ -164,9 +195,19 @@ def _brief(names: Sequence[str]) -> str:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Changed settings that affect the trained model, as `--name old, now new`; `cache: auto` keeps the old cache."""
-    names = [name for name in learned({**old, **new}) if (name, new.get(name)) != ("cache", "auto")]
-    return [_change(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+    """Changed settings that affect the trained model, as `--name old, now new`; `cache: auto` keeps the old cache.
+
+    A file of weights is compared by its contents, wherever it is; by its name if the contents are unknown.
+    """
+    contents = [config.get("weights_sha256") for config in (old, new)]
+    same = {"weights_sha256", *(("weights",) if all(contents) and contents[0] == contents[1] else ())}
+    names = [
+        name for name in learned({**old, **new}) if (name, new.get(name)) != ("cache", "auto") and name not in same
+    ]
+    changes = [_change(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+    if all(contents) and contents[0] != contents[1] and old["weights"] == new["weights"]:
+        changes.append(f"other contents of --weights {new['weights']}")
+    return changes
 
 
 def _change(name: str, old: Any, new: Any) -> str:

@@ -18,7 +18,7 @@ from toolkit.data.loading.python_data import read_few
 from toolkit.data.loading.reader import ImageReader
 from toolkit.models.metrics import PredictionTable
 from toolkit.system import files
-from toolkit.system.errors import InputError, LoaderError
+from toolkit.system.errors import InputError, LoaderError, expected
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def keep(folder: Path, split: str, table: PredictionTable, images: ImageReader) 
     try:
         write(folder, split, table, images)
     except (OSError, LoaderError) as error:
-        log.warning("%s: predictions of %s images could not be written: %s", folder, split, error)
+        log.warning("%s: predictions of %s images could not be written: %s", folder, split, expected(error))
 
 
 def write(folder: Path, split: str, table: PredictionTable, images: ImageReader) -> None:

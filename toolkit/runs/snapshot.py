@@ -41,8 +41,8 @@ class Snapshot:
 
     @property
     def exported(self) -> Tensors:
-        """The weights that are evaluated and exported: the moving average if there is one, else the model."""
-        return self.average or self.model
+        """The weights of the best model, if this is its state."""
+        return _exported(self.model, self.average, self.progress)
 
     def optimizer_state(self) -> dict[str, Any]:
         """The argument of `Optimizer.load_state_dict`."""
@@ -63,7 +63,12 @@ def read_snapshot(checkpoint: Path) -> Snapshot:
     )
 
 
-def read_exported(checkpoint: Path) -> Tensors:
-    """Read the weights that a verified checkpoint would export; raises InputError if they cannot be read."""
+def read_exported(checkpoint: Path, progress: Progress) -> Tensors:
+    """Read the weights of the best model, in its verified checkpoint; raises InputError if they cannot be read."""
     held = load(checkpoint, (MODEL, EMA))
-    return held.get(EMA) or held[MODEL]
+    return _exported(held[MODEL], held.get(EMA, {}), progress)
+
+
+def _exported(model: Tensors, average: Tensors, progress: Progress) -> Tensors:
+    """The average, if there is one and the raw weights are not better."""
+    return model if progress.best_weights == "raw" or not average else average

@@ -11,10 +11,20 @@ from typing import Any
 
 from toolkit.config.tables import look_up
 from toolkit.strategies.base import Strategy
+from toolkit.strategies.finish import Finish, without_finish
 from toolkit.strategies.progressive import Progressive
+from toolkit.strategies.progressive_compute import ProgressiveCompute
+from toolkit.strategies.progressive_simultaneous import ProgressiveSimultaneous
+from toolkit.strategies.sampled import Sampled
+from toolkit.strategies.sandwich import Sandwich
 from toolkit.strategies.simultaneous import Simultaneous
 from toolkit.strategies.single import SingleScale
 from toolkit.system.errors import InputError, first_line
+
+FINISH = ("finish_size", "finish_epochs")
+ON_BY_DEFAULT = (
+    "consistency_ramp",
+)  # a switch that is off says nothing to a strategy without it, unless it is usually on
 
 
 def strategy_class(name: str) -> Any:
@@ -31,6 +41,12 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
     `choices`: its fields by name; the key `strategy_kwargs` holds those that have no flag. `defaults`: for fields that
     it has and that are not chosen.
     """
+    finish = {key: choices[key] for key in FINISH if choices.get(key) is not None}
+    choices = {key: value for key, value in choices.items() if key not in FINISH}
+    if finish:
+        if "finish_size" not in finish:
+            raise InputError("--finish-epochs would be ignored without --finish-size: give it or drop the flag")
+        return Finish(build(name, choices, defaults), **finish)
     kind = strategy_class(name)
     known = {field.name for field in fields(kind)}
     usual = {field: value for field, value in (defaults or {}).items() if field in known}
@@ -39,7 +55,7 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
         raise InputError(f"--strategy-kwargs {unknown[0]}: {name} has no such field; it has {', '.join(sorted(known))}")
     choices = {**usual, **{choice: value for choice, value in choices.items() if choice != "strategy_kwargs"}, **own}
     for choice, value in choices.items():
-        if choice not in known and value is not False:
+        if choice not in known and (value is not False or choice in ON_BY_DEFAULT):
             raise InputError(
                 f"--{choice.replace('_', '-')} would be ignored by --strategy {name}: drop it or change the strategy"
             )
@@ -53,4 +69,17 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
         raise InputError(f"--strategy {name}: {type(error).__name__}: {first_line(error)}") from error
 
 
-__all__ = ["Progressive", "Simultaneous", "SingleScale", "build", "strategy_class"]
+__all__ = [
+    "FINISH",
+    "Finish",
+    "Progressive",
+    "ProgressiveCompute",
+    "ProgressiveSimultaneous",
+    "Sampled",
+    "Sandwich",
+    "Simultaneous",
+    "SingleScale",
+    "build",
+    "strategy_class",
+    "without_finish",
+]

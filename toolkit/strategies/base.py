@@ -34,12 +34,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of training; `sizes`: all sizes used in it, px; `regularization` scales the augmentation.
+    """A part of training; `sizes`: all sizes used in it, px; `regularization`: share of the run's, 0 or more.
 
+    It scales augmentation, MixUp and CutMix, dropout, drop path, and what `Task.regularized` scales.
     Every epoch of a phase has steps / epochs steps of `batch_size` images, at most the budget's images. `trainable`:
-    what learns, as starts of the network's parameter names, or "head" for its classifier; empty: all.
-    `counts_for_patience`: patience and the plateau schedule follow the last phase that counts. `start` and `end`, in
-    shares of the run's images, are filled in by the loop.
+    what learns, as starts of the network's parameter names, "head" for its classifier, or "last_norm" for its last
+    normalization; empty: all. `counts_for_patience`: patience and the plateau schedule follow the last phase that
+    counts. `lr_weight`: how far an image carries the learning rate's schedule after the warm-up, relative to other
+    phases; 0 holds the rate. `lr_restart`: the schedule begins again, at its peak. `start` and `end`, in shares of the
+    run's images, are filled in by the loop.
     """
 
     index: int
@@ -48,6 +51,8 @@ class Phase:
     sizes: tuple[int, ...]
     batch_size: int
     lr_scale: float = 1.0
+    lr_weight: float = 1.0
+    lr_restart: bool = False
     regularization: float = 1.0
     trainable: tuple[str, ...] = ()
     counts_for_patience: bool = True
@@ -63,7 +68,7 @@ class Phase:
 class Step:
     """One optimizer step over all processes; `sizes` ascend, px; the last one is the teacher.
 
-    `progress`: for a loss that follows it, `Phase.progress`.
+    `progress`, 0 to 1, is for a loss that follows it: that of the run, `Phase.progress`, or of the phase.
     """
 
     sizes: tuple[int, ...]
@@ -107,13 +112,14 @@ class NormPolicy:
 
 
 class Strategy(ABC):
-    """Which sizes to train in which phase, and the loss; subclasses are frozen dataclasses, one per file.
-
-    `smaller_teach`: whether the loss at a size may depend on what a smaller one predicts, as with an ensemble teacher.
-    """
+    """Which sizes to train in which phase, and the loss; subclasses are frozen dataclasses, one per file."""
 
     name: ClassVar[str]
-    smaller_teach: ClassVar[bool] = False
+
+    @property
+    def smaller_teach(self) -> bool:
+        """Whether the loss at a size may depend on what a smaller one predicts, as with an ensemble teacher."""
+        return False
 
     @abstractmethod
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
@@ -215,6 +221,13 @@ class Task(ABC):
     def answer(self, probabilities: np.ndarray, classes: Sequence[str]) -> str:
         """The predicted class, or classes, of an image as text; `probabilities`: one per class."""
 
+    def regularized(self, share: float) -> "Task":
+        """The task with its own regularization, such as label smoothing, scaled; itself if it has none.
+
+        Only for the loss in training, and not to change what a label is. `share`: that of a phase, 0 or more.
+        """
+        return self
+
     @abstractmethod
     def bind(self, class_counts: np.ndarray, device: torch.device) -> "BoundTask":
         """The computations on a device; `class_counts`: images of each class in training; ones in an evaluation."""
@@ -238,6 +251,10 @@ class BoundTask(ABC):
     @abstractmethod
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Float32 N x ... x K: logarithms of probabilities that sum to 1 over the last dimension."""
+
+    @abstractmethod
+    def true_class(self, targets: Tensor) -> Tensor:
+        """N x ...: which of the K `log_probabilities` the targets say; of mixed ones the one with most weight."""
 
     @abstractmethod
     def average(self, logits: Sequence[Tensor]) -> Tensor:

@@ -2,15 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import ClassVar
 
 from torch import Tensor
 
-from toolkit.config.choices import NormMode
+from toolkit.config.choices import BatchGrowth, NormMode
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.strategies.scales import check_ascending, check_several, eval_specs
+from toolkit.strategies.scales import (
+    check_ascending,
+    check_growth,
+    check_several,
+    eval_specs,
+    norm_in_turn,
+    one_size_loss,
+    one_size_phase,
+    regularization_at,
+)
 from toolkit.system.errors import InputError
 
 RAMP_START, RAMP_DELAY, RAMP_FINISH = 0.5, 0.5, 0.2  # share of the largest size; shares of epochs (MosaicML Composer)
@@ -23,7 +32,9 @@ class Progressive(Strategy):
     """Train at each of `scales` in turn, or with `ramp` at sizes that grow smoothly up to the largest of them.
 
     `scale_epochs`: one number, the epochs of every scale except the last; or one number per scale, which sum to the
-    run's epochs; None: equal parts, and the last scale also gets the remainder.
+    run's epochs; None: equal parts, and the last scale also gets the remainder. `grow_batch`: see `one_size_phase`.
+    `regularization_from`: share of the regularization at the smallest size; it grows linearly with the size to all of
+    it at the largest; 1: no growth (EfficientNetV2, arXiv:2104.00298).
     """
 
     name: ClassVar[str] = "progressive"
@@ -33,10 +44,13 @@ class Progressive(Strategy):
     ramp: bool = False
     norm_per_scale: NormMode = "off"
     eval_scales: tuple[int, ...] | None = None
+    grow_batch: BatchGrowth = "off"
+    regularization_from: float = 1.0
 
     def __post_init__(self) -> None:
         check_several("--scales", self.scales)
         check_ascending("--eval-scales", self.eval_scales)
+        check_growth(self.grow_batch, self.regularization_from)
         if self.ramp and self.scale_epochs is not None:
             raise InputError("--scale-epochs would be ignored with --ramp: drop one of them")
         if self.ramp and self.norm_per_scale != "off":
@@ -49,8 +63,12 @@ class Progressive(Strategy):
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
         stretches = self._ramp(budget.epochs) if self.ramp else self._stages(budget.epochs)
+        sizes = [size for size, _ in stretches]
         return tuple(
-            Phase(index, epochs, epochs * budget.steps_per_epoch, (size,), budget.batch_size)
+            replace(
+                one_size_phase(index, epochs, size, budget, self.scales[-1], growth=self.grow_batch),
+                regularization=regularization_at(size, sizes, self.regularization_from),
+            )
             for index, (size, epochs) in enumerate(stretches)
         )
 
@@ -93,8 +111,7 @@ class Progressive(Strategy):
         return Step(phase.sizes, phase.batch_size)
 
     def loss(self, logits: Sequence[Tensor], targets: Tensor, task: BoundTask, phase: Phase, step: Step) -> Loss:
-        total = task.loss(logits[0], targets)
-        return Loss(total, {f"loss/{step.sizes[0]}px": total})
+        return one_size_loss(logits, targets, task, step)
 
     def eval_specs(self) -> tuple[EvalSpec, ...]:
         return eval_specs(self.scales, self.eval_scales)
@@ -103,5 +120,4 @@ class Progressive(Strategy):
         return at_size(self.scales[-1])
 
     def norm(self) -> NormPolicy:
-        shared = self.norm_per_scale == "off"  # then the statistics end as those of the last size
-        return NormPolicy(self.norm_per_scale, self.scales[-1:] if shared else self.scales)
+        return norm_in_turn(self.norm_per_scale, self.scales)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.strategies.scales import check_ascending, eval_specs
+from toolkit.strategies.scales import check_ascending, eval_specs, one_phase, one_size_loss
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,13 @@ class SingleScale(Strategy):
         return f"single scale at {self.img_size} px"
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        steps = budget.epochs * budget.steps_per_epoch
-        return (Phase(0, budget.epochs, steps, (self.img_size,), budget.batch_size),)
+        return one_phase((self.img_size,), budget)
 
     def step(self, phase: Phase, i: int) -> Step:
         return Step(phase.sizes, phase.batch_size)
 
     def loss(self, logits: Sequence[Tensor], targets: Tensor, task: BoundTask, phase: Phase, step: Step) -> Loss:
-        total = task.loss(logits[0], targets)
-        return Loss(total, {f"loss/{step.sizes[0]}px": total})
+        return one_size_loss(logits, targets, task, step)
 
     def eval_specs(self) -> tuple[EvalSpec, ...]:
         return eval_specs((self.img_size,), self.eval_scales)

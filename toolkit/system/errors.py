@@ -1,7 +1,17 @@
 """Expected errors of a run; everything else is a bug and keeps its traceback."""
 
-import errno
+import contextlib
+import io
+import re
 import sys
+from collections.abc import Iterator
+
+from toolkit.system import storage
+
+FEWER = (
+    "use fewer images per forward pass (--device-batch-size in training, --batch-size in evaluate and predict), "
+    "smaller sizes or a smaller model"
+)
 
 
 class InputError(ValueError):
@@ -58,6 +68,14 @@ class PeerError(RuntimeError):
     """Another rank of the run is gone: one line that points to its message, exit code 1."""
 
 
+class OutOfMemoryError(RuntimeError):
+    """Memory of the host or the device ran out: one line with what needed it and the flag to change, exit code 1."""
+
+    def __init__(self, what: str, advice: str = FEWER) -> None:
+        super().__init__(f"out of memory {what}; {advice}")
+        self.what, self.advice = what, advice
+
+
 WORKER_DIED = "a loader process died, killed or out of memory"
 EXPECTED = (
     InputError,
@@ -69,9 +87,24 @@ EXPECTED = (
     ResumeError,
     ExportError,
     PeerError,
+    OutOfMemoryError,
 )
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # faults of a disk, not of our code
-NO_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # faults of a user's path
+# In messages of torch for CPUs and GPUs, of C++, of CUDA's libraries, of a worker of torch's loader, and of Python.
+NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "MemoryError")
+NO_MEMORY_OF_ONEDNN = (
+    "could not create a primitive",
+    "could not create a memory object",
+    "could not execute a primitive",
+)
+# How torch and Python begin to tell what the system refused them, where that is no OSError -> what to do.
+REFUSED = {
+    "unable to allocate shared memory": storage.SHARED_MEMORY,
+    "unable to mmap": storage.SHARED_MEMORY,
+    "unable to open shared memory": storage.OPEN_FILES,
+    "Too many open files": storage.OPEN_FILES,
+    "received 0 items of ancdata": storage.OPEN_FILES,
+    "can't start new thread": storage.THREADS,
+}
 
 
 def first_line(error: BaseException) -> str:
@@ -84,6 +117,34 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def missing_memory(error: Exception) -> str:
+    """What could not be allocated, if an error says that memory ran out; else empty."""
+    if isinstance(error, EXPECTED):  # such as one that says that a process may have been out of memory
+        return ""
+    text = first_line(error)
+    if isinstance(error, MemoryError):
+        return f"of the host: {text}"
+    signs = text in NO_MEMORY_OF_ONEDNN or any(sign in text for sign in NO_MEMORY)
+    if not isinstance(error, RuntimeError) or not signs:
+        return ""
+    tried = re.search(r"tried to allocate ([\d.]+) (\w+)", text, re.IGNORECASE)
+    if not tried:
+        return f"({text})"
+    size = f"{int(tried[1]) / 1e9:.2g} GB" if tried[2] == "bytes" else f"{tried[1]} {tried[2]}"
+    return f"of the {'host' if 'CPU' in text else 'device'} (another {size} could not be allocated)"
+
+
+@contextlib.contextmanager
+def naming_memory(what: str) -> Iterator[None]:
+    """Raise OutOfMemoryError with `what` needed the memory, if it runs out within."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemoryError) or not (missing := missing_memory(error)):
+            raise
+        raise OutOfMemoryError(f"{missing} {what}") from None
+
+
 def expected(error: Exception) -> Exception | None:
     """Convert an error to one of those above: itself, or by its errno or torch's message; None for a bug.
 
@@ -92,17 +153,38 @@ def expected(error: Exception) -> Exception | None:
     """
     if isinstance(error, EXPECTED):
         return error
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return DiskError(f"{error.filename or 'a file'}: {error.strerror}; the last checkpoint is intact")
-    if isinstance(error, OSError) and error.errno in NO_WAY and error.filename:
-        return InputError(f"{error.filename2 or error.filename}: {error.strerror}")
+    if missing := missing_memory(error):
+        return OutOfMemoryError(missing)
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+        text = error.object.encode("ascii", "backslashreplace").decode()
+        return InputError(f"{text}: no file name in the encoding {error.encoding} of this locale: set PYTHONUTF8=1")
+    if isinstance(error, OSError):
+        return _of_the_system(error)
     if not isinstance(error, RuntimeError):
         return None
     text = first_line(error)
+    if refused := next((told for start, told in REFUSED.items() if text.startswith(start)), None):
+        return LoaderError(f"{text}: {refused}")
     if text.startswith("DataLoader worker"):
         return LoaderError(f"{WORKER_DIED}: {text.strip()}")
+    if "Duplicate GPU detected" in str(error):  # NCCL's, after other lines
+        return InputError(
+            "the launcher started more processes on a machine than it has GPUs: give --nproc-per-node (torchrun) or "
+            "--num_processes (accelerate launch) at most their number"
+        )
     torch = sys.modules.get("torch")
     from_backend = torch is not None and isinstance(error, torch.distributed.DistError)
     if from_backend or "gloo" in text or "Connection closed by peer" in text:
         return PeerError(f"another process of this run stopped first, its message says why (here: {text})")
     return None
+
+
+def _of_the_system(error: OSError) -> Exception | None:
+    """An OSError is the system's, and becomes one line: by its errno, or of a library such as PIL by its own text.
+
+    A misused stream and an error without any text are bugs; a torch worker's error brings its traceback as text.
+    """
+    misused = isinstance(error, io.UnsupportedOperation) or str(error).startswith("Caught ")
+    if error.errno is None and (misused or not str(error).strip()):
+        return None
+    return (InputError if storage.is_of_path(error) else DiskError)(storage.line(error))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from toolkit.system import console, preemption
+from toolkit.system import console, environment, host, places, preemption
 from toolkit.system.errors import InputError, PreemptedError, expected, printable
 
 DONE, FAILED = 0, 1
@@ -38,6 +38,10 @@ def report_once(cause: Exception) -> None:
 def exit_code(work: Callable[[], Any]) -> int:
     """Run a recipe and return its exit code; 130 after Ctrl-C. An unexpected error keeps its traceback."""
     try:
+        environment.provide_streams()
+        environment.tidy_variables()
+        host.leave_idle_cores()
+        places.provide_home()
         work()
     except Exception as error:
         cause = expected(error)

@@ -1,25 +1,29 @@
-"""Atomic writing of files, and the location of the cache. Imports no torch."""
+"""Atomic writing of files. Imports no torch."""
 
 import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from toolkit.system import storage
 from toolkit.system.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def cache_dir() -> Path:
-    """The folder of the cache: $TOOLKIT_CACHE, else $XDG_CACHE_HOME/toolkit, else ~/.cache/toolkit."""
-    if "TOOLKIT_CACHE" in os.environ:
-        return Path(os.environ["TOOLKIT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toolkit"
+log = logging.getLogger(__name__)
+
+# What a storage answers that has no fsync, or none of folders: rclone, s3fs, gcsfuse, 9p, CIFS and others.
+NO_SYNC = (*storage.LACKING, errno.EBADF, errno.EACCES, errno.EISDIR)
+TRIAL = ".tmp-trial-"
+_without_sync: set[int] = set()  # file systems, as device numbers, that a warning was given for
 
 
 @contextlib.contextmanager
@@ -32,14 +36,68 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folders(folder: Path) -> None:
+    """Create a folder and those above it; raises OSError, also if it is a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+
+
 def make_folder(folder: Path) -> None:
     """Create the output folder; raises InputError, before any work is done, if nothing can be written there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"--output-dir {folder}: nothing can be written there: {error.strerror}") from None
+        if not storage.concerns_place(error):
+            raise
+        raise InputError(
+            f"--output-dir {folder}: nothing can be written there: {storage.explain(error, folder)}"
+        ) from None
+
+
+def try_folder(folder: Path, shown: Path | None = None) -> None:
+    """Do once, with a few bytes, all that a run does in its directory; raises InputError naming what fails.
+
+    `shown`: the folder that the message names instead. Raises OSError where no other place would help, such as too many
+    open files.
+    """
+    trial: Path
+
+    def create() -> None:
+        nonlocal trial
+        trial = Path(tempfile.mkdtemp(prefix=TRIAL, dir=folder))
+        (trial / "a").mkdir()
+
+    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("create a folder", create),
+        ("write a file", lambda: (trial / "a" / "file").write_bytes(b"trial")),
+        ("write a file to the disk (fsync)", lambda: sync(trial / "a" / "file")),
+        ("rename a file", lambda: os.replace(trial / "a" / "file", trial / "a" / "renamed")),
+        ("rename a folder", lambda: os.replace(trial / "a", trial / "b")),
+        ("delete files", lambda: shutil.rmtree(trial)),
+    )
+    for what, step in steps:
+        try:
+            step()
+        except OSError as error:
+            remove_trials(folder)
+            # Of renaming a folder, gcsfuse says that too many files are open.
+            lacking = what.startswith("rename") and error.errno in (*storage.LACKING, errno.EMFILE)
+            if not (lacking or storage.concerns_place(error)):
+                raise
+            told = storage.explain(error, folder)
+            if lacking:
+                told = f"{storage.reason(error)}; take an --output-dir on a local disk"
+            raise InputError(f"--output-dir {shown or folder}: the storage cannot {what}: {told}") from None
+
+
+def remove_trials(folder: Path) -> None:
+    """Delete what a trial left that failed or was killed."""
+    for trial in folder.glob(f"{TRIAL}*"):
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def check_output(path: Path) -> None:
@@ -50,15 +108,35 @@ def check_output(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise InputError(f"--output {path}: {error.strerror}") from None
+        raise InputError(f"--output {path}: {storage.explain(error, path)}") from None
 
 
 def sync(path: Path) -> None:
-    """Flush a file or directory to the disk (fsync)."""
+    """Flush a file or directory to the disk (fsync); where the storage cannot do that, warn once per file system."""
+    try:
+        with naming(path), _opened(path) as handle:
+            os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+        device = path.stat().st_dev
+        if device not in _without_sync:
+            _without_sync.add(device)
+            what = "folders" if path.is_dir() else "files"
+            log.warning(
+                "%s: the storage cannot fsync %s (%s): what was saved last could be lost in a power failure, not when "
+                "a process is killed",
+                path if path.is_dir() else path.parent,
+                what,
+                storage.reason(error),
+            )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
     handle = os.open(path, os.O_RDONLY)
     try:
-        with naming(path):
-            os.fsync(handle)
+        yield handle
     finally:
         os.close(handle)
 
@@ -92,8 +170,10 @@ def key(*parts: str | bytes) -> str:
     return hashlib.sha256(b"\0".join(encoded)).hexdigest()[:24]
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, "np.ndarray"]) -> None:
     """Write arrays to one .npz file atomically; each process has its own staging file."""
+    import numpy as np
+
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with naming(staging), staging.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -102,8 +182,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     sync(path.parent)
 
 
-def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
+def read_arrays(path: Path, names: Iterable[str]) -> "dict[str, np.ndarray] | None":
     """Read some arrays of an .npz file that can be rebuilt; None if it is missing or damaged (CRC-32)."""
+    import numpy as np
+
     try:
         with path.open("rb") as file, np.load(file) as arrays:  # np.load(path) would leave a broken file open
             return {name: arrays[name] for name in names}

@@ -4,9 +4,12 @@ import contextlib
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # the order of accelerate.PartialState
+SPINNING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # how long a waiting thread of GNU OpenMP spins
 
 
 def _cgroup_cpus(cgroup: Path) -> float:
@@ -46,6 +49,32 @@ def free_memory_gb(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"))
         return free
 
 
+@contextlib.contextmanager
+def within_free_memory(kept_gb: float = 0.0) -> Iterator[None]:
+    """Make an allocation beyond this process's share of free memory, less `kept_gb`, fail; only Linux supports it.
+
+    Otherwise the kernel grants it, and kills the process without a word once the memory is used.
+    """
+    try:
+        import resource  # not on Windows
+
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        used, swap = (1024 * int(text.split()[0]) for text in (status["VmData"], meminfo["SwapFree"]))
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = used + swap + int(1e9 * (free_memory_gb() / local_processes() - kept_gb))
+        if before[0] != resource.RLIM_INFINITY:
+            limit = min(limit, before[0])
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    except (ImportError, OSError, KeyError, OverflowError, ValueError):  # ValueError: a sandbox forbids it
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
 def reset_peak_memory() -> None:
     """Reset the peak; only Linux supports it."""
     with contextlib.suppress(OSError):
@@ -65,14 +94,28 @@ def peak_memory_gb(status: Path = Path("/proc/self/status")) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def leave_idle_cores() -> None:
+    """Make torch's threads sleep while they wait, unless the user chose otherwise; call it before torch is imported.
+
+    By default GNU OpenMP's threads spin, and while another process needs their cores, training slows down many times.
+    """
+    if not SPINNING & {*os.environ}:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def local_processes() -> int:
     """Number of processes of this run on this machine, from the launcher's environment."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(count)) if count.isdecimal() else 1
 
 
-def is_main_process() -> bool:
-    """Whether this is rank 0, from the launcher's environment; works before any process group exists."""
-    return os.environ.get("RANK", "0") == "0"
+def is_main_process(alone: bool = False) -> bool:
+    """Whether this is rank 0, from the launcher's environment; works before any process group exists.
+
+    `alone`: the tasks of an MPI launcher are runs of their own (`--alone`).
+    """
+    names = RANKS[:1] if alone else RANKS
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def loader_threads() -> int:

@@ -156,12 +156,12 @@ def _tell_of_parents_death() -> None:
 
     Only under a launcher: a run started by a shell must outlive the shell.
     """
-    if sys.platform == "linux" and ORPHANED and _is_launched():
+    if sys.platform == "linux" and ORPHANED and is_launched():
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ORPHANED)
 
 
-def _is_launched() -> bool:
+def is_launched() -> bool:
     """Whether a launcher started this process, by the parent's command.
 
     Not by the environment: children inherit the launchers' variables, and users set them.

@@ -1,18 +1,16 @@
-"""One run per directory: a lock that the kernel frees with its process, and a note of its owner. Imports no torch."""
+"""One run per directory: a lock, and a note of its owner. Imports no torch."""
 
-import contextlib
-import json
-import os
-import socket
-from datetime import datetime
+import logging
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from toolkit.system import host
+from toolkit.system import files, host, locks
 from toolkit.system.errors import InputError
+from toolkit.system.locks import Lock
+
+log = logging.getLogger(__name__)
 
 LOCK, NOTE = ".lock", ".owner.json"
+HELD = f"{LOCK}.held"  # stands for the lock where the storage has no locks
 
 
 class RunLock:
@@ -20,36 +18,38 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = FileLock(folder / LOCK)
+        self._lock = Lock(folder / LOCK, folder / NOTE)
 
     def acquire(self) -> None:
-        """Lock the directory and write a note of the owner; raises InputError if another run holds it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Lock the directory, and try in it what a run does there; raises InputError if one of that is not possible."""
+        files.make_folders(self._folder)
         self.probe()
-        note = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now().astimezone():%c %Z}"}
-        (self._folder / NOTE).write_text(json.dumps(note) + "\n")
+        try:
+            files.remove_trials(self._folder)
+            files.try_folder(self._folder)
+        except (InputError, OSError):
+            self.release()
+            raise
 
     def probe(self) -> None:
-        """Like `acquire`, without the note."""
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            raise InputError(
-                f"--output-dir {self._folder}: another run is using it{self._holder()}; wait for it, or choose another"
-            ) from None
+        """Lock the directory; raises InputError if another run holds it and may not be displaced (--take-over)."""
+        if self._lock.acquire():
+            if locks.may_take_over():
+                log.info("--take-over: %s was not locked, there is nothing to take over", self._folder)
+            return
+        if locks.may_take_over() and self._lock.take_over():
+            return
+        holder = self._lock.holder()
+        told = f" ({holder})" if holder else ""
+        remedy = "wait for it, or choose another"
+        if locks.may_take_over():
+            told += "; --take-over does not end it"
+        elif self._lock.can_take_over():
+            remedy = "wait for it, choose another, or give --take-over if it is gone"
+        raise InputError(f"--output-dir {self._folder}: another run is using it{told}; {remedy}")
 
     def release(self) -> None:
-        if self._lock.is_locked:
-            with contextlib.suppress(OSError):
-                (self._folder / NOTE).unlink(missing_ok=True)
-            self._lock.release()
-
-    def _holder(self) -> str:
-        try:
-            note = json.loads((self._folder / NOTE).read_text())
-            return f" (process {note['pid']} on {note['host']}, since {note['since']})"
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
+        self._lock.release()
 
 
 def run_of(path: Path) -> Path:
@@ -58,10 +58,13 @@ def run_of(path: Path) -> Path:
     return path.parent.parent if is_checkpoint else path
 
 
-def refuse_if_locked(output_dir: Path | None, resume: str) -> None:
-    """Raise InputError if another run is using the directory; called before slow imports."""
+def refuse_if_locked(output_dir: Path | None, resume: str, take_over: bool = False) -> None:
+    """Raise InputError if another run is using the directory; called before slow imports.
+
+    `take_over`: wait with that until the run itself locks its directory.
+    """
     folder = output_dir or (None if resume in ("auto", "never") else run_of(Path(resume)))
-    if folder is not None and host.is_main_process() and (folder / LOCK).exists():
+    if folder is not None and not take_over and host.is_main_process() and (folder / LOCK).exists():
         try:
             lock = RunLock(folder)
             lock.probe()

@@ -3,6 +3,7 @@
 Steps are timed on batches in memory, with a device sync after each. The loader is timed alone, on the run's images.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from toolkit.data.loading.sampler import BatchSpec, Epoch, RankShare, Sampler
 from toolkit.strategies import SingleScale
 from toolkit.strategies.base import Phase, Step, Strategy
 from toolkit.system import console, host
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, naming_memory
 from toolkit.training import device
 from toolkit.training.monitor import peak_memory_gb, reset_peak_memory
 from toolkit.training.parts import make_parts
@@ -88,7 +89,8 @@ def benchmark(
                     if reason := undefined_gradient(accelerator, run_plan.model, sizes):
                         log.info("left out  %s, whose gradient torch leaves undefined", reason)
                         continue
-                    measured = _measure(state, run_plan, sizes, steps, ceilings[precision])
+                    with naming_memory(f"in a step of {batch_size} images at {'+'.join(map(str, sizes))} px"):
+                        measured = _measure(state, run_plan, sizes, steps, ceilings[precision])
                     cases.append(replace(measured, precision=precision, loader_images_per_s=loader[sizes]))
                 del state
         finally:
@@ -188,23 +190,32 @@ def _batch(sizes: tuple[int, ...], labels: np.ndarray, images: int, batch_size: 
 def _step_seconds(
     state: TrainState, labels: np.ndarray, sizes: tuple[int, ...], micro_batch: int, batch_size: int, steps: int
 ) -> list[float]:
-    """Seconds of each timed optimizer step, on this process's clock."""
-    phase, batch = Phase(0, 1, 1, sizes, batch_size), _batch(sizes, labels, micro_batch, batch_size)
+    """Seconds of each timed optimizer step on noise that lies in memory."""
+    batch = _batch(sizes, labels, micro_batch, batch_size)
+    state.model.train()
+    state.compile(sizes, micro_batch)
+    return step_seconds(state, itertools.repeat(batch), Phase(0, 1, 1, sizes, batch_size), steps)
+
+
+def step_seconds(
+    state: TrainState, batches: Iterator[Batch], phase: Phase, steps: int, warm_up: int = WARM_UP_STEPS
+) -> list[float]:
+    """Seconds of each timed optimizer step, on this process's clock; the weights stay as they are."""
     state.model.train()
     times = []
-    for _ in range(WARM_UP_STEPS + steps):
+    for _ in range(warm_up + steps):
         started = time.perf_counter()
         for _ in range(state.accelerator.gradient_accumulation_steps):
-            train_step(state, batch, phase, learning_rate=0.0)
+            train_step(state, next(batches), phase, learning_rate=0.0)
         int(state.non_finite.first_bad)  # synchronizes with the device
         times.append(time.perf_counter() - started)
-    return times[WARM_UP_STEPS:]
+    return times[warm_up:]
 
 
 @torch.no_grad()
 def _forward_bytes(state: TrainState, labels: np.ndarray, sizes: tuple[int, ...], micro_batch: int) -> int:
     """Bytes that the operations of one forward pass read and write, in the accelerator's precision."""
-    images, _ = state.receive(_batch(sizes, labels, micro_batch, micro_batch))
+    images, _ = state.receive(_batch(sizes, labels, micro_batch, micro_batch), state.tasks[1.0])
     views = state.views(images, sizes)
     with torch.compiler.set_stance("force_eager"), state.accelerator.autocast(), Traffic() as traffic:
         state.weights.model.eval()(*views)
@@ -228,28 +239,37 @@ def _loader_rates(state: TrainState, run_plan: RunPlan) -> dict[tuple[int, ...],
             alone = replace(pipeline, sampler=replace(pipeline.sampler, strategy=SingleScale(sizes[0])))
         share, batches = plan.share(accelerator.process_index, epoch.phase), LOADER_BATCHES
         for _ in range(2 if run_plan.cache.kind == "ram" else 1):
-            rate, batches = _delivered(alone, epoch._replace(number=number), share, batches)
+            rate, batches = delivered(alone, epoch._replace(number=number), share, batches, LOADER_S)
         slowest = accelerator.gather(torch.tensor([rate], device=accelerator.device)).min().item()
         rates[sizes] = slowest * plan.processes
     return rates
 
 
-def _delivered(pipeline: DataPipeline, epoch: Epoch, share: RankShare, most: int) -> tuple[float, int]:
+def delivered(pipeline: DataPipeline, epoch: Epoch, share: RankShare, most: int, longest_s: float) -> tuple[float, int]:
     """Images per second of one process over at most `most` batches, and the number of batches timed.
 
-    Batches delivered while workers start are not counted: one batch with threads, one per worker with processes, each
-    of which loads whole batches.
+    Stops after `longest_s` seconds, but not before LEAST_BATCHES.
     """
-    order = pipeline.sampler
-    endless = replace(pipeline, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
-    stream = endless.batches(epoch, epoch.start, share)
-    for _ in range(max(1, pipeline.workers) if pipeline.in_processes else 1):
-        next(stream)
+    stream = endless(pipeline, epoch, share)
     images, count, seconds, started = 0, 0, 0.0, time.perf_counter()
-    while count < most and (count < LEAST_BATCHES or seconds < LOADER_S):
+    while count < most and (count < LEAST_BATCHES or seconds < longest_s):
         images, count = images + len(next(stream).ids), count + 1
         seconds = time.perf_counter() - started
     return images / seconds, count
+
+
+def endless(pipeline: DataPipeline, epoch: Epoch, share: RankShare) -> Iterator[Batch]:
+    """One process's micro-batches of an epoch, again and again.
+
+    Without those that are delivered while workers start: one batch with threads, one per worker with processes, each
+    of which loads whole batches.
+    """
+    order = pipeline.sampler
+    repeated = replace(pipeline, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
+    stream = repeated.batches(epoch, epoch.start, share)
+    for _ in range(max(1, pipeline.workers) if pipeline.in_processes else 1):
+        next(stream)
+    return stream
 
 
 class _Endless(Sampler):

@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.data.sources.index import ALONE, Index
 from toolkit.data.sources.labels import CLASS_NAMES
 from toolkit.data.sources.survey import Survey
-from toolkit.system import files
+from toolkit.system import files, storage
 from toolkit.system.errors import InputError
 from toolkit.tools.prediction_rows import csv_line
 from toolkit.tools.scan_report import ScanReport
@@ -38,11 +38,7 @@ def write_manifest(report: ScanReport, folder: Path) -> None:
     counts = Counter(kept["train"].labels.tolist())
     rules = [
         *([f"{len(labels)} class would be left in train"] if len(labels) < 2 else []),
-        *(
-            f"class {report.classes[label]!r} would have no image in val"
-            for label in labels
-            if label not in left.get("val", labels)
-        ),
+        *(["no image would be left in val"] if not left.get("val", labels) else []),
         *(
             f"class {report.classes[label]!r} would have 1 image in train, too few to hold one out for validation"
             for label in labels
@@ -58,7 +54,7 @@ def write_manifest(report: ScanReport, folder: Path) -> None:
         _fill(staging, kept, labels, report)
         os.replace(staging, folder)
     except OSError as error:
-        raise InputError(f"--write-manifest: {error.filename or staging}: {error.strerror}") from None
+        raise InputError(f"--write-manifest: {storage.line(error, staging)}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -68,7 +64,9 @@ def _fill(folder: Path, kept: dict[str, Index], labels: Sequence[int], report: S
     try:
         (folder / IMAGES).symlink_to(Path(report.indices["train"].root).resolve(), target_is_directory=True)
     except OSError as error:
-        raise InputError(f"--write-manifest: no link can be made in {folder.parent}: {error.strerror}") from None
+        raise InputError(
+            f"--write-manifest: no link can be made in {folder.parent}: {storage.explain(error)}"
+        ) from None
     _write_names(folder / CLASS_NAMES, [report.classes[label] for label in labels])
     number = {label: new for new, label in enumerate(labels)}
     for split, index in kept.items():

@@ -51,6 +51,6 @@ def _thumbnail(index: Index, i: int) -> np.ndarray:
     content = read_bytes(index, i)
     header = read_header(io.BytesIO(content))
     longer = max(header.width, header.height)
-    pixels, _ = read_pixels(content, next((d for d in (8, 4, 2) if longer >= d * TILE), 1))
+    pixels, _ = read_pixels(content, next((d for d in (8, 4, 2) if longer >= d * TILE), 1), index.gray)
     height, width = (max(1, round(side * TILE / longer)) for side in (header.height, header.width))
     return resize_to(upright(pixels, header.orientation), height, width)

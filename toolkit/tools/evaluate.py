@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from toolkit.config.checks import check_evaluate
+from toolkit.config.checks import check_columns, check_evaluate
 from toolkit.config.choices import Split
 from toolkit.models import recalibration
 from toolkit.models.evaluator import Evaluation, Evaluator
@@ -44,9 +44,12 @@ def evaluate(
     max_loss: float | None = None,
     data_root: str | None = None,
     split: Split | None = None,
+    label_column: str | None = None,
+    hf_config: str | None = None,
     batch_size: int = 64,
     num_workers: int | None = None,
     amp: bool | None = None,
+    alone: bool = False,
     model: Model | None = None,
     output_dir: Path | None = None,
     data: Mapping[str, Any] | None = None,
@@ -58,7 +61,8 @@ def evaluate(
     predictions/ to `output_dir` (None: RUN/evaluation) and logs the table. Raises InputError.
     """
     check_evaluate(scales, cascade, confidence, max_loss)
-    options = InferenceOptions(batch_size, num_workers, amp, flip)
+    columns = check_columns(data_root, label_column, hf_config)
+    options = InferenceOptions(batch_size, num_workers, amp, flip, alone)
     cascaded = CascadeOptions(tuple(cascade or ()), confidence, max_loss)
     folder = run / "evaluation" if output_dir is None else output_dir
     loaded = load_run(run, [*(scales or ()), *cascaded.sizes], model=model)
@@ -70,7 +74,7 @@ def evaluate(
     files.make_folder(folder)
     evaluator = start_evaluator(loaded, options, folder / UNREADABLE)
     try:
-        images = evaluation_data(loaded, data_root, split, data, needs_own=recalibrate or cascaded.needs_val)
+        images = evaluation_data(loaded, data_root, split, data, columns, needs_own=recalibrate or cascaded.needs_val)
         untrained = _untrained(loaded, evaluator, specs) if recalibrate else ()
         _start_writing(evaluator.accelerator, folder)
         recalibrated = _recalibrate(loaded, evaluator, images, untrained)
@@ -83,7 +87,7 @@ def evaluate(
     finally:
         device.stop()
     report = EvaluationReport(loaded, options, folder, machine, specs, costs, evaluations, recalibrated, cascades)
-    if host.is_main_process():
+    if host.is_main_process(alone):
         log.info("%s", table(report))
         write_files(report)
         log.info("wrote     %s: evaluation.txt, evaluation.json, evaluation.svg, predictions/", folder)

@@ -6,14 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from toolkit.models import metrics
 from toolkit.models.cascade import saving
 from toolkit.models.evaluator import Evaluation
 from toolkit.system import files
+from toolkit.system.plotting import Axes, Figure, rc_context
 from toolkit.tools.cascade_report import CascadeReport, SplitCascade
 from toolkit.tools.evaluation_report import EvaluationReport
 
@@ -24,7 +21,8 @@ def write_files(report: EvaluationReport) -> None:
     """Write evaluation.txt, evaluation.json and evaluation.svg to the report's folder."""
     files.write_text(report.folder / "evaluation.txt", table(report))
     files.write_json(report.folder / "evaluation.json", to_json(report))
-    write_plot(report, report.folder / "evaluation.svg")
+    with files.naming(plot := report.folder / "evaluation.svg"):
+        write_plot(report, plot)
 
 
 def table(report: EvaluationReport) -> str:

@@ -20,8 +20,9 @@ from toolkit.config.choices import Format
 from toolkit.data.images import views
 from toolkit.models.portable import PortableModel
 from toolkit.models.source import Model
-from toolkit.system import files
+from toolkit.system import files, storage
 from toolkit.system.errors import ExportError, InputError, first_line
+from toolkit.system.system_files import is_system
 from toolkit.tools.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source, answer, difference
 from toolkit.tools.export_images import measure_gap, read_check_images
 from toolkit.tools.export_model import describe, one_scale
@@ -125,7 +126,7 @@ def refuse_existing_export(folder: Path, overwrite: bool) -> None:
     """Raise InputError unless the folder is new or empty, or holds only an export and `overwrite` is set."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output-dir {folder}: not a folder")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir() if not is_system(path.name)} if folder.is_dir() else set()
     if names and not {CARD, CONFIG} <= names <= OURS:  # a run's best/ also holds model.safetensors
         strange = ", ".join(sorted(names - OURS or names)[:3])
         raise InputError(f"--output-dir {folder}: the folder holds other files ({strange}); give an empty or a new one")
@@ -155,8 +156,9 @@ def _staged(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         around = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
     except OSError as error:
-        raise InputError(f"--output-dir {folder}: {error.filename}: {error.strerror}") from None
+        raise InputError(f"--output-dir {folder}: {storage.line(error, folder)}") from None
     with around as place:
+        files.try_folder(Path(place), folder)
         new = Path(place) / "new"
         new.mkdir()
         yield new

@@ -50,7 +50,8 @@ def write_safetensors(source: Source, path: Path) -> Say:
     """Write weights under the names of the plain model's parameters."""
     weights = source.plain.state_dict()
     contiguous = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-    path.write_bytes(save(contiguous))  # safetensors' save_file makes it readable by this user only
+    classes = {"class_map": source.metadata["class_map"]}  # one key: safetensors writes several in any order
+    path.write_bytes(save(contiguous, classes))  # its save_file makes a file that only this user can read
     return source.model.create(path)
 
 

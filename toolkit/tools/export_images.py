@@ -1,7 +1,6 @@
 """Images of the run to check an export on, and the gap between other preprocessing and evaluation's."""
 
 import io
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from toolkit.config.choices import GrayRange
 from toolkit.data.images import views
-from toolkit.data.images.header import UNREADABLE
+from toolkit.data.images.gray import AS_STORED, is_deep, to_bytes
+from toolkit.data.images.header import UNREADABLE, silence_libraries
 from toolkit.data.loading.batches import EvalBatchBuilder
 from toolkit.data.loading.python_data import PATIENCE_S, read_few
 from toolkit.data.loading.reader import ImageReader
@@ -56,7 +57,7 @@ def read_check_images(splits: Splits, model: PortableModel) -> CheckImages:
         builder, workers = EvalBatchBuilder(ImageReader(index), (model.size,), leave_out=True), int(bool(index.items))
         (batch,) = by_need(index)([ids], builder, workers, PATIENCE_S)
         ours.append(batch.images[model.size])
-        theirs += [_by_pil(file, transform, model.size) for file in _files(index, batch.ids.tolist())]
+        theirs += [_by_pil(file, transform, model.size, index.gray) for file in _files(index, batch.ids.tolist())]
     if not theirs:
         raise InputError(f"{splits.source}: no image can be read, so nothing can be checked")
     by_card, by_library = (torch.stack(tensors) for tensors in zip(*theirs, strict=True))
@@ -75,17 +76,19 @@ def _files(index: Index, ids: Sequence[int]) -> Iterator[bytes]:
         yield file.getvalue()
 
 
-def _by_pil(content: bytes, transform: Any, size: int) -> tuple[Tensor, Tensor]:
+def _by_pil(content: bytes, transform: Any, size: int, gray: GrayRange) -> tuple[Tensor, Tensor]:
     """3 x S x S by the model card's code, and by a library's transform alone; NaN if PIL cannot read the image."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        try:
-            with Image.open(io.BytesIO(content)) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except UNREADABLE:
-            nothing = torch.full((3, size, size), torch.nan)
-            return nothing, nothing
-    return transform(middle(image)), transform(image)
+    silence_libraries()
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            stored = ImageOps.exif_transpose(file)
+            mapped = is_deep(stored.mode) and gray != AS_STORED  # as `mapping_code` on the card does
+            by_card = Image.fromarray(to_bytes(stored, gray)) if mapped else stored
+            image, by_card = stored.convert("RGB"), by_card.convert("RGB")
+    except UNREADABLE:
+        nothing = torch.full((3, size, size), torch.nan)
+        return nothing, nothing
+    return transform(middle(by_card)), transform(image)
 
 
 def measure_gap(loaded: LoadedRun, ours: Tensor, theirs: Tensor) -> Gap:

@@ -17,13 +17,14 @@ class InferenceOptions:
     """`batch_size` images per process and forward pass; `num_workers` decoding threads per process.
 
     `num_workers` None: the CPU quota divided by local processes. `amp` None: the precision of the training. `flip`:
-    average probabilities with those of the mirrored image.
+    average probabilities with those of the mirrored image. `alone`: as the flag of training.
     """
 
     batch_size: int = 64
     num_workers: int | None = None
     amp: bool | None = None
     flip: bool = False
+    alone: bool = False
 
 
 def start_evaluator(loaded: LoadedRun, options: InferenceOptions, unreadable: Path | None = None) -> Evaluator:
@@ -31,7 +32,7 @@ def start_evaluator(loaded: LoadedRun, options: InferenceOptions, unreadable: Pa
 
     `unreadable`: a file that lists unreadable images, which are then left out.
     """
-    accelerator = _start(loaded, options.amp)
+    accelerator = _start(loaded, options)
     console.start(accelerator.is_main_process)
     place = accelerator.device
     return Evaluator(
@@ -49,9 +50,11 @@ def start_evaluator(loaded: LoadedRun, options: InferenceOptions, unreadable: Pa
     )
 
 
-def _start(loaded: LoadedRun, amp: bool | None) -> Accelerator:
-    """Start the Accelerator. `amp` None: the precision of the training, or float32 if the device lacks support."""
-    if amp is not None:
-        return device.start(loaded.settings.model_copy(update={"amp": amp}))
+def _start(loaded: LoadedRun, options: InferenceOptions) -> Accelerator:
+    """Start the Accelerator, without `amp` in the precision of the training, or float32 if the device lacks support."""
+    settings = loaded.settings.model_copy(update={"alone": options.alone})
+    if options.amp is not None:
+        return device.start(settings.model_copy(update={"amp": options.amp}), trains=False)
     precision = loaded.precision()
-    return device.start(loaded.settings, precision if precision in (None, *device.precisions()) else "float32")
+    precision = precision if precision in (None, *device.precisions()) else "float32"
+    return device.start(settings, precision, trains=False)

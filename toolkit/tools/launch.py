@@ -2,39 +2,80 @@
 
 import logging
 
+from toolkit.config.planning import Planning
 from toolkit.config.settings import Settings
+from toolkit.data.sources.folders import unlabeled_test
+from toolkit.runs.resume_rules import has_checkpoint, refuse_changes
+from toolkit.runs.run_config import config_of
 from toolkit.strategies.base import Strategy
-from toolkit.system import console
+from toolkit.system import console, host, locks
 from toolkit.tools.benchmark import benchmark
+from toolkit.tools.planner import plan
+from toolkit.tools.predict import predict
 from toolkit.training import device
-from toolkit.training.loop import train
+from toolkit.training.loop import train_parts
 from toolkit.training.parts import make_parts
+from toolkit.training.precision_speed import compare_precisions
+from toolkit.training.resume import fingerprint_of
 from toolkit.training.run_plan import describe_run, make_run_plan
+from toolkit.training.start import initial_weights
 
 log = logging.getLogger(__name__)
 
+TEST_PREDICTIONS = "test_predictions.csv"
 
-def plan_of(settings: Settings, strategy: Strategy) -> list[str]:
+
+def plan_of(settings: Settings, strategy: Strategy, recipe: str) -> list[str]:
     """What a run would do and cost, as lines of text; raises InputError for the same reasons as the run."""
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
         run_plan = make_run_plan(accelerator, *make_parts(settings, strategy))
-        return [*device.describe_machine(settings, accelerator), *describe_run(run_plan)]
+        config = config_of(run_plan.settings, run_plan.parts.strategy)
+        fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, run_plan.own_code())
+        refuse_changes(settings, recipe, fingerprint)
+        compare_precisions(accelerator, run_plan)
+        of_weights = () if has_checkpoint(settings) else initial_weights(run_plan).lines
+        return [*device.describe_machine(settings, accelerator), *describe_run(run_plan, of_weights)]
     finally:
         device.stop()
 
 
 def carry_out(
-    settings: Settings, strategy: Strategy, recipe: str, *, dry_run: bool = False, measure_first: bool = False
+    settings: Settings,
+    strategy: Strategy,
+    recipe: str,
+    *,
+    dry_run: bool = False,
+    measure_first: bool = False,
+    planning: Planning | None = None,
 ) -> None:
-    """Train. `dry_run`: only log the plan. `measure_first`: benchmark first, and save benchmark.json in the run."""
+    """Train. `dry_run`: only log the plan. `measure_first`: benchmark first, and save benchmark.json in the run.
+
+    `planning`: with `dry_run`, whether to measure a step of each kind and predict the run, and for which budget.
+    """
+    with locks.taking_over(settings.take_over and host.is_main_process(settings.alone)):
+        _carry_out(settings, strategy, recipe, dry_run, measure_first, planning)
+
+
+def _carry_out(
+    settings: Settings, strategy: Strategy, recipe: str, dry_run: bool, measure_first: bool, planning: Planning | None
+) -> None:
     if dry_run:
-        for line in plan_of(settings, strategy):
+        for line in plan_of(settings, strategy, recipe):
             log.info(line)
+        if planning and planning.measure:
+            budgets = {"time_budget_s": planning.time_budget, "cost_budget": planning.cost_budget}
+            for line in plan(settings, strategy, goal=planning.goal, **budgets).text.splitlines():
+                log.info(line)
         return
     notes = {}
     if measure_first:
-        plan_of(settings, strategy)  # raises InputError before a benchmark of a run that cannot start
+        plan_of(settings, strategy, recipe)  # raises InputError before a benchmark of a run that cannot start
         notes["benchmark.json"] = benchmark(settings, strategy).to_json()
-    train(settings, strategy, recipe, notes)
+    run = train_parts(*make_parts(settings, strategy), recipe, notes)
+    if run.trained and (folder := unlabeled_test(settings.data_root)) is not None:
+        model, output = settings.model_from, str(run.path / TEST_PREDICTIONS)
+        workers, alone = settings.num_workers, settings.alone
+        predict(run.path, [str(folder)], num_workers=workers, alone=alone, model=model, output=output, overwrite=True)
+        log.info("wrote     %s: predictions of the images in %s", output, folder)

@@ -18,7 +18,7 @@ from toolkit.models.multiview import MultiView, copy_state
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.directory import RunDirectory
-from toolkit.strategies import build, strategy_class
+from toolkit.strategies import FINISH, build, strategy_class
 from toolkit.strategies.base import BoundTask, Metric, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.parts import code_digests
@@ -97,8 +97,7 @@ def load_run(
     state, metadata = best_model.load(directory.best)
     source = _source(path, settings, model)
     plan = source.plan(settings, len(classes), eval_sizes(strategy), strategy.norm(), further=sizes)
-    fresh = settings.model_copy(update={"pretrained": False, "sync_bn": False})  # all weights are loaded from the run
-    network = source.create(fresh, plan, strategy.norm())
+    network = source.create(settings.model_copy(update={"sync_bn": False}), plan, strategy.norm())
     try:
         copy_state(state, network)
     except RuntimeError as error:
@@ -147,7 +146,7 @@ def _source(path: Path, settings: Settings, model: Model | None) -> ModelSource:
 def read_config(config: dict[str, Any]) -> tuple[Settings, Strategy]:
     """Settings and strategy from the contents of config.yaml; raises InputError if a class is not there."""
     kind = strategy_class(config["strategy"])
-    names = {"strategy", *(field.name for field in fields(kind))}
+    names = {"strategy", *FINISH, *(field.name for field in fields(kind))}
     flags = {name: value for name, value in config.items() if name in names & {*Scales.model_fields}}
     chosen = make_scales({name: value for name, value in flags.items() if value is not None})
     own = {name: frozen(config[name]) for name in config if name in names - {*flags}}

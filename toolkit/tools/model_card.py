@@ -8,9 +8,10 @@ from typing import Any
 import timm
 import torch
 
-from toolkit.config.base import to_yaml
 from toolkit.config.choices import Format
-from toolkit.config.data_roots import SYNTHETIC
+from toolkit.config.data_roots import BUILT_IN
+from toolkit.config.yaml_values import to_yaml
+from toolkit.data.images.gray import mapping_code
 from toolkit.data.sources.index import Splits
 from toolkit.models.classification import Classification
 from toolkit.models.portable import MIDDLE, PortableModel
@@ -162,9 +163,10 @@ def _front(card: Card, rows: list[SizeRow]) -> dict[str, Any]:
 
 def _introduction(card: Card) -> str:
     loaded, model, settings = card.loaded, card.model, card.loaded.settings
-    data = "the built-in data" if settings.data_root == SYNTHETIC else "own images"
-    start = "timm's pretrained weights" if settings.pretrained else model.start
-    average = f" (a moving average of the weights, decay {settings.ema_decay})" if settings.ema_decay else ""
+    data = "the built-in data" if settings.data_root in BUILT_IN else "own images"
+    start = "other weights" if settings.weights else "timm's pretrained weights" if settings.pretrained else model.start
+    averaged = settings.ema_decay and loaded.metadata.get("weights") != "raw"
+    average = f" (a moving average of the weights, decay {settings.ema_decay})" if averaged else ""
     named = ", ".join(verbatim(printable(name)) for name in model.classes[:MOST_CLASSES])
     more = f" and {len(model.classes) - MOST_CLASSES} more, in class_map.json" if model.classes[MOST_CLASSES:] else ""
     return (
@@ -230,10 +232,9 @@ def _preprocessing(card: Card) -> str:
     return (
         f"RGB, EXIF rotation applied, mean {model.mean} and standard deviation {model.std} of pixels in [0, 1]. The "
         f"run was evaluated on the largest square in the middle, resized to {model.size} px (bilinear, antialiased)."
-        "\n\n"
-        f"The lines above do that with PIL: {card.by_card}. {model.transform_of}'s transform alone, as config.json "
+        f"\n\nThe lines above do that with PIL: {card.by_card}. {model.transform_of}'s transform alone, as config.json "
         f"describes it, resizes before it cuts out the square: {card.by_library}."
-    )
+    ) + mapping_code(card.loaded.settings.range)
 
 
 def _accuracy(card: Card, rows: list[SizeRow]) -> str:
@@ -293,8 +294,7 @@ def _settings(loaded: LoadedRun) -> dict[str, Any]:
 
 
 def _versions(loaded: LoadedRun) -> str:
-    packages = ", ".join(
-        f"{package} {number}" for package, number in loaded.directory.summary().get("versions", {}).items()
-    )
+    versions = loaded.directory.summary().get("versions", {}).items()
+    packages = ", ".join(f"{package} {number}" for package, number in versions)
     now = f"torch {torch.__version__}, timm {timm.__version__}"
     return (f"Trained with {packages}. " if packages else "") + f"Exported with {now}."

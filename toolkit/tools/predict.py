@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def predict(
     batch_size: int = 64,
     num_workers: int | None = None,
     amp: bool | None = None,
+    alone: bool = False,
     model: Model | None = None,
     output: str = STDOUT,
     overwrite: bool = False,
@@ -57,16 +58,17 @@ def predict(
         raise InputError("paths would be ignored: data= is given; drop one of them")
     check_predict(paths if data is None else ("data",), scales, cascade, confidence)
     check_output(output, overwrite)
-    if host.is_main_process():
+    if host.is_main_process(alone):
         refuse_existing(output, overwrite)
-    options = InferenceOptions(batch_size, num_workers, amp, flip)
+    options = InferenceOptions(batch_size, num_workers, amp, flip, alone)
     loaded = load_run(run, [*(scales or ()), *(cascade or ())], model=model)
     exits = _exits(scales or (loaded.strategy.selection().sizes[-1],), cascade, confidence)
-    images = None if data is None else ImageReader(index_unlabeled(data))
+    gray = loaded.settings.range
+    images = None if data is None else ImageReader(replace(index_unlabeled(data), gray=gray))
     listed = list_paths(paths) if images is None else Listed([*images.index.names], {}, 0)
     evaluator = start_evaluator(loaded, options)
     try:
-        tally = _write(PredictionStream(evaluator, exits, loaded.classes, listed, images), output)
+        tally = _write(PredictionStream(evaluator, exits, loaded.classes, listed, images, gray), output)
     finally:
         device.stop()
     return PredictionSummary(
@@ -76,6 +78,7 @@ def predict(
         bad=tally.bad,
         first_error=tally.first_error,
         left_out=listed.left_out,
+        system=listed.system,
         exits=dict(tally.exits),
         stopped=tally.stopped,
         closed=tally.closed,

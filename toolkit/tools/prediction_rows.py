@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toolkit.system import storage
 from toolkit.system.errors import DiskError, InputError
 
 STDOUT = "-"
@@ -100,7 +101,7 @@ class RowFile:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             self._handle = sys.stdout.fileno() if output == STDOUT else os.open(output, flags, 0o644)
         except OSError as error:
-            raise InputError(f"--output {output}: {error.strerror}") from None
+            raise InputError(f"--output {output}: {storage.explain(error, output)}") from None
         self._write(self._format.header())
 
     def add(self, rows: Iterable[PredictionRow]) -> None:
@@ -123,5 +124,7 @@ class RowFile:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._handle, self._whole)
             name = "standard output" if self.output == STDOUT else self.output
-            raise DiskError(f"{name}: {error.strerror}; the rows before stand there whole") from None
+            raise DiskError(
+                f"{name}: {storage.explain(error, self.output)}; the rows before stand there whole"
+            ) from None
         self._whole += length

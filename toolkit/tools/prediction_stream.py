@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from toolkit.config.choices import GrayRange
 from toolkit.data.images.decode import decode
+from toolkit.data.images.gray import AS_STORED
 from toolkit.data.images.header import read_header
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, Images
 from toolkit.data.loading.workers import by_need
@@ -34,20 +36,24 @@ class Files:
             raise BadSampleError(self.index.names[i], self._unreadable[i])
         content = read_bytes(self.index, i)
         try:
-            return decode(content, orientation=read_header(io.BytesIO(content)).orientation)
+            return decode(content, orientation=read_header(io.BytesIO(content)).orientation, gray=self.index.gray)
         except ValueError as error:
             raise BadSampleError(self.index.names[i], str(error)) from None
 
 
 @dataclass(frozen=True)
 class PredictionStream:
-    """Predicts the images of `listed` with a model and a cascade; `images`: reads them, None: from their files."""
+    """Predicts the images of `listed` with a model and a cascade; `images`: reads them, None: from their files.
+
+    `gray`: how more than 8 bits become 8 in these.
+    """
 
     evaluator: Evaluator
     cascade: Cascade
     classes: tuple[str, ...]
     listed: Listed
     images: Images | None = None
+    gray: GrayRange = AS_STORED
 
     @property
     def top(self) -> int:
@@ -80,7 +86,7 @@ class PredictionStream:
         names, unreadable = self.listed.names, self.listed.unreadable
         inside = [name[1:] if name.startswith("/") else f"{here}/{name}" for name in names]
         reasons = {i: unreadable[name] for i, name in enumerate(names) if name in unreadable}
-        return Files(Index.of_files(Path("/"), inside, [0] * len(inside)), reasons)
+        return Files(replace(Index.of_files(Path("/"), inside, [0] * len(inside)), gray=self.gray), reasons)
 
     def _predicted(self, batch: EvalBatch) -> list[PredictionRow]:
         """One row for each readable image of the batch."""

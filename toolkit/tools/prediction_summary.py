@@ -1,11 +1,12 @@
 """Counts of one call of `predict`, and the lines that report them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from toolkit.models.cascade import saving
+from toolkit.system.system_files import describe_system
 from toolkit.tools.prediction_rows import STDOUT
 
 
@@ -13,7 +14,8 @@ from toolkit.tools.prediction_rows import STDOUT
 class PredictionSummary:
     """Of `images` in total, `read` were predicted and `bad` cannot be read; `first_error`: the first path and reason.
 
-    `left_out`: other files in the folders. `exits`: images per exit of the cascade, keyed as the column `size`.
+    `left_out`: other files in the folders; `system`: those of systems there. `exits`: images per exit of the cascade,
+    keyed as the column `size`.
     `stopped`: Ctrl-C stopped it early. `closed`: the reader of standard output left. `cascade`: its sizes, px, empty
     without one. `gmacs`: 10^9 multiply-adds of one image by size. `norm_from`: for each size that the run was not
     trained at, the size whose normalization it uses.
@@ -25,6 +27,7 @@ class PredictionSummary:
     bad: int
     first_error: str
     left_out: int
+    system: Sequence[str]
     exits: Mapping[str, int]
     stopped: bool
     closed: bool
@@ -43,7 +46,8 @@ class PredictionSummary:
         where = "" if self.output == STDOUT else f", written to {self.output}"
         bad = f", {self.bad} cannot be read (column error)" if self.bad else ""
         left_out = f", {self.left_out} other files left out" if self.left_out else ""
-        yield f"images    {self.read} predicted{bad}{left_out}{where}"
+        system = f", {describe_system(self.system)} left out" if self.system else ""
+        yield f"images    {self.read} predicted{bad}{left_out}{system}{where}"
         if self.cascade and self.read:
             yield self._cascade_line()
         for size, scale in self.norm_from.items():

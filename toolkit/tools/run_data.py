@@ -1,6 +1,7 @@
 """Labeled images for a finished run: its own data with the same split, or other data with the same classes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,15 +10,16 @@ from toolkit.config.data_roots import HUB
 from toolkit.config.settings import Settings
 from toolkit.data.loading.python_data import find_data, label_reader, open_data
 from toolkit.data.loading.reader import ImageReader
-from toolkit.data.sources.detect import find_source
+from toolkit.data.sources.detect import own_source
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import class_folders, is_unsplit, list_images
 from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.labels import check_in_range
+from toolkit.data.sources.layouts import innermost, is_unsplit
+from toolkit.data.sources.listing import class_folders, composed, list_images
 from toolkit.data.sources.python_data import check_names, given_names, index_split
 from toolkit.data.sources.splits import with_validation
 from toolkit.runs.resume_rules import changed_images
-from toolkit.system import files
+from toolkit.system import places
 from toolkit.system.errors import InputError
 from toolkit.tools.loaded_run import LoadedRun
 
@@ -90,13 +92,15 @@ def evaluation_data(
     loaded: LoadedRun,
     data_root: str | None,
     split: Split | None,
-    data: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None,
+    columns: Mapping[str, Any],
     *,
     needs_own: bool,
 ) -> EvaluationData:
     """The run's own images, possibly moved to `data_root`, or other images at `data_root`, or those of `data`.
 
-    `split` None: all splits except train. Raises InputError if there are none or their classes differ from the run's.
+    `split` None: all splits except train. `columns`: settings of `data_root` that differ from the run's. Raises
+    InputError if there are none or their classes differ from the run's.
     """
     check_one(data_root, data)
     if data is not None:
@@ -106,7 +110,7 @@ def evaluation_data(
         own = moved or own_images(loaded)
         return EvaluationData(_of_split(own, split), own, is_own=True)
     own = own_images(loaded) if needs_own else {}
-    return EvaluationData(_of_split(other_images(loaded, data_root), split), own, is_own=False)
+    return EvaluationData(_of_split(other_images(loaded, data_root, columns), split), own, is_own=False)
 
 
 def _passed_data(loaded: LoadedRun, data: Mapping[str, Any], split: Split | None, needs_own: bool) -> EvaluationData:
@@ -127,7 +131,8 @@ def _passed_data(loaded: LoadedRun, data: Mapping[str, Any], split: Split | None
         _check_labels("data", {name: found[name]}, loaded)
         check_in_range(found[name], len(loaded.classes), f"data: {name}")
         _check_classes(f"data: {name}", given_names(data[name]) or loaded.classes, loaded.classes)
-    images = {name: ImageReader(index) for name, index in found.items()}
+    gray = settings.range
+    images = {name: ImageReader(replace(index, gray=gray)) for name, index in found.items()}
     own = own_images(loaded) if needs_own else {}
     return EvaluationData(_of_split(images, split), own, is_own=False)
 
@@ -144,14 +149,17 @@ def _readers(splits: Splits) -> dict[str, ImageReader]:
     return {name: ImageReader(index) for name, index in splits.all().items()}
 
 
-def other_images(loaded: LoadedRun, data_root: str) -> dict[str, ImageReader]:
+def other_images(loaded: LoadedRun, data_root: str, columns: Mapping[str, Any]) -> dict[str, ImageReader]:
     """Other data by split, or a folder of class folders under its own name; raises InputError if classes differ."""
-    root = Path(data_root).expanduser()
-    if root.is_dir() and find_source(root) is None and is_unsplit(root):
+    root = places.expanded(data_root)
+    if root.is_dir() and not {*map(composed, class_folders(root))} & {*map(composed, loaded.classes)}:
+        root = innermost(root)
+    if root.is_dir() and own_source(str(root.absolute())) is None and is_unsplit(root):
         name, index = root.resolve().name, _class_folders(root, loaded)
         _check_labels(f"--data-root {data_root}", {name: index}, loaded)
         return {name: ImageReader(index)}
-    fresh = {"data_root": data_root, "val_split": None, "synthetic_size": None, "synthetic_count": None}
+    drawn = dict.fromkeys(("synthetic_size", "synthetic_count", "synthetic_classes"))
+    fresh = {"data_root": data_root, "val_split": None, **drawn, **columns}
     found = find_data(_lenient(loaded, fresh), loaded.strategy.selection().sizes[-1])
     _check_classes(f"--data-root {found.name}", found.classes, loaded.classes)
     _check_labels(f"--data-root {found.name}", found.splits(), loaded)
@@ -163,20 +171,23 @@ def _class_folders(root: Path, loaded: LoadedRun) -> Index:
     names: list[str] = []
     labels: list[int] = []
     folders = class_folders(root)
-    if not folders or not {*folders} <= {*loaded.classes}:
+    known = {composed(name): label for label, name in enumerate(loaded.classes)}
+    if not folders or not {*map(composed, folders)} <= {*known}:
         _check_classes(f"--data-root {root}", folders, loaded.classes)
     for folder in folders:
         images = list_images(root / folder).images
         names += [f"{folder}/{image}" for image in images]
-        labels += [loaded.classes.index(folder)] * len(images)
+        labels += [known[composed(folder)]] * len(images)
     if not names:
         raise InputError(f"--data-root {root}: there are no images in its class folders")
-    return index_files(root, names, labels, loaded.settings.cache_dir or files.cache_dir())
+    index = index_files(root, names, labels, loaded.settings.cache_dir or places.cache_dir())
+    return replace(index, gray=loaded.settings.range)
 
 
 def _check_classes(where: str, classes: Sequence[str], known: Sequence[str]) -> None:
     """Raise InputError unless class names and their order are the run's."""
-    if tuple(classes) == tuple(known):
+    classes, known = (tuple(map(composed, names)) for names in (classes, known))
+    if classes == known:
         return
     unknown, lacking = sorted({*classes} - {*known}), sorted({*known} - {*classes})
     parts = [f"{name!r} is no class of the run" for name in unknown[:3]] + [

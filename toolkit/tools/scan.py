@@ -2,7 +2,6 @@
 
 import logging
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from toolkit.config.choices import CACHE_GB
+from toolkit.config.choices import CACHE_GB, GrayRange
+from toolkit.data.images.gray import AS_STORED
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.survey import Finding, Survey, survey
 from toolkit.system import files, host
+from toolkit.system.places import expanded
 from toolkit.tools import clean_manifest
 from toolkit.tools.contact_sheets import write_contact_sheets
 from toolkit.tools.copies import find_copies
@@ -33,9 +34,12 @@ def scan(
     output_dir: Path | None = None,
     write_manifest: bool = False,
     contact_sheets: bool = True,
+    range: GrayRange = AS_STORED,
     num_workers: int | None = None,
     cache_dir: Path | None = None,
     cache_gb: float = CACHE_GB,
+    label_column: str | None = None,
+    hf_config: str | None = None,
 ) -> ScanReport:
     """Check the data set `data`. The flags of recipes/scan.py describe the arguments.
 
@@ -43,7 +47,9 @@ def scan(
     scan-NAME-TIME). Raises InputError if nothing can be scanned or written; bad images are findings, not errors.
     """
     folder = _folder(data) if output_dir is None else output_dir
-    found = survey(data, cache_dir, cache_gb)
+    found = survey(data, cache_dir, cache_gb, label_column, hf_config)
+    splits = {split: replace(index, gray=range) for split, index in found.splits.items()}
+    found = replace(found, splits=splits)
     if write_manifest:
         clean_manifest.refuse_manifest(found, folder / "manifest")
     files.make_folder(folder)
@@ -62,7 +68,7 @@ def scan(
 
 
 def _folder(data: str) -> Path:
-    name = Path(data.rstrip("/")).expanduser().resolve().name.replace(":", "-")
+    name = expanded(data.rstrip("/")).resolve().name.replace(":", "-")
     return Path(f"scan-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
@@ -101,8 +107,7 @@ def _examine_all(index: Index, threads: int, split: str) -> Iterator[ImageCheck]
     pieces = [range(start, min(start + PIECE, len(index))) for start in range(0, len(index), PIECE)]
     pool = ThreadPoolExecutor(threads)
     bar = tqdm(total=len(index), desc=f"scanning {split}", unit="image", disable=None)
-    with bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's warnings about files that the report covers anyway
+    with bar:
         try:
             for piece in pool.map(lambda ids: [examine(index, i) for i in ids], pieces):
                 yield from piece

@@ -9,10 +9,10 @@ import numpy as np
 
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.survey import Finding
-from toolkit.tools.image_check import BAD, ImageCheck
+from toolkit.tools.image_check import ASTRAY, BAD, ImageCheck
 
 # Kinds of findings that affect neither training nor its metrics.
-HARMLESS = frozenset({"wrong type", "duplicate", "class untested", "left out"})
+HARMLESS = frozenset({"wrong type", ASTRAY, "duplicate", "class untested", "left out"})
 
 
 class Extreme(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from toolkit.config.sections import WANDB_PROJECT
+from toolkit.system import storage
 from toolkit.system.errors import InputError, ResumeError
 
 LOOK_EVERY_S = 0.02
@@ -127,7 +128,7 @@ class Trial:
             try:
                 process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             except OSError as error:
-                raise InputError(f"the command {command[0]!r} cannot be run: {error.strerror}") from None
+                raise InputError(f"the command {command[0]!r} cannot be run: {storage.explain(error)}") from None
             try:
                 yield process
             finally:

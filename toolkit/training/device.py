@@ -17,8 +17,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit.config.settings import Settings
-from toolkit.system import clouds, host
-from toolkit.system.errors import InputError
+from toolkit.system import clouds, environment, host
+from toolkit.system.errors import InputError, first_line
+from toolkit.training import launch_requests
+from toolkit.training.compilation import restoring_state
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,8 @@ ACCELERATES = {"float32": "no"}  # Accelerate's names of precisions, where they 
 
 
 def has_accelerator() -> bool:
-    """Whether there is a GPU of any vendor or a TPU, and the launcher allows its use (ACCELERATE_USE_CPU)."""
-    refused = parse_flag_from_env("ACCELERATE_USE_CPU")
+    """Whether there is a GPU of any vendor or a TPU, and the launcher allows its use."""
+    refused = parse_flag_from_env("ACCELERATE_USE_CPU") or os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu"
     return not refused and (torch.accelerator.is_available() or "PJRT_DEVICE" in os.environ)
 
 
@@ -49,20 +51,25 @@ def best_precision() -> str:
     return ACCELERATES.get(precisions()[-1], precisions()[-1])
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Make glibc reuse large blocks instead of returning them: training on a CPU is 1.3-1.4x faster.
 
-    By default the kernel maps and clears new pages for every activation. No effect without Linux and glibc.
+    By default (`keep` False) the kernel maps and clears new pages for every activation. No effect without Linux and
+    glibc.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # other C libraries have no mallopt
             for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-                ctypes.CDLL(None).mallopt(option, 2**30)
+                ctypes.CDLL(None).mallopt(option, 2**30 if keep else 2**17)
 
 
-def give_back_memory() -> None:
-    """Release memory cached on the host and on a GPU, so that a peak measured next counts only memory in use."""
-    gc.collect()
+def give_back_memory(collect: bool = True) -> None:
+    """Release memory cached on the host and on a GPU, so that a peak measured next counts only memory in use.
+
+    `collect`: also that of cycles of objects, which takes up to a second.
+    """
+    if collect:
+        gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
@@ -84,36 +91,35 @@ def arithmetic(accelerator: Accelerator) -> str:
     return f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
-def start(settings: Settings, precision: str | None = None) -> Accelerator:
+def start(settings: Settings, precision: str | None = None, trains: bool = True) -> Accelerator:
     """Create the run's Accelerator and configure torch.
 
-    `precision`: one of `precisions()`; overrides the settings. Raises InputError if the launcher's processes do not
-    form one group, or if the launcher requests fp16 on a CPU.
+    `precision`: one of `precisions()`; overrides the settings. `trains`: False in evaluation and prediction. Raises
+    InputError if the launcher or the environment asks for what is not carried out.
     """
+    environment.tidy_variables()
     if precision is None:
         precision = {None: None, True: best_precision(), False: "no"}[settings.amp]
     precision = ACCELERATES.get(precision, precision) if precision else None
     # Without a GPU a plain Accelerator() ignores torchrun's other processes: each would train alone.
     cpu = not has_accelerator()
-    if cpu and precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
-        raise InputError("the launcher asks for fp16, which CPUs do not train in: use bf16 or no, or give --amp")
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-        # Evaluation and checkpoints use rank 0's buffers, so they need not be broadcast in each step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        step_scheduler_with_optimizer=False,
-    )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and accelerator.num_processes == 1:
+    launch_requests.check_features(precision, cpu, trains)
+    if settings.alone:
+        launch_requests.leave_tasks()
+    elif "MASTER_ADDR" not in os.environ:  # then no process can find another
+        launch_requests.check_tasks(processes=1)
+    try:
+        accelerator = _accelerator(cpu, precision)
+        if not settings.alone:
+            launch_requests.check_tasks(accelerator.num_processes)
+        launch_requests.check_group(accelerator)
+    except (ImportError, NotImplementedError, ValueError) as error:
         stop()
-        raise InputError(
-            f"the launcher started {world} processes, but each sees only itself (split brain): start with torchrun, or "
-            "give Accelerate a config for this machine, such as accelerate_configs/multi_cpu.yaml"
-        )
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"Accelerate cannot do what the environment asks for: {first_line(error)}") from None
     if cpu:
-        _keep_freed_memory()
+        keep_freed_memory()
         torch.set_num_threads(max(1, host.cpu_quota() // host.local_processes()))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -122,26 +128,33 @@ def start(settings: Settings, precision: str | None = None) -> Accelerator:
     return accelerator
 
 
+def _accelerator(cpu: bool, precision: str | None) -> Accelerator:
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        # Evaluation and checkpoints use rank 0's buffers, so they need not be broadcast in each step.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        step_scheduler_with_optimizer=False,
+    )
+
+
 def configure(accelerator: Accelerator, unused_parameters: bool) -> None:
     """Set DDP options as the plan requires; call it before `Accelerator.prepare`."""
     accelerator.ddp_handler.find_unused_parameters = unused_parameters
 
 
 def warm_up_ddp_buckets(model: nn.Module, sizes: Sequence[int]) -> None:
-    """Make DistributedDataParallel fix its gradient buckets, by a backward pass that changes no weight or buffer.
+    """Make DistributedDataParallel fix its gradient buckets, by a backward pass that changes no state.
 
     DDP lays out its buckets after the first backward pass of a process. The layout sets the order in which more than
-    two processes add up gradients, so a resumed run would start with another order. Draws from the global generators.
+    two processes add up gradients, so a resumed run would start with another order.
     """
     if not isinstance(model, DistributedDataParallel):
         return
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     views = [torch.zeros(2, 3, size, size, device=model.device) for size in sizes]  # one image is too few for BatchNorm
-    with torch.compiler.set_stance("force_eager"):
+    with restoring_state(model), torch.compiler.set_stance("force_eager"):
         torch.stack(model.train()(*views)).sum().backward()
-    model.zero_grad()
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
 
 
 def stop() -> None:

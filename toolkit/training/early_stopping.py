@@ -1,6 +1,7 @@
 """The best epoch so far, early stopping, and a lower learning rate on a plateau."""
 
 import math
+from collections.abc import Mapping
 
 from toolkit.config.settings import Settings
 from toolkit.runs.progress import Progress
@@ -28,6 +29,14 @@ def select(settings: Settings, progress: Progress, metric: Metric, value: float,
     if settings.scheduler == "plateau" and progress.plateau_epochs >= PLATEAU_EPOCHS:
         progress.plateau_factor *= PLATEAU_FACTOR
         progress.plateau_epochs = 0
+    return best
+
+
+def better(metric: Metric, values: Mapping[str, float]) -> str:
+    """The name of the best of `values`, the first of equal ones."""
+    best, *others = values
+    for name in others:
+        best = name if _better(metric, values[name], values[best], 0) else best
     return best
 
 

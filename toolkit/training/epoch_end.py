@@ -1,14 +1,15 @@
 """The end of an epoch: evaluate, select, record, save."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from toolkit.data.loading.sampler import Epoch
-from toolkit.models.evaluator import brief
+from toolkit.models.evaluator import Score, brief
 from toolkit.runs import report
-from toolkit.runs.metrics_row import MetricsRow, eval_columns
+from toolkit.runs.metrics_row import MetricsRow, all_eval_columns, eval_columns
+from toolkit.strategies.base import EvalSpec, Metric
 from toolkit.training.divergence import check_finite
-from toolkit.training.early_stopping import select
+from toolkit.training.early_stopping import better, select
 from toolkit.training.resume import capture
 from toolkit.training.run import Run
 
@@ -23,13 +24,15 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     specs = strategy.eval_specs() if epoch.closes_phase else (strategy.selection(),)
     consensus.begin()
     progress.wall_seconds += clocks.wall.lap()
-    run.evaluator.load(run.state.weights.state())
-    scores = run.evaluator.score(run.data.evaluated["val"], specs)
+    run.inherit_norms(epoch.phase)
+    scores = _score_all(run, specs)
     progress.wall_seconds += (eval_seconds := clocks.wall.lap())
-    score, counts = scores[strategy.selection().name], epoch.phase is run.plan.patience_phase
-    improved = select(run.settings, progress, run.select_by, score[run.select_by.name], counts)
+    values = {name: found[strategy.selection().name][run.select_by.name] for name, found in scores.items()}
+    weights, counts = better(run.select_by, values), epoch.phase is run.plan.patience_phase
+    improved = select(run.settings, progress, run.select_by, values[weights], counts)
     if improved:
-        progress.best = {"epoch": epoch.number, "step": progress.step, **eval_columns(scores)}
+        progress.best = {"epoch": epoch.number, "step": progress.step, **eval_columns(scores[weights])}
+        progress.best |= {"weights": weights} if len(scores) > 1 else {}
     progress.epoch = epoch.number + 1
     row = MetricsRow(
         epoch=epoch.number,
@@ -39,7 +42,7 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
         sizes=epoch.phase.sizes,
         metrics={
             **metrics,
-            **eval_columns(scores),
+            **all_eval_columns(scores),
             "eval_seconds": eval_seconds,
             "save_seconds": records.saver.lap(),
             "train_seconds": progress.train_seconds,
@@ -60,10 +63,25 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
         row.sizes_name,
         row.metrics["train_loss"],
         run.select_by.title,
-        brief(scores, run.select_by),
+        _told(scores, run.select_by),
         "  best" if improved else "",
         f"  {row.metrics['images_per_s']:.0f} images/s" if "images_per_s" in row.metrics else "",
     )
+
+
+def _score_all(run: Run, specs: Sequence[EvalSpec]) -> dict[str, dict[str, Score]]:
+    """Scores on validation images of each of the weights to evaluate."""
+    scores = {}
+    for name, state in run.state.weights.states().items():
+        run.evaluator.load(state)
+        scores[name] = run.evaluator.score(run.data.evaluated["val"], specs)
+    return scores
+
+
+def _told(scores: Mapping[str, Mapping[str, Score]], metric: Metric) -> str:
+    """One metric at each eval spec, of the first weights and, with their name, of further ones."""
+    first, *others = scores
+    return brief(scores[first], metric) + "".join(f"  {name} {brief(scores[name], metric)}" for name in others)
 
 
 def save_checkpoint(run: Run, epoch: Epoch, best: bool = False) -> None:

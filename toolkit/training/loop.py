@@ -15,8 +15,8 @@ from toolkit.system import console
 from toolkit.system.errors import NonFiniteError
 from toolkit.training.divergence import check_finite, roll_back
 from toolkit.training.epoch_end import close_epoch, save_checkpoint
-from toolkit.training.parts import make_parts
-from toolkit.training.run import Run
+from toolkit.training.parts import Parts, make_parts
+from toolkit.training.run import FinishedRun, Run
 from toolkit.training.session import open_run
 from toolkit.training.step import train_step
 from toolkit.training.summary import conclude
@@ -44,17 +44,23 @@ def train(
     function `make(num_classes, **model_kwargs)` that returns one, or its name, module:function. `data`: map-style data
     sets by split. `transform`: a function of one S x S x 3 uint8 image, or its name. `notes`: further JSON files for
     the run directory, by name. Raises InputError if settings or data cannot work, NonFiniteError if the loss is not
-    finite, SaveError if a checkpoint cannot be written, and PreemptedError after a stop request, with all steps saved.
+    finite, OutOfMemoryError if memory runs out, SaveError if a checkpoint cannot be written, and PreemptedError after a
+    stop request, with all steps saved.
     """
     parts = make_parts(settings, strategy, task=task, schedule=schedule, model=model, data=data, transform=transform)
-    with open_run(*parts, recipe, notes or {}) as run:
+    return train_parts(*parts, recipe, notes or {}).summary
+
+
+def train_parts(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, Any]) -> FinishedRun:
+    """The same with all parts made."""
+    with open_run(settings, parts, recipe, notes) as run:
         if run.finished:
-            return run.summary
+            return run
         while True:
             try:
                 for epoch in run.epochs():
                     close_epoch(run, epoch, train_epoch(run, epoch))
-                return conclude(run)
+                return FinishedRun(run.records.directory.path, conclude(run), trained=True)
             except NonFiniteError as error:
                 roll_back(run, error)
 

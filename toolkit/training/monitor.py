@@ -96,6 +96,10 @@ class Stopwatch:
     def __init__(self) -> None:
         self._since: float | None = None
 
+    @property
+    def running(self) -> bool:
+        return self._since is not None
+
     def start(self) -> None:
         self._since = time.perf_counter()
 

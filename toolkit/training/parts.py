@@ -13,13 +13,15 @@ from typing import Any
 from toolkit.config.base import frozen
 from toolkit.config.data_roots import PYTHON_DATA
 from toolkit.config.scales import Scales, make_scales
-from toolkit.config.settings import Settings, make_settings
+from toolkit.config.settings import Settings, make_settings, named_weights
 from toolkit.config.tables import entry_name
 from toolkit.data.images.transform import Transform, make_transform
 from toolkit.data.sources.python_data import data_modules, data_name
 from toolkit.models.classification import Classification
+from toolkit.models.hub import resolved_arch
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs.dashboards import dashboard_class
+from toolkit.strategies import FINISH, without_finish
 from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.schedules import make_schedule
@@ -44,7 +46,7 @@ class Parts:
 
         `modules`: further ones, which define the model.
         """
-        kinds = {type(part).__module__ for part in (self.strategy, self.task, self.schedule)}
+        kinds = {type(part).__module__ for part in (without_finish(self.strategy), self.task, self.schedule)}
         kinds |= data_modules(self.data) | ({self.transform.module} if self.transform else set())
         return code_digests(name for name in kinds | {*modules} if not name.startswith("toolkit."))
 
@@ -61,6 +63,9 @@ def make_parts(
 ) -> tuple[Settings, Parts]:
     """The parts of a run, and the settings that name them; raises InputError if one of them does not fit."""
     _check_fields(strategy)
+    settings = resolved_arch(settings)
+    named = named_weights(settings.model_dump())
+    settings = settings.model_copy(update={**named, "weights": Path(named["weights"])} if named else {})
     settings = settings if data is None else _with_data(settings, data)
     names: dict[str, Any] = {}
     if task is None:
@@ -136,8 +141,8 @@ def _is_plain(value: Any) -> bool:
 
 def _check_fields(strategy: Strategy) -> None:
     """Raise InputError if config.yaml would take a strategy's field for a setting, or cannot hold it."""
-    values = field_values(strategy)
-    clash = sorted({*values} & {*Settings.model_fields, "strategy", "strategy_kwargs"})
+    values = field_values(without_finish(strategy))
+    clash = sorted({*values} & {*Settings.model_fields, "strategy", "strategy_kwargs", *FINISH})
     try:
         make_scales({name: values[name] for name in values.keys() & Scales.model_fields.keys() - {*clash}})
     except InputError as error:

@@ -55,6 +55,7 @@ def fingerprint_of(
         "precision": accelerator.mixed_precision,
         "code": {**(code or {})},
         "inherits_norms": True,  # the rule of TrainState.inherit_norms, which earlier versions do not have
+        "selects_raw": True,  # of averaged and raw weights, the better ones are selected; in earlier versions, averaged
         **{package: version(package) for package in PACKAGES},
     }
 
@@ -98,6 +99,8 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan
     ] + changed_code(saved.get("code"), fingerprint["code"])
     if "inherits_norms" not in saved and _will_inherit(state, plan):
         changes.append("normalization of new scales starts from the nearest trained one now")
+    if "selects_raw" not in saved and len(state.weights.states()) > 1:
+        changes.append("the better of averaged and raw weights is selected now")
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit-exact: %s", ", ".join(changes))
@@ -148,7 +151,7 @@ def restore_best(directory: RunDirectory, progress: Progress) -> None:
     source = directory.store.path(step)
     try:
         checkpoint.check(source)
-        best_model.save(directory.best, read_exported(source), progress.best)
+        best_model.save(directory.best, read_exported(source, progress), progress.best)
         log.info("best      exported again from %s", source)
     except InputError as error:
         log.warning("the best model so far, of epoch %s, is lost: %s", progress.best["epoch"], error)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
@@ -59,9 +60,11 @@ class Clocks:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run with nothing left to do, and the contents of its summary.json."""
+    """A run with nothing left to do: its directory, and the contents of its summary.json."""
 
+    path: Path
     summary: dict[str, Any]
+    trained: bool = False  # by this call
     finished: Literal[True] = True
 
 
@@ -101,18 +104,39 @@ class Run:
         self.state.begin(epoch.phase, self.plan.accumulation(epoch.phase))
         if self.state.progress.step == epoch.start and not epoch.first:
             self.state.inherit_norms(epoch.phase.sizes, self.plan.sizes_before(epoch.phase))
+        done = self.state.progress.step - epoch.start
+        steps = (self.strategy.step(epoch.phase, epoch.first + i) for i in range(done, epoch.steps))
+        for sizes in dict.fromkeys(step.sizes for step in steps):
+            self.state.compile(sizes, self.plan.micro_batches[epoch.phase.index])
+
+    def inherit_norms(self, phase: Phase) -> None:
+        """Keep the normalization of scales that no phase has trained yet as that of the nearest trained one.
+
+        They are evaluated, and may be selected by, before their phase begins.
+        """
+        trained = self.plan.sizes_before(phase).union(phase.sizes)
+        self.state.inherit_norms(self.strategy.norm().scales, trained)
 
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
         """This rank's remaining batches of an epoch; unreadable images go to the quarantine."""
         share = self.plan.share(self.accelerator.process_index, epoch.phase)
-        batches = self.data.batches(epoch, self.state.progress.step, share)
+        taken, accumulation = 0, self.plan.accumulation(epoch.phase)
+
+        def waiting() -> None:
+            """Stop between two steps on request, as storage may hang; several ranks can only stop after a step."""
+            if self.accelerator.num_processes == 1 and taken % accumulation == 0:
+                self.control.consensus.raise_if_stopping()
+
+        batches = self.data.batches(epoch, self.state.progress.step, share, waiting)
         for batch in self.clocks.throughput.waits(batches):
             self.records.quarantine.add(batch.bad)
+            taken += 1
             yield batch
 
     def learning_rate(self, phase: Phase, step: int) -> float:
         """The learning rate of optimizer step `step` of the run, taken at its middle: the first and last are not 0."""
-        share = self.parts.schedule.factor(self.plan.progress(step))
+        schedule = self.parts.schedule
+        share = schedule.factor(self.plan.schedule_progress(step, schedule.warmup))
         return self.settings.learning_rate * share * phase.lr_scale * self.state.progress.plateau_factor
 
     def cost(self) -> dict[str, float]:

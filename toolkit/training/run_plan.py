@@ -1,30 +1,35 @@
 """Check settings, data, processes and model of a run in advance, without writing to its directory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
-from toolkit.config.data_roots import SYNTHETIC
+from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.settings import Settings
 from toolkit.data.loading.cache import CacheChoice, choose_cache
-from toolkit.data.loading.pipeline import check_readable
+from toolkit.data.loading.levels import few_levels
+from toolkit.data.loading.pipeline import check_readable, loads_in_processes, make_augmenter
 from toolkit.data.loading.python_data import open_data
+from toolkit.data.loading.shared_memory import fit_workers
 from toolkit.data.loading.trial import try_transform
 from toolkit.data.sources import synthetic
 from toolkit.data.sources.detect import own_source
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.python_data import data_modules
 from toolkit.data.sources.splits import absolute
+from toolkit.models.ema import slow_decay
 from toolkit.models.inspection import ModelPlan
-from toolkit.runs import dashboards
+from toolkit.runs import dashboards, weight_files
+from toolkit.strategies import without_finish
 from toolkit.strategies.base import BoundTask, Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
 from toolkit.training.parts import Parts
-from toolkit.training.step_plan import StepPlan, describe_steps, make_step_plan
+from toolkit.training.step_plan import StepPlan, describe_steps, make_step_plan, step_sizes
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,15 @@ class RunPlan:
     model: ModelPlan
     threads: int
 
-    def bound_task(self, device: torch.device) -> BoundTask:
-        """The task's computations, with the weights of classes that the training images have."""
+    def bound_tasks(self, device: torch.device) -> dict[float, BoundTask]:
+        """The task's computations by the regularization of a phase; 1 is always among them.
+
+        With the weights of classes that the training images have.
+        """
         task, splits = self.parts.task, self.splits
-        return task.bind(task.class_counts(splits.train.labels, len(splits.classes)), device)
+        counts = task.class_counts(splits.train.labels, len(splits.classes))
+        shares = {1.0, *(phase.regularization for phase in self.steps.phases)}
+        return {share: task.regularized(share).bind(counts, device) for share in shares}
 
     @property
     def resolved(self) -> Settings:
@@ -62,17 +72,19 @@ class RunPlan:
         return self.parts.own_code(modules)
 
 
-def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, only_timed: bool = False) -> RunPlan:
+def make_run_plan(
+    accelerator: Accelerator, settings: Settings, parts: Parts, only_timed: bool = False, splits: Splits | None = None
+) -> RunPlan:
     """Check everything that can be known in advance; raises InputError.
 
-    `only_timed`: steps are only timed, so undefined gradients are allowed.
+    `only_timed`: steps are only timed, so undefined gradients are allowed. `splits`: the data, if it is open already.
     """
     strategy = parts.strategy
     dashboards.check(settings.log_with)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)
-    splits = open_data(settings, strategy.selection().sizes[-1], parts.data)
+    splits = splits or open_data(settings, strategy.selection().sizes[-1], parts.data)
     for index in splits.all().values():
         parts.task.check_labels(index.labels, len(splits.classes))
     steps = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
@@ -83,27 +95,45 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     trained = sorted({size for phase in steps.phases for size in phase.sizes})
     sizes = sorted(evaluated.union(trained))
     threads = host.loader_threads() if settings.num_workers is None else settings.num_workers
+    threads = _with_room(settings, parts, splits, steps, threads)
     _check_own_code(settings, parts, splits, steps, threads)
     source, policy = parts.model, strategy.norm()
     model_plan = source.plan(
         settings, len(splits.classes), sizes, policy, micro_batch=min(steps.micro_batches), trained=trained
     )
     _check_norm(settings, strategy, model_plan)
+    _check_regularization(settings, strategy, model_plan)
     if not only_timed and (reason := undefined_gradient(accelerator, model_plan, trained)):
         raise InputError(f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp")
     _check_alike(splits)
     return RunPlan(parts, settings, cache, splits, steps, model_plan, threads)
 
 
-def keep_cache(run_plan: RunPlan, kind: str | None) -> RunPlan:
-    """The plan of a resumed run with the cache it started with, unless `--cache` names one.
+def keep_choices(run_plan: RunPlan, config: Mapping[str, Any]) -> RunPlan:
+    """The plan of a resumed run with the cache it started with, unless `--cache` names one, and what it loaded.
 
-    `kind`: that cache; None for a new run. Raises InputError, on all ranks, if it does not fit into memory now.
+    `config`: the run's; empty for a new one. Raises InputError, on all ranks, if the cache does not fit into memory.
     """
-    if kind is None or run_plan.settings.cache != "auto":
+    settings = run_plan.settings
+    if config and settings.weights and settings.weights_sha256 is None:  # the file is gone, or cannot be read here
+        settings = settings.model_copy(update={"weights_sha256": config["weights_sha256"]})
+        run_plan = replace(run_plan, settings=settings)
+    if config.get("cache") is None or settings.cache != "auto":
         return run_plan
-    settings = run_plan.settings.model_copy(update={"cache": kind})
+    settings = settings.model_copy(update={"cache": config["cache"]})
     return replace(run_plan, cache=choose_cache(settings, run_plan.splits, run_plan.steps.phases, _free_gb()))
+
+
+def _with_room(settings: Settings, parts: Parts, splits: Splits, steps: StepPlan, threads: int) -> int:
+    """`threads`, or where they are processes as many as /dev/shm has room for; raises InputError if it is too small."""
+    if not threads or not loads_in_processes(make_augmenter(settings, parts.transform), splits.train):
+        return threads
+    shapes: list[tuple[int, tuple[int, ...]]] = [
+        (batch, (max(phase.sizes),)) for batch, phase in zip(steps.micro_batches, steps.phases, strict=True)
+    ]
+    if splits.train.items is not None:  # processes load these for an evaluation, too
+        shapes.append((steps.micro_batch, tuple({size for spec in parts.strategy.eval_specs() for size in spec.sizes})))
+    return fit_workers(threads, max(batch * sum(3 * size**2 for size in sizes) for batch, sizes in shapes))
 
 
 def _check_own_code(settings: Settings, parts: Parts, splits: Splits, steps: StepPlan, threads: int) -> None:
@@ -112,7 +142,7 @@ def _check_own_code(settings: Settings, parts: Parts, splits: Splits, steps: Ste
         what = "a transform is called" if parts.transform else "data sets passed from Python are read"
         raise InputError(f"--num-workers 0: {what} in worker processes: give 1 or more")
     if parts.transform:
-        largest = {parts.strategy.step(phase, i).sizes[-1] for phase in steps.phases for i in range(phase.steps)}
+        largest = {sizes[-1] for phase in steps.phases for sizes in step_sizes(parts.strategy, phase)}
         try_transform(parts.transform, splits.train, sorted(largest), settings.loader_timeout_s)
 
 
@@ -135,10 +165,26 @@ def _check_alike(splits: Splits) -> None:
 def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:
     """Raise InputError if a `--norm-per-scale` other than the strategy's default would be ignored."""
     chosen = strategy.to_dict().get("norm_per_scale")
-    usual = {field.name: field.default for field in fields(strategy)}.get("norm_per_scale")  # type: ignore[arg-type]
+    usual = {field.name: field.default for field in fields(without_finish(strategy))}.get("norm_per_scale")  # type: ignore[arg-type]
     if chosen != usual and not model_plan.batch_norms:
         raise InputError(
             f"--norm-per-scale {chosen} would be ignored: {settings.model_name} has no BatchNorm; drop the flag"
+        )
+
+
+def _check_regularization(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:
+    """Raise InputError if a `--regularization-from` below 1 would be ignored, because nothing regularizes.
+
+    A model or a task of the user's own counts as regularizing.
+    """
+    start = strategy.to_dict().get("regularization_from", 1)
+    own = settings.model_from is not None or ":" in settings.task
+    augmented = settings.crop_scale < 1 or settings.rand_augment or settings.color_jitter or settings.random_erasing
+    mixed = settings.mixup or settings.cutmix
+    if start != 1 and not (own or augmented or mixed or settings.label_smoothing or model_plan.drop_rates):
+        raise InputError(
+            f"--regularization-from {start:g} would be ignored, because nothing regularizes this run: drop it, or add "
+            "for example --rand-augment, --mixup, --label-smoothing, --drop-path or --dropout-rate"
         )
 
 
@@ -154,8 +200,11 @@ def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: I
     return "" if first is None else f"{first} px in bfloat16 on a CPU: {model_plan.overstrided[first]}"
 
 
-def describe_run(run_plan: RunPlan) -> list[str]:
-    """Lines for display: the plan of a run; `device.describe_machine` returns those of the machine."""
+def describe_run(run_plan: RunPlan, of_weights: Sequence[str] = ()) -> list[str]:
+    """Lines for display: the plan of a run; `device.describe_machine` returns those of the machine.
+
+    `of_weights`: those of the weights that it starts from.
+    """
     settings, splits, model_plan = run_plan.settings, run_plan.splits, run_plan.model
     strategy = run_plan.parts.strategy
     counts = [
@@ -163,6 +212,8 @@ def describe_run(run_plan: RunPlan) -> list[str]:
         for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
         if split is not None
     ]
+    shares = f", validation held out of train (--val-split {splits.held_out:g})" if splits.held_out else ""
+    shares += "" if splits.test else ", no test images"
     costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
     patience, norms = settings.patience, model_plan.batch_norms
     norm = f"{norms} BatchNorm layers, per scale: {strategy.norm().mode}" if norms else "no BatchNorm"
@@ -170,8 +221,10 @@ def describe_run(run_plan: RunPlan) -> list[str]:
     scheduler = settings.scheduler + kwargs
     clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
     return [
-        f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes; "
-        f"{run_plan.threads} decoding worker(s) per process; {run_plan.cache.describe(run_plan.steps.phases)}",
+        f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes{shares}; "
+        f"{run_plan.threads} decoding worker(s) per process; {run_plan.cache.describe(run_plan.steps.phases)}"
+        + (f"; gray of more than 8 bits by {settings.range}" if settings.range != "16bit" else ""),
+        *([f"warning   {dark}"] if (dark := few_levels(splits.train)) else []),
         f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
         f"RandAugment {settings.rand_augment:g}, color jitter {settings.color_jitter:g}, erasing "
         f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}"
@@ -179,20 +232,35 @@ def describe_run(run_plan: RunPlan) -> list[str]:
         f"model     {run_plan.parts.model.name}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
         f"10^9 multiply-adds per image: {', '.join(costs)}",
         *run_plan.parts.model.notes(model_plan),
+        *of_weights,
         f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({scheduler}, "
         f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
         f"task      {run_plan.parts.task}, best model by {settings.select_by}",
         f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
         f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
         f"{settings.seed}",
+        *_averaging(run_plan),
         *_reopening(run_plan.parts),
         *describe_steps(run_plan.steps, strategy, len(splits.train)),
     ]
 
 
+def _averaging(run_plan: RunPlan) -> list[str]:
+    """What is averaged, and a warning if that is too slow for the run."""
+    settings = run_plan.settings
+    if settings.ema_decay is None:
+        return []
+    warmed = "with" if settings.ema_warmup else "without"
+    slow = slow_decay(settings.ema_decay, run_plan.steps.steps)
+    line = f"average   of the weights, decay {settings.ema_decay:g} {warmed} warm-up; the better of both is selected"
+    return [line, *([f"warning   {slow}"] if slow else [])]
+
+
 def _reopening(parts: Parts) -> list[str]:
     """How to open the finished run, where that needs what only Python can pass, and what nothing can open."""
-    kinds = [type(part) for part in (parts.strategy, parts.task)]  # opening a run does not need its schedule
+    kinds = [
+        type(part) for part in (without_finish(parts.strategy), parts.task)
+    ]  # opening a run does not need its schedule
     lines = [
         f"reopen    {kind.__qualname__} is defined in the script that trains: evaluate.py and others cannot open this "
         "run from a shell; move it into a module"
@@ -204,10 +272,27 @@ def _reopening(parts: Parts) -> list[str]:
 
 
 def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:
-    """Fill in precision, absolute data path, and size and count of synthetic data, so that settings are reusable."""
+    """Fill in precision, absolute data path, and what built-in data is drawn, so that settings are reusable."""
     amp = accelerator.mixed_precision != "no" if settings.amp is None else settings.amp
-    if settings.data_root != SYNTHETIC:
+    settings = settings.model_copy(update={"weights_sha256": _weights_sha256(settings, accelerator)})
+    if settings.data_root not in BUILT_IN:
         return settings.model_copy(update={"amp": amp, "data_root": absolute(settings.data_root)})
-    size = settings.synthetic_size or strategy.selection().sizes[-1]
-    count = settings.synthetic_count or synthetic.COUNT
-    return settings.model_copy(update={"amp": amp, "synthetic_size": size, "synthetic_count": count})
+    drawn = synthetic.drawing(settings.data_root)
+    chosen = {
+        "synthetic_size": settings.synthetic_size or strategy.selection().sizes[-1],
+        "synthetic_count": settings.synthetic_count or drawn.COUNT,
+        "synthetic_classes": settings.synthetic_classes and len(drawn.class_names(settings.synthetic_classes)),
+    }
+    return settings.model_copy(update={"amp": amp, **chosen})
+
+
+def _weights_sha256(settings: Settings, accelerator: Accelerator) -> str | None:
+    """SHA-256 of the file of --weights, as rank 0 sees it; None if there is none now. Raises InputError, on all ranks.
+
+    A run that is resumed does not need the file.
+    """
+    found = [weight_files.sha256(settings.weights) if settings.weights and accelerator.is_main_process else None]
+    now, wanted = broadcast_object_list(found)[0], settings.weights_sha256
+    if now and wanted and now != wanted.lower():
+        raise InputError(f"--weights {settings.weights}: its SHA-256 is {now}, not {wanted} (--weights-sha256)")
+    return now or wanted

@@ -1,8 +1,9 @@
 """Open a run (checks, directory and lock, restored state, dashboards) and complete its records at the end."""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from toolkit.config.settings import Settings
 from toolkit.data.loading.pipeline import open_pipeline
 from toolkit.models.evaluator import Evaluator
 from toolkit.models.multiview import MultiView
-from toolkit.runs import report
+from toolkit.runs import best_model, report
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.directory import FINISHED, RunDirectory
 from toolkit.runs.generators import seed_generators
@@ -24,20 +25,23 @@ from toolkit.runs.resume_rules import acquire_run
 from toolkit.runs.run_config import config_of, learned
 from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.saver import Saver
+from toolkit.runs.snapshot import read_snapshot
 from toolkit.strategies.base import Task
-from toolkit.system import clouds, console
+from toolkit.system import clouds, console, host, locks, places
 from toolkit.system.errors import InputError, PreemptedError, expected
 from toolkit.system.preemption import Preemption
-from toolkit.training import device
+from toolkit.training import device, memory
 from toolkit.training.consensus import Consensus
 from toolkit.training.divergence import check_finite
 from toolkit.training.epoch_end import save_checkpoint
 from toolkit.training.monitor import Stopwatch, Throughput
 from toolkit.training.parts import Parts
+from toolkit.training.precision_speed import compare_precisions
 from toolkit.training.resume import fingerprint_of, restore, restore_best
 from toolkit.training.roofline import product_tflops
 from toolkit.training.run import Clocks, Control, FinishedRun, Records, Run
-from toolkit.training.run_plan import RunPlan, describe_run, keep_cache, make_run_plan
+from toolkit.training.run_plan import RunPlan, describe_run, keep_choices, make_run_plan
+from toolkit.training.start import initial_weights, load_initial
 from toolkit.training.summary import clear_summary, record_failure
 from toolkit.training.train_state import TrainState, build_train_state
 
@@ -48,13 +52,13 @@ log = logging.getLogger(__name__)
 class ResumePoint:
     """The run directory and where to continue, on every rank.
 
-    `start`: the checkpoint to continue from; `cache`: the run's choice of `--cache`. Both are None for a new run.
+    `start`: the checkpoint to continue from, None without one; `config`: the run's config.yaml, empty for a new run.
     """
 
     directory: RunDirectory
     start: Path | None
     finished: bool
-    cache: str | None
+    config: Mapping[str, Any]
 
 
 @contextlib.contextmanager
@@ -63,7 +67,9 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
 
     `notes`: further JSON files for the run directory, by name. Raises the same errors as `train`.
     """
-    with Preemption() as preemption:
+    places.provide_home()
+    take_over = settings.take_over and host.is_main_process(settings.alone)
+    with Preemption() as preemption, locks.taking_over(take_over):
         accelerator = device.start(settings)
         console.start(accelerator.is_main_process)
         try:
@@ -73,17 +79,24 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
             config = config_of(run_plan.settings, parts.strategy)
             code = run_plan.own_code()
             fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, code)
-            point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint)
+            initial = functools.cache(functools.partial(initial_weights, run_plan))
+            point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint, initial)
             try:
                 if point.finished:
-                    yield _finished(point.directory, parts.task, accelerator.is_main_process)
+                    yield _finished(point, parts.task, accelerator.is_main_process)
                     return
-                run_plan = keep_cache(run_plan, point.cache)
-                for line in (*machine, *describe_run(run_plan)):
+                run_plan = keep_choices(run_plan, point.config)
+                of_weights = initial().lines if point.start is None and accelerator.is_main_process else ()
+                for line in (*machine, *describe_run(run_plan, of_weights)):
                     log.info(line)
+                compare_precisions(accelerator, run_plan)
                 run = set_up(accelerator, run_plan, point, built, fingerprint, preemption)
+                if point.start is None:
+                    load_initial(run, initial)
+                initial.cache_clear()
                 point.directory.add_notes(notes, accelerator.is_main_process)
                 with _recorded(run):
+                    memory.try_largest_step(run)
                     yield run
             finally:
                 point.directory.lock.release()
@@ -91,8 +104,10 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
             device.stop()
 
 
-def _finished(directory: RunDirectory, task: Task, main: bool) -> FinishedRun:
+def _finished(point: ResumePoint, task: Task, main: bool) -> FinishedRun:
+    directory = point.directory
     if main:
+        _restore_lost(point)
         report.write_if_stale(directory.path)
     summary = directory.summary()
     split = "test" if "test" in summary else "val"
@@ -101,7 +116,16 @@ def _finished(directory: RunDirectory, task: Task, main: bool) -> FinishedRun:
     reached = "" if best is None else f" ({split} {metric.title} {metric.text(best).strip()})"
     page = directory.path / report.PAGE
     log.info("finished  this run is finished%s; see %s. To train again: another --output-dir", reached, page)
-    return FinishedRun(summary)
+    return FinishedRun(directory.path, summary)
+
+
+def _restore_lost(point: ResumePoint) -> None:
+    """Export the best model of a finished run again if its file is gone or damaged."""
+    try:
+        best_model.load(point.directory.best)
+    except InputError:
+        if point.start is not None:
+            restore_best(point.directory, read_snapshot(point.start).progress)
 
 
 @contextlib.contextmanager
@@ -117,7 +141,7 @@ def _recorded(run: Run) -> Iterator[None]:
             _save_preempted(run, error)
             raise
     except Exception as error:
-        cause = expected(error)
+        cause = memory.explain(run, error) or expected(error)
         record_failure(run, error, cause)
         if cause is None:
             raise
@@ -140,30 +164,34 @@ def _save_preempted(run: Run, error: PreemptedError) -> None:
 
 
 def open_run_directory(
-    accelerator: Accelerator, settings: Settings, recipe: str, fingerprint: Mapping[str, Any]
+    accelerator: Accelerator,
+    settings: Settings,
+    recipe: str,
+    fingerprint: Mapping[str, Any],
+    before_new: Callable[[], Any] = lambda: None,
 ) -> ResumePoint:
-    """Choose and lock the run directory on rank 0; all ranks get the same result or raise the same InputError.
+    """Choose and lock the run directory on rank 0; all ranks get the same result or raise the same error.
 
-    `fingerprint`: of the run's data and settings, as in a manifest.
+    `fingerprint`: of the run's data and settings, as in a manifest. `before_new`: as in `acquire_run`.
     """
     directory: RunDirectory | None = None
-    decision: list[Any] = [None, None, False, None, "", ""]
+    decision: list[Any] = [None, None, False, {}, "", None]
     if accelerator.is_main_process:
         try:
-            directory, start, line = acquire_run(settings, recipe, fingerprint)
+            directory, start, line = acquire_run(settings, recipe, fingerprint, before_new)
             directory.metrics()  # raises on damaged metrics before anything is changed
-            finished, cache = directory.exit_reason() in FINISHED, directory.config().get("cache")
-            decision = [directory.path, start, finished, cache, line, ""]
-        except InputError as error:
-            decision[-1] = str(error)
-    path, start, finished, cache, line, refusal = broadcast_object_list(decision)
-    if refusal:
-        raise InputError(refusal)
+            finished = directory.exit_reason() in FINISHED
+            decision = [directory.path, start, finished, directory.config(), line, None]
+        except (InputError, OSError) as error:
+            decision[-1] = expected(error)
+    path, start, finished, config, line, refusal = broadcast_object_list(decision)
+    if refusal is not None:
+        raise refusal
     if not path.is_dir():
         raise InputError(f"{path}: this machine does not see the run directory; put --output-dir on shared storage")
     if line and not finished:
         log.info("resume    %s", line)
-    return ResumePoint(directory or RunDirectory(path), start, finished, cache)
+    return ResumePoint(directory or RunDirectory(path), start, finished, config)
 
 
 def _open_records(

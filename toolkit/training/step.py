@@ -8,10 +8,11 @@ from toolkit.training.train_state import TrainState
 def train_step(state: TrainState, batch: Batch, phase: Phase, learning_rate: float) -> Loss:
     """Train on one micro-batch; the weights change after the last micro-batch of an optimizer step."""
     accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
-    images, targets = state.receive(batch)
+    task = state.tasks[phase.regularization]
+    images, targets = state.receive(batch, task)
     with accelerator.accumulate(model):
         logits = model(*state.views(images, batch.step.sizes))  # one forward pass for all scales
-        loss = state.strategy.loss(logits, targets, state.task, phase, batch.step)
+        loss = state.strategy.loss(logits, targets, task, phase, batch.step)
         state.non_finite.see_loss(batch.number, loss.total)
         accelerator.backward(loss.total)
         if accelerator.sync_gradients:

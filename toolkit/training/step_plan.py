@@ -37,6 +37,18 @@ class StepPlan:
         """The largest of all phases."""
         return max(self.micro_batches)
 
+    def smaller_micro_batches(self, than: int, even: bool) -> list[int]:
+        """Values of `--device-batch-size` below `than` with which every phase divides exactly, largest first.
+
+        `even`: images are mixed in pairs.
+        """
+        shares = {phase.batch_size // self.processes for phase in self.phases}
+        return [
+            size
+            for size in range(than - 1, 0, -1)
+            if all(share % min(size, share) == 0 and not (even and min(size, share) % 2) for share in shares)
+        ]
+
     def accumulation(self, phase: Phase) -> int:
         """Micro-batches of each process in an optimizer step."""
         return phase.batch_size // (self.processes * self.micro_batches[phase.index])
@@ -48,14 +60,30 @@ class StepPlan:
         """The sizes of all earlier phases, px."""
         return {size for earlier in self.phases[: phase.index] for size in earlier.sizes}
 
-    def progress(self, step: int) -> float:
-        """The share of the run's images that are trained on at the middle of optimizer step `step`."""
-        images, start = 0, 0
-        for phase in self.phases:
-            if step < start + phase.steps:
-                return (images + (step - start + 0.5) * phase.batch_size) / self.images
-            images, start = images + phase.steps * phase.batch_size, start + phase.steps
-        raise IndexError(step)
+    def schedule_progress(self, step: int, warmup: float) -> float:
+        """Where the schedule of the learning rate stands at the middle of optimizer step `step` of the run, 0 to 1.
+
+        It follows the images trained on. After `warmup`, a share of the run, those of a phase count `lr_weight` times;
+        a phase with `lr_restart` begins the schedule again, after its warm-up.
+        """
+        ends = [*accumulate(phase.steps for phase in self.phases)]
+        at = next(i for i, end in enumerate(ends) if step < end)
+        first = max(i for i in range(at + 1) if i == 0 or self.phases[i].lr_restart)
+        last = next((i for i in range(at + 1, len(ends)) if self.phases[i].lr_restart), len(ends))
+        chosen = self.phases[first:last]
+        bounds = [0, *accumulate(phase.steps * phase.batch_size for phase in chosen)]
+        total, current = bounds[-1], self.phases[at]
+        seen = bounds[at - first] + (step - (ends[at] - current.steps) + 0.5) * current.batch_size
+        warm = 0.0 if first else warmup * self.images
+        plain = last == len(ends) and all(phase.lr_weight == 1 for phase in chosen)
+        if not first and (seen < warm or plain):
+            return seen / self.images
+
+        def weighted(images: float) -> float:
+            spans = zip(bounds, bounds[1:], chosen, strict=False)
+            return sum(phase.lr_weight * max(0.0, min(images, end) - max(begin, warm)) for begin, end, phase in spans)
+
+        return warmup + (1 - warmup) * (weighted(seen) / weighted(total) if weighted(total) else 0.0)
 
     @property
     def patience_phase(self) -> Phase | None:
@@ -135,6 +163,8 @@ def _check_phases(name: str, phases: tuple[Phase, ...], budget: Budget) -> None:
                 f"{name}.phases: phase {place} has index {phase.index} and {phase.steps} steps in "
                 f"{phase.epochs} epochs: every epoch needs as many steps, at least one"
             )
+        if not phase.regularization >= 0:
+            raise InputError(f"{name}.phases: phase {place} has regularization {phase.regularization:g}: 0 or more")
         if phase.batch_size < 1:
             raise InputError(f"{name}.phases: phase {place} has batch_size {phase.batch_size}: 1 or more")
         if images > phase.epochs * budget.images:
@@ -161,12 +191,22 @@ def _check_steps(strategy: Strategy, phases: tuple[Phase, ...]) -> None:
                 raise InputError(f"{where} has sizes {step.sizes}: the phase has only {phase.sizes}")
 
 
+def step_sizes(strategy: Strategy, phase: Phase) -> set[tuple[int, ...]]:
+    """The sizes that steps of a phase have; of one with more than CHECKED_STEPS steps, of its first and last ones."""
+    half, steps = CHECKED_STEPS // 2, range(phase.steps)
+    ends = (*steps[:half], *steps[half:][-half:])
+    return {strategy.step(phase, i).sizes for i in ends}
+
+
 def _check_patience(settings: Settings, strategy: Strategy, plan: StepPlan) -> None:
     """Raise InputError if no phase counts for a setting that follows one."""
     followed = [("--patience", settings.patience is not None), ("--scheduler plateau", settings.scheduler == "plateau")]
     for flag, given in followed:
-        if given and plan.patience_phase is None:
+        phase = plan.patience_phase
+        if given and phase is None:
             raise InputError(f"{flag} would be ignored: no phase of {type(strategy).__name__} counts for it; drop it")
+        if given and phase and phase.lr_restart and (settings.patience or phase.epochs) >= phase.epochs:
+            raise InputError(f"{flag} would be ignored: it follows the last phase, a finish of {phase.epochs} epoch(s)")
 
 
 def _with_shares(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
@@ -199,7 +239,10 @@ def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]
         sizes = "+".join(map(str, phase.sizes))
         last = first + phase.epochs - 1
         batch = f" of {phase.batch_size} images" if phase.batch_size != first_batch else ""
-        learns = f", only {', '.join(phase.trainable)} learns" if phase.trainable else ""
-        lines.append(f"phase {phase.index}   epochs {first}-{last}, {phase.steps} steps{batch} at {sizes} px{learns}")
+        learns = f", only {' and '.join(phase.trainable)} learn" if phase.trainable else ""
+        learns += f", learning rate x {phase.lr_scale:.3g}" if phase.lr_scale != 1 else ""
+        share = f", {phase.regularization:.0%} of the regularization" if phase.regularization != 1 else ""
+        steps = f"{phase.steps} steps{batch} at {sizes} px"
+        lines.append(f"phase {phase.index}   epochs {first}-{last}, {steps}{learns}{share}")
         first += phase.epochs
     return lines

@@ -12,6 +12,7 @@ from toolkit.models.evaluator import Score, brief
 from toolkit.runs import best_model, report, saved_predictions
 from toolkit.runs.metrics_row import MetricsRow, eval_columns, number
 from toolkit.strategies.base import Metric
+from toolkit.system import storage
 from toolkit.system.errors import NonFiniteError, PeerError, PreemptedError, SaveError
 from toolkit.system.exit_codes import exit_code_of, report_once
 from toolkit.training import device
@@ -35,6 +36,7 @@ def conclude(run: Run) -> dict[str, Any]:
     run.control.consensus.begin()
     weights, metadata = best_model.load(directory.best)
     run.evaluator.load(weights)
+    averaging = f", {metadata['weights']} weights" if "weights" in metadata else ""
     scores = {}
     for split, images in run.data.evaluated.items():
         evaluation = run.evaluator.evaluate(images, specs)
@@ -42,11 +44,11 @@ def conclude(run: Run) -> dict[str, Any]:
         if main:
             saved_predictions.keep(directory.predictions, split, evaluation.predictions, images)
     for split, of_split in scores.items():
-        log.info("%s, best model (epoch %s)", split, metadata["epoch"])
+        log.info("%s, best model (epoch %s)%s", split, metadata["epoch"], averaging)
         for spec, score in of_split.items():
             log.info("  %6s  %s", spec, score.line(shown(run)))
     latency_ms = run.evaluator.latency_ms(specs) if main else {}
-    for name, raw in run.state.weights.raw().items():
+    for name, raw in [*run.state.weights.states().items()][1:]:
         run.evaluator.load(raw)
         scores[name] = run.evaluator.score(run.data.evaluated["val"], specs)
         log.info("val, weights of the last step without averaging: %s", brief(scores[name], run.select_by))
@@ -80,6 +82,7 @@ def summarize(run: Run, outcome: Mapping[str, Any]) -> dict[str, Any]:
         "strategy": str(run.strategy),
         "selection": run.strategy.selection().name,
         "best_epoch": progress.best.get("epoch"),
+        "best_weights": progress.best_weights,
         "select_by": run.select_by.name,
         f"best_{run.select_by.name}": progress.best_score,
         "final": final_row(rows),
@@ -168,7 +171,7 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
         try:
             run.records.directory.write_summary(summarize(run, {"exit_reason": reason}))
         except OSError as failure:  # the cause may be a full disk
-            log.warning("summary.json could not be written: %s: %s", failure.filename, failure.strerror)
+            log.warning("summary.json could not be written: %s", storage.line(failure))
     if cause is not None and not known_to_all:
         device.leave()  # the other ranks notice only now, and find the reason written above
     if run.accelerator.is_main_process:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from toolkit.data.images import views
 from toolkit.data.images.mixing import mix
-from toolkit.data.loading.batches import Batch
-from toolkit.models.ema import Ema, Weights
+from toolkit.data.loading.batches import Batch, empty_batch
+from toolkit.models.ema import Weights, make_weights
 from toolkit.models.multiview import MultiView, inherited_names, trainable_names
 from toolkit.models.optimizer import check_optimizer, create_optimizer
+from toolkit.models.regularization import DropRates
 from toolkit.runs.progress import Progress
 from toolkit.strategies.base import BoundTask, Phase, Strategy
 from toolkit.system.errors import InputError
 from toolkit.training import device
+from toolkit.training.compilation import Graphs
 from toolkit.training.monitor import NonFiniteMonitor, RunningMeans
 from toolkit.training.run_plan import RunPlan
 
@@ -32,7 +34,8 @@ class TrainState:
     strategy: Strategy
     model: nn.Module
     optimizer: Any  # AcceleratedOptimizer
-    task: BoundTask
+    tasks: Mapping[float, BoundTask]  # by the regularization of a phase
+    drop_rates: DropRates
     gradient_clip: float
     learnable: frozenset[str]  # parameters that any phase may train: not those that a model of the user's own froze
     mean: Tensor
@@ -40,17 +43,28 @@ class TrainState:
     non_finite: NonFiniteMonitor
     running_means: RunningMeans  # of the open epoch
     weights: Weights
+    graphs: Graphs
     progress: Progress = field(default_factory=Progress)
 
     def begin(self, phase: Phase, accumulation: int) -> None:
-        """Switch to a phase: training mode, micro-batches per step, and what learns."""
+        """Switch to a phase: training mode, micro-batches per step, dropout, and what learns."""
         self.model.train()
+        self.drop_rates.scale(phase.regularization)
         self.accelerator.gradient_accumulation_steps = accumulation
         self.accelerator.step = 0  # Accelerate counts micro-batches from here
         network: Any = self.weights.model
         chosen = trainable_names(network, phase.trainable) & self.learnable
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in chosen)
+
+    def compile(self, sizes: tuple[int, ...], images: int) -> None:
+        """Compile the model for steps at `sizes`, px, of `images` per forward pass, in the mode that `begin` has set.
+
+        Changes no state. Does nothing without `--compile`, and if that graph exists.
+        """
+        if self.graphs.compiles:
+            pixels = empty_batch(images, sizes[-1]).zero_().to(self.accelerator.device)
+            self.graphs.build(self.model, self.views(pixels, sizes), self.drop_rates.now())
 
     def inherit_norms(self, sizes: Sequence[int], before: Collection[int]) -> None:
         """Start the normalization of `sizes`, px, that no earlier phase trained as that of the nearest trained scale.
@@ -61,13 +75,13 @@ class TrainState:
         for target, source in inherited_names(network, sizes, before).items():
             self.weights.copy(source, target)
 
-    def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Move a batch to the device: uint8 N x 3 x S x S images, and the task's targets."""
+    def receive(self, batch: Batch, task: BoundTask) -> tuple[Tensor, Tensor]:
+        """Move a batch to the device: uint8 N x 3 x S x S images, and the targets of `task`."""
         device = self.accelerator.device
         images, labels = batch.images.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
         if batch.mixing is None:
-            return images, self.task.targets(labels)
-        return mix(images, self.task.mixable(labels), batch.mixing.to(device, non_blocking=True))
+            return images, task.targets(labels)
+        return mix(images, task.mixable(labels), batch.mixing.to(device, non_blocking=True))
 
     def views(self, pixels: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Convert uint8 N x 3 x S x S images to one normalized view per size."""
@@ -106,8 +120,8 @@ def build_train_state(
     evaluated = copy.deepcopy(model).to(accelerator.device)
     optimizer = create_optimizer(settings, model)
     check_optimizer(settings, accelerator.device)
-    if settings.compile:
-        model.compile()
+    graphs = Graphs(settings.compile)
+    graphs.compile(model)
     with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate have only this name
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, optimizer = accelerator.prepare(model, optimizer)
@@ -118,14 +132,16 @@ def build_train_state(
         strategy=strategy,
         model=model,
         optimizer=optimizer,
-        task=run_plan.bound_task(accelerator.device),
+        tasks=run_plan.bound_tasks(accelerator.device),
+        drop_rates=DropRates.of(unwrapped),
         learnable=learnable,
         gradient_clip=settings.gradient_clip or float("inf"),
         mean=torch.tensor(run_plan.model.mean, device=accelerator.device),
         std=torch.tensor(run_plan.model.std, device=accelerator.device),
         non_finite=NonFiniteMonitor(accelerator.device, gradients=accelerator.scaler is None),
         running_means=RunningMeans(),
-        weights=Ema(unwrapped, settings.ema_decay) if settings.ema_decay else Weights(unwrapped),
+        weights=make_weights(unwrapped, settings),
+        graphs=graphs,
     )
     state.begin(phases[0], run_plan.steps.accumulation(phases[0]))
     return state, evaluated

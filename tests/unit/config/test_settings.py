@@ -8,9 +8,10 @@ import yaml
 from pydantic import ValidationError
 
 from toolkit import InputError, Settings
-from toolkit.config.base import nearest, read_yaml, to_yaml
+from toolkit.config.base import nearest
 from toolkit.config.scales import Scales, default_scales, make_scales
 from toolkit.config.settings import NOT_LEARNED, SECTIONS, make_settings
+from toolkit.config.yaml_values import read_yaml, to_yaml
 from toolkit.runs.run_config import config_of
 from toolkit.strategies import Progressive
 
@@ -43,12 +44,13 @@ def test_settings_are_the_same_when_written_to_yaml_and_read_again(tmp_path: Pat
     scales = make_scales({name: values.pop(name) for name in list(values) if name in Scales.model_fields})
     assert make_settings(values) == settings
     expected = {"strategy": "progressive", "scales": (64, 112), "scale_epochs": (2, 18)}
-    assert scales == {**expected, "ramp": False, "norm_per_scale": "off"}
+    added = {"grow_batch": "off", "regularization_from": 1.0}
+    assert scales == {**expected, "ramp": False, "norm_per_scale": "off", **added}
 
 
 def test_config_holds_every_learning_setting_when_written():
     written = config_of(Settings(), Progressive((20, 32)))
-    assert set(Settings.model_fields) - set(written) == {"output_dir", "resume"}
+    assert set(Settings.model_fields) - set(written) == {"output_dir", "resume", "alone", "take_over"}
     assert None not in (written["arch"], written["epochs"], written["learning_rate"])
 
 

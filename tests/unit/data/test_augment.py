@@ -84,6 +84,14 @@ def test_crops_are_weaker_when_the_strength_of_the_phase_is():
     assert mean_area(0.5) > mean_area(1.0) + 0.08  # .3375 to 1 against .35 to 1 would not do: .675 to 1 is meant
 
 
+def test_augmentation_has_its_limits_when_a_phase_regularizes_more_than_the_run():
+    strong = Augmenter(0.35, True, 0, rand_augment=9, color_jitter=0.8, random_erasing=0.6)
+    boxes = draw(strong, 0, np.arange(200), 64, 48, 2.0)[0]
+    assert all(0 < box.width * box.height <= 64 * 48 for box in boxes)
+    assert min(box.width * box.height for box in boxes) < 0.35 * 64 * 48
+    assert all(strong.change(gradient(), 0, sample, 2.0).shape == (32, 32, 3) for sample in range(60))
+
+
 def gradient(size: int = 32) -> np.ndarray:
     y, x = np.mgrid[0:size, 0:size] * 255 // (size - 1)
     return np.stack([x, y, (x + y) // 2], -1).astype(np.uint8)

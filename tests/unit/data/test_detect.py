@@ -11,7 +11,7 @@ from toolkit.data.sources import survey as survey_module
 from toolkit.data.sources.base import Source
 from toolkit.data.sources.built_in import BuiltInSource
 from toolkit.data.sources.detect import find_source
-from toolkit.data.sources.folders import FolderSource
+from toolkit.data.sources.folders import FolderSource, read_folders
 from toolkit.data.sources.hub import HubSource
 from toolkit.data.sources.manifests import ManifestSource
 from toolkit.data.sources.shards import ShardSource, UrlSource
@@ -21,6 +21,7 @@ from toolkit.tools import run_data
 
 ROWS = "filepath,label\n"
 NO_TRAIN = "neither a folder train/ nor a file train.csv nor shards train"
+CLASSES_ALONE = "class 'cat' has 1 image, too few to hold one out"
 UNSPLIT, INCOMPLETE = "a folder without train", "train, but of no kind"  # no source recognizes them
 TWO_NAMES = "has val and validation, which are names of one and the same split"
 
@@ -28,9 +29,12 @@ TWO_NAMES = "has val and validation, which are names of one and the same split"
 # a part of its error. Layouts hold no usable image, so that the reader at work can be told by its error.
 LAYOUTS = {
     "nothing": ((), UNSPLIT, NO_TRAIN),
-    "class folders": (("cat/a.png", "dog/a.png"), UNSPLIT, NO_TRAIN),
+    "class folders": (("cat/a.png", "dog/a.png"), FolderSource, CLASSES_ALONE),
+    "class folders, one without images": (("cat/a.png", "dog/a.png", "notes/"), UNSPLIT, NO_TRAIN),
+    "class folders beside a split": (("cat/a.png", "dog/a.png", "val/"), UNSPLIT, NO_TRAIN),
     "only other splits": (("val/cat/a.png", "test/cat/a.png"), UNSPLIT, NO_TRAIN),
-    "a name that only begins with train": (("training/cat/a.png",), UNSPLIT, NO_TRAIN),
+    "a name that only begins with train": (("trains/cat/a.png",), UNSPLIT, NO_TRAIN),
+    "another name of train": (("training/cat/a.png",), FolderSource, "training: needs a sub-folder per class"),
     "class folders in train": (("train/cat/", "train/dog/"), FolderSource, "class 'cat' has no images"),
     "one class folder": (("train/cat/a.png",), FolderSource, "at least 2; it has 1"),
     "a class folder that is a link to nothing": (("train/cat -> gone",), FolderSource, "at least 2; it has 1"),
@@ -44,7 +48,7 @@ LAYOUTS = {
     "train without class folders": (("train/a.png",), INCOMPLETE, "at least 2; it has 0"),
     "hidden folders in train": (("train/.cat/a.png",), INCOMPLETE, "at least 2; it has 0"),
     "hidden tars in train": (("train/.a.tar",), INCOMPLETE, "at least 2; it has 0"),
-    "tars beside an empty train": (("train/", "train-0.tar"), INCOMPLETE, "at least 2; it has 0"),
+    "tars beside an empty train": (("train/", "train-0.tar"), ShardSource, "train-0.tar: not a whole"),
     "train is a file": (("train",), INCOMPLETE, NO_TRAIN),
     "train is a link to nothing": (("train -> gone",), INCOMPLETE, NO_TRAIN),
     "train.csv is a folder": (("train.csv/",), INCOMPLETE, NO_TRAIN),
@@ -107,23 +111,27 @@ def test_training_reads_a_folder_by_its_source(layout: Layout):
 
 
 @pytest.mark.parametrize(
-    ("paths", "hint"),
+    ("paths", "held"),
     [
-        (("cat/", "dog/"), "it has 2 folders (cat, dog): move them into {root}/train/"),
-        (("cat/", "dog/", "owl/"), "it has 3 folders (cat, dog, ...): move them into {root}/train/"),
-        (("cat/",), None),
-        (("validation/", "test/"), None),
-        (("val/", "cat/", "dog/"), None),
-        (("train -> gone", "cat/", "dog/"), None),
+        (("cat/", "dog/"), "it holds 2 folders (cat/: 0 images, 0 folders, dog/: 0 images, 0 folders)"),
+        (
+            ("t.zip", "x/a/b/", "x/c.png"),
+            "it holds 1 folder (x/: 1 images, 1 folders); 1 archive to unpack (t.zip)",
+        ),
+        (
+            ("a.png", "a.csv", "0.tar"),
+            "it holds 1 CSV file (a.csv: filepath,label); 1 tar file (0.tar); 1 image",
+        ),
+        ((), "it holds nothing that is read"),
+        (("train -> gone", "cat/", "dog/"), "it holds 2 folders (cat/"),
     ],
 )
-def test_folders_are_to_be_moved_into_train_only_where_they_can_be_its_classes(
-    tmp_path: Path, paths: tuple[str, ...], hint: str | None
-):
+def test_what_a_folder_holds_is_told_when_it_is_no_data_set(tmp_path: Path, paths: tuple[str, ...], held: str):
     root = lay_out(tmp_path / "data", paths)
-    with pytest.raises(InputError, match=NO_TRAIN) as caught:
-        open_splits(Settings(data_root=str(root)), 32)
-    assert str(caught.value).endswith(f"train*.tar in it; {hint.format(root=root)}" if hint else "train*.tar in it")
+    with pytest.raises(InputError) as caught:
+        read_folders(root, tmp_path)
+    assert NO_TRAIN in str(caught.value)
+    assert held in str(caught.value)
 
 
 def test_a_scan_lists_folders_and_manifests_leniently_and_nothing_else(layout: Layout, monkeypatch: pytest.MonkeyPatch):
@@ -147,7 +155,7 @@ def test_a_scan_lists_folders_and_manifests_leniently_and_nothing_else(layout: L
 def test_evaluation_takes_a_folder_for_class_folders_only_where_there_is_no_train(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ):
-    root, kind, _ = layout
+    root, kind, told = layout
     taken: list[Path] = []
 
     def class_folders(folder: Path, loaded: object) -> None:
@@ -158,8 +166,8 @@ def test_evaluation_takes_a_folder_for_class_folders_only_where_there_is_no_trai
     selection = SimpleNamespace(selection=lambda: SimpleNamespace(sizes=(32,)))
     loaded = SimpleNamespace(settings=Settings(), strategy=selection, classes=("a", "b"))
     with pytest.raises(InputError):
-        run_data.other_images(loaded, str(root))
-    assert taken == ([root] if kind is UNSPLIT else [])
+        run_data.other_images(loaded, str(root), {})
+    assert taken == ([root] if kind is UNSPLIT or told is CLASSES_ALONE else [])
 
 
 @pytest.mark.parametrize(

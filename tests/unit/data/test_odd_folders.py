@@ -220,5 +220,7 @@ def test_a_manifest_is_refused_with_its_row_when_a_path_leads_out_of_it(tmp_path
         opened(root)
     assert len(str(caught.value).splitlines()) == 1
     assert (canary.read_bytes(), canary.stat().st_mtime_ns) == before
-    write_rows(root, "sub/0.png,0", "sub/0.png,1", "sub/0.png,0", "sub/0.png,1")  # control
+    for i in range(1, 4):
+        write_image(root / "sub" / f"{i}.png")
+    write_rows(root, *(f"sub/{i}.png,{i % 2}" for i in range(4)))  # control
     assert len(opened(root)) == 2

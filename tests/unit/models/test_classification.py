@@ -48,6 +48,14 @@ def test_hard_and_one_hot_targets_give_the_same_loss(fields: dict):
     torch.testing.assert_close(hard, soft)
 
 
+def test_label_smoothing_is_what_regularizes():
+    task = Classification("bce", 0.2, "inverse")
+    assert task.regularized(0.25) == Classification("bce", 0.05, "inverse")
+    assert task.regularized(0) == Classification("bce", 0.0, "inverse")
+    assert task.regularized(1) == task
+    assert task.regularized(100).label_smoothing == 0.99  # below 1, as it must be
+
+
 def test_cross_entropy_is_torchs_bit_for_bit():
     expected = torch.nn.CrossEntropyLoss(label_smoothing=0.1)(logits(), LABELS)
     assert torch.equal(bound(label_smoothing=0.1).loss(logits(), LABELS), expected)

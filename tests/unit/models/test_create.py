@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from toolkit import InputError, Settings
-from toolkit.models.create import check_name, create, own_size
+from toolkit.models.create import check_name, create, own_size, pretrained
 from toolkit.models.inspection import plan_model
 from toolkit.models.multiview import MultiView, ScaleNorm, copy_state, state_tensors
 from toolkit.strategies.base import NormPolicy
@@ -52,8 +52,7 @@ def test_an_architecture_has_its_own_size_when_none_is_given(arch: str, size: in
 @pytest.mark.parametrize(
     ("arch", "sizes", "words"),
     [
-        ("test_vit", (20, 32), "test_vit cannot take 20 px images"),
-        ("test_vit", (32, 72), "test_vit cannot take 72 px images"),
+        ("beit_base_patch16_224", (20, 32), "beit_base_patch16_224 cannot take 20 px images"),
         ("mixer_s32_224", (192, 224), "mixer_s32_224 cannot take 192 px images"),
         ("convit_tiny", (192, 224), "convit_tiny cannot take 192 px images"),
         ("swin_tiny_patch4_window7_224", (112, 224), "swin_tiny_patch4_window7_224.*112"),
@@ -74,6 +73,30 @@ def test_a_model_is_refused_with_the_size_when_it_cannot_change_between_sizes(ar
 )
 def test_a_model_is_accepted_when_it_meets_one_size_only(arch: str, size: int):
     assert plan_model(Settings(arch=arch), 10, (size,)).gmacs[size] > 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "sizes"),
+    [
+        ("deit_tiny_distilled_patch16_224", (64, 112)),
+        ("levit_128s", (64,)),
+        ("levit_128s", (224,)),
+        ("vit_tiny_patch16_224", (20, 72)),
+        ("eva02_tiny_patch14_224", (64, 112)),
+    ],
+)
+def test_a_model_takes_every_size_it_can(arch: str, sizes: tuple[int, ...]):
+    plan = plan_model(Settings(arch=arch), 10, sizes, trained=sizes)
+    assert plan.gmacs.keys() == {*sizes}
+    assert ("dynamic_img_pad" in plan.arguments) == (sizes == (20, 72) or "eva02" in arch)
+
+
+def test_a_distilled_model_trains_at_several_sizes_to_one_tensor():
+    model = built("deit_tiny_distilled_patch16_224", "off", (32, 64)).train()
+    for size, logits in zip((32, 64), model(images(32), images(64)), strict=True):
+        assert logits.shape == (4, 10), size
+    sum(logits.sum() for logits in model(images(32), images(64))).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_a_vit_runs_at_several_sizes_when_the_patch_divides_them():
@@ -257,7 +280,7 @@ def test_a_state_is_refused_with_the_name_when_a_shape_differs():
 def test_pretrained_weights_are_refused_with_the_way_out_when_there_is_no_network():
     settings = Settings(arch="test_resnet", pretrained=True)
     with pytest.raises(InputError, match=r"--pretrained: the weights of test_resnet .*HF_HUB_OFFLINE=1") as caught:
-        create(settings, plan_model(settings, 10, SCALES).arguments, NormPolicy("off", SCALES))
+        pretrained(settings, plan_model(settings, 10, SCALES).arguments)
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -32,7 +32,7 @@ def test_the_average_follows_weights_and_statistics_when_it_is_on():
     assert state["1.running_var"].item() == 2.5
     assert state["1.num_batches_tracked"].item() == 2
     assert ema.updates == 2
-    assert ema.raw()["raw"]["0.weight"].item() == 8.0
+    assert ema.states()["raw"]["0.weight"].item() == 8.0
     assert model[0].weight.item() == 8.0  # training is not touched
 
 
@@ -42,7 +42,7 @@ def test_nothing_is_averaged_when_it_is_off():
     move(model, 4.0, 2.0, 1)
     weights.follow()
     assert weights.state()["0.weight"].item() == 4.0
-    assert (weights.average(), weights.raw(), weights.updates) == ({}, {}, 1)
+    assert (weights.average(), [*weights.states()], weights.updates) == ({}, ["raw"], 1)
 
 
 def test_a_shared_parameter_moves_once_when_several_scales_have_it():

@@ -55,6 +55,9 @@ def test_nothing_is_inherited_when_no_scale_is_new_or_none_was_trained(mode: str
     assert inherited_names(model(mode), sizes, before) == {}
 
 
+NAMES = ("weight", "bias")
+
+
 def test_the_parts_that_learn_are_the_head_or_named_by_their_start():
     made = MultiView(timm.create_model("test_resnet", num_classes=3), NormPolicy("off", (32,)))
     every = {name for name, _ in made.named_parameters()}
@@ -70,3 +73,27 @@ def test_a_part_that_the_model_lacks_is_refused(part: str):
     network = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     with pytest.raises(InputError, match=f"Phase.trainable '{part}'.*it has 1"):
         trainable_names(MultiView(network, NormPolicy("off", (32,))), (part,))
+
+
+@pytest.mark.parametrize(
+    ("arch", "mode", "expected"),
+    [
+        ("resnet18", "off", {"model.layer4.1.bn2.weight", "model.layer4.1.bn2.bias"}),
+        ("test_resnet", "off", {"model.layer4.0.bn2.weight", "model.layer4.0.bn2.bias"}),  # not the shortcut's
+        ("resnet18", "full", {f"model.layer4.1.bn2.norms.{size}.{name}" for size in (16, 32) for name in NAMES}),
+        ("test_vit", "off", {"model.norm.weight", "model.norm.bias"}),
+        ("test_convnext", "off", {"model.head.norm.weight", "model.head.norm.bias"}),
+    ],
+)
+def test_the_last_normalization_is_a_part_that_learns(arch: str, mode: str, expected: set[str]):
+    policy = NormPolicy(mode, (16, 32) if mode == "full" else (32,))
+    made = MultiView(timm.create_model(arch, num_classes=3), policy)
+    assert trainable_names(made, ("last_norm",)) == expected
+    assert trainable_names(made, ("head", "last_norm")) >= expected | trainable_names(made, ("head",))
+
+
+def test_a_network_without_normalization_has_no_last_one():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    made = MultiView(network, NormPolicy("off", (32,)))
+    assert trainable_names(made, ("last_norm",)) == set()
+    assert trainable_names(made, ("1", "last_norm")) == {"model.1.weight", "model.1.bias"}

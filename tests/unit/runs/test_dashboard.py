@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from toolkit import Settings
 from toolkit.models.metrics import PredictionTable
@@ -150,7 +151,9 @@ def test_the_last_whole_row_counts_when_a_dying_machine_wrote_half_a_line(tmp_pa
     assert (again.shown, again.id) == ([150, RowKind.STEPS], notes.id)
 
 
-def test_tensorboard_shows_the_second_attempt_when_a_run_went_back(tmp_path: Path):
+def test_tensorboard_shows_the_second_attempt_when_a_run_went_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # names of event files end in this count: writer 10 comes before writer 9 in the order of text
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     board = OnTensorBoard.open(run_in(tmp_path))
     for step, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
         board.log({"quality/train_loss": loss}, step)

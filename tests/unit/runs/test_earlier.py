@@ -5,14 +5,15 @@ from dataclasses import fields
 import pytest
 
 from tests.conftest import ROOT
-from toolkit import Settings, SingleScale
-from toolkit.config.base import read_yaml
+from toolkit import Progressive, Settings, SingleScale
 from toolkit.config.settings import NOT_LEARNED
 from toolkit.config.tables import TABLES, look_up
+from toolkit.config.yaml_values import read_yaml
 from toolkit.runs.earlier import AS_BEFORE, progress_now, settings_now
 from toolkit.runs.progress import Progress
 from toolkit.runs.resume_rules import difference
 from toolkit.runs.run_config import config_of
+from toolkit.tools.loaded_run import read_config
 from toolkit.training.parts import make_parts
 
 EARLIER = read_yaml(ROOT / "tests" / "fixtures" / "runs-8909503" / "unfinished" / "config.yaml")
@@ -29,6 +30,15 @@ def test_what_is_not_there_is_no_changed_setting():
     now = config_of(settings, parts.strategy)
     then = {name: value for name, value in now.items() if name not in AS_BEFORE}
     assert difference(settings_now(then), now) == []
+    assert difference(then, now)  # control
+
+
+def test_a_field_that_an_earlier_strategy_lacks_is_no_changed_setting():
+    settings, parts = make_parts(Settings(data_root="photos"), Progressive((16, 32)))
+    now = config_of(settings, parts.strategy)
+    then = {name: value for name, value in now.items() if name != "regularization_from"}
+    assert difference(settings_now(then), now) == []
+    assert read_config(settings_now(then))[1] == Progressive((16, 32))
     assert difference(then, now)  # control
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import recipe
 from tests.records import Page, end, write_records
 from toolkit import Settings
-from toolkit.config.base import to_yaml
+from toolkit.config.yaml_values import to_yaml
 from toolkit.runs.report import write_report
 from toolkit.runs.run_config import config_of
 from toolkit.strategies import Progressive, Simultaneous, SingleScale

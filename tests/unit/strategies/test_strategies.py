@@ -6,10 +6,19 @@ import torch
 import torch.nn.functional as F
 
 from toolkit import InputError, Progressive, Simultaneous, SingleScale
+from toolkit.config.scales import make_scales
 from toolkit.config.tables import look_up
 from toolkit.models.classification import Classification
-from toolkit.strategies import build
+from toolkit.strategies import (
+    Finish,
+    ProgressiveCompute,
+    ProgressiveSimultaneous,
+    Sampled,
+    Sandwich,
+    build,
+)
 from toolkit.strategies.base import Budget, NormPolicy
+from toolkit.strategies.scales import share_out
 
 TASK = Classification().bind(np.ones(3), torch.device("cpu"))
 
@@ -50,6 +59,21 @@ def test_epochs_are_refused_with_the_arithmetic_when_they_do_not_fit(scale_epoch
         Progressive((64, 112, 224), scale_epochs).phases(Budget(epochs, 100, 10))
 
 
+def shares(strategy: Progressive, epochs: int) -> list[tuple[int, float]]:
+    """(size, regularization) of each phase."""
+    return [(phase.sizes[-1], phase.regularization) for phase in strategy.phases(Budget(epochs, 100, 10))]
+
+
+def test_regularization_grows_linearly_with_the_size():
+    grows = Progressive((64, 112, 224), regularization_from=0.25)
+    assert shares(grows, 6) == [(64, 0.25), (112, pytest.approx(0.25 + 0.75 * 48 / 160)), (224, 1.0)]
+    assert shares(Progressive((64, 112, 224)), 6) == [(64, 1.0), (112, 1.0), (224, 1.0)]  # control
+    ramp = shares(Progressive((112, 224), ramp=True, regularization_from=0.1), 100)
+    assert (ramp[0], ramp[-1]) == ((112, 0.1), (224, 1.0))
+    assert ramp == sorted(ramp)
+    assert shares(Progressive((112, 224), ramp=True, regularization_from=0.1), 1) == [(224, 1.0)]
+
+
 @pytest.mark.parametrize("largest", [8, 20, 32, 64, 96, 112, 160, 224, 288, 384, 512])
 @pytest.mark.parametrize("epochs", [3, 12, 40, 300])
 def test_a_ramp_grows_to_the_largest_in_at_most_8_sizes_when_epochs_are_many_or_few(largest: int, epochs: int):
@@ -87,6 +111,8 @@ def test_a_ramp_holds_half_size_for_half_and_full_size_for_a_fifth_when_it_has_1
         (lambda: SingleScale(32, (32, 16)), "--eval-scales 32,16"),
         (lambda: Progressive((16, 32), (1,), ramp=True), "--scale-epochs would be ignored with --ramp"),
         (lambda: Progressive((16, 32), ramp=True, norm_per_scale="full"), "--norm-per-scale full"),
+        (lambda: Progressive((16, 32), regularization_from=1.5), "--regularization-from 1.5: must be between 0 and 1"),
+        (lambda: Progressive((16, 32), regularization_from=float("nan")), "--regularization-from nan"),
         (lambda: Simultaneous((16, 32), consistency_weight=-1), "--consistency-weight -1"),
         (lambda: Simultaneous((16, 32), consistency="l1"), "--consistency l1: one of kl, mse, js"),
     ],
@@ -179,3 +205,143 @@ def test_simultaneous_loss_is_classification_alone_when_the_weight_is_0():
     loss = strategy.loss(logits, targets, TASK, phase, strategy.step(phase, 0))
     expected = (F.cross_entropy(logits[0], targets) + F.cross_entropy(logits[1], targets)) / 2
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "weights", "expected"),
+    [
+        (12, (1, 1, 1), (4, 4, 4)),
+        (10, (1, 1, 1), (3, 4, 3)),
+        (24, (1 / 400, 1 / 1024, 1 / 4096), (16, 6, 2)),
+        (3, (1, 100, 1), (1, 1, 1)),
+        (100, (1, 98, 1), (1, 98, 1)),
+    ],
+)
+def test_epochs_are_shared_out_in_proportion_with_one_for_each(epochs: int, weights: tuple, expected: tuple):
+    assert share_out(epochs, weights) == expected
+
+
+def test_stages_cost_the_same_when_progressive_goes_by_compute():
+    phases = ProgressiveCompute((16, 32, 64)).phases(Budget(210, 100, 10))
+    costs = [phase.epochs * phase.sizes[0] ** 2 for phase in phases]
+    assert max(costs) / min(costs) < 1.05
+    assert [phase.lr_weight for phase in phases] == [1 / 16, 1 / 4, 1]
+    weighted = ProgressiveCompute((16, 32), stage_compute=(1, 3)).phases(Budget(70, 100, 10))
+    assert [phase.epochs for phase in weighted] == [40, 30]
+
+
+def test_stages_of_other_shares_are_given_as_a_list_in_brackets():
+    given = make_scales({"strategy_kwargs": {"stage_compute": [1, 3]}, "scales": "16,32"})
+    assert build("progressive-compute", given) == ProgressiveCompute((16, 32), stage_compute=(1, 3))
+
+
+def test_batches_grow_to_as_many_pixels_when_asked():
+    budget = Budget(12, 1000, 10)
+    phases = Progressive((16, 32, 64), grow_batch="sqrt").phases(budget)
+    assert [(phase.batch_size, phase.lr_scale) for phase in phases] == [(80, 8**0.5), (40, 2.0), (10, 1.0)]
+    assert [phase.steps for phase in phases] == [4 * 12, 4 * 25, 4 * 100]
+    linear = Progressive((16, 32, 64), grow_batch="linear").phases(budget)
+    assert [phase.lr_scale for phase in linear] == [8.0, 4.0, 1.0]
+    few = Progressive((16, 32), grow_batch="sqrt").phases(Budget(2, 20, 10))
+    assert [phase.batch_size for phase in few] == [20, 10]  # no more than there are images
+
+
+def test_sampled_takes_each_scale_once_a_round_and_the_target_at_the_end():
+    strategy = Sampled((16, 24, 32))
+    phase = strategy.phases(Budget(10, 300, 10))[0]
+    sizes = [strategy.step(phase, i).sizes for i in range(phase.steps)]
+    rounds = [sizes[i : i + 3] for i in range(0, 270, 3)]
+    assert all(sorted(three) == [(16,), (24,), (32,)] for three in rounds)
+    assert len({tuple(three) for three in rounds}) == 6  # in every order
+    assert set(sizes[270:]) == {(32,)}
+
+
+def test_sandwich_takes_the_ends_and_each_scale_between_them_equally_often():
+    strategy = Sandwich((16, 20, 24, 28, 32))
+    phase = strategy.phases(Budget(3, 100, 10))[0]
+    sizes = [strategy.step(phase, i).sizes for i in range(phase.steps)]
+    assert all((small, large) == (16, 32) for small, _, large in sizes)
+    assert [[middle for _, middle, _ in sizes].count(size) for size in (20, 24, 28)] == [10, 10, 10]
+
+
+def test_sandwich_loss_is_the_value_by_hand():
+    strategy = Sandwich((16, 24, 32))
+    phase = strategy.phases(Budget(1, 10, 10))[0]
+    small, large = torch.log(torch.tensor([[0.25, 0.75]])), torch.log(torch.tensor([[0.5, 0.5]]))
+    loss = strategy.loss([small, large, large], torch.tensor([0]), TASK, phase, strategy.step(phase, 0))
+    assert loss.total.item() == pytest.approx((0.143841 + 0 + 0.693147) / 3, abs=1e-6)
+
+
+def test_small_scales_come_alone_and_hold_the_rate_before_all_come_together():
+    phases = ProgressiveSimultaneous((16, 24, 32)).phases(Budget(12, 100, 10))
+    assert [(phase.sizes, phase.epochs, phase.lr_weight) for phase in phases] == [
+        ((16,), 4, 0),
+        ((24,), 4, 0),
+        ((16, 24, 32), 4, 1),
+    ]
+    chosen = ProgressiveSimultaneous((16, 24, 32), together_epochs=8).phases(Budget(10, 100, 10))
+    assert [phase.epochs for phase in chosen] == [1, 1, 8]
+
+
+def test_a_finish_adds_a_phase_of_the_head_at_the_larger_size():
+    before = Progressive((16, 24))
+    strategy = Finish(before, 32, 2)
+    phases = strategy.phases(Budget(6, 100, 10))
+    assert phases[:2] == before.phases(Budget(4, 100, 10))
+    last = phases[2]
+    assert (last.sizes, last.epochs, last.trainable, last.lr_restart) == ((32,), 2, ("head", "last_norm"), True)
+    assert [spec.name for spec in strategy.eval_specs()] == ["16px", "24px", "32px"]
+    assert strategy.selection().name == "32px"
+    assert Finish(Simultaneous((16, 24)), 32).norm() == NormPolicy("full", (16, 24, 32))
+    assert Finish(SingleScale(24), 32).norm() == NormPolicy("off", (32,))
+
+
+def test_a_finish_is_built_from_flags_beside_those_of_any_strategy():
+    built = build("progressive", {"scales": (16, 24), "ramp": True, "finish_size": 32, "finish_epochs": 2})
+    assert built == Finish(Progressive((16, 24), ramp=True), 32, 2)
+    assert built.to_dict()["strategy"] == "progressive"
+    with pytest.raises(InputError, match="--consistency-ramp would be ignored by --strategy sandwich"):
+        build("sandwich", {"scales": (16, 24, 32), "consistency_ramp": False})
+    with pytest.raises(InputError, match="--finish-epochs would be ignored without --finish-size"):
+        build("single", {"img_size": 32, "finish_epochs": 2})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Finish(SingleScale(32), 32), "--finish-size 32: larger than the 32 px"),
+        (lambda: Finish(Simultaneous((16, 24)), 20), "--finish-size 20: larger than the 24 px"),
+        (lambda: Finish(SingleScale(32), 40, 0), "--finish-epochs 0: 1 or more"),
+        (lambda: Finish(Finish(SingleScale(16), 24), 32), "a run has one finish"),
+        (
+            lambda: Finish(Progressive((16, 24), (2, 2)), 32).phases(Budget(4, 100, 10)),
+            "must be --epochs 3; 1 of --epochs 4 are the finish",
+        ),
+        (lambda: ProgressiveSimultaneous((16, 24), 0).phases(Budget(6, 100, 10)), "together_epochs=0: 1 to 5"),
+        (lambda: ProgressiveCompute((16, 32), "1,2"), r"stage_compute=1,2: .*in brackets.*such as \[1,2,2\]"),
+        (
+            lambda: Finish(SingleScale(32), 40, 3).phases(Budget(3, 100, 10)),
+            "--finish-epochs 3: at most 2 of --epochs 3",
+        ),
+        (lambda: Sandwich((16, 32)), "--scales 16/32: --strategy sandwich needs 3 or more"),
+        (lambda: Sandwich((16, 24, 32), 1.2), "--consistency-share 1.2"),
+        (lambda: Sampled((16, 32), 1.0), "target_share=1"),
+        (lambda: Progressive((16, 32), grow_batch="cubic"), "--grow-batch cubic: one of off, sqrt, linear"),
+        (lambda: ProgressiveCompute((16, 32), (1,)), "stage_compute=.*2 numbers above 0"),
+        (lambda: ProgressiveCompute((16, 32)).phases(Budget(1, 100, 10)), "every scale needs an epoch"),
+        (lambda: ProgressiveSimultaneous((16, 24, 32)).phases(Budget(2, 100, 10)), "--epochs 2: .* need 3"),
+        (lambda: ProgressiveSimultaneous((16, 24, 32), 6).phases(Budget(6, 100, 10)), "together_epochs=6: 1 to 4"),
+        (
+            lambda: Simultaneous((16, 32), 0.5, consistency_share=0.5),
+            "--consistency-weight and --consistency-share are two forms",
+        ),
+        (lambda: Simultaneous((16, 32), consistency_gate=True), "--consistency-gate would be ignored without"),
+        (
+            lambda: Simultaneous((16, 32), 0.5, consistency_temperature=2),
+            "--consistency-temperature would be ignored without --consistency-share",
+        ),
+    ],
+)
+def test_a_newer_strategy_is_refused_with_its_flag_when_it_makes_no_sense(make, words: str):
+    with pytest.raises(InputError, match=words):
+        make()

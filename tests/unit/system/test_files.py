@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and where the cache lies."""
+"""Files that are whole or not there."""
 
 import hashlib
 import json
@@ -9,17 +9,6 @@ import numpy as np
 import pytest
 
 from toolkit.system import files
-
-
-def test_the_cache_is_where_the_environment_says_when_it_says_so(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "here"))
-    assert files.cache_dir() == tmp_path / "here"
-    monkeypatch.delenv("TOOLKIT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert files.cache_dir() == tmp_path / "xdg" / "toolkit"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert files.cache_dir() == tmp_path / ".cache" / "toolkit"
 
 
 def test_a_file_holds_the_text_and_nothing_is_left_beside_it_when_written_twice(tmp_path: Path):

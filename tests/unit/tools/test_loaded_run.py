@@ -40,7 +40,7 @@ def test_a_model_with_a_table_of_positions_is_opened_when_another_size_is_asked_
 
 
 def test_a_size_is_refused_when_the_architecture_cannot_take_it(tmp_path: Path):
-    saved(tmp_path, "test_vit", SingleScale(32), 32)
+    saved(tmp_path, "mixer_s32_224", SingleScale(32), 32)
     with pytest.raises(InputError, match="cannot take 20 px"):
         load_run(tmp_path, [20])
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from toolkit import InputError, Progressive, Settings, Simultaneous, SingleScale
+from toolkit.strategies import Finish, ProgressiveCompute, ProgressiveSimultaneous
 from toolkit.strategies.base import Budget, Phase, Step
 from toolkit.training.step_plan import describe_steps, make_step_plan
 
@@ -123,12 +124,20 @@ def changed_at(place: int, at: int, **values: object) -> Altered:
         (changed_at(1, 0, sizes=(16, 16)), r"step 0 of phase 1 has sizes \(16, 16\): at least one, in ascending order"),
         (changed_at(1, 0, sizes=()), r"step 0 of phase 1 has sizes \(\): at least one, in ascending order"),
         (Altered(32, changes=({"batch_size": 0}, {})), "Altered.phases: phase 0 has batch_size 0: 1 or more"),
+        (Altered(32, changes=({}, {"regularization": -0.5})), "phase 1 has regularization -0.5: 0 or more"),
     ],
 )
 def test_a_strategy_is_refused_by_name_when_a_step_does_not_fit_its_phase(strategy: Altered, words: str):
     assert make_step_plan(settings(), Altered(32), 120, 1).steps == 10 + 15  # control
     with pytest.raises(InputError, match=words):
         make_step_plan(settings(), strategy, 120, 1)
+
+
+def test_the_plan_shows_the_regularization_of_a_phase_where_it_is_not_all():
+    strategy = Progressive((16, 32), (1,), regularization_from=1 / 3)
+    *_, first, last = describe_steps(make_step_plan(settings(), strategy, 120, 1), strategy, 120)
+    assert first.endswith("epochs 0-0, 5 steps at 16 px, 33% of the regularization")
+    assert last.endswith("epochs 1-3, 15 steps at 32 px")
 
 
 def test_steps_of_a_long_phase_are_checked_at_its_ends_only():
@@ -186,3 +195,55 @@ def test_batches_are_described_as_the_phases_have_them():
         "phase 1   epochs 1-3, 15 steps of 24 images at 16+32 px",
     ):
         assert words in text
+
+
+def rates(strategy, warmup: float = 0.0) -> list[float]:
+    """Where the schedule stands at each step of 12 epochs of 10 steps."""
+    plan = make_step_plan(settings(epochs=12, batch_size=10), strategy, 100, 1)
+    return [plan.schedule_progress(step, warmup) for step in range(plan.steps)]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_the_schedule_follows_the_images_of_the_run_when_phases_are_alike(warmup: float):
+    expected = [(step + 0.5) / 120 for step in range(120)]
+    assert rates(SingleScale(16), warmup) == expected
+    assert rates(Progressive((16, 24)), warmup) == expected
+
+
+def test_the_schedule_follows_the_compute_when_stages_have_the_same():
+    found = rates(ProgressiveCompute((16, 32)))  # 10 epochs at a quarter of the cost, and 2
+    assert found[49] == pytest.approx(49.5 / 4 / (100 / 4 + 20))
+    assert found[99] == pytest.approx(99.5 / 4 / 45)
+    assert found[100] == pytest.approx((100 / 4 + 0.5) / 45)
+    warm = rates(ProgressiveCompute((16, 32)), warmup=0.1)
+    assert warm[11] == pytest.approx(11.5 / 120)  # the warm-up is a share of the images
+    assert warm[12] == pytest.approx(0.1 + 0.9 * (0.5 / 4) / (88 / 4 + 20))
+    assert warm == sorted(warm)
+
+
+def test_the_rate_stays_at_its_peak_until_all_sizes_come_together():
+    found = rates(ProgressiveSimultaneous((16, 24, 32)), warmup=0.1)
+    assert found[:12] == [(step + 0.5) / 120 for step in range(12)]
+    assert found[12:80] == [0.1] * 68
+    assert found[80] == pytest.approx(0.1 + 0.9 * 0.5 / 40)
+    assert found[119] == pytest.approx(0.1 + 0.9 * 39.5 / 40)
+
+
+def test_the_schedule_ends_before_a_finish_and_begins_again_after_its_warm_up():
+    found = rates(Finish(SingleScale(16), 24, 2), warmup=0.1)
+    assert found[:12] == [(step + 0.5) / 120 for step in range(12)]  # the warm-up is a share of the whole run
+    assert found[12:100] == pytest.approx([0.1 + 0.9 * (step + 0.5) / 88 for step in range(88)])
+    assert found[100:] == pytest.approx([0.1 + 0.9 * (step + 0.5) / 20 for step in range(20)])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"patience": 3}, "--patience would be ignored: it follows the last phase, a finish of 2 epoch"),
+        ({"scheduler": "plateau"}, "--scheduler plateau would be ignored: .* a finish of 2 epoch"),
+    ],
+)
+def test_patience_and_plateau_are_refused_when_only_a_finish_would_count(values: dict, words: str):
+    with pytest.raises(InputError, match=words):
+        make_step_plan(settings(epochs=12, **values), Finish(SingleScale(16), 24, 2), 120, 1)
+    make_step_plan(settings(epochs=12, patience=1), Finish(SingleScale(16), 24, 2), 120, 1)

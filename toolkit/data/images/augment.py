@@ -18,6 +18,7 @@ from toolkit.data.images.seeding import seed_globals
 from toolkit.data.images.transform import Transform
 
 CROP_TRIES = 10
+MOST_MAGNITUDE = 10.0  # of RandAugment
 CROP_RATIO = (3 / 4, 4 / 3)
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # as in timm
 CROP_STREAM, COLOR_STREAM, ERASE_STREAM = 1, 2, 3  # separate the random draws of one sample
@@ -93,7 +94,7 @@ class Augmenter:
     ) -> tuple[list[Box], list[bool]]:
         """The crop box of each image, and whether to mirror it."""
         draws = uniforms(self.seed, CROP_STREAM, epoch, ids, 1 + 4 * CROP_TRIES)
-        smallest = 1 - regularization * (1 - self.crop_scale)
+        smallest = max(0.0, 1 - regularization * (1 - self.crop_scale))
         boxes = random_resized_crops(widths.astype(np.int64), heights.astype(np.int64), smallest, draws[:, 1:])
         return [Box(*box) for box in boxes.tolist()], (self.hflip & (draws[:, 0] < 0.5)).tolist()
 
@@ -111,9 +112,8 @@ class Augmenter:
         """timm's RandAugment, then color jitter; both use the global generators, which are seeded here per sample."""
         seed_globals(self.seed, COLOR_STREAM, epoch, sample)
         image: Any = Image.fromarray(pixels)
-        for transform in _color_transforms(
-            self.rand_augment * regularization, self.color_jitter * regularization, len(pixels)
-        ):
+        magnitude = min(self.rand_augment * regularization, MOST_MAGNITUDE)
+        for transform in _color_transforms(magnitude, self.color_jitter * regularization, len(pixels)):
             image = transform(image)
         return np.array(image)
 

@@ -1,23 +1,32 @@
 """Decodes a file's bytes to a uint8 crop of a given size: simplejpeg for JPEG, PIL for the rest and for unusual JPEGs.
 
 EXIF orientation is applied. Gray is repeated to three channels, palettes are expanded, CMYK is converted to RGB. Alpha
-is dropped; the colors under it are kept. Gray of 9 to 16 bits is scaled to 8 bits. Float pixels must be in [0, 1].
-Longer or signed integers are rejected, because their range is unknown. The first frame of an animation is used. A JPEG
-is rejected if libjpeg reports missing or wrong data; PIL ignores these reports and would leave parts gray.
+is dropped; the colors under it are kept. Gray of more than 8 bits is mapped to 8 bits (gray.py). The first frame of an
+animation is used. A JPEG is rejected if libjpeg reports missing or wrong data; PIL ignores these reports and would
+leave parts gray.
 """
 
 import io
 import re
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from toolkit.data.images.header import MAX_PIXELS, UNREADABLE, TooLargeError, open_image, reason_of
+from toolkit.config.choices import GrayRange
+from toolkit.data.images.gray import AS_STORED, is_deep, to_bytes
+from toolkit.data.images.header import (
+    MAX_PIXELS,
+    START,
+    UNREADABLE,
+    TooLargeError,
+    open_image,
+    reason_of,
+    silence_libraries,
+    tidied,
+)
 
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations; applied after transposing 5 ... 8
 SCALES = (4, 2)  # denominators of scaled JPEG decoding that save time; 3/8 ... 7/8 are slower than decoding in full
@@ -44,18 +53,23 @@ class Box(NamedTuple):
 
 
 def decode(
-    content: bytes, box: Box | None = None, size: int | None = None, orientation: int = 1, scaled: bool = False
+    content: bytes,
+    box: Box | None = None,
+    size: int | None = None,
+    orientation: int = 1,
+    gray: GrayRange = AS_STORED,
+    scaled: bool = False,
 ) -> np.ndarray:
     """The box of an upright image as size x size x 3 uint8 RGB, antialiased; without box and size, the whole image.
 
-    `orientation`: EXIF's, from the header. `scaled`: decode a JPEG at 1/2 or 1/4 if the box is then still at least
-    twice the target. Raises ValueError with the reason.
+    `orientation`: EXIF's, from the header. `gray`: how more than 8 bits become 8. `scaled`: decode a JPEG at 1/2 or 1/4
+    if the box is then still at least twice the target. Raises ValueError with the reason.
     """
     if box is None or size is None:
-        return upright(read_pixels(content)[0], orientation)
+        return upright(read_pixels(content, gray=gray)[0], orientation)
     enlarged = min(box.width, box.height) / size
     denominator = next((d for d in SCALES if scaled and enlarged >= MARGIN * d), 1)
-    pixels, full = read_pixels(content, denominator, rough_chroma=scaled and enlarged >= CHROMA_MARGIN)
+    pixels, full = read_pixels(content, denominator, gray, rough_chroma=scaled and enlarged >= CHROMA_MARGIN)
     box = _as_stored(box, orientation, *full)
     if pixels.shape[:2] != full:
         box = _reduced(box, denominator)
@@ -85,17 +99,25 @@ def _reduced(box: Box, denominator: int) -> Box:
     return Box(left, top, right - left, bottom - top)
 
 
-def read_pixels(content: bytes, denominator: int = 1, rough_chroma: bool = False) -> tuple[np.ndarray, tuple[int, int]]:
+def read_pixels(
+    content: bytes, denominator: int = 1, gray: GrayRange = AS_STORED, rough_chroma: bool = False
+) -> tuple[np.ndarray, tuple[int, int]]:
     """The image as stored, H x W x 3 uint8 RGB, and its full height and width.
 
     A JPEG is decoded at 1/denominator of that size, rounded up. Raises ValueError with the reason.
     """
     try:
-        if content[:3] == b"\xff\xd8\xff":
-            drawn = _read_jpeg(content, denominator, rough_chroma)
+        if content.startswith(START):
+            try:
+                drawn = _read_jpeg(content, denominator, rough_chroma)
+            except TooLargeError:
+                raise
+            except ValueError:  # perhaps all that is wrong stands before the pixels
+                content = tidied(content)
+                drawn = _read_jpeg(content, denominator, rough_chroma)
             if drawn is not None:
                 return drawn
-        pixels = _read_by_pil(content)
+        pixels = _read_by_pil(content, gray)
     except UNREADABLE as error:
         raise ValueError(reason_of(error)) from None
     return pixels, pixels.shape[:2]
@@ -134,45 +156,21 @@ def _by_simplejpeg(content: bytes, denominator: int, rough_chroma: bool) -> tupl
     return pixels, (height, width)
 
 
-def _read_by_pil(content: bytes) -> np.ndarray:
+def _read_by_pil(content: bytes, gray: GrayRange) -> np.ndarray:
     if not content:
         raise ValueError("the file is empty")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # PIL raises above MAX_PIXELS and for other faults
-        with open_image(io.BytesIO(content)) as image:
-            return from_pil(image)
+    with open_image(io.BytesIO(content)) as image:
+        return from_pil(image, gray)
 
 
-def from_pil(image: Image.Image) -> np.ndarray:
+def from_pil(image: Image.Image, gray: GrayRange = AS_STORED) -> np.ndarray:
     """The pixels of a PIL image, H x W x 3 uint8 RGB, by the rules above; raises the errors of PIL, or ValueError."""
-    if image.mode.startswith("I") or image.mode == "F":
-        gray = _to_bytes(np.array(image), _bits(image))
-        return np.repeat((255 - gray if _white_is_zero(image) else gray)[..., None], 3, axis=-1)
+    silence_libraries()
+    if is_deep(image.mode):
+        return np.repeat(to_bytes(image, gray)[..., None], 3, axis=-1)
     if image.mode == "P" and "transparency" in image.info:
         return np.array(image.convert("RGBA").convert("RGB"))
     return np.array(image.convert("RGB"))
-
-
-def _bits(image: Image.Image) -> int:
-    """Bits per pixel of an image that PIL reads into 16 bits; PIL scales up all formats but TIFF."""
-    return int(image.tag_v2.get(BITSPERSAMPLE, (16,))[0]) if isinstance(image, TiffImageFile) else 16
-
-
-def _white_is_zero(image: Image.Image) -> bool:
-    """Whether the caller has to invert black and white; PIL itself inverts only images of 8 bits."""
-    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
-
-
-def _to_bytes(values: np.ndarray, bits: int) -> np.ndarray:
-    """Gray of more than 8 bits as uint8; raises ValueError if its range is unknown."""
-    if np.issubdtype(values.dtype, np.floating):
-        low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 1):  # also true for a NaN
-            raise ValueError(f"float pixels from {low:g} to {high:g}: they must lie in [0, 1]")
-        return np.round(values * 255).astype(np.uint8)
-    if values.dtype.itemsize == 2:
-        return (values.astype(np.uint32) * 255 // (2**bits - 1)).astype(np.uint8)
-    raise ValueError("integer pixels of more than 16 bits or with a sign: their range is unknown")
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,18 +1,24 @@
 """Reads the header of an image file, without decoding any pixel: size, orientation, format."""
 
+import contextlib
+import ctypes
+import importlib
+import io
+import logging
 import re
 import struct
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import IO, NamedTuple
 
 from PIL import Image
 
+from toolkit.data.images.formats import FORMATS, stranger
 from toolkit.system.errors import first_line
 
-# The only formats tried: other formats of PIL run programs (EPS calls Ghostscript) or need plugins.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 ORIENTATION = 0x0112  # the EXIF tag
+START = b"\xff\xd8"  # of a JPEG
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 MAX_PIXELS = 2 * 89_478_485  # PIL's limit for decompression bombs, applied to every format
@@ -20,6 +26,9 @@ FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG marker
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})  # JPEG markers without a length
 MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of a JPEG, by its number of components
+MOST_ASTRAY = 1 << 20  # bytes before a marker that are passed over
+KEPT = frozenset({0xE0, 0xEE})  # application segments that say how colors are stored: JFIF's and Adobe's
+PIL_MODULES = re.compile(r"PIL\.")
 # Errors that PIL raises on invalid or truncated images; found by flipping bits in files of every format.
 UNREADABLE = (
     OSError,
@@ -55,12 +64,12 @@ def read_header(stream: IO[bytes]) -> Header:
 
     Raises OSError only if the storage fails, not because of the image.
     """
-    start = stream.read(3)
+    start = stream.read(len(START))
     if not start:
         raise ValueError("the file is empty")
     stream.seek(0)
     try:
-        header = _read_jpeg(stream) if start == b"\xff\xd8\xff" else _read_other(stream)
+        header = _read_jpeg(stream) if start == START else _read_other(stream)
     except Image.DecompressionBombError as error:
         raise TooLargeError(reason_of(error)) from None
     except UNREADABLE as error:
@@ -82,14 +91,44 @@ def reason_of(error: Exception) -> str:
 
 
 def open_image(stream: IO[bytes]) -> Image.Image:
-    """Image.open, restricted to FORMATS."""
-    return Image.open(stream, formats=_formats())
+    """Image.open of FORMATS, see `silence_libraries`; raises ValueError naming a known format that is not read."""
+    silence_libraries()
+    try:
+        return Image.open(stream, formats=readable_formats())
+    except Image.UnidentifiedImageError:
+        stream.seek(0)
+        if what := stranger(stream.read(32)):
+            raise ValueError(what) from None
+        raise
+
+
+def silence_libraries() -> None:
+    """Keep what PIL warns of and logs, and libtiff prints, from the screen: it names no file.
+
+    Faults raise errors, which do, and MAX_PIXELS limits the size. `warnings.catch_warnings` is none for threads, which
+    decode at the same time.
+    """
+    if not any(kind == "ignore" and module == PIL_MODULES for kind, _, _, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=PIL_MODULES.pattern)
+    _silence_logs()
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def _silence_logs() -> None:
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with contextlib.suppress(OSError, AttributeError):  # no Linux, or a PIL without libtiff
+        mapped = Path("/proc/self/maps").read_text()
+        for path in {line.split(maxsplit=5)[-1] for line in mapped.splitlines() if "/libtiff" in line}:
+            ctypes.CDLL(path).TIFFSetErrorHandler(None)
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of FORMATS that are read here: AVIF needs Pillow 11.3, HEIF pillow-heif."""
     Image.init()
-    return tuple(form for form in FORMATS if form in Image.OPEN)  # AVIF needs Pillow 11.3
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return tuple(form for form in FORMATS if form in Image.OPEN)
 
 
 def _orientation(exif: Image.Exif) -> int | None:
@@ -105,6 +144,7 @@ def _orientations_of_segment(content: bytes) -> tuple[int | None, int | None]:
         return None, int(match[1]) if match else None
     if content.startswith(b"Exif\0\0"):
         exif = Image.Exif()
+        silence_libraries()
         try:
             exif.load(content)
             return _orientation(exif), None
@@ -115,15 +155,12 @@ def _orientations_of_segment(content: bytes) -> tuple[int | None, int | None]:
 
 def _read_jpeg(stream: IO[bytes]) -> Header:
     """Walk the segments up to the frame header: about 20 us, against 100 us for PIL's full parse."""
-    stream.seek(2)
+    stream.seek(len(START))
     by_exif = by_xmp = None
     while True:
-        marker = stream.read(2)
-        while marker[-1:] == b"\xff" and len(marker) == 2:  # fill bytes
-            marker = b"\xff" + stream.read(1)
-        if len(marker) < 2 or marker[0] != 0xFF or marker[1] in (0xD9, 0xDA):
+        code = _next_marker(stream)
+        if code in (None, 0xD9, 0xDA):
             raise ValueError("JPEG without a frame header")
-        code = marker[1]
         if code in BARE_MARKERS:
             continue
         length = int.from_bytes(stream.read(2)) - 2
@@ -144,12 +181,40 @@ def _read_jpeg(stream: IO[bytes]) -> Header:
             stream.seek(max(0, length), 1)
 
 
+def _next_marker(stream: IO[bytes]) -> int | None:
+    """The code of the next JPEG marker, as libjpeg finds it: bytes that are astray are passed over; None at the end."""
+    for _ in range(MOST_ASTRAY):
+        byte = stream.read(1)
+        while byte == b"\xff":  # more of them are fill bytes
+            byte = stream.read(1)
+            if byte not in (b"\xff", b"\0"):
+                return byte[0] if byte else None
+        if not byte:
+            return None
+    return None
+
+
+def tidied(content: bytes) -> bytes:
+    """A JPEG without what may be astray or broken before its pixels and is not needed for them.
+
+    That is bytes before a marker, and application segments such as a color profile. The same bytes if it has no pixels.
+    """
+    stream, kept = io.BytesIO(content), [START]
+    stream.seek(len(START))
+    while (code := _next_marker(stream)) not in (None, 0xD9):
+        length = b"" if code in BARE_MARKERS else stream.read(2)
+        if code == 0xDA:
+            return b"".join([*kept, b"\xff\xda", length, content[stream.tell() :]])
+        segment = stream.read(max(0, int.from_bytes(length) - 2)) if length else b""
+        if code not in range(0xE0, 0xF0) or code in KEPT:
+            kept.append(bytes((0xFF, code)) + length + segment)
+    return content
+
+
 def _read_other(stream: IO[bytes]) -> Header:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # faults raise errors; MAX_PIXELS limits the size
-        with open_image(stream) as image:
-            orientation = None if image.format == "TIFF" else _orientation_at_the_start(image)  # PIL turns TIFF upright
-            return Header(*image.size, orientation or 1, image.format or "?", image.mode)
+    with open_image(stream) as image:
+        orientation = None if image.format == "TIFF" else _orientation_at_the_start(image)  # PIL turns TIFF upright
+        return Header(*image.size, orientation or 1, image.format or "?", image.mode)
 
 
 def _orientation_at_the_start(image: Image.Image) -> int | None:

@@ -1,5 +1,6 @@
 """Resolves `--cache` once per run, describes the choice in the run's plan, and opens the readers."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from toolkit.data.loading.downscaled import downscaled_side, is_worthwhile, open
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Index, Splits
 from toolkit.strategies.base import Phase
-from toolkit.system import files
+from toolkit.system import places, storage
 from toolkit.system.errors import InputError
 
 GB = 1e9
@@ -78,9 +79,9 @@ def choose_cache(settings: Settings, splits: Splits, phases: Sequence[Phase], fr
 def open_readers(choice: CacheChoice, index: Index, cache_dir: Path | None) -> tuple[ImageReader, ...]:
     """One reader of the training images per phase; phases with the same size share a reader.
 
-    Writes missing downscaled copies. Raises InputError if memory or disk space runs out.
+    Writes missing downscaled copies. Raises InputError if memory or disk space runs out, OSError for other reasons.
     """
-    folder = cache_dir or files.cache_dir()
+    folder = cache_dir or places.cache_dir()
     remember = choice.kind == "ram"
 
     def reader(side: int | None) -> ImageReader:
@@ -91,10 +92,12 @@ def open_readers(choice: CacheChoice, index: Index, cache_dir: Path | None) -> t
                 return ImageReader(shrunk(index, side), True, index)
             return ImageReader(open_downscaled(index, side, folder))
         except OSError as error:  # out of memory or disk space
+            if error.errno != errno.ENOMEM and not storage.concerns_place(error):
+                raise
             where = error.filename or folder
             raise InputError(
-                f"--cache {choice.kind}: {where}: {error.strerror}; --cache-dir names another place, and "
-                "--cache off needs none"
+                f"--cache {choice.kind}: {where}: {storage.explain(error, folder)}; --cache-dir names another "
+                "place, and --cache off needs none"
             ) from None
 
     known = {side: reader(side) for side in {*choice.sides}}

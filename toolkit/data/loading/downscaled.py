@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from filelock import FileLock
 from tqdm import tqdm
 
 from toolkit.data.images.decode import reduce_to
@@ -20,6 +19,7 @@ from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import ALONE, Index
 from toolkit.system import files, host
 from toolkit.system.errors import BadSampleError
+from toolkit.system.locks import locked
 
 VERSION = 6  # of the file format and of how images are decoded
 # Training uses a copy at half of its size or less. There, halved chroma still has a value for each pixel, and decoding
@@ -59,7 +59,7 @@ def open_downscaled(index: Index, side: int, cache: Path) -> Index:
     """
     folder = cache / "tiers" / f"{_key(index)}-{side}px-v{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with locked(f"{folder}.lock"):
         arrays = _read(folder)
         if arrays is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +92,8 @@ def _read(folder: Path) -> dict[str, np.ndarray] | None:
 
 def _key(index: Index) -> str:
     columns = (index.names.blob, index.names.ends, index.offset, index.length, index.width, index.height)
-    return files.key(index.root, index.stamp, *(column.tobytes() for column in columns))
+    gray = [index.gray] if index.gray != "16bit" else []  # so that copies of earlier versions stay in use
+    return files.key(index.root, index.stamp, *gray, *(column.tobytes() for column in columns))
 
 
 def _write(index: Index, side: int, folder: Path) -> None:
@@ -107,8 +108,7 @@ def _write(index: Index, side: int, folder: Path) -> None:
             for name, value in zip(COLUMNS, (end, len(content), width, height), strict=True):
                 columns[name][i] = value
             end += len(content)
-        file.flush()
-        os.fsync(file.fileno())
+    files.sync(folder / "images.bin")
     files.write_arrays(folder / "index.npz", columns)
 
 

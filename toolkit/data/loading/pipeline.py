@@ -1,6 +1,6 @@
 """The data pipeline of a run: sample order, augmentation, one reader per phase, and workers that load batches."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from toolkit.data.loading.cache import CacheChoice, open_readers
 from toolkit.data.loading.prefetch import fetching_ahead
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.sampler import BatchSpec, Epoch, RankShare, Sampler, Shards, micro_batches
-from toolkit.data.loading.workers import by_processes, by_threads
+from toolkit.data.loading.workers import by_processes, by_threads, wait_on
 from toolkit.data.sources.index import Index, Splits
 from toolkit.strategies.base import Phase, Strategy
 from toolkit.system.errors import InputError
@@ -25,6 +25,7 @@ class DataPipeline:
     """Loads the batches of a run.
 
     `sources`: readers of the training images, one per phase. `evaluated`: readers of the other splits, by name.
+    `kept_gb`: memory that decoded images will take in each process.
     """
 
     sampler: Sampler
@@ -35,29 +36,52 @@ class DataPipeline:
     workers: int
     timeout_s: float
     quarantine: bool
+    kept_gb: float
 
     @property
     def in_processes(self) -> bool:
         """Whether worker processes load the batches, instead of threads."""
-        return self.augmenter.holds_interpreter or self.sources[0].index.items is not None
+        return loads_in_processes(self.augmenter, self.sources[0].index)
 
     def builder(self, phase: Phase) -> TrainBatchBuilder:
         return TrainBatchBuilder(self.sources[phase.index], self.augmenter, self.mixer, self.quarantine)
 
-    def batches(self, epoch: Epoch, from_step: int, share: RankShare) -> Iterator[Batch]:
-        """One process's micro-batches of an epoch, starting at optimizer step `from_step` of the run."""
+    def batches(
+        self, epoch: Epoch, from_step: int, share: RankShare, waiting: Callable[[], None] = wait_on
+    ) -> Iterator[Batch]:
+        """One process's micro-batches of an epoch, starting at optimizer step `from_step` of the run.
+
+        `waiting`: called about once a second while a batch is waited for; it may raise.
+        """
         whole = self.sampler.batch_specs(epoch, from_step)
         batch_specs = (part for spec in whole for part in micro_batches(spec, share))
         by, builder = by_processes if self.in_processes else by_threads, self.builder(epoch.phase)
 
         def load(batch_specs: Iterable[BatchSpec]) -> Iterator[Batch]:
-            return by(batch_specs, builder, self.workers, self.timeout_s)
+            return by(batch_specs, builder, self.workers, self.timeout_s, waiting)
 
         if not builder.pixels.remote:
             return load(batch_specs)
         return fetching_ahead(
             load, batch_specs, builder.pixels.index, self.sampler.windows(epoch.number, epoch.rollbacks), share.rank
         )
+
+
+def make_augmenter(settings: Settings, transform: Transform | None) -> Augmenter:
+    return Augmenter(
+        settings.crop_scale,
+        settings.hflip,
+        settings.seed,
+        settings.rand_augment,
+        settings.color_jitter,
+        settings.random_erasing,
+        transform,
+    )
+
+
+def loads_in_processes(augmenter: Augmenter, train: Index) -> bool:
+    """Whether worker processes load the batches, instead of threads."""
+    return augmenter.holds_interpreter or train.items is not None
 
 
 def open_pipeline(
@@ -69,19 +93,11 @@ def open_pipeline(
     transform: Transform | None = None,
 ) -> DataPipeline:
     """The pipeline of a run; writes missing downscaled copies. `transform`: the user's own."""
-    seed, remember = settings.seed, cache.kind == "ram"
+    remember = cache.kind == "ram"
     return DataPipeline(
-        sampler=Sampler(len(splits.train), seed, strategy, _shards(splits.train)),
-        augmenter=Augmenter(
-            settings.crop_scale,
-            settings.hflip,
-            seed,
-            settings.rand_augment,
-            settings.color_jitter,
-            settings.random_erasing,
-            transform,
-        ),
-        mixer=Mixer(settings.mixup, settings.cutmix, seed),
+        sampler=Sampler(len(splits.train), settings.seed, strategy, _shards(splits.train)),
+        augmenter=make_augmenter(settings, transform),
+        mixer=Mixer(settings.mixup, settings.cutmix, settings.seed),
         sources=open_readers(cache, splits.train, settings.cache_dir),
         evaluated={
             name: ImageReader(index, remember and name == "val")
@@ -91,6 +107,7 @@ def open_pipeline(
         workers=workers,
         timeout_s=settings.loader_timeout_s,
         quarantine=settings.on_bad_sample == "quarantine",
+        kept_gb=cache.decoded_gb if remember else 0.0,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.config.choices import GrayRange
 from toolkit.config.settings import Settings
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import call_in_processes
@@ -41,19 +42,19 @@ def label_reader(settings: Settings) -> ReadLabels:
             log.info("data      reading the labels of %d images once: data[%r] has no targets", items.count, items.name)
         pieces = [positions[start : start + PIECE] for start in range(0, len(positions), PIECE)]
         at_once = min(max(1, workers), len(pieces))
-        labels = call_in_processes(_labels_of(items), pieces, at_once, settings.loader_timeout_s)
+        labels = call_in_processes(_labels_of(items, settings.range), pieces, at_once, settings.loader_timeout_s)
         return [label for piece in labels for label in piece]
 
     return read_labels
 
 
-def _labels_of(items: Items) -> Callable[[Sequence[int]], list[Any]]:
+def _labels_of(items: Items, gray: GrayRange) -> Callable[[Sequence[int]], list[Any]]:
     def read(positions: Sequence[int]) -> list[Any]:
         return [label_of(position) for position in positions]
 
     def label_of(position: int) -> Any:
         try:
-            return np.asarray(items.read(position)[1])
+            return np.asarray(items.read(position, gray)[1])
         except BadSampleError as error:
             return error
 

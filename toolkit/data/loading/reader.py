@@ -79,7 +79,7 @@ class ImageReader:
         assert items is not None
         if get_worker_info() is not None:
             seed_globals(seed, READ_STREAM, epoch, i)
-        pixels, label = items.read(position)
+        pixels, label = items.read(position, self.index.gray)
         if items.labeled:
             items.check_label(position, label, self.index.labels[i])
         return pixels
@@ -100,7 +100,7 @@ class ImageReader:
             if not files.width[i]:  # unreadable when it was indexed: raise the reason
                 read_header(io.BytesIO(content))
                 raise ValueError("the file changed since it was indexed")
-            pixels = decode(content, box, size, int(files.orientation[i]), scaled=True)
+            pixels = decode(content, box, size, int(files.orientation[i]), files.gray, scaled=True)
             expected = int(files.height[i]), int(files.width[i])
             if box is None and pixels.shape[:2] != expected:
                 raise ValueError(f"is now {pixels.shape[1]} x {pixels.shape[0]} px, not as it was indexed")

@@ -1,5 +1,6 @@
 """Loads uint8 batches in order, a few ahead: in threads, or in processes for work that holds the interpreter lock."""
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -8,9 +9,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as WaitedTooLongError
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,14 +19,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from toolkit.data.loading.batches import BatchBuilder, R, T, load
 from toolkit.data.sources.index import Index
-from toolkit.system.errors import WORKER_DIED, InputError, LoaderError, expected
+from toolkit.system.errors import WORKER_DIED, InputError, LoaderError, PreemptedError, expected
 
 AHEAD = 2  # batches in flight beyond the one that the caller takes
 PIECE = 8  # minimum number of images that one thread takes at a time
 STOP_S = 6  # how long a worker process survives SIGTERM: by then all ranks know the step to stop at
 LEAVE = signal.SIGALRM  # makes a worker process exit at once, with code 0: torch raises for any other code
+ASK_S = 1.0  # how often the caller is asked, while no batch comes, whether to wait on
 CLOSE_S = 5.0  # longest wait for the threads on close
+TIMED_OUT = "DataLoader timed out"  # how torch's error begins
 HINT = "is the storage of --data-root alive? --loader-timeout-s waits longer"
+
+
+def wait_on() -> None:
+    """What is asked while no batch comes; another such function may raise, to end the waiting."""
 
 
 class Threads:
@@ -77,10 +83,17 @@ def _pieces(count: int, threads: int) -> Iterator[range]:
     return (range(start, min(start + length, count)) for start in range(0, count, length))
 
 
-def by_threads(batch_specs: Iterable[R], builder: BatchBuilder[R, T], threads: int, timeout_s: float) -> Iterator[T]:
+def by_threads(
+    batch_specs: Iterable[R],
+    builder: BatchBuilder[R, T],
+    threads: int,
+    timeout_s: float,
+    waiting: Callable[[], None] = wait_on,
+) -> Iterator[T]:
     """One batch per spec, in order; with 0 threads, loaded in the calling thread.
 
-    An error is raised in place of its batch; LoaderError if a thread takes longer than `timeout_s`.
+    An error is raised in place of its batch; LoaderError if a thread takes longer than `timeout_s`. `waiting`: called
+    about once a second while a batch is waited for.
     """
     if threads == 0:
         yield from (load(builder, spec) for spec in batch_specs)
@@ -90,7 +103,12 @@ def by_threads(batch_specs: Iterable[R], builder: BatchBuilder[R, T], threads: i
     def taken() -> T:
         spec, memory, pieces = pending.popleft()
         for piece in pieces:
-            piece.result(timeout_s)
+            deadline = time.monotonic() + timeout_s
+            while not piece.done() and not wait([piece], min(ASK_S, timeout_s)).done:
+                waiting()
+                if time.monotonic() > deadline:
+                    raise LoaderError(f"a loader thread gave nothing for {timeout_s:g} s: {HINT}")
+            piece.result()
         return builder.close(spec, memory)
 
     try:
@@ -105,8 +123,6 @@ def by_threads(batch_specs: Iterable[R], builder: BatchBuilder[R, T], threads: i
                 yield taken()
         while pending:
             yield taken()
-    except WaitedTooLongError:
-        raise LoaderError(f"a loader thread gave nothing for {timeout_s:g} s: {HINT}") from None
     finally:
         pool.close()
 
@@ -116,11 +132,30 @@ class _Loading(Dataset[Any]):
         self._builder = builder
 
     def __getitem__(self, spec: Any) -> Any:
-        """One batch, or its error as a value: torch would wrap a raised error in a worker's traceback."""
+        """One batch, or its error as a value: torch would wrap a raised error in a worker's traceback.
+
+        The batch goes into shared memory here. Later, in the thread of the queue, a full /dev/shm would reach nobody.
+        """
         try:
-            return load(self._builder, spec)
+            batch = load(self._builder, spec)
+            _share(batch)
+            return batch
         except (InputError, LoaderError) as error:
             return error
+        except RuntimeError as error:
+            refused = expected(error)
+            if not isinstance(refused, LoaderError):
+                raise
+            return refused
+
+
+def _share(batch: Any) -> None:
+    """Move the tensors of a batch into shared memory; raises RuntimeError if that is full."""
+    if isinstance(batch, torch.Tensor):
+        batch.share_memory_()
+    elif isinstance(batch, Mapping | tuple | list):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            _share(part)
 
 
 def _outlive_a_stop(_: int) -> None:
@@ -151,7 +186,30 @@ def _without_traces(batches: Iterator[T]) -> Iterator[T]:
         del batches
 
 
-def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers: int, timeout_s: float) -> Iterator[T]:
+def _patient(batches: Iterator[T], timeout_s: float, waiting: Callable[[], None]) -> Iterator[T]:
+    """The same batches; while none comes, torch's timeout is not raised before `timeout_s`, but `waiting` called."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith(TIMED_OUT) or time.monotonic() > deadline:
+                raise
+            waiting()
+            continue
+        yield batch
+        deadline = time.monotonic() + timeout_s
+
+
+def by_processes(
+    batch_specs: Iterable[R],
+    builder: BatchBuilder[R, T],
+    workers: int,
+    timeout_s: float,
+    waiting: Callable[[], None] = wait_on,
+) -> Iterator[T]:
     """As `by_threads`, in forked worker processes: for work that holds the interpreter lock for each image."""
     if workers == 0:
         yield from (load(builder, spec) for spec in batch_specs)
@@ -163,23 +221,26 @@ def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers:
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
-        timeout=timeout_s,
+        timeout=min(ASK_S, timeout_s),
         worker_init_fn=_outlive_a_stop,
         generator=torch.Generator(),  # torch draws the workers' seed from it, not from the generator of training
         multiprocessing_context="fork",  # other methods run a user's unguarded script again
     )
     others = multiprocessing.active_children()
-    batches = iter(loader)
+    iterator = iter(loader)
+    batches = _patient(iterator, timeout_s, waiting)
     own = [process for process in multiprocessing.active_children() if process not in others]
     try:
         for batch in _without_traces(batches):
             if isinstance(batch, InputError | LoaderError):
                 raise batch
             yield batch
+    except PreemptedError:
+        _end(own)
+        raise
     except RuntimeError as error:
-        if str(error).startswith("DataLoader timed out"):
-            for process in own:  # torch would wait for those that hang
-                os.kill(process.pid, LEAVE)  # type: ignore[arg-type]
+        if str(error).startswith(TIMED_OUT):
+            _end(own)
             raise LoaderError(f"a loader process gave nothing for {timeout_s:g} s: {HINT}") from None
         raise (expected(error) or error) from None
     except (ConnectionError, EOFError) as error:
@@ -187,7 +248,14 @@ def by_processes(batch_specs: Iterable[R], builder: BatchBuilder[R, T], workers:
             raise
         raise LoaderError(f"{WORKER_DIED}: it left half a batch behind") from None
     finally:
-        del batches  # the last reference: torch now stops the workers and waits for them
+        del batches, iterator  # the last references: torch now stops the workers and waits for them
+
+
+def _end(processes: Iterable[Any]) -> None:
+    """End worker processes at once; torch would wait for those that hang."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, LEAVE)
 
 
 def by_need(index: Index) -> Callable[[Iterable[R], BatchBuilder[R, T], int, float], Iterator[T]]:

@@ -14,7 +14,8 @@ class SourceOptions:
     """What a source may need besides the data root.
 
     `cache`: a folder for what it keeps between runs. `cache_bytes`: limit for parts of remote files in it. `largest`:
-    the largest size of the run, px. `seed`: of the run. `synthetic_size`, `synthetic_count`: of the built-in data.
+    the largest size of the run, px. `seed`: of the run. `synthetic_...`: size, count and classes of the built-in data.
+    `label_column`: of several columns. `hf_config`: of several configurations of a Hugging Face data set.
     """
 
     cache: Path
@@ -23,6 +24,9 @@ class SourceOptions:
     seed: int = 0
     synthetic_size: int | None = None
     synthetic_count: int | None = None
+    synthetic_classes: int | None = None
+    label_column: str | None = None
+    hf_config: str | None = None
 
 
 class Source(ABC):
@@ -30,7 +34,7 @@ class Source(ABC):
 
     @abstractmethod
     def recognizes(self, data_root: str) -> bool:
-        """Whether `--data-root` is of this kind. Looks at names only; no image, manifest or shard is opened."""
+        """Whether `--data-root` is of this kind. No image or shard is opened; of CSV files the first line."""
 
     @abstractmethod
     def read(self, data_root: str, options: SourceOptions) -> Found | Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """An index of images that are parts of larger files: each file is read once, and again if it changes."""
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,18 +9,22 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
-from toolkit.data.images.header import read_header
+from toolkit.data.images.header import read_header, readable_formats
 from toolkit.data.sources.files import UNREAD
 from toolkit.data.sources.index import COLUMNS, Index, Names
 from toolkit.data.sources.remote import BlockCache, FileVersion
 from toolkit.system import files, host
+from toolkit.system.locks import locked
+from toolkit.system.system_files import describe_system
 
-VERSION = 3  # of the table's format and of how containers are read
+log = logging.getLogger(__name__)
+
+VERSION = 4  # of the table's format and of how containers are read
 TYPES = dict(zip(COLUMNS, (np.int32, np.int64, np.int64, np.int64, np.int32, np.int32, np.uint8), strict=True))
 MOST_THREADS = 16  # each holds a few MB of a remote shard
+NAMED = ("blob", "ends", "system", "system_ends")
 READ = COLUMNS[1:]  # the columns of a table besides names; a container's number is not stored: it depends on the others
 
 
@@ -43,6 +48,13 @@ class Part(NamedTuple):
     orientation: int
 
 
+class Contents(NamedTuple):
+    """What a container holds; `system`: names of files of systems in it, which are left out."""
+
+    parts: Iterable[Part]
+    system: Sequence[str] = ()
+
+
 def file_version(path: str) -> FileVersion:
     stat = os.stat(path)
     return FileVersion(stat.st_size, str(stat.st_mtime_ns))
@@ -59,15 +71,23 @@ def read_size(stream: IO[bytes]) -> tuple[int, int, int]:
 def index_containers(
     root: str,
     containers: Sequence[Container],
-    read: Callable[[Container], Iterable[Part]],
+    read: Callable[[Container], Contents],
     cache: Path,
     blocks: BlockCache | None = None,
+    fields: str = "",
 ) -> Index:
-    """All parts of all containers, in order; threads call `read` for containers that are new or changed."""
+    """All parts of all containers, in order; threads call `read` for containers that are new or changed.
+
+    `fields`: which of several fields of a container `read` takes, if a user may choose.
+    """
     (cache / "index").mkdir(parents=True, exist_ok=True)
+    folder, kind = cache / "index", (fields, *readable_formats())
     with ThreadPoolExecutor(min(MOST_THREADS, 4 * host.cpu_quota())) as pool:
-        todo = pool.map(lambda container: _table(container, read, cache / "index"), containers)
+        todo = pool.map(lambda container: _table(container, read, folder, kind), containers)
         tables = list(tqdm(todo, "reading shards", len(containers), unit="shard", disable=None))
+    system = Names.joined([Names(table["system"], table["system_ends"]) for table in tables])
+    if len(system):
+        log.info("data      left out: %s", describe_system(system))
     counts = [len(table["ends"]) for table in tables]
     columns: dict[str, Any] = {name: np.concatenate([table[name] for table in tables]) for name in READ}
     return Index(
@@ -81,17 +101,24 @@ def index_containers(
     )
 
 
-def _table(container: Container, read: Callable[[Container], Iterable[Part]], folder: Path) -> dict[str, np.ndarray]:
-    """The columns of one container, cached in `folder`; one process reads the container, the others wait for it."""
-    file = folder / f"{files.key(repr(container))}-parts-v{VERSION}.npz"
-    with FileLock(f"{file}.lock"):
-        known = files.read_arrays(file, ("blob", "ends", *READ))
+def _table(
+    container: Container, read: Callable[[Container], Contents], folder: Path, kind: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The columns of one container, cached in `folder`; one process reads the container, the others wait for it.
+
+    `kind`: what the result depends on besides the container.
+    """
+    file = folder / f"{files.key(repr(container), *kind)}-parts-v{VERSION}.npz"
+    with locked(f"{file}.lock"):
+        known = files.read_arrays(file, (*NAMED, *READ))
         if known is not None:
             return known
-        parts = list(read(container))
-        names = Names.of(part.name for part in parts)
+        contents = read(container)
+        parts = list(contents.parts)
+        names, system = Names.of(part.name for part in parts), Names.of(contents.system)
         values = zip(*(part[1:] for part in parts), strict=True) if parts else itertools.repeat((), len(READ))
         columns = {name: np.array(column, dtype=TYPES[name]) for name, column in zip(READ, values, strict=False)}
         table = {"blob": names.blob, "ends": names.ends, **columns}
+        table |= {"system": system.blob, "system_ends": system.ends}
         files.write_arrays(file, table)
         return table

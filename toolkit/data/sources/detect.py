@@ -12,6 +12,7 @@ from toolkit.data.sources.files import index_files
 from toolkit.data.sources.index import ALONE, Found, Index
 from toolkit.data.sources.labels import check_splits
 from toolkit.system.errors import InputError, first_line
+from toolkit.system.places import expanded
 
 FLAG = "--data-root"
 
@@ -73,7 +74,7 @@ def find_source(data_root: str | Path) -> Source | None:
 
     None if there is no such folder, or it is not complete. Raises OSError where a folder cannot be entered.
     """
-    root = str(data_root.expanduser().absolute()) if isinstance(data_root, Path) else data_root
+    root = str(expanded(data_root).absolute()) if isinstance(data_root, Path) else data_root
     if own := own_source(root):
         return own
     ours = (look_up("source", FLAG, name)() for name, entry in TABLES["source"].items() if _is_ours(entry))

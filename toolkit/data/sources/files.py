@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
-from toolkit.data.images.header import read_header
+from toolkit.data.images.header import read_header, readable_formats
 from toolkit.data.sources.index import Index
 from toolkit.system import files, host
+from toolkit.system.locks import locked
 
-VERSION = 2  # of the table's format and of how headers are read
+VERSION = 3  # of the table's format and of how headers are read
 FIELDS = ("bytes", "mtime", "width", "height", "orientation")
 NEVER = -1  # a modification time that no file has
 UNREAD = (0, 0, 1)  # width, height, orientation of a file whose header cannot be read
@@ -31,9 +31,9 @@ def index_files(root: Path, names: Sequence[str], labels: Sequence[int], cache: 
 
     Threads read the headers, and `cache` keeps them. A file of unchanged size and time stamp is not opened again.
     """
-    table = cache / "index" / f"{files.key(str(root.resolve()), *names)}-v{VERSION}.npz"
+    table = cache / "index" / f"{files.key(str(root.resolve()), *names, *readable_formats())}-v{VERSION}.npz"
     table.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{table}.lock"):  # the first process reads, the others wait and use its table
+    with locked(f"{table}.lock"):  # the first process reads, the others wait and use its table
         columns = _read_changed(root, names, _load(table, len(names)))
         if columns is not None:
             files.write_arrays(table, dict(zip(FIELDS, columns, strict=True)))

@@ -4,7 +4,6 @@
 data set of image files is indexed as single files.
 """
 
-import functools
 import io
 import logging
 import os
@@ -14,18 +13,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
 from toolkit.config.data_roots import HUB
 from toolkit.data.sources.base import Source, SourceOptions
-from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
+from toolkit.data.sources.containers import Container, Contents, Part, file_version, index_containers, read_size
 from toolkit.data.sources.files import index_files
-from toolkit.data.sources.folders import TEST, TRAIN, VALIDATION, check_single
 from toolkit.data.sources.index import Found, Index
-from toolkit.data.sources.labels import MOST_CLASSES, check_complete, check_range, count_classes
+from toolkit.data.sources.labels import MOST_CLASSES, check_range, count_classes
+from toolkit.data.sources.layouts import NAMES, check_single
 from toolkit.data.sources.read import read_bytes
 from toolkit.system import files
 from toolkit.system.errors import InputError, first_line
+from toolkit.system.locks import locked
+from toolkit.system.places import expanded
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +47,19 @@ class HubSource(Source):
         return data_root.startswith(HUB)
 
     def read(self, data_root: str, options: SourceOptions) -> Found:
-        return read_hub(data_root.removeprefix(HUB), options.cache)
+        return read_hub(data_root.removeprefix(HUB), options.cache, options.label_column, options.hf_config)
 
 
-def read_hub(name: str, cache: Path) -> Found:
+def read_hub(name: str, cache: Path, label_column: str | None = None, config: str | None = None) -> Found:
     """The index of each split; raises InputError naming the data set and its fault."""
-    loaded = _load(name, cache)
-    present = [[key for key in names if key in loaded] for names in (TRAIN, VALIDATION, TEST)]
+    loaded = _load(name, cache, config)
+    present = [[key for key in names if key in loaded] for names in NAMES.values()]
     for keys in present:
         check_single(f"hf:{name}", keys)
     splits = [loaded[keys[0]] if keys else None for keys in present]
     if splits[0] is None:
         raise InputError(f"hf:{name}: has no split train; it has {', '.join(map(str, loaded))}")
-    columns = _columns(name, splits[0])
+    columns = _columns(name, splits[0], label_column)
     train, val, test = (_read_split(name, split, columns, cache) if split is not None else None for split in splits)
     assert train is not None
     if test is not None and (test.labels == -1).all():  # the hub's convention for secret test labels
@@ -70,8 +70,6 @@ def read_hub(name: str, cache: Path) -> Found:
     for keys, split in zip(present[1:], (val, test), strict=True):
         if split is not None:
             _check_rows(split, count, f"hf:{name}: {keys[0]}")
-    if val is not None:
-        check_complete(val, count, f"hf:{name}", "the validation split")
     classes = columns.classes or tuple(map(str, range(count)))
     if count > len(classes):
         raise InputError(f"hf:{name}: labels of train are 0 to {count - 1}, but only {len(classes)} classes have names")
@@ -87,7 +85,7 @@ def _check_rows(split: Index, classes: int | None, where: str) -> None:
         check_range(int(split.labels[strange[0]]), classes, f"{where}, row {strange[0]}")
 
 
-def _load(name: str, cache: Path) -> Any:
+def _load(name: str, cache: Path, config: str | None) -> Any:
     """The splits as `datasets` loads them, from disk."""
     try:
         import datasets
@@ -95,28 +93,48 @@ def _load(name: str, cache: Path) -> Any:
         raise InputError(f"hf:{name}: needs a package that is not installed: pip install datasets") from None
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    folder = Path(name).expanduser()
+    folder = expanded(name)
+    place = str(folder) if folder.is_dir() else name
     try:
-        return datasets.load_dataset(str(folder) if folder.is_dir() else name, cache_dir=str(cache / "hub"))
+        return datasets.load_dataset(place, config, cache_dir=str(cache / "hub"))
     except Exception as error:  # a loader, its files and the network raise errors of any kind
         reason = first_line(error)
+        if (choices := _configs(place)) and config not in choices:
+            raise InputError(
+                f"hf:{name}: has several configurations: --hf-config takes one of {', '.join(choices)}"
+            ) from None
         raise InputError(f"hf:{name}: cannot be loaded: {reason}") from None
 
 
-def _columns(name: str, split: Any) -> Columns:
+def _configs(place: str) -> list[str]:
+    """The configurations of a data set; empty if it has only one, or if that cannot be told."""
+    import datasets
+
+    try:
+        configs = list(datasets.get_dataset_config_names(place))
+    except Exception:  # as above
+        return []
+    return configs if len(configs) > 1 else []
+
+
+def _columns(name: str, split: Any, label_column: str | None) -> Columns:
     features = split.features
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
-    found = []
-    for what, kind in (("image", "Image"), ("label", "ClassLabel")):
-        fitting = [column for column in kinds if kinds[column] == kind]
-        chosen = what if what in fitting else fitting[0] if len(fitting) == 1 else None
-        if chosen is None and what == "label" and str(getattr(features.get("label"), "dtype", "")).startswith("int"):
-            chosen = "label"
-        if chosen is None:
-            has = ", ".join(f"{column}: {kind}" for column, kind in kinds.items())
-            raise InputError(f"hf:{name}: needs one column of kind {kind}, or one named {what!r}; it has {has}")
-        found.append(chosen)
-    return Columns(found[0], found[1], getattr(features[found[1]], "names", None))
+    has = ", ".join(f"{column}: {kind}" for column, kind in kinds.items())
+    images = [column for column in kinds if kinds[column] == "Image"]
+    image = "image" if "image" in images else images[0] if len(images) == 1 else None
+    if image is None:
+        raise InputError(f"hf:{name}: needs one column of kind Image, or one named 'image'; it has {has}")
+    whole = [column for column in kinds if str(getattr(features[column], "dtype", "")).startswith(("int", "uint"))]
+    named = [column for column in kinds if kinds[column] == "ClassLabel"]  # whole numbers too
+    usual = "label" if "label" in whole else None
+    label = label_column or ("label" if "label" in named else named[0] if len(named) == 1 else usual)
+    if label is None:
+        choices = f"--label-column takes one of {', '.join(named or whole)}; " if named or whole else ""
+        raise InputError(f"hf:{name}: needs one column of kind ClassLabel, or one named 'label'; {choices}it has {has}")
+    if label not in whole:
+        raise InputError(f"hf:{name}: --label-column {label}: no column of whole numbers; it has {has}")
+    return Columns(image, label, getattr(features[label], "names", None))
 
 
 def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
@@ -133,8 +151,13 @@ def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
     else:
         arrows = [_uncompressed(file["filename"], columns.image, cache) for file in split.cache_files]
         containers = [Container(os.path.basename(path), path, file_version(path)) for path in arrows]
-        read = functools.partial(_read_arrow, columns=columns, where=where)
-        index = index_containers(name, containers, read, cache)
+        index = index_containers(
+            name,
+            containers,
+            lambda container: Contents(_read_arrow(container, columns, where)),
+            cache,
+            fields=f"{columns.image}, {columns.label}",
+        )
     _verify(index, split, columns, where)
     return index
 
@@ -178,7 +201,7 @@ def _uncompressed(path: str, image: str, cache: Path) -> str:
     if spans is None or (spans[0] >= 0 and spans[-1] <= content.size):
         return path
     copy = cache / "hub" / f"{files.key(repr((path, file_version(path))))}-{os.path.basename(path)}"
-    with FileLock(f"{copy}.lock"):
+    with locked(f"{copy}.lock"):
         if not copy.exists():
             staging = copy.with_name(f".tmp-{copy.name}")
             packed = pa.ipc.open_stream(content)

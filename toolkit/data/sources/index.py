@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from toolkit.config.choices import GrayRange
+from toolkit.data.images.gray import AS_STORED
 from toolkit.data.sources.items import Items
 from toolkit.data.sources.remote import BlockCache
 
@@ -61,7 +63,7 @@ class Index:
     of the file that holds the image, -1 if it is a single file. `width`, `height`: px in upright orientation, 0 if the
     header could not be read. `orientation`: EXIF's. `stamp`: changes if a file is written again. `blocks`: reads the
     containers that are URLs. `items`: the data set passed from Python that gives the images, `offset[i]` being the
-    position there; their sizes are only known once they are read.
+    position there; their sizes are only known once they are read. `gray`: how more than 8 bits become 8.
     """
 
     root: str
@@ -77,6 +79,7 @@ class Index:
     stamp: str = ""
     blocks: BlockCache | None = None
     items: Items | None = None
+    gray: GrayRange = AS_STORED
 
     @classmethod
     def of_items(cls, items: Items, labels: np.ndarray) -> "Index":
@@ -135,13 +138,17 @@ class Index:
 
 @dataclass(frozen=True)
 class Splits:
-    """A whole data set; `test` is None if there is no test split; `classes[label]` is the name of a label."""
+    """A whole data set; `test` is None if there is no test split; `classes[label]` is the name of a label.
+
+    `held_out`: the share of train that is `val`; None if the data has a validation split of its own.
+    """
 
     train: Index
     val: Index
     test: Index | None
     classes: tuple[str, ...]
     source: str
+    held_out: float | None = None
 
     def all(self) -> dict[str, Index]:
         """The splits that exist, by name."""
@@ -162,6 +169,12 @@ class Found(NamedTuple):
     test: Index | None
     classes: Sequence[str]
     name: str = ""
+
+    def with_gray(self, gray: GrayRange) -> "Found":
+        """The same images, whose gray of more than 8 bits becomes 8 in this way."""
+        train, *others = self[:3]
+        val, test = (index and replace(index, gray=gray) for index in others)
+        return self._replace(train=replace(train, gray=gray), val=val, test=test)
 
     def splits(self) -> dict[str, Index]:
         """The splits that exist, by name."""

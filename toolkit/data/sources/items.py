@@ -1,13 +1,14 @@
 """The images of a map-style data set passed from Python, read one by one by its own code."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from toolkit.config.choices import GrayRange
 from toolkit.data.images.decode import from_pil
+from toolkit.data.images.gray import AS_STORED
 from toolkit.data.images.header import UNREADABLE, reason_of
 from toolkit.data.sources.faults import FAULTS_OF_FILES
 from toolkit.system.errors import BadSampleError, InputError, LoaderError, first_line
@@ -27,8 +28,8 @@ class Items:
     count: int
     labeled: bool = True
 
-    def read(self, position: int) -> tuple[np.ndarray, Any]:
-        """The image, H x W x 3 uint8, and the label of an item.
+    def read(self, position: int, gray: GrayRange = AS_STORED) -> tuple[np.ndarray, Any]:
+        """The image, H x W x 3 uint8, and the label of an item. `gray`: how more than 8 bits become 8.
 
         Raises BadSampleError if the data set raises or the image cannot be read, LoaderError if its storage failed, and
         InputError if the data set changed its length or the item is of another form.
@@ -45,7 +46,7 @@ class Items:
                 raise LoaderError(f"{self.title(position)}: {reason}: the storage failed, not the image") from None
             raise BadSampleError(f"{self.name}/{position}", reason) from error
         image, label = self._split(item, position)
-        return self._pixels(image, position), label
+        return self._pixels(image, position, gray), label
 
     def title(self, position: int) -> str:
         """How messages about its form call an item."""
@@ -70,14 +71,12 @@ class Items:
         parts = f" of {len(item)} parts" if isinstance(item, tuple | list) else ""
         raise InputError(f"{self.title(position)}: {FORM}, not a {type(item).__name__}{parts}")
 
-    def _pixels(self, image: Any, position: int) -> np.ndarray:
+    def _pixels(self, image: Any, position: int, gray: GrayRange) -> np.ndarray:
         if isinstance(image, Image.Image):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-                try:
-                    return from_pil(image)
-                except UNREADABLE as error:
-                    raise BadSampleError(f"{self.name}/{position}", reason_of(error)) from None
+            try:
+                return from_pil(image, gray)
+            except UNREADABLE as error:
+                raise BadSampleError(f"{self.name}/{position}", reason_of(error)) from None
         is_array = isinstance(image, np.ndarray)
         if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return np.require(image, requirements="W")  # torch warns of others

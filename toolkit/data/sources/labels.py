@@ -1,6 +1,7 @@
 """Checks of labels given as numbers, not names: they must be 0 ... C-1, each used."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,6 +19,15 @@ def parse_label(text: str | None, where: str) -> int:
     label = int(text)
     check_range(label, None, where)
     return label
+
+
+def is_number(text: str | None) -> bool:
+    """Whether a label is a number, of whatever kind, or nothing, rather than the name of a class."""
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
 
 
 def check_range(label: int, classes: int | None, where: str, train: str = "train") -> None:
@@ -50,11 +60,12 @@ def check_known(split: Index, classes: int, where: str) -> None:
         check_range(int(split.labels[strange[0]]), classes, f"{where}: {split.names[int(strange[0])]}")
 
 
-def check_complete(val: Index, classes: int, where: str, what: str) -> None:
-    """Raise InputError if a class has no image in the validation split; `what`: name of the split in the message."""
-    absent = sorted(set(range(classes)) - set(val.labels.tolist()))
-    if absent:
-        raise InputError(f"{where}: class {absent[0]} has no image in {what}")
+def without_images(split: Index, classes: Sequence[str]) -> list[str]:
+    """The classes that have no image in a split; none where an image has several labels."""
+    if split.labels.ndim > 1:
+        return []
+    used = {*np.unique(split.labels).tolist()}
+    return [name for label, name in enumerate(classes) if label not in used]
 
 
 def check_in_range(split: Index, classes: int, where: str) -> None:
@@ -86,8 +97,6 @@ def check_splits(found: Found, where: str) -> Found:
         raise InputError(f"{where}: no image of class {names[count]!r} in train")
     for split, index in found.splits().items():
         check_in_range(index, count, f"{where}: {split}")
-    if found.val is not None and not several:
-        check_complete(found.val, count, where, "val")
     return found
 
 

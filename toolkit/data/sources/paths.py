@@ -4,8 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from toolkit.data.sources.folders import NOT_REGULAR, search_folder
+from toolkit.data.sources.listing import NOT_REGULAR, search_folder
 from toolkit.system.errors import InputError
+from toolkit.system.system_files import is_system
 
 EMPTY = "there are no images in it"
 
@@ -14,12 +15,13 @@ class Listed(NamedTuple):
     """The paths to report on, named as the user gave them.
 
     `unreadable`: the reason for each name that must not be read: reading a pipe could block forever. `left_out`: number
-    of files without an image extension.
+    of files without an image extension. `system`: files and folders of systems in the folders, or among several paths.
     """
 
     names: list[str]
     unreadable: dict[str, str]
     left_out: int
+    system: Sequence[str] = ()
 
 
 def list_paths(paths: Sequence[str]) -> Listed:
@@ -30,7 +32,9 @@ def list_paths(paths: Sequence[str]) -> Listed:
     names: list[str] = []
     unreadable: dict[str, str] = {}
     left_out = 0
-    for path in paths:
+    # What a shell's `photos/*` names too; one that begins with a dot is meant.
+    system = [path for path in paths if is_system(name := _name(path)) and name[0] != "." and len(paths) > 1]
+    for path in (path for path in paths if path not in system):
         if os.path.isdir(path):
             listing = search_folder(path)
             below = sorted([*listing.images, *listing.unreadable], key=lambda name: name.split("/"))
@@ -41,10 +45,15 @@ def list_paths(paths: Sequence[str]) -> Listed:
             names += [f"{above}/{name}".rstrip("/") for name in below]
             unreadable |= {f"{above}/{name}".rstrip("/"): reason for name, reason in listing.unreadable.items()}
             left_out += len(listing.others) + len(listing.dangling)
+            system += listing.system
         else:
             names.append(path)
             if os.path.exists(path) and not os.path.isfile(path):
                 unreadable[path] = NOT_REGULAR
-    if all(unreadable.get(name) == EMPTY for name in names):
-        raise InputError(f"{' '.join(names)}: {EMPTY}")
-    return Listed(names, unreadable, left_out)
+    if not names or all(unreadable.get(name) == EMPTY for name in names):
+        raise InputError(f"{' '.join(names or paths)}: {EMPTY}")
+    return Listed(names, unreadable, left_out, system)
+
+
+def _name(path: str) -> str:
+    return os.path.basename(path.rstrip("/"))

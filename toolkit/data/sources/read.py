@@ -6,6 +6,7 @@ from functools import lru_cache
 from toolkit.config.data_roots import is_url
 from toolkit.data.sources.faults import FAULTS_OF_FILES
 from toolkit.data.sources.index import Index
+from toolkit.system import storage
 from toolkit.system.errors import BadSampleError, LoaderError
 
 
@@ -49,5 +50,5 @@ def read_bytes(index: Index, i: int) -> bytes:
             os.close(handle)
     except OSError as error:
         if error.errno in FAULTS_OF_FILES:
-            raise BadSampleError(index.names[i], error.strerror or str(error)) from None
-        raise LoaderError(f"{path}: {error.strerror}: the storage failed, not the image") from None
+            raise BadSampleError(index.names[i], storage.reason(error)) from None
+        raise LoaderError(f"{storage.line(error, path)} (the storage failed, not the image)") from None

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from filelock import FileLock
-
-from toolkit.system import files
+from toolkit.system import files, storage
 from toolkit.system.errors import InputError, LoaderError, first_line
+from toolkit.system.locks import locked
 
 BLOCK = 8 * 2**20  # bytes; less if the bound is small
 LEAST_BLOCKS = 16  # minimum number of blocks that fit into the bound
@@ -184,17 +183,19 @@ class BlockCache:
         for folder in (path.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
         stripe = int(files.key(path.name), 16) % LOCKS
-        with FileLock(locks / f"{stripe}.lock", poll_interval=POLL_S):
+        with locked(locks / f"{stripe}.lock", POLL_S):
             start = number * self.block
             end = min(start + self.block, self.files[url].size)
             if path.exists() and path.stat().st_size == end - start:
                 return path.read_bytes()
             content = fetch(url, start, end, self.files[url])
             try:
-                with FileLock(locks / "room.lock", poll_interval=POLL_S):
+                with locked(locks / "room.lock", POLL_S):
                     self._keep(path, content)
             except OSError as error:
-                raise InputError(f"{path.parent}: {error.strerror}; --cache-dir names another place") from None
+                raise InputError(
+                    f"{path.parent}: {storage.explain(error, path)}; --cache-dir names another place"
+                ) from None
         return content
 
     def _keep(self, path: Path, content: bytes) -> None:

@@ -18,15 +18,18 @@ from typing import IO
 
 from toolkit.config.data_roots import is_url
 from toolkit.data.sources.base import Source, SourceOptions
-from toolkit.data.sources.containers import Container, Part, file_version, index_containers, read_size
-from toolkit.data.sources.folders import EXTENSIONS, TEST, TRAIN, VALIDATION, check_single, class_folders, is_image
+from toolkit.data.sources.containers import Container, Contents, Part, file_version, index_containers, read_size
 from toolkit.data.sources.index import Found
-from toolkit.data.sources.labels import CLASS_NAMES, check_complete, check_known, count_classes, named, parse_label
+from toolkit.data.sources.labels import CLASS_NAMES, check_known, count_classes, named, parse_label
+from toolkit.data.sources.layouts import NAMES, check_single, find_layout, spellings, split_of
+from toolkit.data.sources.listing import EXTENSIONS, is_image
 from toolkit.data.sources.remote import BlockCache, FileVersion, RemoteFile, listed, query
+from toolkit.system import storage
 from toolkit.system.errors import InputError
+from toolkit.system.places import expanded
+from toolkit.system.system_files import is_system
 
 SUFFIX = ".tar"
-SPLITS = (TRAIN, VALIDATION, TEST)
 BLOCK = tarfile.BLOCKSIZE
 BUFFER = 2**16  # bytes read at a time from a remote shard's blocks
 
@@ -45,28 +48,31 @@ class ShardSource(Source):
     """A folder with `train/*.tar` or `train*.tar`; tars beside or among class folders are what they were made from."""
 
     def recognizes(self, data_root: str) -> bool:
-        root = Path(data_root).expanduser()
-        train = root / "train"
-        if train.is_dir():
-            return not class_folders(train) and any(train.glob("[!.]*.tar"))
-        return root.is_dir() and any(root.glob("train*.tar"))
+        layout = find_layout(expanded(data_root))
+        return layout is not None and layout.kind == "shards"
 
     def read(self, data_root: str, options: SourceOptions) -> Found:
-        return read_shards(str(Path(data_root).expanduser()), options.cache, options.cache_bytes)
+        return read_shards(str(expanded(data_root)), options.cache, options.cache_bytes)
 
 
 def find_shards(root: str) -> list[list[Container]]:
-    """The shards of train, validation and test: in a folder of that name, else in `root` with that prefix."""
+    """The shards of train, validation and test: in a folder of that name, else in `root` with that prefix.
+
+    Where none begins with train, one that has the word anywhere: imagenet1k-train-0000.tar.
+    """
     top = _listing(root)
     beside = _tars(root, "", top)
+    plain = any(shard.name.startswith(NAMES["train"]) for shard in beside)
     found = []
-    for names in SPLITS:
-        folders = [name for name in names if name in top and top[name] is None]
+    for split, names in NAMES.items():
+        folders = spellings(split, [name for name, version in top.items() if version is None])
         check_single(root, folders)
         inside = _tars(root, f"{folders[0]}/", _listing(f"{root}/{folders[0]}")) if folders else []
         own = [shard for shard in beside if shard.name.startswith(names)]
         if not inside:  # both `val` and `valid` are prefixes of `valid-0.tar`
             check_single(root, sorted({max(filter(shard.name.startswith, names), key=len) for shard in own}))
+        if not (own or plain):
+            own = [shard for shard in beside if (split_of(shard.name) or ("",))[0] == split]
         found.append(inside or own)
     return found
 
@@ -75,7 +81,7 @@ def _tars(root: str, prefix: str, listing: dict[str, FileVersion | None]) -> lis
     return [
         Container(prefix + name, f"{root}/{prefix}{name}", version)
         for name, version in sorted(listing.items())
-        if version is not None and name.endswith(SUFFIX) and not name.startswith(".")
+        if version is not None and name.endswith(SUFFIX) and not is_system(name)
     ]
 
 
@@ -104,8 +110,6 @@ def read_shards(root: str, cache: Path, cache_bytes: int) -> Found:
     for split in (val, test):
         if split is not None:
             check_known(split, count, root)
-    if val is not None:
-        check_complete(val, count, root, "the validation shards")
     return Found(train, val, test, _class_names(root, count))
 
 
@@ -127,7 +131,7 @@ def _class_names(root: str, count: int) -> Sequence[str]:
     return named(content, count, path)
 
 
-def _read_shard(blocks: BlockCache | None, shard: Container) -> list[Part]:
+def _read_shard(blocks: BlockCache | None, shard: Container) -> Contents:
     """The samples of one shard, in order."""
     if blocks is None:
         with open(shard.path, "rb") as stream:
@@ -135,14 +139,16 @@ def _read_shard(blocks: BlockCache | None, shard: Container) -> list[Part]:
     return _read_tar(io.BufferedReader(RemoteFile(blocks, shard.path), BUFFER), shard)
 
 
-def _read_tar(stream: IO[bytes], shard: Container) -> list[Part]:
+def _read_tar(stream: IO[bytes], shard: Container) -> Contents:
+    system: list[str] = []
     images: dict[str, tuple[str, int, int, int, int, int]] = {}
     labels: dict[str, dict[str, int]] = {}
     for member, content in _members(stream, shard):
         folder, _, base = member.name.rpartition("/")
         key, _, ending = base.rpartition(".")
         where, ending, sample = f"{shard.path}: {member.name}", ending.lower(), f"{folder}/{key}"
-        if base.startswith("."):  # hidden files, such as those of file managers
+        if any(is_system(part) for part in member.name.split("/") if part != "."):
+            system.append(member.name)
             continue
         if is_image(base):
             if sample in images:
@@ -160,7 +166,7 @@ def _read_tar(stream: IO[bytes], shard: Container) -> list[Part]:
     parts = list(_paired(images, labels, shard))
     if not parts:
         raise InputError(f"{shard.path}: no image in it ({', '.join(sorted(EXTENSIONS))})")
-    return parts
+    return Contents(parts, system)
 
 
 def _paired(
@@ -222,6 +228,6 @@ def _members(stream: IO[bytes], shard: Container) -> Iterator[tuple[tarfile.TarI
     except tarfile.TarError as error:
         raise InputError(f"{shard.path}: not a whole uncompressed tar: {error}") from None
     except OSError as error:
-        raise InputError(f"{shard.path}: {error.strerror or error}") from None
+        raise InputError(f"{shard.path}: {storage.explain(error, shard.path)}") from None
     if not marked:  # tarfile itself treats damage after the first member as the end
         raise InputError(f"{shard.path}: truncated or damaged at byte {end}, where a member or the end should be")

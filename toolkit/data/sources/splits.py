@@ -1,6 +1,7 @@
 """Opens the splits of a data set from `--data-root`, for any kind of source."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,36 +9,63 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.config.data_roots import HUB, PYTHON_DATA, SYNTHETIC, is_url
+from toolkit.config.data_roots import BUILT_IN, HUB, PYTHON_DATA, is_url
 from toolkit.config.settings import Settings
 from toolkit.data.sources.base import SourceOptions
 from toolkit.data.sources.detect import find_source, own_source
 from toolkit.data.sources.folders import read_folders
 from toolkit.data.sources.index import Found, Index, Splits
+from toolkit.data.sources.labels import without_images
+from toolkit.data.sources.layouts import find_layout, innermost
 from toolkit.data.sources.python_data import ReadLabels, index_data
-from toolkit.system import files
+from toolkit.system import places, storage
 from toolkit.system.errors import InputError
+
+log = logging.getLogger(__name__)
 
 GB = 1e9
 DEFAULT_VAL_SPLIT = 0.1
+MISSING = ("nan", "none", "null", "na", "n/a", "?", "")  # labels that programs write where there is none
+MOST_NAMED = 3  # classes that a line lists
 PREFIXED = re.compile(r"[\w-]+:")  # such as mine:photos, of a source of the user's own
 
 
 def open_splits(
     settings: Settings, largest: int, data: Mapping[str, Any] | None = None, read_labels: ReadLabels | None = None
 ) -> Splits:
-    """The data of a run, with a validation split; arguments and errors as in `find_splits`."""
+    """The data of a run, with a validation split; arguments and errors as in `find_splits`.
+
+    Raises InputError also if `--label-column` or `--hf-config` would be ignored.
+    """
+    _check_used(settings, data)
     return with_validation(find_splits(settings, largest, data, read_labels), settings)
+
+
+def _check_used(settings: Settings, data: Mapping[str, Any] | None) -> None:
+    """Raise InputError if a setting for other kinds of data is given."""
+    root = settings.data_root
+    named = data is None and not is_url(root) and root not in BUILT_IN
+    hub = named and root.startswith(HUB)
+    if settings.hf_config is not None and not hub:
+        raise InputError(f"--hf-config {settings.hf_config} would be ignored: {root} does not begin with {HUB}")
+    if settings.label_column is None or hub or (named and own_source(root)):
+        return
+    layout = find_layout(innermost(places.expanded(root))) if named else None
+    if layout is None or layout.kind != "manifest":
+        flag = f"--label-column {settings.label_column}"
+        raise InputError(f"{flag} would be ignored: {root} is neither CSV files nor a data set of Hugging Face")
 
 
 def with_validation(found: Found, settings: Settings) -> Splits:
     """The splits that were found; if there is none for validation, one that is held out from train."""
     train, val, test, classes, source = found
+    share = None
     if val is None:
-        train, val = _hold_out(train, settings.val_split or DEFAULT_VAL_SPLIT, settings.seed, classes)
+        share = settings.val_split or DEFAULT_VAL_SPLIT
+        train, val = _hold_out(train, share, settings.seed, classes)
     elif settings.val_split is not None:
         raise InputError(f"--val-split would be ignored: {source} has a validation split of its own")
-    return Splits(train, val, test, tuple(classes), source)
+    return Splits(train, val, test, tuple(classes), source, share)
 
 
 def find_splits(
@@ -48,7 +76,9 @@ def find_splits(
     `largest`: the largest size of the run, px. `data`: data sets passed from Python; `read_labels`: reads them in
     worker processes. Raises InputError naming the folder, file, row or item at fault.
     """
-    root, cache = settings.data_root, settings.cache_dir or files.cache_dir()
+    root, cache = settings.data_root, settings.cache_dir or places.cache_dir()
+    if not root.strip():
+        raise InputError("--data-root is empty: name a folder, or leave the flag out for the built-in images")
     options = SourceOptions(
         cache=cache,
         cache_bytes=round(settings.cache_gb * GB),
@@ -56,6 +86,9 @@ def find_splits(
         seed=settings.seed,
         synthetic_size=settings.synthetic_size,
         synthetic_count=settings.synthetic_count,
+        synthetic_classes=settings.synthetic_classes,
+        label_column=settings.label_column,
+        hf_config=settings.hf_config,
     )
     found: Found | Mapping[str, Any]
     if data is not None:
@@ -67,14 +100,41 @@ def find_splits(
         )
     else:
         with _errors_named(cache):
-            source = find_source(root)
-            found = source.read(root, options) if source else _read_incomplete(root, cache)
+            place = root if find_source(root) else str(innermost(places.expanded(root)))
+            source = find_source(place)
+            found = source.read(place, options) if source else _read_incomplete(root, cache)
+        if place != root and source:
+            log.info("data      the data set in %s is %s", root, place)
     if isinstance(found, Found):
-        return found._replace(name=found.name or absolute(root))
+        _tell_untested(found)
+        _warn_of_names(found.classes)
+        return found._replace(name=found.name or absolute(root)).with_gray(settings.range)
     if read_labels is None:
         raise InputError(f"{root}: gives data sets of Python, whose images are not files")
     indexed = index_data(found, read_labels, strict=settings.on_bad_sample == "fail")
-    return indexed if data is not None else indexed._replace(name=absolute(root))
+    return (indexed if data is not None else indexed._replace(name=absolute(root))).with_gray(settings.range)
+
+
+def _warn_of_names(classes: Sequence[str]) -> None:
+    """Warn of classes that are probably none, or the same one."""
+    for name in classes:
+        if name.strip().lower() in MISSING:
+            log.warning("%r is taken for a class: if it stands for a missing label, remove its images", name)
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            told = ", ".join(names)
+            log.warning("classes %s differ only in case or blanks: they are learned as different ones", told)
+
+
+def _tell_untested(found: Found) -> None:
+    """Log the classes that a split has no image of: its metrics say nothing about them."""
+    for split, index in found.splits().items():
+        if names := without_images(index, found.classes):
+            some = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+            log.info("data      %s has no images of %d of %d classes: %s", split, len(names), len(found.classes), some)
 
 
 @contextlib.contextmanager
@@ -83,18 +143,20 @@ def _errors_named(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = Path(error.filename or cache)
+        if not storage.concerns_place(error):
+            raise
+        place = Path(storage.file_of(error) or cache)
         ours = place in (cache, *cache.parents) or cache in place.parents
-        remedy = ": the cache cannot be used; --cache-dir names another place for it" if ours else ""
-        raise InputError(f"{place}: {error.strerror}{remedy}") from None
+        remedy = "; the cache cannot be used; --cache-dir names another place for it" if ours else ""
+        raise InputError(f"{place}: {storage.explain(error, place)}{remedy}") from None
 
 
 def absolute(data_root: str) -> str:
     """The data root as an absolute path, independent of the working directory; URLs and names stay unchanged."""
-    if is_url(data_root) or data_root == SYNTHETIC or data_root.startswith(PYTHON_DATA):
+    if is_url(data_root) or data_root in BUILT_IN or data_root.startswith(PYTHON_DATA):
         return data_root
     scheme = HUB if data_root.startswith(HUB) else ""
-    folder = Path(data_root.removeprefix(scheme)).expanduser()
+    folder = places.expanded(data_root.removeprefix(scheme))
     resolved = f"{scheme}{folder.resolve()}"
     if own := own_source(data_root):  # only it knows whether it is a path
         again = own_source(resolved) if folder.exists() else None
@@ -104,7 +166,11 @@ def absolute(data_root: str) -> str:
 
 def _read_incomplete(data_root: str, cache: Path) -> Found:
     """Raise InputError naming what is not there: no source recognized the data root."""
-    root = Path(data_root).expanduser()
+    root = places.expanded(data_root)
+    if root.exists() and not root.is_dir():
+        raise InputError(
+            f"--data-root {data_root}: is a file: give the folder that holds it, unpacked if it is an archive"
+        )
     if not root.is_dir():
         own = "; a source of your own needs --import MODULE" if PREFIXED.match(data_root) else ""
         raise InputError(f"--data-root {data_root}: no such folder{own}")

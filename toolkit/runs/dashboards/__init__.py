@@ -3,12 +3,14 @@
 import inspect
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
 
 from accelerate import Accelerator
 
+from toolkit.config.sections import WANDB_PROJECT
 from toolkit.config.settings import Settings
 from toolkit.config.tables import look_up
 from toolkit.runs.dashboards import names
@@ -68,7 +70,7 @@ def _open(
         folder=directory.path,
         id=notes.id,
         config=config,
-        project=settings.wandb_project,
+        project=settings.wandb_project or os.environ.get("WANDB_PROJECT") or WANDB_PROJECT,
         mode=settings.wandb_mode,
         step=step,
         first=notes.starts == 1,

@@ -25,8 +25,8 @@ class DashboardRun:
     """The run that a dashboard opens on.
 
     `folder`: the run directory. `id`: the run's own, the same at each start. `config`: the settings, the strategy and
-    the cloud. `project`, `mode`: `--wandb-project` and `--wandb-mode`. `step`: optimizer steps done. `first`: whether
-    this is the run's first start. `eval_specs`: the names of its evaluations, such as `64px`.
+    the cloud. `project`: `--wandb-project`, else $WANDB_PROJECT. `mode`: `--wandb-mode`. `step`: optimizer steps done.
+    `first`: whether this is the run's first start. `eval_specs`: the names of its evaluations, such as `64px`.
     """
 
     folder: Path

@@ -1,5 +1,6 @@
 """TensorBoard: event files in the run's folder, read by `tensorboard --logdir`."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ class OnTensorBoard(TrackerDashboard):
 
     def rewind(self, step: int) -> None:
         self.tracker.writer.close()
+        time.sleep(1)  # readers order files by name: its second, then text in which writer 10 comes before writer 9
         self.tracker.writer.purge_step = step + 1  # the next row opens a file that stores it
 
     def alert(self, title: str, text: str, step: int) -> None:

@@ -32,6 +32,7 @@ ANSWER_S = 5.0  # longest wait for a reply of wandb's server before a run starts
 # Suffix of a run's id after the server failed to register it: wandb does not release the id of a failed start.
 UNREGISTERED = "-offline"
 START_S = 8  # wandb's own timeout, for a server that answers but hangs while registering the run
+TRUE = ("1", "true", "yes", "on", "y", "t")
 STAGING = "WANDB_DATA_DIR"  # the folder to which wandb copies files before it uploads them
 # Longest wait for the upload of the best model, then again for the rest; what is not uploaded stays on disk.
 FINISH_S = 60.0
@@ -41,7 +42,7 @@ def why_offline() -> str | None:
     """Why wandb cannot go online; None if it can."""
     if not _key():
         return "no API key was found"
-    server = os.environ.get("WANDB_BASE_URL", WANDB_HOST)
+    server = os.environ.get("WANDB_BASE_URL") or WANDB_HOST
     return None if _answers(server) else f"{urlsplit(server).hostname} does not answer"
 
 
@@ -49,7 +50,7 @@ def _key() -> bool:
     """Whether wandb would find a key: in the environment or in the netrc file that `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or WANDB_HOST).hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
@@ -76,27 +77,40 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _mode(run: DashboardRun) -> str:
+    """`--wandb-mode` if given, else what the environment says; auto: online if that works."""
+    if run.mode != "auto":
+        return run.mode
+    if os.environ.get("WANDB_DISABLED", "").lower() in TRUE:  # as in Hugging Face's trainers; wandb no longer reads it
+        return "disabled"
+    mode = (os.environ.get("WANDB_MODE") or "auto").lower()
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode)  # wandb's older names
+
+
+def _unless_set(**ours: Any) -> dict[str, Any]:
+    """Our defaults of what wandb also reads from the environment, which wins."""
+    return {name: value for name, value in ours.items() if f"WANDB_{name.upper()}" not in os.environ}
+
+
 def _start(run: DashboardRun) -> WandBTracker:
     import wandb
 
+    folder = run.folder.resolve()  # wandb's service may have another working directory
+
     def start(mode: str, run_id: str = run.id) -> WandBTracker:
         options = wandb.Settings(
-            init_timeout=START_S, finish_timeout=FINISH_S, finish_timeout_raises=True, silent=True, console="off"
+            finish_timeout=FINISH_S,
+            finish_timeout_raises=True,
+            **_unless_set(init_timeout=START_S, silent=True, console="off"),
         )
-        tracker = WandBTracker(
-            run.project,
-            dir=str(run.folder.resolve()),  # wandb's service may have another working directory
-            name=run.folder.resolve().name,
-            id=run_id,
-            resume="allow",
-            mode=mode,
-            settings=options,
-        )
+        own = _unless_set(dir=str(folder), name=folder.name)
+        tracker = WandBTracker(run.project, id=run_id, resume="allow", mode=mode, settings=options, **own)
         tracker.start()
         return tracker
 
-    later = f"`wandb sync --id {run.id} {shlex.quote(str(run.folder))}/wandb/offline-run-*` uploads it later"
-    mode = (os.environ.get("WANDB_MODE") or "auto") if run.mode == "auto" else run.mode
+    place = shlex.quote(os.environ.get("WANDB_DIR") or str(run.folder))
+    later = f"`wandb sync --id {run.id} {place}/wandb/offline-run-*-{run.id}*` uploads it later"
+    mode = _mode(run)
     missing = why_offline() if mode == "auto" else None
     if missing:
         log.info("wandb     offline: %s; %s", missing, later)
@@ -119,6 +133,8 @@ class OnWandb(TrackerDashboard):
 
     @classmethod
     def open(cls, run: DashboardRun) -> "OnWandb":
+        for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
+            del os.environ[name]  # wandb refuses some that are empty: as if they were not set
         staging = str(run.folder.resolve() / "wandb")  # of files to upload; the default is in the user's home
         os.environ.setdefault(STAGING, staging)
         tracker = _start(run)

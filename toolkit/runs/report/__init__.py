@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from toolkit.system import files
+from toolkit.system.errors import expected
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ def refresh(directory: Path, at_once: bool = False) -> None:
         if at_once or not marks or time.time() - max(marks) >= REFRESH_S:
             write_report(directory)
     except Exception as error:  # a page must never fail a run
-        log.warning("%s could not be written: %s: %s", directory / PAGE, type(error).__name__, error)
+        told = expected(error) or f"{type(error).__name__}: {error}"
+        log.warning("%s could not be written: %s", directory / PAGE, told)
 
 
 def write_if_stale(directory: Path) -> None:

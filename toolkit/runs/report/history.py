@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.runs.metrics_row import MetricsRow, evaluated_specs, trained_parts
+from toolkit.runs.metrics_row import MetricsRow, eval_column, evaluated_specs, raw_column, trained_parts
+from toolkit.strategies.base import Metric
 
 
 class Band(NamedTuple):
@@ -50,6 +51,18 @@ class History:
         """The specs evaluated in any epoch, such as `32px`, in ascending size."""
         finite = [column for column in self.columns if self.get(column) is not None]
         return sorted(evaluated_specs(finite), key=size_of)
+
+    def selected(self, spec: str, metric: Metric) -> np.ndarray | None:
+        """The values that selected the best model: of averaged and raw weights, the better one in each epoch."""
+        column = eval_column(spec, metric.name)
+        both = [values for name in (column, raw_column(column)) if (values := self.get(name)) is not None]
+        return (np.fmax if metric.higher_is_better else np.fmin).reduce(both) if both else None
+
+    def is_raw(self, spec: str, metric: Metric, row: int) -> bool:
+        """Whether that value is one of weights without averaging."""
+        column = eval_column(spec, metric.name)
+        averaged, raw = self.get(column), self.get(raw_column(column))
+        return averaged is not None and raw is not None and metric.gain(raw[row], averaged[row]) > 0
 
     def trained(self) -> list[str]:
         """The sizes with their own training loss, ascending."""

@@ -8,7 +8,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from toolkit.runs.metrics_row import eval_column, train_column
+from toolkit.runs.metrics_row import eval_column, raw_column, train_column
 from toolkit.runs.report.errors_section import errors_section
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes
 from toolkit.runs.report.records import (
@@ -140,7 +140,8 @@ def _learning(records: ReportData) -> list[Plot]:
         values = history.get(column)
         if values is None:
             return []
-        ring = records.best_row if column == eval_column(records.target, selects.name) else None
+        best = eval_column(records.target, selects.name)
+        ring = records.best_row if column == (raw_column(best) if records.best_is_raw else best) else None
         return [Line(_spoken(name) if label else "", values, scale_color(places[name]), dotted, ring)]
 
     evaluated, trained = history.evaluated(), history.trained()
@@ -149,11 +150,13 @@ def _learning(records: ReportData) -> list[Plot]:
     if not trained and (total := history.get("train_loss")) is not None:
         lines.append(Line("training", total, MUTED, True))
     accuracy = [new for name in evaluated for new in line(name, eval_column(name, selects.name))]
+    raw = [new for name in evaluated for new in line(name, raw_column(eval_column(name, selects.name)), True, False)]
+    note = "Ring: the best epoch." + (" Solid: averaged weights. Dotted: without averaging." if raw else "")
     plots = [
         ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
-        (_chosen_by(selects), accuracy, "%" if selects.percent else "", False, "Ring: the best epoch."),
+        (_chosen_by(selects), [*accuracy, *raw], "%" if selects.percent else "", False, note),
         ("Learning rate", _single(history.get("lr")), "", True, ""),
-        ("Regularization (scales the augmentation)", _single(_varying(history.get("regularization"))), "", True, ""),
+        ("Regularization (share of the run's)", _single(_varying(history.get("regularization"))), "", True, ""),
         ("Gradient norm before the clip", _single(history.get("gradient_norm")), "", True, ""),
     ]
     return _drawn(records, plots)
@@ -165,6 +168,13 @@ def _chosen_by(metric: Metric) -> str:
 
 def _sentence(title: str) -> str:
     return title[:1].upper() + title[1:]
+
+
+def _weights(records: ReportData) -> str | None:
+    """Which weights the best model has; None without averaging."""
+    if not records.config.get("ema_decay") or records.best_row is None:
+        return None
+    return "raw, better than their average" if records.best_is_raw else "moving average"
 
 
 def _cost(records: ReportData) -> list[Plot]:
@@ -232,6 +242,7 @@ def _key_numbers(records: ReportData) -> list[tuple[str, str]]:
         "peak memory per process": memory and f"{memory:.2f} GB",
         "cost": cost and f"{cost:,.2f}, at {records.config.get('hourly_cost')} an hour and machine",
         "processes": machine,
+        "weights of the best model": _weights(records),
         "precision": PRECISIONS.get(str(summary.get("precision")), summary.get("precision")),
         "gradients clipped, last epoch": None if clipped is None or norm is None else f"{100 * clipped:.0f}%",
         "skipped steps (overflow)": skipped and f"{skipped:.0f}",

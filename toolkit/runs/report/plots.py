@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 
 from toolkit.models.metrics import Bin
 from toolkit.runs.report.history import Band
 from toolkit.runs.report.svg import FAINT, HEIGHT, INK, LEFT, MUTED, RIGHT, TEXT, TOP, WIDTH, drawing, milliseconds
+from toolkit.system.plotting import Axes, FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from toolkit.config.tables import TABLES, look_up
 from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory
-from toolkit.runs.metrics_row import eval_column
+from toolkit.runs.metrics_row import eval_column, raw_column
 from toolkit.runs.report.history import History, read_history, size_of
 from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.strategies import Simultaneous, SingleScale
@@ -42,12 +42,11 @@ class ReportData:
 
     @property
     def metric(self) -> Metric:
-        """The metric that selects the best model."""
         return self.metrics[0]
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of the table: that which selects comes first."""
+        """The metrics of the table; the first selects the best model."""
         name = str(self.config.get("select_by") or "top1")
         try:
             kind = look_up("task", "--task", str(self.config.get("task") or "classification"))
@@ -58,8 +57,7 @@ class ReportData:
 
     @property
     def model(self) -> str:
-        """The architecture, or the function that made the model."""
-        return str(self.config.get("model_from") or self.config["arch"])
+        return str(self.config.get("model_from") or self.config["arch"])  # what made it, or the architecture
 
     @property
     def target(self) -> str:
@@ -83,12 +81,16 @@ class ReportData:
     @property
     def best_row(self) -> int | None:
         """Index of the row of the best epoch; None if no epoch was evaluated."""
-        values = self.history.get(eval_column(self.target, self.metric.name))
-        if values is None:
+        if (values := self.history.selected(self.target, self.metric)) is None:
             return None
         found = np.flatnonzero(self.history.epochs == self.summary.get("best_epoch"))
         best = np.nanargmax if self.metric.higher_is_better else np.nanargmin
-        return int(found[0]) if len(found) else int(best(values))
+        return int(found[0] if len(found) else best(values))
+
+    @property
+    def best_is_raw(self) -> bool:
+        """Whether the best model's weights are not averaged, in a run that also averages them."""
+        return self.best_row is not None and self.history.is_raw(self.target, self.metric, self.best_row)
 
 
 def read_records(directory: Path) -> ReportData:
@@ -160,7 +162,8 @@ def rows(records: ReportData) -> list[SizeResult]:
         splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
         if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
             wanted = (*(metric.name for metric in records.metrics), "unreadable")
-            columns = {metric: history.get(eval_column(name, metric)) for metric in wanted}
+            weights = raw_column if records.best_is_raw else str
+            columns = {metric: history.get(weights(eval_column(name, metric))) for metric in wanted}
             now = {metric: float(values[best]) for metric, values in columns.items() if values is not None}
             splits["val"] = {metric: value for metric, value in now.items() if np.isfinite(value)}
         for split, predictions in records.predictions.items():
@@ -169,11 +172,8 @@ def rows(records: ReportData) -> list[SizeResult]:
         splits = {split: metrics for split, metrics in splits.items() if metrics}
         if splits:
             latency = records.summary.get("latency_ms", {}).get(name)
-            found.append(
-                SizeResult(
-                    name, place, splits, latency, splits["val"].get("norm_from") and int(splits["val"]["norm_from"])
-                )
-            )
+            norm_from = splits["val"].get("norm_from")
+            found.append(SizeResult(name, place, splits, latency, norm_from and int(norm_from)))
     return found
 
 

@@ -9,10 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap, to_hex
-from matplotlib.figure import Figure
+from toolkit.system.plotting import Figure, FigureCanvasSVG, LinearSegmentedColormap, rc_context, to_hex
 
 # Placeholders for colors that differ between light and dark pages; the page's variables replace them.
 INK, MUTED, FAINT = "#010101", "#010102", "#010103"
@@ -78,7 +75,7 @@ def drawing(name: str, description: str, height: int = HEIGHT, top: int = TOP) -
     """Yield a figure in the report's style and an empty list, which gets the SVG text when the block ends."""
     svg: list[str] = []
     style: Any = {**STYLE, "svg.hashsalt": name}
-    with matplotlib.rc_context(style):
+    with rc_context(style):
         figure = Figure(figsize=(WIDTH / 72, height / 72), facecolor="none")
         figure.subplots_adjust(
             left=LEFT / WIDTH, right=1 - RIGHT / WIDTH, bottom=BOTTOM / height, top=1 - top / height, hspace=0.32

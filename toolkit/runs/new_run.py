@@ -1,0 +1,45 @@
+"""How to start a new run from the weights of another: the user's own command with another directory."""
+
+import itertools
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.runs.directory import RunDirectory
+from toolkit.system import preemption
+
+REPLACED = {"--output-dir", "--checkpoint-dir", "--resume", "--weights", "--weights-sha256"}  # with their values
+DROPPED = {"--pretrained", "--no-pretrained"}
+OF_MODEL = ("arch", "model_from", "model_kwargs")
+
+
+def way_on(run: RunDirectory, recipe: str, config: Mapping[str, Any]) -> str:
+    """What to do instead of continuing `run` with the settings in `config`: a command to paste, or what to call."""
+    before = run.config()
+    if not run.best.exists() or any(before.get(name) != config.get(name) for name in OF_MODEL):
+        return "start another with --output-dir"
+    start, number = "start a new run from its weights", itertools.count(2)
+    other = next(path for i in number if not (path := Path(f"{run.path}-{i}")).exists())
+    if Path(sys.argv[0]).stem != recipe:  # called from Python
+        return f"{start}: weights={str(run.path)!r}, output_dir={str(other)!r}"
+    words = [*_kept(sys.argv[1:]), "--weights", str(run.path), "--output-dir", str(other)]
+    if any(word.partition("=")[0] == "--config" for word in words):  # which may name another run
+        words += ["--resume", "auto"]
+    if preemption.is_launched():
+        return f"{start}, with the same launcher before these words: {shlex.join([sys.argv[0], *words])}"
+    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
+    return f"{start}: {shlex.join([*program, *words])}"
+
+
+def _kept(words: Sequence[str]) -> Iterator[str]:
+    """The words of a command line but for the flags that are given anew."""
+    rest = iter(words)
+    for word in rest:
+        name, assigned, _ = word.partition("=")
+        flag = name.replace("_", "-")
+        if flag in REPLACED and not assigned:
+            next(rest, None)
+        elif flag not in REPLACED | DROPPED:
+            yield word
