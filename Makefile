@@ -13,7 +13,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@touch $@
 
 demo: .venv/.ready
-	$(BIN)/accelerate launch --quiet recipes/multiscale.py --seed 0 --resume never
+	$(BIN)/accelerate launch --quiet recipes/multiscale.py --data-root characters --synthetic-classes 16 --synthetic-count 4800 \
+		--strategy progressive-simultaneous --epochs 15 --seed 0 --resume never
 
 test: .venv/.ready
 	$(PYTEST) -m "not slow"
