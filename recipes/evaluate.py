@@ -1,34 +1,8 @@
-"""Evaluate a finished run's best model at any size: accuracy, calibration error, latency, throughput, multiply-adds and
-peak memory, on the run's own data or on other data with the same classes.
-
-A size that the model was not trained at uses the normalization of the nearest size, unless --recalibrate is given.
---cascade reports the compute saved by starting at a small size and moving up only while the confidence is low;
-recipes/predict.py predicts with the same cascade.
-
-Exit code: 0 done; 2 a flag, the run or the data is wrong.
-
-Example: python recipes/evaluate.py RUN --scales 64,96,112,160,224 --recalibrate --cascade 64,224
-"""
+"""The former name of `toolkit evaluate`, for this release."""
 
 import sys
-from collections.abc import Sequence
 
-from toolkit.config.cli import parse_section
-from toolkit.config.tool_settings import Evaluate
-from toolkit.system.exit_codes import exit_code
-
-
-def evaluate_from(argv: Sequence[str] | None) -> None:
-    flags = parse_section(argv, "evaluate.py", __doc__, Evaluate, "run")
-
-    from toolkit.tools.evaluate import evaluate  # heavy imports come after parsing
-
-    evaluate(model=flags.model_from, **flags.model_dump(exclude={"model_from"}))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: evaluate_from(argv))
-
+from toolkit.commands.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

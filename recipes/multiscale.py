@@ -1,85 +1,13 @@
-"""Train one model for several image sizes: all of them in each step, or one after another.
-
-Without flags it trains on the built-in data at 20, 32 and 64 px, in about 2 minutes on two CPU cores.
-
-Example: accelerate launch --quiet recipes/multiscale.py --data-root DIR --scales 64,112,224 --progressive --amp
-"""
+"""Train one model for several image sizes: `toolkit train multi` as a script."""
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from toolkit.config.cli import Command, parse
-from toolkit.config.scales import default_scales
-from toolkit.system.errors import InputError
-from toolkit.system.exit_codes import exit_code
-from toolkit.system.run_lock import refuse_if_locked
-
-if TYPE_CHECKING:
-    from toolkit.strategies.base import Strategy
-
-SCALE_FLAGS = (
-    "strategy",
-    "progressive",
-    "scales",
-    "scale_epochs",
-    "ramp",
-    "regularization_from",
-    "grow_batch",
-    "consistency_share",
-    "consistency_ramp",
-    "consistency_gate",
-    "consistency_teacher",
-    "consistency_temperature",
-    "consistency",
-    "consistency_weight",
-    "norm_per_scale",
-    "finish_size",
-    "finish_epochs",
-    "eval_scales",
-    "strategy_kwargs",
-)
-
-
-def strategy_name(command: Command) -> str:
-    """`--strategy`, or its shorthand `--progressive`; raises InputError if they contradict each other."""
-    name = command.scales.get("strategy")
-    if command.scales.get("progressive"):
-        if name not in (None, "progressive"):
-            raise InputError(f"--progressive contradicts --strategy {name}: drop one of them")
-        return "progressive"
-    if name == "single":
-        raise InputError("--strategy single: use recipes/single_scale.py")
-    return name or "simultaneous"
-
-
-def strategy_of(command: Command) -> "Strategy":
-    """The strategy that the flags ask for; raises InputError if they do not fit together."""
-    choices, usual = command.scales, {"scales": default_scales(command.settings.data_root)}
-    name = strategy_name(command)
-    form = choices.get("consistency", "kl")  # config.yaml has kl too
-    used = choices.get("consistency_share") or choices.get("consistency_weight")
-    if name == "simultaneous" and form != "kl" and not used:
-        raise InputError(f"--consistency {form} would be ignored without --consistency-share: give it")
-
-    from toolkit.strategies import build  # heavy imports come after parsing
-
-    flags = {key: value for key, value in choices.items() if key not in ("strategy", "progressive")}
-    return build(name, flags, usual)
-
-
-def train_from(argv: Sequence[str] | None) -> None:
-    command = parse(argv, "multiscale.py", __doc__, SCALE_FLAGS)
-    refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
-
-    from toolkit.tools.launch import carry_out
-
-    todo = {"dry_run": command.dry_run, "measure_first": command.benchmark, "planning": command.planning}
-    carry_out(command.settings, strategy_of(command), "multiscale", **todo)
+from toolkit.commands import train_multi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: train_from(argv))
+    return train_multi.main(argv, prog="multiscale.py")
 
 
 if __name__ == "__main__":

@@ -1,48 +1,13 @@
-"""Train at one image size.
-
-Example: accelerate launch --quiet recipes/single_scale.py --data-root DIR --arch resnet18 --img-size 64 --amp
-"""
+"""Train at one image size: `toolkit train single` as a script."""
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from toolkit.config.cli import Command, parse
-from toolkit.system.errors import InputError
-from toolkit.system.exit_codes import exit_code
-from toolkit.system.run_lock import refuse_if_locked
-
-if TYPE_CHECKING:
-    from toolkit.strategies.base import Strategy
-
-SCALE_FLAGS = ("img_size", "finish_size", "finish_epochs", "eval_scales")
-
-
-def strategy_of(command: Command) -> "Strategy":
-    """The strategy that the flags ask for; raises InputError if they do not fit together."""
-    if command.scales.get("strategy", "single") != "single":
-        raise InputError(f"--config: a {command.scales['strategy']} run is repeated by recipes/multiscale.py")
-
-    from toolkit.models.source import make_source
-    from toolkit.strategies import build  # heavy imports come after parsing
-
-    choices = {key: value for key, value in command.scales.items() if key != "strategy"}
-    size = command.scales.get("img_size") or make_source(command.settings).own_size()
-    return build("single", {**choices, "img_size": size})
-
-
-def train_from(argv: Sequence[str] | None) -> None:
-    command = parse(argv, "single_scale.py", __doc__, SCALE_FLAGS)
-    refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
-
-    from toolkit.tools.launch import carry_out
-
-    todo = {"dry_run": command.dry_run, "measure_first": command.benchmark, "planning": command.planning}
-    carry_out(command.settings, strategy_of(command), "single_scale", **todo)
+from toolkit.commands import train_single
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: train_from(argv))
+    return train_single.main(argv, prog="single_scale.py")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ EXCEPTIONS = {
     "python3 -m venv *": "installs packages from an index, as any checkout's tests have done before",
     "pip install *": "installs packages from an index: that the extra exists is looked up",
     "wandb *": "needs an account and its servers: tests/recipes/test_sweeps.py does what an agent does",
-    "python recipes/wandb_dashboard.py *": "needs an account: tests/recipes/test_dashboards.py runs it without one",
+    "toolkit dashboard *": "needs an account: tests/recipes/test_dashboards.py runs it without one",
     "tensorboard *": "runs until it is stopped: tests/recipes/test_dashboards.py reads what it shows",
     "trackio *": "runs until it is stopped: tests/recipes/test_dashboards.py reads what it shows",
     "python serve.py *": "runs until it is stopped: tests/recipes/test_tutorial.py starts and stops it",

@@ -70,7 +70,7 @@ def test_a_run_is_refused_before_it_writes_anything_when_headers_are_broken(tmp_
     assert started("--output-dir", "run") == 2
     error = capsys.readouterr().err
     assert error.splitlines() == [
-        f"error: train/cat/3.png: cannot be read as an image: {HTML} (and 1 more); recipes/scan.py lists all of them, "
+        f"error: train/cat/3.png: cannot be read as an image: {HTML} (and 1 more); `toolkit scan` lists all of them, "
         "--on-bad-sample quarantine trains without"
     ]
     assert not (tmp_path / "run").exists()

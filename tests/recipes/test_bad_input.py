@@ -64,7 +64,7 @@ FLAGS = [
     ("multiscale", ("--scales", "16,b"), "--scales b"),
     ("multiscale", ("--scales", "16.5,32"), "--scales 16.5"),
     ("multiscale", ("--scales", "16,32,"), "--scales"),
-    ("multiscale", ("--scales", "32"), "single_scale.py"),
+    ("multiscale", ("--scales", "32"), "toolkit train single"),
     ("multiscale", (*TWO, "--eval-scales", "32,16"), "--eval-scales 32,16"),
     ("single_scale", ("--img-size", "-4"), "--img-size -4"),
     ("multiscale", (*TWO, "--progressive", "--scale-epochs", "2,2"), "2+2 must be --epochs 3"),

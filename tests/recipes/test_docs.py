@@ -17,18 +17,19 @@ import pytest
 from tests.conftest import ALL, ROOT, SLOW, recipe, write_folders
 from tests.documents import EXCEPTIONS, FENCED, PROGRAMS, blocks, commands, exception, pages
 from tests.recipes.test_help import SHOWN
+from toolkit.__main__ import main as toolkit_main
 from toolkit.config.tables import TABLES
 
 OWN_TESTS = {"tutorial.md", "python.md"}  # tests/recipes/test_tutorial.py and test_python_page.py run them
 MAIN = "accelerate launch --quiet recipes/multiscale.py --data-root photos"
-VERIFY = "python recipes/verify_resume.py -- "
+VERIFY = "toolkit verify-resume -- "
 # Added to a training, so that it takes seconds: flags that are given twice count as given last.
-TRAININGS = ("single_scale.py", "multiscale.py")
+TRAININGS = ("single_scale", "multiscale")
 SMALL = ("--arch", "test_resnet", "--no-pretrained", "--epochs", "1", "--batch-size", "32", "--log-with", "none")
 STAGED = ("--epochs", "3", "--scale-epochs", "1")
 ADDED = {
-    "benchmark.py": ("--arch", "test_resnet", "--steps", "1", "--precisions", "float32", "--scales", "32"),
-    "scan.py": ("--output-dir", "scan"),
+    "benchmark": ("--arch", "test_resnet", "--steps", "1", "--precisions", "float32", "--scales", "32"),
+    "scan": ("--output-dir", "scan"),
 }
 # An alias, and those of other programs.
 OTHERS = {
@@ -55,7 +56,7 @@ PYTHON = [(page, code) for page, code in blocks("python") if page not in OWN_TES
 
 def test_what_is_excepted_or_made_smaller_still_stands_in_the_docs():
     assert {exception(line) for _, line in commands()} == {None, *EXCEPTIONS}
-    assert {*ADDED} <= {Path(word).name for _, line in COMMANDS for word in line.split()}
+    assert {*ADDED} <= {line.split()[1] for _, line in COMMANDS if line.startswith("toolkit ")}
 
 
 def test_commands_stand_in_blocks_for_a_shell_or_in_sentences():
@@ -94,9 +95,9 @@ def smaller(line: str, output: str) -> list[str]:
     words = shlex.split(line)
     if "--dry-run" in words:
         return words
-    script = next(Path(word).name for word in words if word.endswith(".py"))
-    if script not in TRAININGS:
-        return [*words, *ADDED.get(script, ())]
+    name = command_of(words)
+    if name not in TRAININGS:
+        return [*words, *ADDED.get(name, ())]
     folder = ("--output-dir", output) if output and "--checkpoint-dir" not in words else ()
     return [*words, *SMALL, *(STAGED if "--progressive" in words else ()), *folder]
 
@@ -145,10 +146,23 @@ def test_a_documented_command_works(page: str, line: str, request, monkeypatch: 
     if ALL:
         start(words, home)
         return
-    script, *flags = in_process(shlex.join(words))
-    if Path(script).name in TRAININGS:  # as it stands, too; first, for it may name the folder that the small one fills
-        assert recipe(Path(script).stem)([*in_process(line)[1:], "--no-pretrained", "--dry-run"]) == 0
-    assert recipe(Path(script).stem)(flags) == 0
+    if command_of(words) in TRAININGS:  # as it stands, too; first, for it may name the folder that the small one fills
+        assert called([*in_process(line), "--no-pretrained", "--dry-run"]) == 0
+    assert called(in_process(shlex.join(words))) == 0
+
+
+def command_of(words: Sequence[str]) -> str:
+    """The name of the script or of the command of `toolkit`."""
+    if words[0] == "toolkit":
+        return words[1]
+    return next(Path(word).stem for word in words if word.endswith(".py"))
+
+
+def called(words: Sequence[str]) -> int:
+    """The exit code of a script or of `toolkit`, in this process."""
+    if words[0] == "toolkit":
+        return toolkit_main(words[1:])
+    return recipe(command_of(words))(words[1:])
 
 
 def in_process(line: str) -> list[str]:

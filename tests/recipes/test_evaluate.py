@@ -140,9 +140,8 @@ def test_a_cascade_ends_with_the_command_that_predicts_so_when_it_is_reported(
     *_, more, _, line = Path("out", "evaluation.txt").read_text().splitlines()
     assert re.search(r"an image: [1-9][\d.]*x more than 32 px alone$", more)
     command = shlex.split(line)
-    assert command[:2] == ["predict", "python"]
-    assert command[2:] == [
-        "recipes/predict.py",
+    assert command[:3] == ["predict", "toolkit", "predict"]
+    assert command[3:] == [
         str(run),
         "PATH",
         "--cascade",

@@ -11,23 +11,36 @@ import pytest
 
 from tests.conftest import ROOT
 from toolkit import Settings
+from toolkit.__main__ import ENTRIES
 from toolkit.config.cli import OTHER
 from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS
-from toolkit.config.tool_settings import Benchmark, Evaluate, Export, Predict, Report, Scan, Verify, WorkspaceLayout
+from toolkit.config.tool_settings import (
+    Benchmark,
+    Completion,
+    Evaluate,
+    Export,
+    Predict,
+    Report,
+    Scan,
+    Verify,
+    WorkspaceLayout,
+)
 
 MULTISCALE = {*Scales.model_fields} - {"img_size"}
-SHOWN = {  # recipe: its flags and words
-    "single_scale": {*Settings.model_fields, *OTHER, "img_size", "finish_size", "finish_epochs", "eval_scales"},
-    "multiscale": {*Settings.model_fields, *OTHER, *MULTISCALE},
+SHOWN = {  # command: its flags and words
+    "train single": {*Settings.model_fields, *OTHER, "img_size", "finish_size", "finish_epochs", "eval_scales"},
+    "train multi": {*Settings.model_fields, *OTHER, *MULTISCALE},
     "benchmark": {*Benchmark.model_fields, "import"},
     "evaluate": {*Evaluate.model_fields, "import"},
     "export": {*Export.model_fields, "import"},
     "predict": {*Predict.model_fields, "import"},
     "report": {*Report.model_fields, "import"},
     "scan": {*Scan.model_fields, "import"},
-    "verify_resume": {*Verify.model_fields},
-    "wandb_dashboard": {*WorkspaceLayout.model_fields},
+    "verify-resume": {*Verify.model_fields},
+    "dashboard": {*WorkspaceLayout.model_fields},
+    "plan": {*Settings.model_fields, *OTHER, *MULTISCALE, "img_size"},
+    "completion": {*Completion.model_fields},
 }
 HEAVY = {"torch", "timm", "accelerate", "wandb", "torchvision", "numpy", "PIL", "matplotlib", "simplejpeg"}
 RANGE = r"\d to \d|\d or more|above 0"
@@ -38,8 +51,8 @@ TOLD = {  # what a number is: how its flag tells what it means
 NUMBER = re.compile(r"--[\w-]+ ([NX])(?:,N,\.\.\.)? +(.*)")
 
 
-def helped(recipe: str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *words, str(ROOT / "recipes" / f"{recipe}.py"), "--help"]
+def helped(command_words: str, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *options, "-m", "toolkit", *command_words.split(), "--help"]
     environment = {**os.environ, "TERM": "xterm"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **more)
 
@@ -61,8 +74,18 @@ def test_nothing_is_said_when_the_reader_of_help_has_seen_enough():
     assert done.stdout.count("\n") == 1
 
 
-def test_every_recipe_is_tested():
-    assert {*SHOWN} == {path.stem for path in (ROOT / "recipes").glob("*.py")}
+def test_every_command_is_tested():
+    assert {*SHOWN} == {entry.words for entry in ENTRIES}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_shows_the_help_of_its_command(script: Path):
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+    words = {"single_scale": "train single", "multiscale": "train multi", "wandb_dashboard": "dashboard"}
+    command = words.get(script.stem, script.stem.replace("_", "-"))
+    usage = f"usage: {script.name}" if command.startswith("train") else f"usage: toolkit {command}"
+    assert done.stdout.startswith(usage)
+    assert done.stdout.partition("\n")[2] == helped(command).stdout.partition("\n")[2]
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "x"])
@@ -72,9 +95,9 @@ def test_help_comes_in_a_terminal_of_any_width(columns: str, monkeypatch: pytest
     assert (done.returncode, "--output-dir" in done.stdout) == (0, True)
 
 
-@pytest.mark.parametrize("recipe", SHOWN)
-def test_help_is_complete_grouped_and_without_heavy_imports(recipe: str, tmp_path: Path):
-    done = helped(recipe, "-X", "importtime", cwd=tmp_path)
+@pytest.mark.parametrize("command", SHOWN)
+def test_help_is_complete_grouped_and_without_heavy_imports(command: str, tmp_path: Path):
+    done = helped(command, "-X", "importtime", cwd=tmp_path)
     assert done.returncode == 0
     imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "pydantic" in imported  # control
@@ -86,16 +109,16 @@ def test_help_is_complete_grouped_and_without_heavy_imports(recipe: str, tmp_pat
     groups = boxes(done.stdout)
     assert [*groups.pop("options")] == ["-h"]  # the rest has headings that tell something
     told = {name: text for group in groups.values() for name, text in group.items()}
-    assert {name.strip("-[]").lower().replace("-", "_") for name in told} == SHOWN[recipe]
+    assert {name.strip("-[]").lower().replace("-", "_") for name in told} == SHOWN[command]
     assert [text for text in told.values() if not re.search("default|unset|required", text)] == []
     assert [name for name in told if name.startswith("[")] == []  # words are required
     numbers = {text: NUMBER.match(text) for text in told.values()}
     assert [text for text, number in numbers.items() if number and not re.search(TOLD[number[1]], number[2])] == []
 
 
-@pytest.mark.parametrize("recipe", ["single_scale", "multiscale"])
-def test_help_shows_sections_switches_and_choices_when_a_recipe_trains(recipe: str):
-    text = helped(recipe).stdout
+@pytest.mark.parametrize("command", ["train single", "train multi"])
+def test_help_shows_sections_switches_and_choices_when_a_command_trains(command: str):
+    text = helped(command).stdout
     headings = [*boxes(text)]
     assert headings == [
         "options",

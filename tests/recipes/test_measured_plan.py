@@ -51,8 +51,8 @@ def test_the_run_is_predicted_and_compared_when_it_is_measured(
         "budget    the most epochs within 33 min 20 s",  # 2 of 3.6 an hour
         "epochs at 16, 32 px) in ",
         "advice    single scale for ",
-        "python recipes/single_scale.py --img-size 32 --epochs ",
-        "python recipes/multiscale.py --progressive --scales 16,32 --ramp --epochs ",
+        "toolkit train single --img-size 32 --epochs ",
+        "toolkit train multi --progressive --scales 16,32 --ramp --epochs ",
     ):
         assert f"\n{line}" in out or line in out, line
     assert list(tmp_path.iterdir()) == []

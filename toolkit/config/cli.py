@@ -141,7 +141,7 @@ OTHER = {
     "goal": (
         _text("{one-size,every-size}"),
         "with --measure: compare strategies for the largest size or for every size (default: every-size; one-size for "
-        "single_scale.py)",
+        "`train single`)",
     ),
     "time_budget": (
         _text("TIME"),
@@ -154,7 +154,7 @@ OTHER = {
 }
 
 
-def _grammar(scale_flags: Sequence[str]) -> Any:
+def training_grammar(scale_flags: Sequence[str]) -> Any:
     groups = {section.__name__.lower(): _group(section, tuple(section.__annotations__)) for section in SECTIONS}
     groups["scales"] = _group(Scales, scale_flags)
     other = {name: _optional(kind, text) for name, (kind, text) in OTHER.items()}
@@ -221,7 +221,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     of_recipe = {name for name, (kind, _) in OTHER.items() if kind is bool}
     words = renamed(sys.argv[1:] if argv is None else argv)
     words = joined(plain_switches(words, switches(Settings, Scales) | of_recipe), KEY_VALUES)
-    groups, unknown = _read(words, recipe, description, _grammar(scale_flags))
+    groups, unknown = _read(words, recipe, description, training_grammar(scale_flags))
     known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml contains its strategy
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
@@ -260,18 +260,8 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     )
 
 
-def parse_section(
-    argv: Sequence[str] | None,
-    recipe: str,
-    description: str | None,
-    section: type[S],
-    positional: str | None = None,
-    rest: str | None = None,
-) -> S:
-    """Parse the command line of a recipe that does not train.
-
-    `positional` and `rest`: the fields set by one word without a flag, and by all further ones. Otherwise like `parse`.
-    """
+def section_grammar(section: type[Section], positional: str | None = None, rest: str | None = None) -> Any:
+    """The tyro type of the flags and words of a command that does not train; see `parse_section`."""
     kinds = {name: kind(name.upper()) for name, kind in ((positional, _text), (rest, _words)) if name}
     shown = {name: name.upper() + " ..." * (name == rest) for name in kinds}
     described = {
@@ -286,14 +276,29 @@ def parse_section(
     flags = {title: _group(section, names) for title, names in section.groups.items()}
     if {"run", "data", "data_root"} & {*section.model_fields}:  # opening them may need classes of the user's own
         flags["other"] = TypedDict("Other", {"import": _optional(_words("MODULE"), IMPORT)}, total=False)  # type: ignore[operator]
-    grammar = TypedDict(section.__name__, {**words, **flags})  # type: ignore[misc]
+    return TypedDict(section.__name__, {**words, **flags})  # type: ignore[operator]
+
+
+def parse_section(
+    argv: Sequence[str] | None,
+    recipe: str,
+    description: str | None,
+    section: type[S],
+    positional: str | None = None,
+    rest: str | None = None,
+) -> S:
+    """Parse the command line of a command that does not train.
+
+    `positional` and `rest`: the fields set by one word without a flag, and by all further ones. Otherwise like `parse`.
+    """
+    grammar = section_grammar(section, positional, rest)
     given_words = plain_switches(sys.argv[1:] if argv is None else argv, switches(section))
     groups, unknown = _read(given_words, recipe, description, grammar)
     if unknown:
         names = ["--import", *(f"--{name.replace('_', '-')}" for names in section.groups.values() for name in names)]
         raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], names)}")
     import_modules(groups.pop("other", {}).get("import", ()))
-    given = {name: groups.pop(name) for name in kinds}
+    given = {name: groups.pop(name) for name in (positional, rest) if name}
     for group in groups.values():
         given.update(group)
     try:

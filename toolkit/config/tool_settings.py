@@ -1,7 +1,7 @@
 """Settings of the recipes that do not train. Free of torch."""
 
 import shlex
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
@@ -169,7 +169,7 @@ class Predict(Inference):
     cascade: Numbers | None = Field(
         None,
         description="ascending sizes, px: start at the first and move up only while the top probability is below "
-        "--confidence; evaluate.py reports the accuracy lost on labeled data (unset: none)",
+        "--confidence; `toolkit evaluate` reports the accuracy lost on labeled data (unset: none)",
     )
     confidence: float | None = Field(
         None, gt=0, le=1, description="top probability, 0 to 1, at which --cascade stops (unset: 0.9)"
@@ -264,3 +264,9 @@ class Report(Section):
     """Report"""
 
     run: Folder = Field(description="a run directory")
+
+
+class Completion(Section):
+    """Completion"""
+
+    shell: Literal["bash", "zsh"] = Field(description="bash or zsh")

@@ -18,7 +18,7 @@ def check_several(flag: str, sizes: Sequence[int]) -> None:
     """Raise InputError unless there are at least two ascending sizes."""
     check_ascending(flag, sizes)
     if len(sizes) < 2:
-        raise InputError(f"{flag} {sizes[0]}: one size is single-scale training: use recipes/single_scale.py")
+        raise InputError(f"{flag} {sizes[0]}: one size is single-scale training: use `toolkit train single`")
 
 
 def eval_specs(sizes: Sequence[int], eval_scales: Sequence[int] | None) -> tuple[EvalSpec, ...]:

@@ -54,7 +54,7 @@ def evaluate(
     output_dir: Path | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> EvaluationReport:
-    """Measure the run's best model. The flags of recipes/evaluate.py describe the arguments.
+    """Measure the run's best model. The flags of `toolkit evaluate` describe the arguments.
 
     `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: map-style data sets by
     split, in place of `data_root`; the run's own if they hold its images. Writes evaluation.txt, .json, .svg and

@@ -81,7 +81,7 @@ def _predict_command(report: EvaluationReport, cascade: CascadeReport) -> str:
     words = [str(report.loaded.directory.path), "PATH", "--cascade", sizes, "--confidence", str(cascade.confidence)]
     words += ["--flip"] if report.options.flip else []
     words += [] if report.options.amp is None else ["--amp" if report.options.amp else "--no-amp"]
-    return shlex.join(["python", "recipes/predict.py", *words])
+    return shlex.join(["toolkit", "predict", *words])
 
 
 def _cascade_lines(split: str, result: SplitCascade, cascade: CascadeReport) -> Iterator[str]:

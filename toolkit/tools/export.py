@@ -63,7 +63,7 @@ def export(
     model: Model | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> ExportReport:
-    """Write the run's best model to `output_dir`. The flags of recipes/export.py describe the arguments.
+    """Write the run's best model to `output_dir`. The flags of `toolkit export` describe the arguments.
 
     `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: the data sets that were
     passed to `train`, in place of `data_root`. Raises InputError, and ExportError if a format cannot be made or its

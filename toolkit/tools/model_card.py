@@ -260,7 +260,7 @@ def _accuracy(card: Card, rows: list[SizeRow]) -> str:
         own = card.loaded.model.policy.scale_for(card.model.size)
         advice += (
             f" This export has the normalization of {own} px; the other rows are those of the run's own model, which "
-            "has one for each scale: `recipes/export.py RUN --scale` exports another."
+            "has one for each scale: `toolkit export RUN --scale` exports another."
         )
     left_out = ", ".join(f"{count} of {SPLITS[split]}" for split, count in unreadable(card.loaded).items() if count)
     note = f"Images that could not be read are left out: {left_out}.\n\n" if left_out else ""

@@ -77,18 +77,27 @@ def command(settings: Settings, strategy: Strategy, epochs: int, processes: int)
     if ":" in name:
         flags = ["--import", name.partition(":")[0], *flags]
     named = {"single": [], "simultaneous": [], "progressive": ["--progressive"]}.get(name, ["--strategy", name])
-    recipe = f"recipes/{'single_scale' if name == 'single' else 'multiscale'}.py"
-    words = [*_launcher(processes), recipe, *named, *flags, "--epochs", str(epochs), *_settings_flags(settings)]
+    recipe = "single" if name == "single" else "multi"
+    words = [
+        *_launcher(processes),
+        "train",
+        recipe,
+        *named,
+        *flags,
+        "--epochs",
+        str(epochs),
+        *_settings_flags(settings),
+    ]
     return shlex.join(words)
 
 
 def _launcher(processes: int) -> list[str]:
     """The words that start as many processes on as many machines."""
     if processes == 1:
-        return ["python"]
+        return ["toolkit"]
     local = host.local_processes()
     machines = ["--nnodes", str(processes // local)] if processes > local else []
-    return ["torchrun", *machines, "--nproc-per-node", str(local)]
+    return ["torchrun", *machines, "--nproc-per-node", str(local), "-m", "toolkit"]
 
 
 def _settings_flags(settings: Settings) -> list[str]:

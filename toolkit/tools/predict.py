@@ -48,7 +48,7 @@ def predict(
     overwrite: bool = False,
     data: Any = None,
 ) -> PredictionSummary:
-    """Write a row for each image to `output`. The flags of recipes/predict.py describe the arguments.
+    """Write a row for each image to `output`. The flags of `toolkit predict` describe the arguments.
 
     `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: a map-style data set of
     images, with or without labels, in place of `paths`. The row of an unreadable image holds the reason. Ctrl-C stops

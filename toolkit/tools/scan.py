@@ -41,7 +41,7 @@ def scan(
     label_column: str | None = None,
     hf_config: str | None = None,
 ) -> ScanReport:
-    """Check the data set `data`. The flags of recipes/scan.py describe the arguments.
+    """Check the data set `data`. The flags of `toolkit scan` describe the arguments.
 
     Logs the table and writes scan.json, scan.txt, contact-sheets/ and manifest/ to `output_dir` (None:
     scan-NAME-TIME). Raises InputError if nothing can be scanned or written; bad images are findings, not errors.

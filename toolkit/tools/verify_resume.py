@@ -42,6 +42,18 @@ def value_of(flag: str, words: Sequence[str]) -> str | None:
     return found
 
 
+def _flags_of(command: Sequence[str]) -> Sequence[str]:
+    """The words after the recipe, a script or `toolkit train NAME`; raises InputError if the command has none."""
+    for i, word in enumerate(command):
+        if word.endswith(".py") and Path(word).is_file():
+            return command[i + 1 :]
+        if Path(word).name == "toolkit" and [*command[i + 1 : i + 2]] == ["train"]:
+            return command[i + 3 :]
+    raise InputError(
+        f"no recipe in the command {' '.join(command)!r}: it must have `toolkit train ...` or a .py file that is there"
+    )
+
+
 @dataclass(frozen=True)
 class TrialPlan:
     """`command` without a run directory; both runs are compared at step `steps`, a multiple of `every`."""
@@ -56,10 +68,7 @@ def plan(command: Sequence[str], *, steps: int = 60, save_every_steps: int | Non
 
     Raises InputError if the command cannot be used.
     """
-    recipe = next((i for i, word in enumerate(command) if word.endswith(".py") and Path(word).is_file()), None)
-    if recipe is None:
-        raise InputError(f"no recipe in the command {' '.join(command)!r}: it must name a .py file that is there")
-    words = command[recipe + 1 :]
+    words = _flags_of(command)
     for flag in OURS:
         if value_of(flag, words) is not None:
             raise InputError(f"{flag} in the command: each run gets a directory of its own, drop it")

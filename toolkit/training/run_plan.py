@@ -262,8 +262,8 @@ def _reopening(parts: Parts) -> list[str]:
         type(part) for part in (without_finish(parts.strategy), parts.task)
     ]  # opening a run does not need its schedule
     lines = [
-        f"reopen    {kind.__qualname__} is defined in the script that trains: evaluate.py and others cannot open this "
-        "run from a shell; move it into a module"
+        f"reopen    {kind.__qualname__} is defined in the script that trains: `toolkit evaluate` and others cannot "
+        "open this run from a shell; move it into a module"
         for kind in kinds
         if kind.__module__ == "__main__"
     ]

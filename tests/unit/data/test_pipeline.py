@@ -157,7 +157,7 @@ def test_the_first_unreadable_image_is_named_with_their_number_when_there_are_se
     check_readable(open_splits(settings, 32))  # control
     for name in ("train/cat/1.png", "train/dog/2.png", "val/dog/0.png"):
         (root / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"^train/cat/1\.png: .* the file is empty \(and 2 more\); recipes/scan\.py"):
+    with pytest.raises(InputError, match=r"^train/cat/1\.png: .* the file is empty \(and 2 more\); `toolkit scan`"):
         check_readable(open_splits(settings, 32))
 
 
@@ -165,7 +165,7 @@ def test_the_number_is_left_out_when_one_image_is_unreadable(tmp_path: Path):
     write_image(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"<html>")
     index = index_of(tmp_path, ["a.png", "b.png"], [0, 1])
-    with pytest.raises(InputError, match=r"^b\.png: .*no image in a known format; recipes/scan\.py lists all"):
+    with pytest.raises(InputError, match=r"^b\.png: .*no image in a known format; `toolkit scan` lists all"):
         check_readable(Splits(index, index.take(np.array([0])), None, ("cat", "dog"), "made up"))
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import recipe
 from tests.records import Page, answer, end, write_records
+from toolkit.__main__ import main as toolkit
 from toolkit.config.yaml_values import read_yaml, to_yaml
 from toolkit.models.metrics import Predictions, class_accuracy, confused
 from toolkit.runs import report
@@ -88,11 +89,10 @@ def test_a_page_is_the_same_byte_for_byte_when_it_is_made_again(finished: Path):
 
 
 def test_the_command_on_the_page_trains_the_same_again_when_it_is_given(finished: Path, capsys):
-    [command] = re.findall(r"<pre>(accelerate launch .*?)</pre>", finished.read_text())
+    [command] = re.findall(r"<pre>(toolkit train .*?)</pre>", finished.read_text())
     words = shlex.split(command)
-    assert words[:5] == ["accelerate", "launch", "--quiet", "--config_file", "accelerate_configs/cpu.yaml"]
-    assert words[5] == "recipes/multiscale.py"
-    assert recipe("multiscale")([*words[6:], "--dry-run"]) == 0
+    assert words[:3] == ["toolkit", "train", "multi"]
+    assert toolkit([*words[1:], "--dry-run"]) == 0
     assert "progressive 16 -> 32 -> 64 px, selection at 64px" in capsys.readouterr().out
 
 
@@ -112,9 +112,7 @@ def again(run: Path, **values: str) -> list[str]:
     (run / "config.yaml").write_text(to_yaml({**config, **values}))
     page = html.unescape(write_report(run).read_text())
     (run / "config.yaml").write_text(to_yaml(config))
-    return [
-        word for command in re.findall(r"<pre>(accelerate launch .*?)</pre>", page) for word in shlex.split(command)
-    ]
+    return [word for command in re.findall(r"<pre>(toolkit train .*?)</pre>", page) for word in shlex.split(command)]
 
 
 def test_the_command_names_all_code_of_the_users_own(tmp_path: Path):

@@ -105,7 +105,7 @@ def test_a_ramp_holds_half_size_for_half_and_full_size_for_a_fifth_when_it_has_1
         (lambda: Progressive((32, 16)), "--scales 32,16: .*ascending.*try 16,32"),
         (lambda: Simultaneous((16, 16)), "--scales 16,16"),
         (lambda: Simultaneous((0, 16)), "--scales 0,16"),
-        (lambda: Simultaneous((32,)), "single_scale.py"),
+        (lambda: Simultaneous((32,)), "toolkit train single"),
         (lambda: Progressive(()), "--scales"),
         (lambda: SingleScale(0), "--img-size 0"),
         (lambda: SingleScale(32, (32, 16)), "--eval-scales 32,16"),

@@ -193,11 +193,11 @@ FLAGS = {
     ],
 )
 def test_a_command_trains_the_strategy_with_the_settings(settings: Settings, strategy: Strategy):
-    launcher, path, *words = shlex.split(command(settings, strategy, 9, 1))
-    assert (launcher, Path(path).parent.name) == ("python", "recipes")
-    parsed = parse(words, path, None, tuple(Scales.model_fields))
+    program, train, recipe, *words = shlex.split(command(settings, strategy, 9, 1))
+    assert (program, train) == ("toolkit", "train")
+    parsed = parse(words, recipe, None, tuple(Scales.model_fields))
     flags = {**parsed.scales}
-    usual = "single" if "single_scale" in path else "simultaneous"
+    usual = "single" if recipe == "single" else "simultaneous"
     name = "progressive" if flags.pop("progressive", False) else flags.pop("strategy", usual)
     assert build(name, flags) == strategy
     given = settings.model_dump(include=settings.model_fields_set)
@@ -207,8 +207,8 @@ def test_a_command_trains_the_strategy_with_the_settings(settings: Settings, str
 def test_a_command_for_several_processes_names_their_launcher(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     here, there = (command(Settings(), SingleScale(64), 5, processes) for processes in (4, 8))
-    assert here.startswith("torchrun --nproc-per-node 4 recipes/single_scale.py --img-size 64 --epochs 5")
-    assert there.startswith("torchrun --nnodes 2 --nproc-per-node 4 recipes/single_scale.py")
+    assert here.startswith("torchrun --nproc-per-node 4 -m toolkit train single --img-size 64 --epochs 5")
+    assert there.startswith("torchrun --nnodes 2 --nproc-per-node 4 -m toolkit train single")
 
 
 def test_one_size_starts_from_its_half_where_no_scales_are_given():

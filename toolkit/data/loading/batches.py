@@ -133,7 +133,7 @@ class TrainBatchBuilder:
                 bad.append((error.name, error.reason))
         raise InputError(
             f"{index.names[sample]} and the {MOST_SUBSTITUTES - 1} images after it cannot be read: "
-            "is the data still there? recipes/scan.py checks all of it"
+            "is the data still there? `toolkit scan` checks all of it"
         )
 
     def close(self, spec: BatchSpec, memory: Any) -> Batch:

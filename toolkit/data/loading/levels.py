@@ -27,7 +27,7 @@ def few_levels(train: Index) -> str:
     other = {"minmax": "percentile", "percentile": "minmax"}.get(train.gray, "minmax or percentile")
     return (
         f"--range {train.gray} leaves fewer than {FEW_LEVELS} levels of gray to {few} of {len(ids)} images looked at, "
-        f"whose files have more than 8 bits: --range {other} maps each image by its own; recipes/scan.py lists all"
+        f"whose files have more than 8 bits: --range {other} maps each image by its own; `toolkit scan` lists all"
     )
 
 

@@ -131,5 +131,5 @@ def check_readable(splits: Splits) -> None:
             except InputError as error:
                 more = f" (and {total - 1} more)" if total > 1 else ""
                 raise InputError(
-                    f"{error}{more}; recipes/scan.py lists all of them, --on-bad-sample quarantine trains without"
+                    f"{error}{more}; `toolkit scan` lists all of them, --on-bad-sample quarantine trains without"
                 ) from None

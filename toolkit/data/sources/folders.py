@@ -145,7 +145,7 @@ def unlabeled(folder: Path) -> str:
         return f"{folder.name}/ is left out: no images in it"
     return (
         f"{folder.name}/ is left out: {count} images without class folders are not scored; the recipe predicts them at "
-        f"its end (test_predictions.csv), recipes/predict.py RUN {folder} at any time"
+        f"its end (test_predictions.csv), toolkit predict RUN {folder} at any time"
     )
 
 

@@ -137,7 +137,7 @@ def is_unlabeled(file: Path, label_column: str | None = None) -> bool:
 
 def without_labels(file: Path) -> str:
     """That a test manifest without labels is left out, and what to do with its images."""
-    return f"{file.name} is left out: it has no labels; recipes/predict.py RUN IMAGES predicts what it lists"
+    return f"{file.name} is left out: it has no labels; `toolkit predict RUN IMAGES` predicts what it lists"
 
 
 def parse_rows(

@@ -270,19 +270,18 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
     run, summary = str(records.directory), records.summary
     processes, device = summary.get("processes", 1), summary.get("device")
     kind = {"cpu": "cpu", "cuda": "gpu"}.get(str(device))
-    launch = ["accelerate", "launch", "--quiet"]
-    if kind and processes > 1:
-        launch += ["--config_file", f"accelerate_configs/multi_{kind}.yaml", "--num_processes", str(processes)]
-    elif kind:
-        launch += ["--config_file", f"accelerate_configs/{'cpu' if kind == 'cpu' else 'single_gpu'}.yaml"]
-    recipe = "single_scale" if records.config.get("strategy") == "single" else "multiscale"
-    again = [*launch, f"recipes/{recipe}.py", "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
+    launch = ["toolkit"]
+    if processes > 1:
+        config = ["--config_file", f"accelerate_configs/multi_{kind}.yaml"] if kind else []
+        launch = ["accelerate", "launch", "--quiet", *config, "--num_processes", str(processes), "-m", "toolkit"]
+    recipe = "single" if records.config.get("strategy") == "single" else "multi"
+    again = [*launch, "train", recipe, "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
     modules, own = _own_modules(records.config), [name for name in CODE if records.config.get(name)]
     again += [word for name in own for word in (f"--{name.replace('_', '-')}", str(records.config[name]))]
     again += ["--import", *modules] if modules else []
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if modules is not None else []),
-        ("Write this page again", shlex.join(["python", "recipes/report.py", run])),
+        ("Write this page again", shlex.join(["toolkit", "report", run])),
     ]
 
 

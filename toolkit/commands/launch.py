@@ -1,8 +1,8 @@
-"""Run a training recipe after its flags are parsed: show the plan, benchmark, train."""
+"""What a training command does after its flags are parsed: show the plan, benchmark, train."""
 
 import logging
 
-from toolkit.config.planning import Planning
+from toolkit.config.cli import Command
 from toolkit.config.settings import Settings
 from toolkit.data.sources.folders import unlabeled_test
 from toolkit.runs.resume_rules import has_checkpoint, refuse_changes
@@ -41,36 +41,24 @@ def plan_of(settings: Settings, strategy: Strategy, recipe: str) -> list[str]:
         device.stop()
 
 
-def carry_out(
-    settings: Settings,
-    strategy: Strategy,
-    recipe: str,
-    *,
-    dry_run: bool = False,
-    measure_first: bool = False,
-    planning: Planning | None = None,
-) -> None:
-    """Train. `dry_run`: only log the plan. `measure_first`: benchmark first, and save benchmark.json in the run.
-
-    `planning`: with `dry_run`, whether to measure a step of each kind and predict the run, and for which budget.
-    """
-    with locks.taking_over(settings.take_over and host.is_main_process(settings.alone)):
-        _carry_out(settings, strategy, recipe, dry_run, measure_first, planning)
+def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
+    """Train as the flags say; with --dry-run only log the plan, with --benchmark measure first."""
+    with locks.taking_over(command.settings.take_over and host.is_main_process(command.settings.alone)):
+        _carry_out(command, strategy, recipe)
 
 
-def _carry_out(
-    settings: Settings, strategy: Strategy, recipe: str, dry_run: bool, measure_first: bool, planning: Planning | None
-) -> None:
-    if dry_run:
+def _carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
+    settings, planning = command.settings, command.planning
+    if command.dry_run:
         for line in plan_of(settings, strategy, recipe):
             log.info(line)
-        if planning and planning.measure:
+        if planning.measure:
             budgets = {"time_budget_s": planning.time_budget, "cost_budget": planning.cost_budget}
             for line in plan(settings, strategy, goal=planning.goal, **budgets).text.splitlines():
                 log.info(line)
         return
     notes = {}
-    if measure_first:
+    if command.benchmark:
         plan_of(settings, strategy, recipe)  # raises InputError before a benchmark of a run that cannot start
         notes["benchmark.json"] = benchmark(settings, strategy).to_json()
     run = train_parts(*make_parts(settings, strategy), recipe, notes)

@@ -1,0 +1,58 @@
+"""Print the completion of `toolkit` for a shell. To have it in every bash: add the line
+`eval "$(toolkit completion bash)"` to ~/.bashrc.
+
+Example: toolkit completion bash > ~/.local/share/bash-completion/completions/toolkit
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+
+from toolkit.commands import train_multi, train_single
+from toolkit.config import tool_settings as tools
+from toolkit.config.cli import parse_section, section_grammar, training_grammar
+from toolkit.system.exit_codes import exit_code
+
+Grammar = Any  # a type of tyro
+Tree = Mapping[str, Any]  # of grammars and trees
+
+
+def grammars() -> Tree:
+    """What each command takes, by its words."""
+    return {
+        "train": {
+            "multi": training_grammar(train_multi.SCALE_FLAGS),
+            "single": training_grammar(train_single.SCALE_FLAGS),
+        },
+        "plan": training_grammar(("img_size", *train_multi.SCALE_FLAGS)),
+        "verify-resume": section_grammar(tools.Verify, "command"),
+        "evaluate": section_grammar(tools.Evaluate, "run"),
+        "predict": section_grammar(tools.Predict, "run", "paths"),
+        "export": section_grammar(tools.Export, "run"),
+        "report": section_grammar(tools.Report, "run"),
+        "scan": section_grammar(tools.Scan, "data"),
+        "benchmark": section_grammar(tools.Benchmark),
+        "dashboard": section_grammar(tools.WorkspaceLayout, "project"),
+        "completion": section_grammar(tools.Completion, "shell"),
+    }
+
+
+def union(tree: Tree) -> Grammar:
+    """All commands of a tree as one type, which tyro completes."""
+    parts = {name: union(part) if isinstance(part, Mapping) else part for name, part in tree.items()}
+    return Union[tuple(Annotated[part, tyro.conf.subcommand(name)] for name, part in parts.items())]  # noqa: UP007
+
+
+def completion(shell: Literal["bash", "zsh"]) -> None:
+    words = ["--tyro-print-completion", shell]
+    tyro.cli(union(grammars()), prog="toolkit", config=(tyro.conf.OmitArgPrefixes,), args=words)
+
+
+def print_completion(argv: Sequence[str]) -> None:
+    shell = parse_section(argv, "toolkit completion", __doc__, tools.Completion, "shell").shell
+    completion(shell)
+
+
+def main(argv: Sequence[str]) -> int:
+    return exit_code(lambda: print_completion(argv))
