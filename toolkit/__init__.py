@@ -31,10 +31,26 @@ if TYPE_CHECKING:
     from toolkit.strategies.base import Task as Task
     from toolkit.system.errors import InputError as InputError
     from toolkit.system.errors import NonFiniteError as NonFiniteError
+    from toolkit.tools.benchmark import benchmark as benchmark
+    from toolkit.tools.evaluate import evaluate as evaluate
+    from toolkit.tools.export import export as export
+    from toolkit.tools.planner import plan as plan
+    from toolkit.tools.predict import predict as predict
+    from toolkit.tools.predictor import load as load
+    from toolkit.tools.report import report as report
+    from toolkit.tools.scan import scan as scan
     from toolkit.training.loop import train as train
 
 _HOMES = {
     "train": "toolkit.training.loop",
+    "load": "toolkit.tools.predictor",
+    "evaluate": "toolkit.tools.evaluate",
+    "predict": "toolkit.tools.predict",
+    "export": "toolkit.tools.export",
+    "scan": "toolkit.tools.scan",
+    "report": "toolkit.tools.report",
+    "benchmark": "toolkit.tools.benchmark",
+    "plan": "toolkit.tools.planner",
     "Settings": "toolkit.config.settings",
     "register": "toolkit.config.tables",
     "Strategy": "toolkit.strategies.base",
@@ -60,6 +76,10 @@ _HOMES = {
     "InputError": "toolkit.system.errors",
     "NonFiniteError": "toolkit.system.errors",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -232,7 +232,7 @@ def test_a_class_of_a_script_is_told_at_the_start(monkeypatch: pytest.MonkeyPatc
     _, parts = make_parts(chosen, STRATEGY, task=Tags())
     assert _reopening(parts) == []
     monkeypatch.setattr(Tags, "__module__", "__main__")
-    told = "Tags is defined in the script that trains: evaluate.py and others cannot open this run from a shell"
+    told = "Tags is defined in the script that trains: `toolkit evaluate` and others cannot open this run from a shell"
     assert _reopening(parts) == [f"reopen    {told}; move it into a module"]
 
 

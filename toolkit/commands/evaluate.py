@@ -10,11 +10,14 @@ Exit code: 0 done; 2 a flag, the run or the data is wrong.
 Example: toolkit evaluate RUN --scales 64,96,112,160,224 --recalibrate --cascade 64,224
 """
 
+import sys
 from collections.abc import Sequence
 
 from toolkit.config.cli import parse_section
 from toolkit.config.tool_settings import Evaluate
+from toolkit.system import console
 from toolkit.system.exit_codes import exit_code
+from toolkit.system.host import is_main_process
 
 
 def evaluate_from(argv: Sequence[str] | None) -> None:
@@ -22,7 +25,11 @@ def evaluate_from(argv: Sequence[str] | None) -> None:
 
     from toolkit.tools.evaluate import evaluate  # heavy imports come after parsing
 
-    evaluate(model=flags.model_from, **flags.model_dump(exclude={"model_from"}))
+    report = evaluate(model=flags.model_from, **flags.model_dump(exclude={"model_from"}))
+    if is_main_process(flags.alone):
+        console.say(report.text.rstrip("\n"), sys.stdout)
+        written = "evaluation.txt, evaluation.json, evaluation.svg, predictions/"
+        console.say(f"wrote     {report.folder}: {written}", sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

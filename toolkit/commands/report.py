@@ -15,9 +15,9 @@ from toolkit.system.exit_codes import exit_code
 def report_from(argv: Sequence[str] | None) -> None:
     flags = parse_section(argv, "toolkit report", __doc__, Report, "run")
 
-    from toolkit.runs.report import write_report  # heavy imports come after parsing
+    from toolkit.tools.report import report  # heavy imports come after parsing
 
-    console.say(f"wrote     {write_report(flags.run)}", sys.stdout)
+    console.say(report(flags.run).text, sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

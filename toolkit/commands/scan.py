@@ -11,6 +11,7 @@ Exit code: 0 the data is usable unchanged; 2 it is not, or a flag is wrong. --wr
 Example: toolkit scan DATA --write-manifest
 """
 
+import sys
 from collections.abc import Sequence
 
 from toolkit.config.cli import parse_section
@@ -29,6 +30,11 @@ def scan_from(argv: Sequence[str] | None) -> None:
 
     console.start(main=True)
     report = scan(**dict(flags))
+    console.say(report.text.rstrip("\n"), sys.stdout)
+    console.say(f"wrote     {report.folder}", sys.stdout)
+    if flags.write_manifest:
+        manifest = f"{report.folder}/manifest"
+        console.say(f"wrote     {manifest}: --data-root on it trains without what was found", sys.stdout)
     if report.serious():
         raise InputError(verdict(report))
 

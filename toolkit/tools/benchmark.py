@@ -22,6 +22,7 @@ from toolkit.strategies import SingleScale
 from toolkit.strategies.base import Phase, Step, Strategy
 from toolkit.system import console, host
 from toolkit.system.errors import InputError, naming_memory
+from toolkit.system.result import Result
 from toolkit.training import device
 from toolkit.training.monitor import peak_memory_gb, reset_peak_memory
 from toolkit.training.parts import make_parts
@@ -37,13 +38,17 @@ LOADER_S, LOADER_BATCHES = 2.0, 100  # the loader is timed until it reaches eith
 LEAST_BATCHES = 5  # but for at least this many batches
 
 
-@dataclass(frozen=True)
-class BenchmarkReport:
+@dataclass(frozen=True, repr=False)
+class BenchmarkReport(Result):
     """Machine and run (`conditions`), the measured cases, and one line per case that names the bottleneck."""
 
     conditions: dict[str, Any]
     cases: list[Case]
     verdicts: list[str]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(table(self))
 
     def to_json(self) -> dict[str, Any]:
         return {

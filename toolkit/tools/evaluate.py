@@ -18,8 +18,9 @@ from toolkit.runs import saved_predictions
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import files, host
 from toolkit.system.errors import InputError
+from toolkit.system.places import expanded
 from toolkit.tools.cascade_report import CascadeOptions, CascadeReport, report_cascade
-from toolkit.tools.evaluate_outputs import table, write_files
+from toolkit.tools.evaluate_outputs import write_files
 from toolkit.tools.evaluation_report import EvaluationReport, Recalibration
 from toolkit.tools.inference import InferenceOptions, start_evaluator
 from toolkit.tools.inference_cost import InferenceCost, measure_cost
@@ -33,7 +34,7 @@ UNREADABLE, PREDICTIONS = "unreadable.jsonl", "predictions"
 
 
 def evaluate(
-    run: Path,
+    run: str | Path,
     *,
     scales: Sequence[int] | None = None,
     average: bool = False,
@@ -51,20 +52,21 @@ def evaluate(
     amp: bool | None = None,
     alone: bool = False,
     model: Model | None = None,
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> EvaluationReport:
     """Measure the run's best model. The flags of `toolkit evaluate` describe the arguments.
 
     `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: map-style data sets by
     split, in place of `data_root`; the run's own if they hold its images. Writes evaluation.txt, .json, .svg and
-    predictions/ to `output_dir` (None: RUN/evaluation) and logs the table. Raises InputError.
+    predictions/ to `output_dir` (None: RUN/evaluation). Raises InputError.
     """
     check_evaluate(scales, cascade, confidence, max_loss)
     columns = check_columns(data_root, label_column, hf_config)
     options = InferenceOptions(batch_size, num_workers, amp, flip, alone)
     cascaded = CascadeOptions(tuple(cascade or ()), confidence, max_loss)
-    folder = run / "evaluation" if output_dir is None else output_dir
+    run = expanded(run)
+    folder = run / "evaluation" if output_dir is None else expanded(output_dir)
     loaded = load_run(run, [*(scales or ()), *cascaded.sizes], model=model)
     if cascaded.sizes and loaded.task.columns(loaded.classes) != COLUMNS:
         raise InputError(f"--cascade: evaluate measures its top-1, which {type(loaded.task).__name__} does not have")
@@ -88,9 +90,7 @@ def evaluate(
         device.stop()
     report = EvaluationReport(loaded, options, folder, machine, specs, costs, evaluations, recalibrated, cascades)
     if host.is_main_process(alone):
-        log.info("%s", table(report))
         write_files(report)
-        log.info("wrote     %s: evaluation.txt, evaluation.json, evaluation.svg, predictions/", folder)
     return report
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from toolkit.models.evaluator import Evaluation
 from toolkit.strategies.base import EvalSpec
+from toolkit.system.result import Result
 from toolkit.tools.cascade_report import CascadeReport
 from toolkit.tools.inference import InferenceOptions
 from toolkit.tools.inference_cost import InferenceCost
@@ -19,8 +20,8 @@ class Recalibration(NamedTuple):
     images: int = 0
 
 
-@dataclass(frozen=True)
-class EvaluationReport:
+@dataclass(frozen=True, repr=False)
+class EvaluationReport(Result):
     """`costs` by the name of each of `specs`, `evaluations` by split; `folder` holds the written files.
 
     `cascade` None: no cascade was requested.
@@ -35,3 +36,10 @@ class EvaluationReport:
     evaluations: dict[str, Evaluation]
     recalibrated: Recalibration
     cascade: CascadeReport | None
+
+    @property
+    def text(self) -> str:
+        """The tables of evaluation.txt."""
+        from toolkit.tools.evaluate_outputs import table
+
+        return table(self)

@@ -12,11 +12,20 @@ from toolkit.tools.loaded_run import LoadedRun
 
 def describe(loaded: LoadedRun, scale: int | None) -> PortableModel:
     """The model to export; raises InputError if the run has no such size."""
-    size = scale or loaded.strategy.selection().sizes[-1]
-    known = sorted({*loaded.sizes, *loaded.strategy.norm().scales})
-    if size not in known:
-        raise InputError(f"--scale {size}: this run's sizes are {', '.join(map(str, known))} px: choose one of them")
+    size = chosen_size(loaded, scale, "--scale")
     return loaded.source.portable(loaded.model.model, loaded.plan, size, loaded.classes)
+
+
+def chosen_size(loaded: LoadedRun, size: int | None, name: str) -> int:
+    """The size of a run, px, None: that which selected its best model; raises InputError if the run has no such size.
+
+    `name`: what errors call the argument.
+    """
+    chosen = size or loaded.strategy.selection().sizes[-1]
+    known = sorted({*loaded.sizes, *loaded.strategy.norm().scales})
+    if chosen not in known:
+        raise InputError(f"{name} {chosen}: this run's sizes are {', '.join(map(str, known))} px: choose one of them")
+    return chosen
 
 
 def one_scale(model: MultiView, size: int) -> nn.Module:

@@ -13,6 +13,7 @@ from toolkit.strategies import SingleScale
 from toolkit.strategies.base import Strategy
 from toolkit.system import console, host
 from toolkit.system.errors import InputError
+from toolkit.system.result import Result
 from toolkit.tools import planner_text
 from toolkit.tools.planner_candidates import CANDIDATES, PREFERRED, Candidate, Runs, command, scales_of
 from toolkit.tools.planner_prediction import Job, Prediction, fewest_epochs, most_epochs, predict
@@ -53,8 +54,8 @@ class Row:
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Result):
     """What was measured and predicted. `rows`: with the epochs of the settings, the planned run among them.
 
     `fitting`: with the most epochs that fit into `budget_s`, for those that fit; empty without a budget. `left_out`:

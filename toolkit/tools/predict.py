@@ -20,6 +20,7 @@ from toolkit.models.source import Model
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import console, host
 from toolkit.system.errors import InputError
+from toolkit.system.places import expanded
 from toolkit.tools.inference import InferenceOptions, start_evaluator
 from toolkit.tools.interruption import interruptible
 from toolkit.tools.loaded_run import load_run
@@ -32,7 +33,7 @@ CONFIDENCE = 0.9
 
 
 def predict(
-    run: Path,
+    run: str | Path,
     paths: Sequence[str] = (),
     *,
     scales: Sequence[int] | None = None,
@@ -44,12 +45,13 @@ def predict(
     amp: bool | None = None,
     alone: bool = False,
     model: Model | None = None,
-    output: str = STDOUT,
+    output: str | None = None,
     overwrite: bool = False,
     data: Any = None,
 ) -> PredictionSummary:
-    """Write a row for each image to `output`. The flags of `toolkit predict` describe the arguments.
+    """Predict images. The flags of `toolkit predict` describe the arguments.
 
+    `output`: a row for each image goes to that file, "-": to standard output, None: into the result's `rows`.
     `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: a map-style data set of
     images, with or without labels, in place of `paths`. The row of an unreadable image holds the reason. Ctrl-C stops
     after the current batch. Raises InputError if an argument or the run is wrong, DiskError if a row cannot be written.
@@ -57,11 +59,11 @@ def predict(
     if data is not None and paths:
         raise InputError("paths would be ignored: data= is given; drop one of them")
     check_predict(paths if data is None else ("data",), scales, cascade, confidence)
-    check_output(output, overwrite)
-    if host.is_main_process(alone):
+    check_output(STDOUT if output is None else output, overwrite)
+    if output is not None and host.is_main_process(alone):
         refuse_existing(output, overwrite)
     options = InferenceOptions(batch_size, num_workers, amp, flip, alone)
-    loaded = load_run(run, [*(scales or ()), *(cascade or ())], model=model)
+    loaded = load_run(expanded(run), [*(scales or ()), *(cascade or ())], model=model)
     exits = _exits(scales or (loaded.strategy.selection().sizes[-1],), cascade, confidence)
     gray = loaded.settings.range
     images = None if data is None else ImageReader(replace(index_unlabeled(data), gray=gray))
@@ -73,6 +75,7 @@ def predict(
         device.stop()
     return PredictionSummary(
         output=output,
+        rows=tuple(tally.rows),
         images=len(listed.names),
         read=tally.exits.total(),
         bad=tally.bad,
@@ -109,6 +112,7 @@ class _Tally:
     first_error: str = ""
     stopped: bool = False
     closed: bool = False
+    rows: list[PredictionRow] = field(default_factory=list)
 
     def add(self, rows: Sequence[PredictionRow]) -> None:
         for row in rows:
@@ -119,10 +123,10 @@ class _Tally:
                 self.exits[row.size] += 1
 
 
-def _write(stream: PredictionStream, output: str) -> _Tally:
+def _write(stream: PredictionStream, output: str | None) -> _Tally:
     """Predict batch by batch, in order: each process predicts its own batches, the main process writes all rows."""
     accelerator, tally = stream.evaluator.accelerator, _Tally()
-    file = RowFile(output, stream.top) if accelerator.is_main_process else None
+    file = RowFile(output, stream.top) if output is not None and accelerator.is_main_process else None
     draws = console.bars(accelerator.is_main_process) and not (output == STDOUT and sys.stdout.isatty())
     bar = tqdm(total=len(stream.listed.names), unit="image", disable=not draws)
     with interruptible() as requests, bar:
@@ -133,6 +137,7 @@ def _write(stream: PredictionStream, output: str) -> _Tally:
                 if file is not None:
                     file.add(rows)
                 tally.add(rows)
+                tally.rows += rows if output is None else []
                 bar.update(len(rows))
             tally.stopped, tally.closed = (any(part[place] for part in gathered) for place in (1, 2))
             if tally.stopped or tally.closed:

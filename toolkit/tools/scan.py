@@ -20,7 +20,7 @@ from toolkit.tools import clean_manifest
 from toolkit.tools.contact_sheets import write_contact_sheets
 from toolkit.tools.copies import find_copies
 from toolkit.tools.image_check import BAD, ImageCheck, examine
-from toolkit.tools.scan_outputs import table, to_json
+from toolkit.tools.scan_outputs import to_json
 from toolkit.tools.scan_report import HARMLESS, ScanReport, SplitReport
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ PIECE = 32  # images per task of a thread
 def scan(
     data: str,
     *,
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     write_manifest: bool = False,
     contact_sheets: bool = True,
     range: GrayRange = AS_STORED,
@@ -43,10 +43,10 @@ def scan(
 ) -> ScanReport:
     """Check the data set `data`. The flags of `toolkit scan` describe the arguments.
 
-    Logs the table and writes scan.json, scan.txt, contact-sheets/ and manifest/ to `output_dir` (None:
+    Writes scan.json, scan.txt, contact-sheets/ and manifest/ to `output_dir` (None:
     scan-NAME-TIME). Raises InputError if nothing can be scanned or written; bad images are findings, not errors.
     """
-    folder = _folder(data) if output_dir is None else output_dir
+    folder = _folder(data) if output_dir is None else expanded(output_dir)
     found = survey(data, cache_dir, cache_gb, label_column, hf_config)
     splits = {split: replace(index, gray=range) for split, index in found.splits.items()}
     found = replace(found, splits=splits)
@@ -54,16 +54,12 @@ def scan(
         clean_manifest.refuse_manifest(found, folder / "manifest")
     files.make_folder(folder)
     report = replace(check_images(found, num_workers), folder=folder)
-    text = table(report)
-    log.info("%s", text.removesuffix("\n"))
     files.write_json(folder / "scan.json", to_json(report))
-    files.write_text(folder / "scan.txt", text)
+    files.write_text(folder / "scan.txt", report.text)
     if contact_sheets:
         write_contact_sheets(report, folder / "contact-sheets")
-    log.info("wrote     %s", folder)
     if write_manifest:
         clean_manifest.write_manifest(report, folder / "manifest")
-        log.info("wrote     %s: --data-root on it trains without what was found", folder / "manifest")
     return report
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.survey import Finding
+from toolkit.system.result import Result
 from toolkit.tools.image_check import ASTRAY, BAD, ImageCheck
 
 # Kinds of findings that affect neither training nor its metrics.
@@ -55,8 +56,8 @@ class SplitReport:
             self.largest = Extreme(name, width, height)
 
 
-@dataclass(frozen=True)
-class ScanReport:
+@dataclass(frozen=True, repr=False)
+class ScanReport(Result):
     """`kept`: ids of each split's images fit for training and evaluation; `folder`: folder of the written files."""
 
     source: str
@@ -66,6 +67,13 @@ class ScanReport:
     findings: tuple[Finding, ...]
     kept: dict[str, np.ndarray]
     folder: Path | None = None
+
+    @property
+    def text(self) -> str:
+        """The tables of scan.txt."""
+        from toolkit.tools.scan_outputs import table
+
+        return table(self)
 
     def serious(self) -> list[Finding]:
         """Findings that would make training refuse to start, stop, or report wrong metrics."""

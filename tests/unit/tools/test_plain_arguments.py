@@ -27,7 +27,7 @@ def test_a_tool_takes_the_flags_of_its_recipe_with_the_same_defaults(tool: Calla
         flags["model"] = flags.pop("model_from")
     parameters = inspect.signature(tool).parameters
     if "data" in {*parameters} - {*flags}:  # only Python can pass it, in place of `data_root` or `paths`
-        flags |= {"data": None, **({"paths": ()} if "paths" in flags else {})}
+        flags |= {"data": None, **({"paths": (), "output": None} if "paths" in flags else {})}
     assert {name: parameter.default for name, parameter in parameters.items()} == flags
 
 

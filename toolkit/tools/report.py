@@ -1,0 +1,24 @@
+"""Write the page of a run again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.runs.report import write_report
+from toolkit.system.places import expanded
+from toolkit.system.result import Result
+
+
+@dataclass(frozen=True, repr=False)
+class ReportPage(Result):
+    """`path` of the page, which needs no network and no other file."""
+
+    path: Path
+
+    @property
+    def text(self) -> str:
+        return f"wrote     {self.path}"
+
+
+def report(run: str | Path) -> ReportPage:
+    """Write report.html of a run, finished or not, from the files in its directory. Raises InputError."""
+    return ReportPage(write_report(expanded(run)))
