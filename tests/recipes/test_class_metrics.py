@@ -3,13 +3,16 @@
 import csv
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from tests.conftest import TINY, TORCHRUN, Runner
+from toolkit import Classification, Metric, Settings, SingleScale, train
 from toolkit.models.metrics import Predictions, class_metrics
 
 NAMES = ("balanced_accuracy", "macro_f1", "worst_class", "worst_class_accuracy", "ece")
@@ -64,6 +67,25 @@ def test_class_metrics_count_each_image_once_on_two_processes(run: Runner, tmp_p
     done = run("recipes/multiscale.py", *TINY, *words, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
     check(tmp_path / "run")
+
+
+@dataclass(frozen=True)
+class OnlyTop1(Classification):
+    """A task with one metric, and a calibration error of its own."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1", "top-1"), Metric("ece", "my calibration"))
+
+    def measure(self, *words) -> dict[str, float]:
+        return {"top1": super().measure(*words)["top1"], "ece": 42.0}
+
+
+def test_a_task_with_one_class_per_image_has_them_too_beside_its_own_metrics(tmp_path: Path):
+    settings = {"synthetic_count": 60, "synthetic_size": 16, "batch_size": 20, "epochs": 1, "log_with": "none"}
+    summary = train(Settings(**settings, output_dir=tmp_path / "run"), SingleScale(16), task=OnlyTop1())
+    values = summary["test"]["16px"]
+    assert {"top1", *NAMES} < values.keys()
+    assert values["ece"] == 42
+    assert "top5" not in values
 
 
 def test_a_class_without_images_does_not_count_but_one_that_is_only_predicted_counts_for_f1():

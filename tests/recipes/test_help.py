@@ -14,13 +14,24 @@ from toolkit import Settings
 from toolkit.config.cli import OTHER
 from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS
-from toolkit.config.tool_settings import Benchmark, Evaluate, Export, Predict, Report, Scan, Verify, WorkspaceLayout
+from toolkit.config.tool_settings import (
+    Benchmark,
+    Compare,
+    Evaluate,
+    Export,
+    Predict,
+    Report,
+    Scan,
+    Verify,
+    WorkspaceLayout,
+)
 
 MULTISCALE = {*Scales.model_fields} - {"img_size"}
 SHOWN = {  # recipe: its flags and words
     "single_scale": {*Settings.model_fields, *OTHER, "img_size", "finish_size", "finish_epochs", "eval_scales"},
     "multiscale": {*Settings.model_fields, *OTHER, *MULTISCALE},
     "benchmark": {*Benchmark.model_fields, "import"},
+    "compare": {*Compare.model_fields, "import"},
     "evaluate": {*Evaluate.model_fields, "import"},
     "export": {*Export.model_fields, "import"},
     "predict": {*Predict.model_fields, "import"},

@@ -87,7 +87,7 @@ def test_only_this_machine_is_reached_when_a_program_runs_offline(tmp_path: Path
 
 def test_each_recipe_for_ones_own_run_stands_in_the_tutorial():
     names = {Path(word).stem for line in COMMANDS for word in shlex.split(line) if word.startswith("recipes/")}
-    assert names == {"scan", "multiscale", "report", "evaluate", "predict", "export"}
+    assert names == {"scan", "multiscale", "single_scale", "report", "evaluate", "compare", "predict", "export"}
 
 
 def test_the_model_is_good_and_its_report_tells_so_when_it_was_trained(home: Path):
