@@ -122,6 +122,20 @@ def test_other_data_is_compared_on_when_given(finished: Path, other: Path, data:
     assert found["sizes"][0]["baseline"] == comparison("own")["sizes"][0]["baseline"]
 
 
+def test_an_image_that_one_run_could_not_read_is_left_out(finished: Path, other: Path, tmp_path: Path, capsys):
+    copied = Path(shutil.copytree(other, tmp_path / "copied"))
+    path = copied / "predictions" / "test.csv"
+    head, first, *rest = path.read_text().splitlines()
+    name, label, _, *cells = first.split(",")
+    path.write_text("\n".join([head, ",".join([name, label, "-1", *cells]), *rest, ""]))
+    assert call(finished, copied, "--output-dir", "out") == 0
+    (at,) = comparison()["sizes"]
+    assert (at["images"], at["left_out"]) == (99, 1)
+    assert "99 test images, 1 unreadable left out" in capsys.readouterr().out
+    labels, found = predicted(finished, "32px")
+    assert at["baseline"]["top1"] == pytest.approx(100 * (found == labels)[1:].mean())
+
+
 def test_an_earlier_run_without_the_new_metrics_is_compared(tmp_path: Path):
     runs = [
         shutil.copytree(ROOT / "tests/fixtures/runs-8909503/finished", tmp_path / name) for name in ("one", "another")
