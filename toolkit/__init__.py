@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from toolkit.system.errors import InputError as InputError
     from toolkit.system.errors import NonFiniteError as NonFiniteError
     from toolkit.tools.benchmark import benchmark as benchmark
+    from toolkit.tools.compare import compare as compare
     from toolkit.tools.evaluate import evaluate as evaluate
     from toolkit.tools.export import export as export
     from toolkit.tools.planner import plan as plan
@@ -45,6 +46,7 @@ _HOMES = {
     "train": "toolkit.training.loop",
     "load": "toolkit.tools.predictor",
     "evaluate": "toolkit.tools.evaluate",
+    "compare": "toolkit.tools.compare",
     "predict": "toolkit.tools.predict",
     "export": "toolkit.tools.export",
     "scan": "toolkit.tools.scan",

@@ -80,7 +80,7 @@ def test_two_processes_quarantine_and_augment_as_one_does(tmp_path: Path):
         score, other = one[split]["32px"], two[split]["32px"]
         assert score["unreadable"] == other["unreadable"] == 1
         assert score["images"] == other["images"] == 2 * SPLITS[split] - 1
-        for figure in ("top1", "top5", "loss"):
+        for figure in ("top1", "top5", "loss", "balanced_accuracy", "macro_f1", "worst_class_accuracy"):
             assert score[figure] == pytest.approx(other[figure], abs=1e-6)
 
 

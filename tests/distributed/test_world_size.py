@@ -179,5 +179,7 @@ def test_every_image_is_evaluated_once_when_processes_do_not_divide_them(
     assert baseline.keys() == scores.keys() == {"16px", "32px"}
     for spec, score in scores.items():
         assert score["images"] == {"val": 21, "test": 43}[split]
-        assert (score["top1"], score["top5"]) == (baseline[spec]["top1"], baseline[spec]["top5"])
+        for metric in ("top1", "top5", "balanced_accuracy", "macro_f1", "worst_class", "worst_class_accuracy"):
+            assert score[metric] == baseline[spec][metric]
+        assert score["ece"] == pytest.approx(baseline[spec]["ece"], abs=1e-4)
         assert score["loss"] == pytest.approx(baseline[spec]["loss"], abs=1e-4)

@@ -21,7 +21,7 @@ from toolkit.__main__ import main as toolkit_main
 from toolkit.config.tables import TABLES
 
 OWN_TESTS = {"tutorial.md", "python.md"}  # tests/recipes/test_tutorial.py and test_python_page.py run them
-MAIN = "accelerate launch --quiet recipes/multiscale.py --data-root photos"
+MAIN = "python recipes/multiscale.py --data-root photos"
 VERIFY = "toolkit verify-resume -- "
 # Added to a training, so that it takes seconds: flags that are given twice count as given last.
 TRAININGS = ("single_scale", "multiscale")

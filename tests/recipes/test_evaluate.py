@@ -60,6 +60,8 @@ def test_the_figures_are_those_of_the_run_when_nothing_else_is_asked_for(finishe
             for figure in ("top1", "top5", "images"):
                 assert figures[name][figure] == expected[figure]
             assert figures[name]["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+            assert figures[name].keys() == expected.keys()
+            assert figures[name]["worst_class"] == expected["worst_class"]
         assert figures["24px"]["norm_from"] == 32
         assert 0 <= figures["32px"]["ece"] <= 1
 
@@ -92,7 +94,14 @@ def test_a_cascade_is_worth_what_its_predictions_say_when_they_are_counted_by_ha
 
 def test_what_is_left_can_be_read_by_people_when_a_run_was_evaluated(whole: str):
     text = Path(whole, "evaluation.txt").read_text()
-    for words in ("latency p50 ms", "top-1 %", "ECE", "normalization of 32 px", "cascade on test, confidence 0."):
+    for words in (
+        "latency p50 ms",
+        "top-1 %",
+        "ECE",
+        "worst class %",
+        "normalization of 32 px",
+        "cascade on test, confidence 0.",
+    ):
         assert words in text
     plot = ElementTree.parse(Path(whole, "evaluation.svg"))
     assert plot.getroot().tag.endswith("svg")

@@ -17,6 +17,7 @@ from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS
 from toolkit.config.tool_settings import (
     Benchmark,
+    Compare,
     Completion,
     Evaluate,
     Export,
@@ -32,6 +33,7 @@ SHOWN = {  # command: its flags and words
     "train single": {*Settings.model_fields, *OTHER, "img_size", "finish_size", "finish_epochs", "eval_scales"},
     "train multi": {*Settings.model_fields, *OTHER, *MULTISCALE},
     "benchmark": {*Benchmark.model_fields, "import"},
+    "compare": {*Compare.model_fields, "import"},
     "evaluate": {*Evaluate.model_fields, "import"},
     "export": {*Export.model_fields, "import"},
     "predict": {*Predict.model_fields, "import"},

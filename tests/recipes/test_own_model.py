@@ -253,7 +253,8 @@ def test_opening_a_run_imports_nothing_that_only_the_run_names(home: Path, tool:
     (home / "imported").unlink(missing_ok=True)
     write_image(home / "photo.png")
     said = refused(home, tool, "whole", *TOOLS[tool])
-    told = "whole: it was trained with --model-from own_net:make: give that flag again to allow running it"
+    told = "whole: it was trained with --model-from own_net:make: give that flag again to allow running it, "
+    told += "or --import own_net"
     assert said == f"error: {told}\n"
     assert not (home / "imported").exists()
     assert not (home / "nothing").exists()
@@ -276,9 +277,18 @@ def test_a_run_cannot_name_a_function_of_a_library_that_is_imported_anyway(copy:
 def test_a_config_of_a_run_imports_nothing_when_it_is_repeated(home: Path):
     (home / "imported").unlink(missing_ok=True)
     said = refused(home, "multiscale", "--config", "whole/config.yaml", "--output-dir", "nothing")
-    assert said == "error: --model-from own_net:make: give that flag again to allow running it\n"
+    told = "error: --model-from own_net:make: give that flag again to allow running it, or --import own_net\n"
+    assert said == told
     assert not (home / "imported").exists()
     works(home, "multiscale", "--config", "whole/config.yaml", *OWN, "--dry-run")  # control
+
+
+@pytest.mark.slow
+def test_runs_are_compared_at_a_new_size_when_the_module_is_imported(home: Path):
+    shutil.copytree(home / "whole", home / "twin")
+    works(home, "compare", "whole", "twin")  # by their saved predictions: no model is needed
+    assert "or --import own_net" in refused(home, "compare", "whole", "twin", "--scales", "20")
+    works(home, "compare", "whole", "twin", "--scales", "20", "--import", "own_net")
 
 
 def test_other_code_opens_a_run_when_the_flag_names_it(home: Path):

@@ -4,6 +4,7 @@ stopped, continued bit for bit, on two processes too; evaluated, predicted, expo
 
 import csv
 import json
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from toolkit.config.tables import TABLES
 from toolkit.data.images.views import normalize
 from toolkit.models.classification import Classification
 from toolkit.tools.benchmark import benchmark
+from toolkit.tools.compare import compare
 from toolkit.tools.evaluate import evaluate
 from toolkit.tools.export import export
 from toolkit.tools.export_images import measure_gap, read_check_images
@@ -130,6 +132,9 @@ def test_it_is_evaluated_predicted_and_exported(run: Path, tmp_path: Path, monke
     assert report.evaluations["test"].scores["24px"]["exact"] == summary["test"]["24px"]["exact"]
     with pytest.raises(InputError, match="--cascade: evaluate measures its top-1, which Tags does not have"):
         evaluate(run, data={"test": DATA["test"]}, cascade=SIZES)
+    other = shutil.copytree(run, tmp_path / "other")
+    with pytest.raises(InputError, match="its task is not classification"):
+        compare(run, other)
     predict(run, (), data=DATA["test"], output=str(tmp_path / "rows.csv"), cascade=SIZES)
     with (tmp_path / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

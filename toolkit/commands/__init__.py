@@ -25,6 +25,7 @@ TABLE = {
     ),
     "a finished run": (
         Entry("evaluate", "evaluate", "accuracy, calibration and cost at any size"),
+        Entry("compare", "compare", "which run is better on the same images, with intervals"),
         Entry("predict", "predict", "predict images and folders: CSV or JSON Lines"),
         Entry("export", "export", "weights for plain timm, ONNX, torch.export, and a model card"),
         Entry("report", "report", "write the page of a run again"),

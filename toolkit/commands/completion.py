@@ -28,6 +28,7 @@ def grammars() -> Tree:
         "plan": training_grammar(("img_size", *train_multi.SCALE_FLAGS)),
         "verify-resume": section_grammar(tools.Verify, "command"),
         "evaluate": section_grammar(tools.Evaluate, "run"),
+        "compare": section_grammar(tools.Compare, "run", "others"),
         "predict": section_grammar(tools.Predict, "run", "paths"),
         "export": section_grammar(tools.Export, "run"),
         "report": section_grammar(tools.Report, "run"),

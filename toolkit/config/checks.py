@@ -4,6 +4,7 @@ All raise InputError that names the command-line flags.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from toolkit.config.choices import check_ascending
 from toolkit.system.errors import InputError
@@ -25,6 +26,16 @@ def check_evaluate(
     check_cascade(cascade, confidence)
     if max_loss is not None and (cascade is None or confidence is not None):
         raise InputError(f"--max-loss {max_loss:g} would be ignored: it needs --cascade without --confidence")
+
+
+def check_compare(runs: Sequence[Path], scales: Sequence[int] | None) -> None:
+    """Check the runs to compare, the baseline first."""
+    check_ascending("--scales", scales)
+    if len(runs) < 2:
+        raise InputError("one run only: name another to compare it with, such as RUN OTHER")
+    places = [run.resolve() for run in runs]
+    if twice := [run for i, run in enumerate(runs) if places[i] in places[:i]]:
+        raise InputError(f"{twice[0]} is given twice: a run is compared with others")
 
 
 def check_columns(data_root: str | None, label_column: str | None, hf_config: str | None) -> dict[str, str]:

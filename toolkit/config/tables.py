@@ -106,7 +106,7 @@ def named(flag: str, name: str) -> Any:
     """
     module, attribute = _split(flag, name)
     if module not in ASKED_FOR and not _is_own(module):
-        raise InputError(f"{flag} {name}: give that flag again to allow running it")
+        raise InputError(f"{flag} {name}: give that flag again to allow running it, or --import {module}")
     return attribute_of(flag, module, attribute)
 
 

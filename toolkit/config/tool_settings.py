@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from toolkit.config.base import Folder, Numbers, Section, split_numbers
-from toolkit.config.checks import check_columns, check_evaluate, check_output, check_predict
+from toolkit.config.checks import check_columns, check_compare, check_evaluate, check_output, check_predict
 from toolkit.config.choices import CACHE_GB, Cache, Format, GrayRange, Precision, Split
 from toolkit.config.data_roots import BUILT_IN, SYNTHETIC
 
@@ -147,6 +147,28 @@ class Evaluate(Inference):
     def _cross_check(self) -> Self:
         check_evaluate(self.scales, self.cascade, self.confidence, self.max_loss)
         check_columns(self.data_root, self.label_column, self.hf_config)
+        return self
+
+
+class Compare(Section):
+    """Compare"""
+
+    groups: ClassVar = {"sizes": ("scales",), "data": ("split", "data_root"), "output": ("output_dir",)}
+
+    run: Folder = Field(description="the run directory of the baseline")
+    others: tuple[Folder, ...] = Field(description="run directories to compare with it")
+    scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that both runs report)")
+    split: Split | None = Field(None, description="the split to compare on (unset: test if all runs have it, else val)")
+    data_root: str | None = Field(
+        None,
+        description="evaluate all runs on this data, in any form that evaluate.py accepts (unset: use the predictions "
+        "that each run saved, and evaluate only what is missing)",
+    )
+    output_dir: Folder | None = Field(None, description="folder for comparison.txt and .json (unset: none is written)")
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        check_compare((self.run, *self.others), self.scales)
         return self
 
 

@@ -18,7 +18,7 @@ from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batc
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index
-from toolkit.models.metrics import UNREADABLE, PredictionTable
+from toolkit.models.metrics import UNREADABLE, PredictionTable, class_metrics
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.strategies.base import BoundTask, EvalSpec, Metric, Task
 from toolkit.system.errors import InputError, naming_memory
@@ -74,6 +74,14 @@ class Evaluation:
 
     scores: dict[str, Score]
     predictions: PredictionTable
+
+    def to_json(self, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Each score, with the class metrics if each image has one class; metrics of the task replace these."""
+        table = self.predictions
+        return {
+            spec: {**(class_metrics(table.of(spec), classes) if table.has_classes else {}), **score.to_json()}
+            for spec, score in self.scores.items()
+        }
 
 
 class BadImages(Protocol):

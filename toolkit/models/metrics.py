@@ -1,7 +1,8 @@
 """Metrics of predictions on labeled images: accuracy, confusion, calibration, hardest images. Pure NumPy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -119,9 +120,25 @@ def balanced_accuracy(predictions: Predictions, classes: int) -> float:
 
 def macro_f1(predictions: Predictions, classes: int) -> float:
     """Mean F1 in percent over the classes that are labels or predictions of some image."""
-    counts = confusion(predictions, classes)
-    seen = counts.sum(0) + counts.sum(1)
-    return float(100 * (2 * counts.diagonal()[seen > 0] / seen[seen > 0]).mean())
+    correct = np.bincount(predictions.labels[predictions.predicted == predictions.labels], minlength=classes)
+    seen = np.bincount(predictions.labels, minlength=classes) + np.bincount(predictions.predicted, minlength=classes)
+    return float(100 * (2 * correct[seen > 0] / seen[seen > 0]).mean())
+
+
+def class_metrics(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+    """Balanced accuracy, macro F1, worst class and calibration error, by the names they have in summary.json.
+
+    The worst class is the one with images of which the smallest share is correct, the first of several.
+    """
+    of_class = class_accuracy(predictions, len(classes))
+    worst = int(np.nanargmin(of_class))
+    return {
+        "balanced_accuracy": balanced_accuracy(predictions, len(classes)),
+        "macro_f1": macro_f1(predictions, len(classes)),
+        "worst_class": classes[worst],
+        "worst_class_accuracy": float(of_class[worst]),
+        "ece": calibration_error(predictions),
+    }
 
 
 def confused(predictions: Predictions, count: int) -> list[Confused]:

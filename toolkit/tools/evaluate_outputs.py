@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.models import metrics
 from toolkit.models.cascade import saving
 from toolkit.models.evaluator import Evaluation
 from toolkit.system import files
@@ -61,14 +60,16 @@ def _score_lines(report: EvaluationReport, evaluation: Evaluation, wide: int) ->
     """The metrics of one split; a line for each eval spec."""
     measured = report.loaded.task.metrics
     heads = [f"{metric.title} %" if metric.percent else metric.title for metric in measured]
-    calibrated = evaluation.predictions.has_classes
-    yield f"{'':{wide}}  " + "  ".join(f"{head:>7}" for head in [*heads, *["ECE"] * calibrated])
-    for name, score in evaluation.scores.items():
-        cells = [f"{score[metric.name]:.{2 if metric.percent else 4}f}" for metric in measured]
-        cells += [f"{metrics.calibration_error(evaluation.predictions.of(name)):.4f}"] if calibrated else []
-        lent = f"  normalization of {score.norm_from} px" if score.norm_from else ""
-        wides = [max(7, len(head)) for head in [*heads, "ECE"]]
-        yield f"{name:>{wide}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, wides, strict=False)) + lent
+    has_classes = evaluation.predictions.has_classes
+    heads += ["ECE", "worst class %"] if has_classes else []
+    yield f"{'':{wide}}  " + "  ".join(f"{head:>7}" for head in heads)
+    for name, values in evaluation.to_json(report.loaded.classes).items():
+        cells = [f"{values[metric.name]:.{2 if metric.percent else 4}f}" for metric in measured]
+        cells += [f"{values['ece']:.4f}", f"{values['worst_class_accuracy']:.2f}"] if has_classes else []
+        line = "  ".join(f"{cell:>{max(7, len(head))}}" for cell, head in zip(cells, heads, strict=True))
+        worst = f" {values['worst_class']}" if has_classes else ""
+        lent = f"  normalization of {values['norm_from']} px" if values["norm_from"] else ""
+        yield f"{name:>{wide}}  {line}{worst}{lent}"
 
 
 def _predict_command(report: EvaluationReport, cascade: CascadeReport) -> str:
@@ -100,13 +101,6 @@ def _cascade_lines(split: str, result: SplitCascade, cascade: CascadeReport) -> 
 def to_json(report: EvaluationReport) -> dict[str, Any]:
     """The report as JSON-serializable values."""
     loaded, (sizes, images) = report.loaded, report.recalibrated
-    splits = {
-        split: {
-            name: {**score.to_json(), **_calibration(evaluation.predictions, name)}
-            for name, score in evaluation.scores.items()
-        }
-        for split, evaluation in report.evaluations.items()
-    }
     return {
         "schema": SCHEMA,
         "run": str(loaded.directory.path),
@@ -115,13 +109,9 @@ def to_json(report: EvaluationReport) -> dict[str, Any]:
         "machine": report.machine,
         "recalibrated": {"sizes": sizes, "images": images},
         "costs": {name: asdict(cost) for name, cost in report.costs.items()},
-        "splits": splits,
+        "splits": {split: evaluation.to_json(loaded.classes) for split, evaluation in report.evaluations.items()},
         "cascade": None if report.cascade is None else _cascade_json(report.cascade),
     }
-
-
-def _calibration(table: metrics.PredictionTable, name: str) -> dict[str, float]:
-    return {"ece": metrics.calibration_error(table.of(name))} if table.has_classes else {}
 
 
 def _cascade_json(cascade: CascadeReport) -> dict[str, Any]:

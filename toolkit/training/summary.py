@@ -37,32 +37,34 @@ def conclude(run: Run) -> dict[str, Any]:
     weights, metadata = best_model.load(directory.best)
     run.evaluator.load(weights)
     averaging = f", {metadata['weights']} weights" if "weights" in metadata else ""
-    scores = {}
+    evaluations = {}
     for split, images in run.data.evaluated.items():
-        evaluation = run.evaluator.evaluate(images, specs)
-        scores[split] = evaluation.scores
+        evaluations[split] = run.evaluator.evaluate(images, specs)
         if main:
-            saved_predictions.keep(directory.predictions, split, evaluation.predictions, images)
-    for split, of_split in scores.items():
+            saved_predictions.keep(directory.predictions, split, evaluations[split].predictions, images)
+    for split, evaluation in evaluations.items():
         log.info("%s, best model (epoch %s)%s", split, metadata["epoch"], averaging)
-        for spec, score in of_split.items():
+        for spec, score in evaluation.scores.items():
             log.info("  %6s  %s", spec, score.line(shown(run)))
     latency_ms = run.evaluator.latency_ms(specs) if main else {}
     for name, raw in [*run.state.weights.states().items()][1:]:
         run.evaluator.load(raw)
-        scores[name] = run.evaluator.score(run.data.evaluated["val"], specs)
-        log.info("val, weights of the last step without averaging: %s", brief(scores[name], run.select_by))
+        evaluations[name] = run.evaluator.evaluate(run.data.evaluated["val"], specs)
+        log.info("val, weights of the last step without averaging: %s", brief(evaluations[name].scores, run.select_by))
     run.control.preemption.training_ends()
     progress.wall_seconds += run.clocks.wall.lap()
     records.tracking.conclude(
-        final_metrics(scores), progress, partial(saved_predictions.read, directory.predictions, "val")
+        final_metrics({name: evaluation.scores for name, evaluation in evaluations.items()}),
+        progress,
+        partial(saved_predictions.read, directory.predictions, "val"),
     )
     summary = summarize(
         run,
         {
             "exit_reason": "early stop" if progress.stopped_early else "done",
             "latency_ms": latency_ms,
-            **{name: {spec: score.to_json() for spec, score in of_split.items()} for name, of_split in scores.items()},
+            "data": data_digests(run),
+            **{name: evaluation.to_json(run.evaluator.classes) for name, evaluation in evaluations.items()},
         },
     )
     if main:
@@ -70,6 +72,14 @@ def conclude(run: Run) -> dict[str, Any]:
         report.refresh(directory.path, at_once=True)
     log.info("wrote     %s: report.html, config.yaml, metrics.csv, summary.json, best/, checkpoints/", directory.path)
     return summary
+
+
+def data_digests(run: Run) -> dict[str, dict[str, Any]]:
+    """Number and hash of the images of each evaluated split, so that runs on the same images can be found."""
+    return {
+        split: {"images": len(images.index), "sha256": images.index.digest()}
+        for split, images in run.data.evaluated.items()
+    }
 
 
 def summarize(run: Run, outcome: Mapping[str, Any]) -> dict[str, Any]:

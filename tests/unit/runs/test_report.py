@@ -52,6 +52,8 @@ def test_a_page_has_every_section_and_nothing_leaves_it_when_a_run_is_done(finis
     page = Page(finished)
     assert page.headings["h1"] == ["run"]
     assert page.headings["h2"] == ALL
+    for name in ("balanced accuracy", "macro F1", "worst class: "):
+        assert any(word.startswith(name) for word in page.words)
     assert page.headings["h3"][:15] == [
         "Top-1 against image size",
         "Loss",

@@ -10,7 +10,8 @@ from pydantic_core import PydanticUndefined
 
 from toolkit import InputError
 from toolkit.config.base import Section
-from toolkit.config.tool_settings import Evaluate, Export, Predict, Scan
+from toolkit.config.tool_settings import Compare, Evaluate, Export, Predict, Scan
+from toolkit.tools.compare import compare
 from toolkit.tools.evaluate import evaluate
 from toolkit.tools.export import export
 from toolkit.tools.predict import predict
@@ -18,7 +19,7 @@ from toolkit.tools.scan import scan
 
 
 @pytest.mark.parametrize(
-    ("tool", "section"), [(evaluate, Evaluate), (predict, Predict), (export, Export), (scan, Scan)]
+    ("tool", "section"), [(compare, Compare), (evaluate, Evaluate), (predict, Predict), (export, Export), (scan, Scan)]
 )
 def test_a_tool_takes_the_flags_of_its_recipe_with_the_same_defaults(tool: Callable[..., Any], section: type[Section]):
     missing = {PydanticUndefined: inspect.Parameter.empty}

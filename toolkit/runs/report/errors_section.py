@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from toolkit.models.metrics import Predictions, class_accuracy, confused, confusion, reliability
+from toolkit.models.metrics import Predictions, class_accuracy, class_metrics, confused, confusion, reliability
 from toolkit.runs.report.plots import reliability_diagram
 from toolkit.runs.report.records import ReportData
 from toolkit.runs.report.svg import scale_color
@@ -30,12 +30,23 @@ def errors_section(records: ReportData) -> dict[str, Any] | None:
     return {
         "spec": spec,
         "images": len(predictions.labels),
+        "numbers": _numbers(predictions, records.classes),
         "matrix": _matrix(predictions, names) if few else [],
         "pairs": [] if few else _pairs(predictions, names),
         "weak": [] if few else _weak(predictions, names),
         "reliability": Markup(reliability_diagram(reliability(predictions), scale_color(place))),
         "worst": _worst(records, found, names),
     }
+
+
+def _numbers(predictions: Predictions, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Metrics that count classes alike, and the worst class, as (name, value with its unit)."""
+    found = class_metrics(predictions, classes)
+    return [
+        ("balanced accuracy", f"{found['balanced_accuracy']:.2f}%"),
+        ("macro F1", f"{found['macro_f1']:.2f}%"),
+        (f"worst class: {found['worst_class']}", f"{found['worst_class_accuracy']:.2f}%"),
+    ]
 
 
 class _Names:

@@ -144,7 +144,7 @@ def status(records: ReportData) -> Status:
 class SizeResult:
     """Metrics of the best model at one size.
 
-    `splits` holds, per split, the task's metrics, ece in percent, and `unreadable`, the number of images left out, if
+    `splits` holds, per split, the task's metrics, ece from 0 to 1, and `unreadable`, the number of images left out, if
     any. `place` is the index of the scale, which determines its color.
     """
 
@@ -168,7 +168,7 @@ def rows(records: ReportData) -> list[SizeResult]:
             splits["val"] = {metric: value for metric, value in now.items() if np.isfinite(value)}
         for split, predictions in records.predictions.items():
             if splits[split] and predictions.table.has_classes and name in predictions.table.specs:
-                splits[split]["ece"] = 100 * calibration_error(predictions.table.of(name))
+                splits[split].setdefault("ece", calibration_error(predictions.table.of(name)))  # of an earlier version
         splits = {split: metrics for split, metrics in splits.items() if metrics}
         if splits:
             latency = records.summary.get("latency_ms", {}).get(name)

@@ -1,0 +1,112 @@
+"""Compare finished runs on the same images: paired differences of their metrics, with intervals."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from toolkit.config.checks import check_compare
+from toolkit.config.choices import Split
+from toolkit.models.metrics import Predictions, accuracy, balanced_accuracy, macro_f1
+from toolkit.models.paired import accuracy_difference, bootstrap_differences
+from toolkit.runs.directory import RunDirectory
+from toolkit.system import console, files, host
+from toolkit.system.errors import InputError
+from toolkit.system.places import expanded
+from toolkit.tools.compared_runs import (
+    FinishedRun,
+    Predicted,
+    WantedImages,
+    at_positions,
+    check_classes,
+    open_finished,
+    pair_images,
+    predictions,
+)
+from toolkit.tools.comparison import ComparedSize, Comparison
+
+log = logging.getLogger(__name__)
+
+
+def compare(
+    run: str | Path,
+    *others: str | Path,
+    scales: Sequence[int] | None = None,
+    split: Split | None = None,
+    data_root: str | None = None,
+    output_dir: str | Path | None = None,
+) -> Comparison:
+    """Compare other runs with the baseline `run` on the same images. The flags of `toolkit compare` describe the rest.
+
+    Uses the predictions that the runs saved; evaluates what is missing, and everything with `data_root`. Writes
+    comparison.txt and comparison.json to `output_dir`, if given. Raises InputError.
+    """
+    paths = [expanded(path) for path in (run, *others)]
+    check_compare(paths, scales)
+    folder = None if output_dir is None else expanded(output_dir)
+    if folder is not None:
+        files.make_folder(folder)
+    console.start(host.is_main_process())
+    wanted = WantedImages(split or _common_split(paths, data_root), data_root)
+    baseline, *rest = [open_finished(path, wanted) for path in paths]
+    for other in rest:
+        check_classes(baseline, other)
+    specs = [_common_specs(baseline, other, scales) for other in rest]
+    first = predictions(baseline, list(dict.fromkeys(name for of_run in specs for name in of_run)), wanted)
+    sizes: list[ComparedSize] = []
+    for other, of_run in zip(rest, specs, strict=True):
+        sizes += _compared(baseline, first, other, predictions(other, of_run, wanted), of_run)
+    comparison = Comparison(paths[0], first.split, tuple(sizes))
+    if host.is_main_process() and folder is not None:
+        files.write_text(folder / "comparison.txt", f"{comparison}\n")
+        files.write_json(folder / "comparison.json", comparison.to_json())
+    return comparison
+
+
+def _common_split(runs: Sequence[Path], data_root: str | None) -> str | None:
+    """test if all runs saved predictions for it, else val; None with `data_root`, which is read later."""
+    if data_root is not None:
+        return None
+    return "test" if all((RunDirectory(run).predictions / "test.csv").exists() for run in runs) else "val"
+
+
+def _common_specs(baseline: FinishedRun, other: FinishedRun, scales: Sequence[int] | None) -> list[str]:
+    """The eval specs to compare at: the given sizes, or all that both runs report; raises InputError if none is."""
+    if scales is not None:
+        return [f"{size}px" for size in scales]
+    ours, theirs = baseline.specs(), other.specs()
+    if common := [name for name in ours if name in theirs]:
+        return common
+    raise InputError(
+        f"no size in common: {baseline.path} reports {', '.join(ours)} and {other.path} {', '.join(theirs)}; "
+        f"--scales {theirs[-1].removesuffix('px')} evaluates both there"
+    )
+
+
+def _compared(
+    baseline: FinishedRun, first: Predicted, other: FinishedRun, second: Predicted, specs: Sequence[str]
+) -> Iterator[ComparedSize]:
+    """The metrics of two runs and their differences, at each eval spec."""
+    pair, classes = pair_images(baseline, first, other, second), len(baseline.classes)
+    macro: dict[str, Callable[[Predictions], float]] = {
+        "balanced_accuracy": partial(balanced_accuracy, classes=classes),
+        "macro_f1": partial(macro_f1, classes=classes),
+    }
+    for spec in specs:
+        ours, theirs = at_positions(first.table, spec, pair.first), at_positions(second.table, spec, pair.second)
+        images = len(ours.labels)
+        right, theirs_right = (found.predicted == found.labels for found in (ours, theirs))
+        only_ours, only_theirs = int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
+        top1 = accuracy_difference(images, only_ours, only_theirs)
+        metrics = {"top1": accuracy, **macro}
+        yield ComparedSize(
+            run=other.path,
+            spec=spec,
+            images=images,
+            baseline={name: metric(ours) for name, metric in metrics.items()},
+            values={name: metric(theirs) for name, metric in metrics.items()},
+            differences={"top1": top1, **bootstrap_differences(macro, ours, theirs)},
+            only_baseline=only_ours,
+            only_run=only_theirs,
+            left_out=pair.left_out,
+        )
