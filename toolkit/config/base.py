@@ -70,10 +70,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, and strict about names."""
+    """A group of settings: frozen, and strict about names. A wrong value raises InputError with one line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # headings of `--help`, for a recipe of one section only
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(explain(error)) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise InputError(f"{name} cannot be changed: settings are frozen; make new ones with {name}={value!r}")
 
     @model_validator(mode="before")
     @classmethod

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
 
 import tyro
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from toolkit.config import settings
-from toolkit.config.base import Section, explain, nearest, switches
+from toolkit.config.base import Section, nearest, switches
 from toolkit.config.own_fields import fit_own_fields, move_own_fields
 from toolkit.config.planning import Planning, make_planning
 from toolkit.config.scales import Scales, make_scales
@@ -296,7 +295,4 @@ def parse_section(
     given = {name: groups.pop(name) for name in kinds}
     for group in groups.values():
         given.update(group)
-    try:
-        return section(**given)
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
+    return section(**given)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from toolkit.config.base import Section, explain
+from toolkit.config.base import Section
 from toolkit.config.data_roots import BUILT_IN, is_url
 from toolkit.config.sections import (
     WANDB_PROJECT,
@@ -137,7 +137,4 @@ def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from names and values; raises InputError with one line."""
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
+    return Settings(**values)
