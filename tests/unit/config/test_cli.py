@@ -11,7 +11,8 @@ from pydantic import Field
 from toolkit import InputError, NonFiniteError
 from toolkit.config import tool_settings
 from toolkit.config.base import Section
-from toolkit.config.cli import OTHER, Command, help_of, metavar, parse
+from toolkit.config.cli import OTHER, Command, parse
+from toolkit.config.flag_types import help_of, metavar
 from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS
 from toolkit.system.errors import PreemptedError

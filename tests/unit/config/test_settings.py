@@ -59,7 +59,7 @@ def test_sections_hold_every_setting_once_when_put_together():
     assert set(Settings.model_fields) >= NOT_LEARNED
 
 
-@pytest.mark.parametrize(("name", "meant"), [("epohcs", "epochs"), ("batchsize", "batch_size"), ("archh", "arch")])
+@pytest.mark.parametrize(("name", "meant"), [("epohcs", "epochs"), ("batchsise", "batch_size"), ("archh", "arch")])
 def test_an_unknown_setting_is_refused_with_the_nearest_when_it_is_mistyped(name: str, meant: str):
     with pytest.raises(InputError, match=f"'{name}'; did you mean {meant}"):
         Settings(**{name: 3})  # type: ignore[arg-type]
