@@ -113,7 +113,7 @@ def bare_path(unknown: Sequence[str], words: Sequence[str], flags: Collection[st
             raise InputError(f"there is no flag {name}{meant}")
     path, *more = unknown
     if path != words[0] and not _is_there(path):
-        raise InputError(stray(path, words))
+        raise InputError(f"{stray(path, words)}, and --data-root=PATH")
     if more:
         raise InputError(f"{path} and {more[0]}: a run has one --data-root; put quotes around a path with blanks")
     return path
@@ -127,4 +127,4 @@ def _is_there(word: str) -> bool:
 def stray(word: str, words: Sequence[str]) -> str:
     """The error for a word that no flag takes as its value."""
     flag = next((f" after {other}" for other in reversed(words[: words.index(word)]) if other.startswith("--")), "")
-    return f"{word}{flag} belongs to no flag: write --flag=value, with quotes around blanks, and --data-root=PATH"
+    return f"{word}{flag} belongs to no flag: write --flag=value, with quotes around blanks"
