@@ -1,5 +1,6 @@
 """What is particular to each strategy; the promises of all are in tests/contract."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,18 @@ def test_a_value_of_a_wrong_type_is_refused_in_python_as_on_the_command_line(nam
 def test_a_field_of_another_type_is_refused_in_one_line(make, words: str):
     with pytest.raises(InputError, match=words):
         make()
+
+
+def test_a_subclass_may_have_fields_of_any_type():
+    @dataclass(frozen=True)
+    class Mine(Progressive):
+        stages: tuple[tuple[int, float], ...] = ((32, 0.5),)
+        share: int | float | None = 0.5
+        places: dict[str, int] = field(default_factory=dict)
+
+    assert Mine((32, 64)).share == 0.5
+    with pytest.raises(InputError, match="--scales 64: must be a list"):
+        Mine(64)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
