@@ -4,6 +4,7 @@ import fnmatch
 import re
 
 from tests.conftest import ROOT
+from toolkit.__main__ import ENTRIES
 
 # The pattern of a command: why it is not run, and what is tested instead.
 EXCEPTIONS = {
@@ -22,8 +23,25 @@ EXCEPTIONS = {
     "python tests/unit/test_api_page.py": "writes the page that this test compares with the code",
 }
 # What a command in a sentence begins with.
-PROGRAMS = ("accelerate", "torchrun", "python", "python3", "pip", "make", "wandb", "curl", "tensorboard", "trackio")
-NAMES_ONLY = {"accelerate launch", "accelerate config"}  # no commands: their arguments are missing
+PROGRAMS = (
+    "accelerate",
+    "torchrun",
+    "python",
+    "python3",
+    "pip",
+    "make",
+    "wandb",
+    "curl",
+    "tensorboard",
+    "trackio",
+    "toolkit",
+)
+NAMES_ONLY = {
+    "accelerate launch",
+    "accelerate config",
+    *(f"toolkit {entry.words}" for entry in ENTRIES),
+}  # no commands: their arguments are missing
+FORM = re.compile(r"^toolkit .*(\b(RUN|DATA|OTHER)\b|\.\.\.)")  # no command: a name stands for what the user has
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -45,7 +63,9 @@ def commands() -> list[tuple[str, str]]:
     found = [(page, line.split("  #")[0].strip()) for page, line in lines if line.strip()]
     for page, text in pages().items():
         words = [code for code in re.findall(r"`([^`\n]+)`", FENCED.sub("", text)) if code not in NAMES_ONLY]
-        found += [(page, code) for code in words if " " in code and code.split()[0] in PROGRAMS]
+        found += [
+            (page, code) for code in words if " " in code and code.split()[0] in PROGRAMS and not FORM.search(code)
+        ]
     return list(dict.fromkeys(found))
 
 

@@ -100,7 +100,7 @@ def test_a_manifest_is_never_written_over_another_when_there_is_one(capsys, bad_
         ((), "DATA"),
         (("nowhere",), "nowhere: no such folder"),
         (("data", "--ouput-dir", "x"), "there is no flag --ouput-dir; did you mean --output-dir?"),
-        (("data", "other"), "there is no flag other"),
+        (("data", "other"), "other belongs to no flag"),
         (("data", "--num-workers", "0"), "--num-workers 0"),
         (("data", "--num-workers", "few"), "--num-workers few"),
         (("data", "--output-dir"), "--output-dir"),

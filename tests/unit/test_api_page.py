@@ -1,6 +1,6 @@
-"""docs/api.md says what the code says, and docs/migration.md names flags that exist.
+"""docs/api.md and a table of docs/migration.md say what the code says, and the latter names flags that exist.
 
-`python tests/unit/test_api_page.py` writes the signatures and tables of docs/api.md anew.
+`python tests/unit/test_api_page.py` writes the signatures and tables of both pages anew.
 """
 
 import inspect
@@ -15,6 +15,7 @@ import toolkit
 from toolkit.config import tool_settings
 from toolkit.config.base import Section
 from toolkit.config.cli import OTHER
+from toolkit.config.other_tools import OTHER_TOOLS
 from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS, Settings
 from toolkit.config.words import ALIASES, flag_of
@@ -24,7 +25,7 @@ from toolkit.strategies.base import Strategy
 DOCS = Path(__file__).parents[2] / "docs"
 CONTRACT = ("Budget", "Phase", "Step", "EvalSpec", "at_size", "Loss", "NormPolicy")
 SIGNATURE = re.compile(r"### `(\w+)`\n\n```text\n(.*?)```", re.DOTALL)
-TABLE = re.compile(r"<!-- (settings|methods|contract) -->\n(.*?)<!-- end -->", re.DOTALL)
+TABLE = re.compile(r"<!-- (settings|methods|contract|others) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def signature(name: str, owner: Any) -> str:
@@ -68,7 +69,20 @@ def contract_table() -> str:
     return "\n".join(["| name | meaning |", "|---|---|", *(row.replace(" | None", " \\| None") for row in rows), ""])
 
 
-TABLES = {"settings": settings_table, "methods": methods_table, "contract": contract_table}
+def others_table() -> str:
+    """Flags of other tools, and ours."""
+    lines = []
+    for heading, rows in OTHER_TOOLS.items():
+        lines += [f"**{heading}**", "", "| there | here |", "|---|---|"]
+        for names, ours in rows.items():
+            theirs = ", ".join(f"`{'-' * min(len(name), 2)}{name}`" for name in names.split())
+            lines += [f"| {theirs} | {ours} |"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+PAGES = ("api.md", "migration.md")
+TABLES = {"settings": settings_table, "methods": methods_table, "contract": contract_table, "others": others_table}
 
 
 def renewed(page: str) -> str:
@@ -77,8 +91,9 @@ def renewed(page: str) -> str:
     return TABLE.sub(lambda m: f"<!-- {m[1]} -->\n{TABLES[m[1]]()}<!-- end -->", page)
 
 
-def test_the_page_says_what_the_code_says():
-    page = (DOCS / "api.md").read_text()
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_says_what_the_code_says(name: str):
+    page = (DOCS / name).read_text()
     assert page == renewed(page), "python tests/unit/test_api_page.py writes it anew"
 
 
@@ -92,7 +107,7 @@ def test_the_page_is_renewed_when_it_is_stale():
 def test_every_public_name_stands_on_the_page():
     page = (DOCS / "api.md").read_text()
     assert set(re.findall(r"^### `(\w+)`", page, re.MULTILINE)) == set(toolkit._HOMES)
-    assert {name for name, _ in TABLE.findall(page)} == set(TABLES)
+    assert {name for page in PAGES for name, _ in TABLE.findall((DOCS / page).read_text())} == set(TABLES)
 
 
 def real_flags() -> set[str]:
@@ -119,4 +134,5 @@ def test_flags_of_ours_that_the_pages_name_are_real(page: str):
 
 
 if __name__ == "__main__":
-    (DOCS / "api.md").write_text(renewed((DOCS / "api.md").read_text()))
+    for name in PAGES:
+        (DOCS / name).write_text(renewed((DOCS / name).read_text()))

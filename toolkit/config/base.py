@@ -1,6 +1,7 @@
 """Parts of settings: strict sections, lists, key=value pairs, and error messages. Imports no torch."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from toolkit.config.other_tools import answer
 from toolkit.config.yaml_values import fit, kinds_of, meaning, read_value
 from toolkit.system.errors import InputError
 from toolkit.system.places import expanded
@@ -28,7 +30,7 @@ def split_numbers(value: Any) -> Any:
         raise ValueError("must be whole numbers")
     if isinstance(value, int):
         return (value,)
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    return tuple(re.split(r"\s*,\s*|\s+", value.strip())) if isinstance(value, str) else value
 
 
 def split_pairs(value: Any) -> Any:
@@ -69,11 +71,28 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """What to write for an unknown flag or setting, by its meaning in other tools or else its spelling; or empty."""
+    names = [*known]
+    meant = answer(name, {"--" + known_name.removeprefix("--").replace("_", "-") for known_name in names})
+    return f"; {meant}" if meant else nearest(name, names)
+
+
 class Section(BaseModel):
-    """A group of settings: frozen, and strict about names."""
+    """A group of settings: frozen, and strict about names. A wrong value raises InputError with one line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # headings of `--help`, for a recipe of one section only
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # names that are no settings -> where they belong
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(explain(error)) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise InputError(f"{name} cannot be changed: settings are frozen; make new ones with {name}={value!r}")
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +101,9 @@ class Section(BaseModel):
             return values
         unknown = [key for key in values if key not in cls.model_fields]
         if unknown:
-            raise InputError(f"there is no setting {unknown[0]!r}{nearest(unknown[0], cls.model_fields)}")
+            name = unknown[0]
+            where = f": {cls.elsewhere[name]}" if name in cls.elsewhere else hint(name, cls.model_fields)
+            raise InputError(f"there is no setting {name!r}{where}")
         return {name: fit(value, cls.model_fields[name].annotation) for name, value in values.items()}
 
 

@@ -8,21 +8,31 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Required, TypedDict, TypeVar, get_args
 
 import tyro
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from tyro.constructors import PrimitiveConstructorSpec
 
 from toolkit.config import settings
-from toolkit.config.base import Section, explain, nearest, switches
+from toolkit.config.base import Section, hint, switches
+from toolkit.config.flag_types import help_of, lists_of, metavar, optional, text_flag, words_flag
 from toolkit.config.own_fields import fit_own_fields, move_own_fields
 from toolkit.config.planning import Planning, make_planning
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
 from toolkit.config.tables import TABLES, import_module, import_modules, import_named
-from toolkit.config.words import ALIASES, joined, plain_switches, renamed, stray
+from toolkit.config.words import (
+    ALIASES,
+    bare_path,
+    flag_of,
+    joined,
+    name_of,
+    plain_switches,
+    renamed,
+    spaced,
+    stray,
+    unknown_flag,
+)
 from toolkit.config.yaml_values import read_written
 from toolkit.system import console
 from toolkit.system.errors import InputError
@@ -49,79 +59,17 @@ class Command:
     planning: Planning
 
 
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The values of a Literal, also inside an optional or a list; empty if there is none."""
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return next(filter(None, map(_choices, get_args(annotation))), ())
-
-
-def metavar(annotation: Any) -> str:
-    """The placeholder of a flag's value in `--help`: N for a whole number, X for any number."""
-    choices = _choices(annotation)
-    if choices:
-        return "{" + ",".join(map(str, choices)) + "}"
-    text = str(annotation)
-    return next(
-        (name for key, name in {"tuple": "N,N,...", "float": "X", "int": "N", "Path": "PATH"}.items() if key in text),
-        "TEXT",
-    )
-
-
-def _text(metavar: str) -> Any:
-    """One word, kept as text."""
-    return Annotated[
-        str,
-        PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=metavar,
-            instance_from_str=lambda words: words[0],
-            is_instance=lambda value: isinstance(value, str),
-            str_from_instance=lambda value: [value],
-        ),
-    ]
-
-
-def _words(metavar: str) -> Any:
-    """Any number of words, kept as text."""
-    return Annotated[
-        tuple[str, ...],
-        PrimitiveConstructorSpec(
-            nargs="*",
-            metavar=metavar,
-            instance_from_str=tuple,
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=list,
-        ),
-    ]
-
-
-def _optional(kind: Any, help_text: str) -> Any:
-    """An option that is absent from the result unless it was given."""
-    return NotRequired[Annotated[kind, tyro.conf.arg(help=help_text, help_behavior_hint="")]]
-
-
-def help_of(field: FieldInfo) -> str:
-    """The `--help` text of a setting: its description, plus its default unless the description states it."""
-    default, text = field.default, field.description or ""
-    if field.annotation is bool or bool in get_args(field.annotation):
-        default = "on" if default else "off"
-    if "default" not in text and "unset" not in text:
-        text += f" (default: {'none' if default == {} else default})"
-    return text
-
-
 def _flag(field: FieldInfo) -> Any:
     """The tyro type of one setting. Values stay text: pydantic parses flags like YAML, with the same messages."""
     text = help_of(field)
     if field.annotation is bool or bool in get_args(field.annotation):
-        return _optional(bool, text)
+        return optional(bool, text)
     if "dict" in str(field.annotation):
-        return _optional(_words("KEY=VALUE"), text)
+        return optional(words_flag("KEY=VALUE"), text)
     if isinstance(field.json_schema_extra, dict):
         entries = TABLES[field.json_schema_extra["seam"]]  # type: ignore[index]
-        return _optional(_text("{" + ",".join(entries) + "}"), text)
-    return _optional(_text(metavar(field.annotation)), text)
+        return optional(text_flag("{" + ",".join(entries) + "}"), text)
+    return optional(text_flag(metavar(field.annotation)), text)
 
 
 def _group(section: type[Section], names: Sequence[str]) -> Any:
@@ -130,8 +78,8 @@ def _group(section: type[Section], names: Sequence[str]) -> Any:
 
 IMPORT = "modules of your own to import first, such as one that registers a scheduler (unset: none)"
 OTHER = {
-    "config": (_text("FILE"), "YAML file of settings; flags win (unset: none)"),
-    "import": (_words("MODULE"), IMPORT),
+    "config": (text_flag("FILE"), "YAML file of settings; flags win (unset: none)"),
+    "import": (words_flag("MODULE"), IMPORT),
     "dry_run": (bool, "print the plan and stop (default: off)"),
     "benchmark": (
         bool,
@@ -139,16 +87,16 @@ OTHER = {
     ),
     "measure": (bool, "with --dry-run: time steps on this machine, predict time and cost (default: off)"),
     "goal": (
-        _text("{one-size,every-size}"),
+        text_flag("{one-size,every-size}"),
         "with --measure: compare strategies for the largest size or for every size (default: every-size; one-size for "
         "`train single`)",
     ),
     "time_budget": (
-        _text("TIME"),
+        text_flag("TIME"),
         "with --measure: find the epochs that fit into e.g. 90s, 1h30m, 2 (hours) (unset: any)",
     ),
     "cost_budget": (
-        _text("X"),
+        text_flag("X"),
         "with --measure: find the epochs that this buys at --hourly-cost, above 0 (unset: any)",
     ),
 }
@@ -157,7 +105,7 @@ OTHER = {
 def training_grammar(scale_flags: Sequence[str]) -> Any:
     groups = {section.__name__.lower(): _group(section, tuple(section.__annotations__)) for section in SECTIONS}
     groups["scales"] = _group(Scales, scale_flags)
-    other = {name: _optional(kind, text) for name, (kind, text) in OTHER.items()}
+    other = {name: optional(kind, text) for name, (kind, text) in OTHER.items()}
     groups["other"] = TypedDict("Other", other, total=False)  # type: ignore[operator]
     return TypedDict("Flags", groups)  # type: ignore[operator]
 
@@ -220,18 +168,19 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     """
     of_recipe = {name for name, (kind, _) in OTHER.items() if kind is bool}
     words = renamed(sys.argv[1:] if argv is None else argv)
-    words = joined(plain_switches(words, switches(Settings, Scales) | of_recipe), KEY_VALUES)
+    words = spaced(joined(plain_switches(words, switches(Settings, Scales) | of_recipe), KEY_VALUES), lists_of(Scales))
     groups, unknown = _read(words, recipe, description, training_grammar(scale_flags))
     known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml contains its strategy
-    if unknown:
-        flags = [f"--{name.replace('_', '-')}" for name in sorted({*known, *OTHER})]
-        word = unknown[0].split("=")[0]
-        if not word.startswith("-"):
-            raise InputError(stray(unknown[0], words))
-        if word.removeprefix("--").replace("-", "_") in Scales.model_fields:
-            raise InputError(f"{word} would be ignored by {recipe}: it belongs to another recipe")
-        raise InputError(f"there is no flag {word}{nearest(word, flags)}")
+    flags = [flag_of(name) for name in sorted({*known, *OTHER})]
+    if flag := unknown_flag(unknown):
+        if name_of(flag) in Scales.model_fields:
+            raise InputError(f"{flag} would be ignored by {recipe}: it belongs to another recipe")
+        raise InputError(f"there is no flag {flag}{hint(flag, flags)}")
     given = {name: value for group in groups.values() for name, value in group.items()}
+    if unknown:
+        path = bare_path(unknown, words, flags)
+        if given.setdefault("data_root", path) != path:
+            raise InputError(f"{path}: --data-root {given['data_root']} is given too: drop one of them")
     asked = {name: given.pop(name) for name in Planning.model_fields if name in given}
     others = {name: given.pop(name, False) for name in OTHER}
     import_modules(others["import"] or ())
@@ -244,7 +193,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     if strange and strange[0] in Scales.model_fields:
         raise InputError(f"{others['config']}: {strange[0]!r} belongs to another recipe than {recipe}")
     if strange:
-        raise InputError(f"{others['config']}: there is no setting {strange[0]!r}{nearest(str(strange[0]), known)}")
+        raise InputError(f"{others['config']}: there is no setting {strange[0]!r}{hint(strange[0], known)}")
     strategy = "progressive" if given.get("progressive") else given.get("strategy")
     if strategy and strategy != values.get("strategy", strategy):  # flags win: the file configures another strategy
         values = {name: value for name, value in values.items() if name in SHARED or name not in Scales.model_fields}
@@ -262,7 +211,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
 
 def section_grammar(section: type[Section], positional: str | None = None, rest: str | None = None) -> Any:
     """The tyro type of the flags and words of a command that does not train; see `parse_section`."""
-    kinds = {name: kind(name.upper()) for name, kind in ((positional, _text), (rest, _words)) if name}
+    kinds = {name: kind(name.upper()) for name, kind in ((positional, text_flag), (rest, words_flag)) if name}
     shown = {name: name.upper() + " ..." * (name == rest) for name in kinds}
     described = {
         name: tyro.conf.arg(
@@ -275,7 +224,7 @@ def section_grammar(section: type[Section], positional: str | None = None, rest:
     }
     flags = {title: _group(section, names) for title, names in section.groups.items()}
     if {"run", "data", "data_root"} & {*section.model_fields}:  # opening them may need classes of the user's own
-        flags["other"] = TypedDict("Other", {"import": _optional(_words("MODULE"), IMPORT)}, total=False)  # type: ignore[operator]
+        flags["other"] = TypedDict("Other", {"import": optional(words_flag("MODULE"), IMPORT)}, total=False)  # type: ignore[operator]
     return TypedDict(section.__name__, {**words, **flags})  # type: ignore[operator]
 
 
@@ -293,15 +242,16 @@ def parse_section(
     """
     grammar = section_grammar(section, positional, rest)
     given_words = plain_switches(sys.argv[1:] if argv is None else argv, switches(section))
+    lists = {name: values for name, values in lists_of(section).items() if name not in (positional, rest)}
+    given_words = spaced(given_words, lists, paths=rest is not None)
     groups, unknown = _read(given_words, recipe, description, grammar)
+    if flag := unknown_flag(unknown):
+        names = ["--import", *(flag_of(name) for names in section.groups.values() for name in names)]
+        raise InputError(f"there is no flag {flag}{hint(flag, names)}")
     if unknown:
-        names = ["--import", *(f"--{name.replace('_', '-')}" for names in section.groups.values() for name in names)]
-        raise InputError(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], names)}")
+        raise InputError(stray(unknown[0], given_words))
     import_modules(groups.pop("other", {}).get("import", ()))
     given = {name: groups.pop(name) for name in (positional, rest) if name}
     for group in groups.values():
         given.update(group)
-    try:
-        return section(**given)
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
+    return section(**given)

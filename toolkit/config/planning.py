@@ -3,9 +3,9 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from toolkit.config.base import Section, explain
+from toolkit.config.base import Section
 from toolkit.config.settings import Settings
 from toolkit.system.errors import InputError
 
@@ -41,10 +41,7 @@ class Planning(Section):
 
 def make_planning(given: dict[str, Any], settings: Settings, dry_run: bool) -> Planning:
     """The flags that were given, checked against each other; raises InputError with one line."""
-    try:
-        planning = Planning(**given)
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
+    planning = Planning(**given)
     if planning.measure and not dry_run:
         raise InputError("--measure would be ignored without --dry-run: add --dry-run, or drop it")
     needs = [name for name in ("goal", "time_budget", "cost_budget") if getattr(planning, name) is not None]

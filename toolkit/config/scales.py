@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt
 
-from toolkit.config.base import KeyValues, Numbers, Section, explain, frozen
+from toolkit.config.base import KeyValues, Numbers, Section, frozen
 from toolkit.config.choices import BatchGrowth, ConsistencyForm, ConsistencyTeacher, NormMode
 from toolkit.config.data_roots import BUILT_IN
-from toolkit.system.errors import InputError
 
 
 class Scales(Section):
@@ -97,9 +96,6 @@ def default_scales(data_root: str) -> tuple[int, ...]:
 
 def make_scales(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the given flags of `Scales` to their types, lists to tuples; raises InputError with one line."""
-    try:
-        given = Scales(**values).model_dump(exclude_none=True)
-        own = {name: frozen(value) for name, value in given.get("strategy_kwargs", {}).items()}
-        return {**given, "strategy_kwargs": own} if own else given
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
+    given = Scales(**values).model_dump(exclude_none=True)
+    own = {name: frozen(value) for name, value in given.get("strategy_kwargs", {}).items()}
+    return {**given, "strategy_kwargs": own} if own else given

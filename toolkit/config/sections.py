@@ -20,7 +20,7 @@ class Data(Section):
         SYNTHETIC,
         description="folder with train/ val/ test/, with train.csv, or of class folders; folder or URL (s3:// gs:// "
         "az://) of tar shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; 'synthetic' (built-in shapes) or "
-        "'characters'; or what a source of your own recognizes",
+        "'characters'; or what a source of your own recognizes; also without the flag",
     )
     label_column: str | None = Field(
         None, description="column of labels in CSV files or a Hugging Face dataset of several (unset: the usual names)"

@@ -8,12 +8,13 @@ recipe builds one.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from toolkit.config.base import Section, explain
+from toolkit.config.base import Section
 from toolkit.config.data_roots import BUILT_IN, is_url
+from toolkit.config.scales import Scales
 from toolkit.config.sections import (
     WANDB_PROJECT,
     Augmentation,
@@ -29,6 +30,11 @@ from toolkit.system.errors import InputError
 
 class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Data):
     """All settings of one run except the strategy."""
+
+    elsewhere: ClassVar = dict.fromkeys(
+        Scales.model_fields,
+        "it belongs to the strategy, such as SingleScale(img_size=64) or Progressive(scales=(64, 112))",
+    )
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
@@ -137,7 +143,4 @@ def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from names and values; raises InputError with one line."""
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
+    return Settings(**values)

@@ -161,7 +161,7 @@ class Compare(Section):
     split: Split | None = Field(None, description="the split to compare on (unset: test if all runs have it, else val)")
     data_root: str | None = Field(
         None,
-        description="evaluate all runs on this data, in any form that evaluate.py accepts (unset: use the predictions "
+        description="evaluate all runs on this data, in any form that `toolkit evaluate` accepts (unset: use the predictions "
         "that each run saved, and evaluate only what is missing)",
     )
     output_dir: Folder | None = Field(None, description="folder for comparison.txt and .json (unset: none is written)")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.strategies.scales import one_size_loss
+from toolkit.strategies.scales import check_fields, one_size_loss
 from toolkit.system.errors import InputError
 
 FINISH_LR_SCALE = 0.1  # of the peak learning rate
@@ -30,6 +30,7 @@ class Finish(Strategy):
     finish_epochs: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if isinstance(self.strategy, Finish):
             raise InputError("Finish of a Finish: a run has one finish")
         largest = self.strategy.selection().sizes[-1]

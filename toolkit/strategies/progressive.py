@@ -12,6 +12,7 @@ from toolkit.config.choices import BatchGrowth, NormMode
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.scales import (
     check_ascending,
+    check_fields,
     check_growth,
     check_several,
     eval_specs,
@@ -48,6 +49,7 @@ class Progressive(Strategy):
     regularization_from: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_several("--scales", self.scales)
         check_ascending("--eval-scales", self.eval_scales)
         check_growth(self.grow_batch, self.regularization_from)

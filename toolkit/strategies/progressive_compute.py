@@ -10,6 +10,7 @@ from toolkit.config.choices import BatchGrowth, NormMode
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.scales import (
     check_ascending,
+    check_fields,
     check_growth,
     check_several,
     eval_specs,
@@ -43,12 +44,12 @@ class ProgressiveCompute(Strategy):
     regularization_from: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self, own=("stage_compute",))
         check_several("--scales", self.scales)
         check_ascending("--eval-scales", self.eval_scales)
         check_growth(self.grow_batch, self.regularization_from)
         stages = self.stage_compute
-        good = isinstance(stages, tuple) and all(isinstance(share, int | float) and share > 0 for share in stages)
-        if stages is not None and not (good and len(stages) == len(self.scales)):
+        if stages is not None and (len(stages) != len(self.scales) or min(stages) <= 0):
             numbers = f"{len(self.scales)} numbers above 0 in brackets, one a scale"
             raise InputError(f"--strategy-kwargs stage_compute={stages}: {numbers}, such as [1,2,2]")
 

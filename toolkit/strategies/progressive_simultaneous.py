@@ -9,7 +9,15 @@ from torch import Tensor
 from toolkit.config.choices import NormMode
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.consistency import Teaching, taught_loss
-from toolkit.strategies.scales import check_ascending, check_several, eval_specs, join, one_size_phase, share_out
+from toolkit.strategies.scales import (
+    check_ascending,
+    check_fields,
+    check_several,
+    eval_specs,
+    join,
+    one_size_phase,
+    share_out,
+)
 from toolkit.system.errors import InputError
 
 TOGETHER = 1 / 3  # share of the epochs with all scales in each step
@@ -32,6 +40,7 @@ class ProgressiveSimultaneous(Strategy):
     eval_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, own=("together_epochs",))
         check_several("--scales", self.scales)
         check_ascending("--eval-scales", self.eval_scales)
         self.teaching  # noqa: B018  # checks its fields

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from toolkit.config.choices import NormMode
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.strategies.scales import check_ascending, check_several, drawn, eval_specs, join, one_phase, one_size_loss
+from toolkit.strategies.scales import (
+    check_ascending,
+    check_fields,
+    check_several,
+    drawn,
+    eval_specs,
+    join,
+    one_phase,
+    one_size_loss,
+)
 from toolkit.system.errors import InputError
 
 
@@ -28,6 +37,7 @@ class Sampled(Strategy):
     eval_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, own=("target_share",))
         check_several("--scales", self.scales)
         check_ascending("--eval-scales", self.eval_scales)
         if not 0 <= self.target_share < 1:

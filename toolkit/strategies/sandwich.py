@@ -10,7 +10,7 @@ from torch import Tensor
 from toolkit.config.choices import NormMode
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.consistency import Teaching
-from toolkit.strategies.scales import check_ascending, drawn, eval_specs, join, one_phase
+from toolkit.strategies.scales import check_ascending, check_fields, drawn, eval_specs, join, one_phase
 from toolkit.system.errors import InputError
 
 LEAST_SCALES = 3
@@ -33,6 +33,7 @@ class Sandwich(Strategy):
     eval_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_ascending("--scales", self.scales)
         check_ascending("--eval-scales", self.eval_scales)
         if len(self.scales) < LEAST_SCALES:

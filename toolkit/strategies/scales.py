@@ -2,7 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import accumulate
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +16,45 @@ from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolic
 from toolkit.system.errors import InputError
 
 ORDER_SEED = 20  # of the order of sizes that are drawn
+
+
+RULES: dict[Any, tuple[type, str]] = {  # of a declared type: what a value is, and the words of the command line for it
+    int: (Integral, "must be a whole number"),
+    float: (Real, "must be a number"),
+    bool: (bool, "must be true or false"),
+}
+
+
+def check_fields(strategy: Any, own: Sequence[str] = ()) -> None:
+    """Raise InputError unless each field has a value of its declared type; `own`: fields without a flag.
+
+    Types other than those of the strategies here are left to the subclass that declares them.
+    """
+    try:
+        declared = get_type_hints(type(strategy))
+    except (NameError, TypeError, AttributeError):
+        return
+    for field in fields(strategy):
+        name = f"--strategy-kwargs {field.name}=" if field.name in own else f"--{field.name.replace('_', '-')} "
+        _check_type(name, getattr(strategy, field.name), declared[field.name])
+
+
+def _check_type(name: str, value: Any, declared: Any) -> None:
+    origin, parts = get_origin(declared), get_args(declared)
+    if len(parts) == 2 and parts[1] is NoneType:
+        if value is not None:
+            _check_type(name, value, parts[0])
+    elif origin is tuple and parts[1:] == (...,):
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{name}{value}: must be a list of numbers in brackets, such as [1,2]")
+        for part in value:
+            _check_type(name, part, parts[0])
+    elif origin is Literal and value not in parts:
+        raise InputError(f"{name}{value}: must be one of {', '.join(map(repr, parts[:-1]))} or {parts[-1]!r}")
+    elif declared in RULES:
+        kind, rule = RULES[declared]
+        if not isinstance(value, kind) or isinstance(value, bool) != (declared is bool):
+            raise InputError(f"{name}{value}: {rule}")
 
 
 def check_several(flag: str, sizes: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from toolkit.config.choices import ConsistencyForm, ConsistencyTeacher, NormMode
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
 from toolkit.strategies.consistency import Teaching, consistency, taught_loss
-from toolkit.strategies.scales import check_ascending, check_several, eval_specs, join, one_phase
+from toolkit.strategies.scales import check_ascending, check_fields, check_several, eval_specs, join, one_phase
 from toolkit.system.errors import InputError
 
 ONLY_SHARE = ("consistency_ramp", "consistency_gate", "consistency_teacher", "consistency_temperature")
@@ -37,6 +37,7 @@ class Simultaneous(Strategy):
     consistency_temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_several("--scales", self.scales)
         check_ascending("--eval-scales", self.eval_scales)
         if self.consistency_weight < 0:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolicy, Phase, Step, Strategy, at_size
-from toolkit.strategies.scales import check_ascending, eval_specs, one_phase, one_size_loss
+from toolkit.strategies.scales import check_ascending, check_fields, eval_specs, one_phase, one_size_loss
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class SingleScale(Strategy):
     eval_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_ascending("--img-size", (self.img_size,))
         check_ascending("--eval-scales", self.eval_scales)
 

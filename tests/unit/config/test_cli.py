@@ -11,7 +11,8 @@ from pydantic import Field
 from toolkit import InputError, NonFiniteError
 from toolkit.config import tool_settings
 from toolkit.config.base import Section
-from toolkit.config.cli import OTHER, Command, help_of, metavar, parse
+from toolkit.config.cli import OTHER, Command, parse
+from toolkit.config.flag_types import help_of, metavar
 from toolkit.config.scales import Scales
 from toolkit.config.settings import SECTIONS
 from toolkit.system.errors import PreemptedError
@@ -199,7 +200,7 @@ def without_a_unit(section: type[Section]) -> list[str]:
     """Numbers whose help names no unit."""
     fields = section.model_fields.items()
     numbers = [(name, f) for name, f in fields if metavar(f.annotation) in ("N", "X", "N,N,...")]
-    numbers = [(name, f) for name, f in numbers if not re.search("str|Literal", str(f.annotation))]
+    numbers = [(name, f) for name, f in numbers if not re.search("str|Literal|Path", str(f.annotation))]
     words = {name: set(re.findall(r"[\w-]+", help_of(field))) for name, field in numbers}
     return [name for name, said in words.items() if not said & {*UNITS}]
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from toolkit import InputError, Settings
 from toolkit.config.base import nearest
 from toolkit.config.scales import Scales, default_scales, make_scales
-from toolkit.config.settings import NOT_LEARNED, SECTIONS, make_settings
+from toolkit.config.settings import NOT_LEARNED, SECTIONS
 from toolkit.config.yaml_values import read_yaml, to_yaml
 from toolkit.runs.run_config import config_of
 from toolkit.strategies import Progressive
@@ -42,7 +41,7 @@ def test_settings_are_the_same_when_written_to_yaml_and_read_again(tmp_path: Pat
     file.write_text(to_yaml(config_of(settings, Progressive((64, 112), (2, 18)))))
     values = read_yaml(file)
     scales = make_scales({name: values.pop(name) for name in list(values) if name in Scales.model_fields})
-    assert make_settings(values) == settings
+    assert Settings(**values) == settings
     expected = {"strategy": "progressive", "scales": (64, 112), "scale_epochs": (2, 18)}
     added = {"grow_batch": "off", "regularization_from": 1.0}
     assert scales == {**expected, "ramp": False, "norm_per_scale": "off", **added}
@@ -60,23 +59,18 @@ def test_sections_hold_every_setting_once_when_put_together():
     assert set(Settings.model_fields) >= NOT_LEARNED
 
 
-@pytest.mark.parametrize(("name", "meant"), [("epohcs", "epochs"), ("batchsize", "batch_size"), ("archh", "arch")])
+@pytest.mark.parametrize(("name", "meant"), [("epohcs", "epochs"), ("batchsise", "batch_size"), ("archh", "arch")])
 def test_an_unknown_setting_is_refused_with_the_nearest_when_it_is_mistyped(name: str, meant: str):
     with pytest.raises(InputError, match=f"'{name}'; did you mean {meant}"):
-        make_settings({name: 3})
+        Settings(**{name: 3})  # type: ignore[arg-type]
 
 
 def test_the_nearest_name_is_left_out_when_nothing_is_close():
     assert nearest("zzzzzz", ["epochs", "arch"]) == ""
 
 
-def test_an_unknown_setting_is_a_value_error_when_given_in_python():
-    with pytest.raises(ValueError, match="did you mean epochs"):
-        Settings(epohcs=3)  # type: ignore[call-arg]
-
-
 def test_settings_cannot_be_changed_when_made():
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(InputError, match=r"^epochs cannot be changed: settings are frozen; make new ones"):
         Settings().epochs = 3  # type: ignore[misc]
 
 
@@ -108,8 +102,9 @@ def test_settings_cannot_be_changed_when_made():
 )
 def test_a_setting_is_refused_in_one_line_when_it_makes_no_sense(values: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words) as caught:
-        make_settings(values)
+        Settings(**values)
     assert len(str(caught.value).splitlines()) == 1
+    assert "pydantic" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["20,32,64", "20, 32, 64", [20, 32, 64], ["20", "32", "64"], (20, 32, 64)])

@@ -1,5 +1,8 @@
 """What is particular to each strategy; the promises of all are in tests/contract."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -114,12 +117,59 @@ def test_a_ramp_holds_half_size_for_half_and_full_size_for_a_fifth_when_it_has_1
         (lambda: Progressive((16, 32), regularization_from=1.5), "--regularization-from 1.5: must be between 0 and 1"),
         (lambda: Progressive((16, 32), regularization_from=float("nan")), "--regularization-from nan"),
         (lambda: Simultaneous((16, 32), consistency_weight=-1), "--consistency-weight -1"),
-        (lambda: Simultaneous((16, 32), consistency="l1"), "--consistency l1: one of kl, mse, js"),
+        (lambda: Simultaneous((16, 32), consistency="l1"), "--consistency l1: must be one of 'kl', 'mse', 'js'"),
     ],
 )
 def test_a_strategy_is_refused_with_its_flag_when_it_makes_no_sense(make, words: str):
     with pytest.raises(InputError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scales", ("a", 64)),
+        ("scales", (32.5, 64)),
+        ("norm_per_scale", "half"),
+        ("grow_batch", "cubic"),
+        ("regularization_from", "a"),
+        ("ramp", "maybe"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_in_python_as_on_the_command_line(name: str, value: Any):
+    with pytest.raises(InputError) as in_python:
+        Progressive(**{"scales": (32, 64), name: value})
+    with pytest.raises(InputError) as by_flag:
+        make_scales({name: value})
+    assert str(in_python.value) == str(by_flag.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Progressive(64), "--scales 64: must be a list of numbers in brackets"),
+        (lambda: Progressive("32,64"), "--scales 32,64: must be a list of numbers in brackets"),
+        (lambda: SingleScale((64,)), r"--img-size \(64,\): must be a whole number"),
+        (lambda: Sampled((16, 32), "a"), "--strategy-kwargs target_share=a: must be a number"),
+        (lambda: ProgressiveSimultaneous((16, 32), 1.5), "--strategy-kwargs together_epochs=1.5: must be a whole"),
+        (lambda: Finish(SingleScale(32), "64"), "--finish-size 64: must be a whole number"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_in_one_line(make, words: str):
+    with pytest.raises(InputError, match=words):
+        make()
+
+
+def test_a_subclass_may_have_fields_of_any_type():
+    @dataclass(frozen=True)
+    class Mine(Progressive):
+        stages: tuple[tuple[int, float], ...] = ((32, 0.5),)
+        share: int | float | None = 0.5
+        places: dict[str, int] = field(default_factory=dict)
+
+    assert Mine((32, 64)).share == 0.5
+    with pytest.raises(InputError, match="--scales 64: must be a list"):
+        Mine(64)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +368,7 @@ def test_a_finish_is_built_from_flags_beside_those_of_any_strategy():
             "must be --epochs 3; 1 of --epochs 4 are the finish",
         ),
         (lambda: ProgressiveSimultaneous((16, 24), 0).phases(Budget(6, 100, 10)), "together_epochs=0: 1 to 5"),
-        (lambda: ProgressiveCompute((16, 32), "1,2"), r"stage_compute=1,2: .*in brackets.*such as \[1,2,2\]"),
+        (lambda: ProgressiveCompute((16, 32), "1,2"), r"stage_compute=1,2: .*in brackets.*such as \[1,2\]"),
         (
             lambda: Finish(SingleScale(32), 40, 3).phases(Budget(3, 100, 10)),
             "--finish-epochs 3: at most 2 of --epochs 3",
@@ -326,7 +376,10 @@ def test_a_finish_is_built_from_flags_beside_those_of_any_strategy():
         (lambda: Sandwich((16, 32)), "--scales 16/32: --strategy sandwich needs 3 or more"),
         (lambda: Sandwich((16, 24, 32), 1.2), "--consistency-share 1.2"),
         (lambda: Sampled((16, 32), 1.0), "target_share=1"),
-        (lambda: Progressive((16, 32), grow_batch="cubic"), "--grow-batch cubic: one of off, sqrt, linear"),
+        (
+            lambda: Progressive((16, 32), grow_batch="cubic"),
+            "--grow-batch cubic: must be one of 'off', 'sqrt' or",
+        ),
         (lambda: ProgressiveCompute((16, 32), (1,)), "stage_compute=.*2 numbers above 0"),
         (lambda: ProgressiveCompute((16, 32)).phases(Budget(1, 100, 10)), "every scale needs an epoch"),
         (lambda: ProgressiveSimultaneous((16, 24, 32)).phases(Budget(2, 100, 10)), "--epochs 2: .* need 3"),
