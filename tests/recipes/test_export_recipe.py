@@ -18,7 +18,7 @@ from PIL import Image
 from timm.models import register_model
 from torch import Tensor
 
-from tests.conftest import TINY, recipe, write_folders
+from tests.conftest import ROOT, TINY, recipe, write_folders
 from toolkit.data.images import views
 from toolkit.data.sources import synthetic
 from toolkit.tools.loaded_run import LoadedRun, load_run
@@ -163,6 +163,20 @@ def test_the_card_tells_of_every_scale_and_of_the_best_when_the_run_has_ended(ex
     assert "120 training, 20 validation, 40 test images" in card
     assert str(run.parent) not in card
     assert json.loads((exported / "class_map.json").read_text()) == json.loads((run / "class_map.json").read_text())
+
+
+def test_the_card_has_no_path_when_settings_have(resnet: Path):
+    config = resnet / "config.yaml"
+    text = config.read_text()
+    for name in ("weights", "transform"):
+        assert f"\n{name}: null\n" in text
+    text = text.replace("\nweights: null\n", f"\nweights: {resnet.parent}/secret/file.pth\n")
+    config.write_text(re.sub("\ndata_root: .*", f"\ndata_root: {synthetic.prepare(32, 120)}", text))
+    assert recipe("export")([str(resnet), "--formats", "safetensors"]) == 0
+    card = (resnet / "export/README.md").read_text()
+    assert "weights: file.pth" in card
+    for path in (str(resnet.parent), "secret", str(synthetic.prepare(32, 120)), str(Path.home()) + "/", str(ROOT)):
+        assert path not in card
 
 
 def test_the_card_counts_the_images_of_the_run_when_they_lie_elsewhere_or_some_are_gone(resnet: Path, tmp_path: Path):

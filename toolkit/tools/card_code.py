@@ -65,7 +65,7 @@ def _blocks(card: Card) -> list[str]:
     weights = FILES["safetensors"] if "safetensors" in card.differences else None
     imports, creation = card.model.code(weights) if weights else ([], [])
     imports = [*imports, "import torch", "from preprocess import Preprocess  # the file beside the weights"]
-    blocks = ["\n".join([*imports, "", *creation, *PREPARE, *([_result(card.loaded)] if weights else [])])]
+    blocks = ["\n".join([*imports, "", *creation, *PREPARE, *([result_line(card.loaded)] if weights else [])])]
     if "onnx" in card.differences:
         name = INPUTS[card.onnx_input]
         session = f"session = onnxruntime.InferenceSession('{FILES['onnx']}')"
@@ -103,7 +103,7 @@ def _files(card: Card) -> list[str]:
     return [f"{takes} {check}", "\n".join(table)]
 
 
-def _result(loaded: LoadedRun) -> str:
+def result_line(loaded: LoadedRun) -> str:
     """The line that applies the model: what makes the task's probabilities of logits is found by trying both."""
     logits, task = torch.randn(8, len(loaded.classes), generator=torch.Generator().manual_seed(0)), loaded.bound_task
     expected = task.probabilities(task.average([logits.to(loaded.mean.device)])).cpu()
