@@ -114,7 +114,7 @@ def test_the_cards_lines_say_what_the_run_says_when_they_run_without_the_toolkit
 
 def test_the_lines_that_load_weights_are_few_and_need_timm_and_the_folder_alone(exported: Path):
     first, *_ = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
-    assert set(re.findall(r"^(?:import|from) (\w+)", first, re.MULTILINE)) == {"timm", "torch", "preprocess"}
+    assert set(re.findall(r"^(?:import|from) (\w+)", first, re.MULTILINE)) == {"timm", "torch", "preprocess", "pathlib"}
     assert len([line for line in first.splitlines() if line and "import" not in line]) == 4
 
 

@@ -15,7 +15,7 @@ from toolkit.tools.loaded_run import LoadedRun
 
 PREPARE = (
     "prepare = Preprocess.load('.')  # the folder of config.json",
-    "pixels = torch.from_numpy(prepare(open('photo.jpg', 'rb').read()))",
+    "pixels = torch.from_numpy(prepare(Path('photo.jpg').read_bytes()))",
 )
 
 
@@ -64,14 +64,19 @@ def _blocks(card: Card) -> list[str]:
     """Python code: the weights and the preprocessing, then each other file."""
     weights = FILES["safetensors"] if "safetensors" in card.differences else None
     imports, creation = card.model.code(weights) if weights else ([], [])
-    imports = [*imports, "import torch", "from preprocess import Preprocess  # the file beside the weights"]
+    imports = [
+        "from pathlib import Path",
+        *imports,
+        "import torch",
+        "from preprocess import Preprocess  # the file beside the weights",
+    ]
     blocks = ["\n".join([*imports, "", *creation, *PREPARE, *([result_line(card.loaded)] if weights else [])])]
     if "onnx" in card.differences:
         name = INPUTS[card.onnx_input]
         session = f"session = onnxruntime.InferenceSession('{FILES['onnx']}')"
         given, reads = "pixels.numpy()", ""
         if card.onnx_input == "uint8":
-            given, reads = "image", "image = read(open('photo.jpg', 'rb').read(), prepare.gray)\n"
+            given, reads = "image", "image = read(Path('photo.jpg').read_bytes(), prepare.gray)\n"
         run = f"{reads}by_onnx = session.run(None, {{'{name}': {given}}})[0]"
         imports = ["import onnxruntime", *(["from preprocess import read"] if reads else [])]
         blocks += ["\n".join([*imports, "", session, run])]

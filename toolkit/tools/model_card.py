@@ -209,7 +209,7 @@ def _published(value: Any) -> Any:
         return {name: _published(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_published(part) for part in value]
-    is_path = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    is_path = isinstance(value, str) and (value.startswith(("~", "./", "../")) or Path(value).is_absolute())
     return Path(value).name if is_path else value
 
 

@@ -3,7 +3,7 @@
 Needs only NumPy and Pillow. An export holds a copy of this file beside config.json:
 
     prepare = Preprocess.load("FOLDER")
-    pixels = prepare(open("photo.jpg", "rb").read())  # 1 x 3 x S x S float32; ValueError if it is no image
+    pixels = prepare(Path("photo.jpg").read_bytes())  # 1 x 3 x S x S float32; ValueError if it is no image
 
 EXIF orientation is applied. Gray is repeated to three channels, palettes are expanded, CMYK is converted to RGB. Alpha
 is dropped; the colors under it are kept. Gray of more than 8 bits is mapped to 8 bits. The first frame of an animation
