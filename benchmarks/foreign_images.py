@@ -27,8 +27,8 @@ from PIL import Image, ImageOps
 
 from toolkit.data.images.decode import decode
 from toolkit.data.images.formats import FORMATS
-from toolkit.data.images.gray import is_deep
 from toolkit.data.images.header import read_header, silence_libraries
+from toolkit.data.images.preprocess import is_deep
 
 ROOT = Path(__file__).parent.parent
 VAL_EVERY = 5  # one in so many files is for validation

@@ -238,9 +238,11 @@ def test_an_export_loads_into_the_plain_model_and_says_the_same_as_onnx(home: Pa
     names: dict = {}
     monkeypatch.chdir(home / "export")
     shutil.copy(home / "photo.jpg", home / "export" / "photo.jpg")
-    monkeypatch.syspath_prepend(str(home))
+    for folder in (home, home / "export"):
+        monkeypatch.syspath_prepend(str(folder))
     exec("\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL)), names)
-    del sys.modules["own_net"]
+    for module in ("own_net", "preprocess"):
+        del sys.modules[module]
     (home / "export" / "photo.jpg").unlink()
     assert np.abs(names["by_onnx"] - names["model"](names["pixels"]).detach().numpy()).max() <= 1e-4
 

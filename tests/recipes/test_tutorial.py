@@ -3,7 +3,6 @@
 Folder of images -> scan -> train -> report -> evaluate -> predict -> export -> plain timm, ONNX, a server.
 """
 
-import contextlib
 import csv
 import json
 import os
@@ -13,10 +12,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import PATIENCE_S, ROOT
 from tests.documents import blocks, commands, exception
@@ -115,28 +117,72 @@ def test_plain_timm_loads_the_weights_when_they_were_exported(home: Path):
     assert "torch.Size([1, 2])" in do(sys.executable, "-c", LOAD.format(arch="test_resnet"), folder=home)
 
 
-def test_a_photo_gets_its_label_when_the_model_is_served(home: Path):
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[int]:
+    """The port of the tutorial's server."""
     (home / "serve.py").write_text(SERVE)
     port = free_port()
     command = [sys.executable, "serve.py", "model", str(port)]
-    server = subprocess.Popen(command, cwd=home, env=OFFLINE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=home, env=OFFLINE, stderr=subprocess.DEVNULL)
     try:
-        said = {path: json.loads(post(port, path.read_bytes())) for path in (home / "photos/test").glob("*/00?.jpg")}
+        yield port
     finally:
-        server.terminate()
-        server.wait()
-    assert all(sum(odds.values()) == pytest.approx(1, abs=1e-3) for odds in said.values())
-    with (home / "photos.csv").open(newline="") as file:
-        predicted = {Path(row["path"]).parts[-2:]: row["label"] for row in csv.DictReader(file)}
-    same = [max(odds, key=odds.__getitem__) == predicted[path.parts[-2:]] for path, odds in said.items()]
-    assert sum(same) >= 0.9 * len(same)  # resized by PIL there
+        process.terminate()
+        process.wait()
 
 
-def post(port: int, content: bytes) -> bytes:
-    """The server's answer, once it is up."""
+@pytest.fixture(scope="module")
+def odd(home: Path) -> Path:
+    """A folder of class folders: parts of the test photos, of odd sizes, with sides 1 to 7 px apart."""
+    for i, path in enumerate(sorted((home / "photos/test").glob("*/*"))):
+        side, more = 31 + 7 * (i % 10), 1 + i % 7
+        width, height = (side, side + more) if i % 2 else (side + more, side)
+        target = home / "odd" / path.parent.name / (f"{i}.jpg" if i % 3 else f"{i}.png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).crop((0, 0, width, height)).save(target, quality=90)
+    return home / "odd"
+
+
+def evaluated(home: Path, data: str) -> dict[str, tuple[str, str]]:
+    """The true and the predicted class of each image at 64 px by evaluate.py, by file name."""
+    words = ("runs/photos", "--scales", "64", "--data-root", data, "--no-amp", "--output-dir", f"evaluated-{data}")
+    do(sys.executable, "recipes/evaluate.py", *words, folder=home)
+    names = json.loads((home / "runs/photos/class_map.json").read_text())
+    (table,) = (home / f"evaluated-{data}/predictions").glob("*test.csv" if data == "photos" else "*.csv")
+    with table.open(newline="") as file:
+        return {row["name"]: (names[row["label"]], names[row["64px/predicted"]]) for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("data", ["photos", "odd"])
+def test_the_server_has_the_accuracy_of_evaluation_to_the_image(data: str, home: Path, server: int, odd: Path):
+    expected = evaluated(home, data)
+    assert len(expected) == 60
+    said = {}
+    for path in (home / data).glob("test/*/*" if data == "photos" else "*/*"):
+        status, odds = post(server, path.read_bytes())
+        assert (status, sum(odds.values())) == (200, pytest.approx(1, abs=1e-3))
+        said["/".join(path.parts[-2:])] = next(iter(odds))
+    predicted = {"/".join(Path(name).parts[-2:]): label for name, (_, label) in expected.items()}
+    assert said == predicted
+    assert {*said.values()} == {"flower", "pagoda"}  # control: there is something to tell apart
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8\xff\xe0 cut off", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_image_gets_a_400_and_a_line(content: bytes, server: int):
+    status, answer = post(server, content)
+    assert status == 400
+    assert re.fullmatch(r"not an image that can be read: [^\n]+", answer["error"])
+
+
+def post(port: int, content: bytes) -> tuple[int, dict]:
+    """Status and answer of the server, once it is up."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        with contextlib.suppress(urllib.error.URLError):
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}", data=content, timeout=PATIENCE_S).read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+        try:
+            reply = urllib.request.urlopen(f"http://127.0.0.1:{port}", data=content, timeout=PATIENCE_S)
+            return reply.status, json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)

@@ -17,16 +17,17 @@ import torch
 from tests.conftest import ROOT, SLOW, TORCHRUN, recipe, write_image
 from toolkit import InputError, Settings, Simultaneous, SingleScale, SourceOptions, Task, train
 from toolkit.config.tables import TABLES
+from toolkit.data.images.preprocess import Preprocess
 from toolkit.data.images.views import normalize
 from toolkit.models.classification import Classification
 from toolkit.tools.benchmark import benchmark
+from toolkit.tools.card_code import result_line
 from toolkit.tools.compare import compare
 from toolkit.tools.evaluate import evaluate
 from toolkit.tools.export import export
 from toolkit.tools.export_images import measure_gap, read_check_images
 from toolkit.tools.export_model import describe
 from toolkit.tools.loaded_run import load_run
-from toolkit.tools.model_card import _result
 from toolkit.tools.predict import predict
 from toolkit.tools.run_data import own_splits
 from toolkit.training.parts import make_parts
@@ -176,8 +177,10 @@ class TagsInThirds(Tags):
 )
 def test_a_model_card_makes_probabilities_as_the_task_does(run: Path, tmp_path: Path, task: Task, told: str):
     loaded = replace(load_run(run), task=task)
-    assert told in _result(loaded)
-    pixels = read_check_images(own_splits(load_run(run), data=DATA), describe(loaded, 24)).ours[:2]
+    assert told in result_line(loaded)
+    exported = describe(loaded, 24)
+    prepare = Preprocess(24, exported.mean, exported.std)
+    pixels = read_check_images(own_splits(load_run(run), data=DATA), exported, prepare).ours[:2]
     other = 255 - pixels
     gap = measure_gap(loaded, pixels, normalize(other, loaded.mean, loaded.std))
     with torch.no_grad():

@@ -20,7 +20,8 @@ from tests.unit.data.test_shards import samples, write_tar
 from toolkit import InputError, Settings
 from toolkit.data.images.decode import read_pixels
 from toolkit.data.images.formats import FORM_OF, FORMATS
-from toolkit.data.images.header import read_header, readable_formats
+from toolkit.data.images.header import read_header
+from toolkit.data.images.preprocess import readable_formats
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.splits import open_splits

@@ -1,10 +1,10 @@
 """Export a run's best model for use without the toolkit: weights for plain timm, ONNX (any batch size), a torch.export
-program, and a model card with the accuracy at every size and the code that loads the model.
+program, preprocess.py, and a model card with the accuracy at every size and the code that loads the model.
 
-Exports one size, with its normalization. Each file is loaded back and must reproduce the logits of the run's model to
-1e-4 on images of the run; otherwise nothing is written.
+Exports one size, with its normalization. Each file is loaded back and must reproduce the logits (within --tolerance)
+and the top-1 of the run's model on images of the run. A format that does not is left out; the others are written.
 
-Exit code: 0 written; 1 a format cannot be made or its logits differ; 2 a flag or the run is wrong.
+Exit code: 0 written; 1 a format of --formats, or safetensors, is left out; 2 a flag or the run is wrong.
 
 Example: toolkit export runs/multiscale-resnet18-20260131-120000 --scale 112 --formats safetensors,onnx
 """

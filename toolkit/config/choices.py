@@ -20,10 +20,12 @@ ClassWeights = Literal["none", "inverse"]
 GrayRange = Literal["16bit", "minmax", "percentile"]
 CacheKind = Literal["ram", "disk", "off"]
 Format = Literal["safetensors", "onnx", "pt2"]  # export formats
+OnnxInput = Literal["float32", "uint8"]
 Precision = Literal["float32", "bf16", "fp16"]
 Split = Literal["train", "val", "test"]
 
 CACHE_GB = 4.0  # default of --cache-gb
+TOLERANCE = 1e-4  # default of --tolerance of exports
 FORMER_CACHES = {"tier": "disk"}  # names of earlier versions -> current names
 
 

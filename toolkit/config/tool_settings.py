@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from toolkit.config.base import Folder, Numbers, Section, split_numbers
 from toolkit.config.checks import check_columns, check_compare, check_evaluate, check_output, check_predict
-from toolkit.config.choices import CACHE_GB, Cache, Format, GrayRange, Precision, Split
+from toolkit.config.choices import CACHE_GB, TOLERANCE, Cache, Format, GrayRange, OnnxInput, Precision, Split
 from toolkit.config.data_roots import BUILT_IN, SYNTHETIC
 
 Precisions = Annotated[tuple[Precision, ...], BeforeValidator(split_numbers), Field(min_length=1)]
@@ -161,8 +161,8 @@ class Compare(Section):
     split: Split | None = Field(None, description="the split to compare on (unset: test if all runs have it, else val)")
     data_root: str | None = Field(
         None,
-        description="evaluate all runs on this data, in any form that `toolkit evaluate` accepts (unset: use the predictions "
-        "that each run saved, and evaluate only what is missing)",
+        description="evaluate all runs on this data, in any form that `toolkit evaluate` accepts (unset: use the "
+        "predictions that each run saved, and evaluate only what is missing)",
     )
     output_dir: Folder | None = Field(None, description="folder for comparison.txt and .json (unset: none is written)")
 
@@ -224,7 +224,7 @@ class Export(Section):
     """Export"""
 
     groups: ClassVar = {
-        "model": ("scale", "formats", "model_from"),
+        "model": ("scale", "formats", "onnx_input", "tolerance", "model_from"),
         "data": ("data_root",),
         "output": ("output_dir", "overwrite"),
     }
@@ -235,6 +235,18 @@ class Export(Section):
     )
     formats: Annotated[tuple[Format, ...], BeforeValidator(split_numbers), Field(min_length=1)] | None = Field(
         None, description="formats, comma-separated: safetensors, onnx, pt2 (unset: all that can be written here)"
+    )
+    onnx_input: OnnxInput = Field(
+        "float32",
+        description="what model.onnx takes; float32: normalized pixels, N x 3 x S x S; uint8: an RGB image, H x W x 3, "
+        "of any size, with crop, resize and normalization in the graph (default: float32)",
+    )
+    tolerance: float = Field(
+        TOLERANCE,
+        ge=0,
+        lt=1,
+        description="largest difference allowed between a logit of a file and of the run's model: X * (1 + largest "
+        f"absolute logit of the image); the top-1 must be the same (default: {TOLERANCE:g})",
     )
     data_root: str | None = Field(
         None, description="path of the run's images, for the check (unset: the run's --data-root)"

@@ -7,19 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
-from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from timm.data import create_transform
 from torch import nn
 from torchvision import transforms
 
-MIDDLE = "ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)"  # code of `middle`
 TIMM = "https://github.com/huggingface/pytorch-image-models"
-
-
-def middle(image: Image.Image) -> Image.Image:
-    """The largest center square, not resized; a library's transform of it closely matches evaluation's."""
-    return ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)
 
 
 @dataclass(frozen=True)
@@ -31,7 +24,7 @@ class PortableModel(ABC):
 
     start: ClassVar[str] = "random weights"  # what it was trained from, if not from timm's pretrained weights
     library: ClassVar[str]  # for the model card's front matter
-    transform_of: ClassVar[str]  # the library whose transform the card's code uses
+    transform_of: ClassVar[str]  # the library whose transform the card compares with evaluation
 
     arguments: Mapping[str, Any]
     size: int
@@ -59,8 +52,8 @@ class PortableModel(ABC):
         """The model in evaluation mode, created as `code` creates it; `checkpoint`: a file of weights."""
 
     @abstractmethod
-    def code(self, checkpoint: str | None) -> tuple[list[str], list[str]]:
-        """Lines of Python: imports, and those that create `model` with a file of weights and `transform`."""
+    def code(self, checkpoint: str) -> tuple[list[str], list[str]]:
+        """Lines of Python: imports, and those that create `model` with a file of weights."""
 
     @abstractmethod
     def transform(self) -> Any:
@@ -118,11 +111,9 @@ class TimmModel(PortableModel):
         given = {**self.arguments, "checkpoint_path": checkpoint}
         return f"timm.create_model({self.arch!r}, {written(given)})"
 
-    def code(self, checkpoint: str | None) -> tuple[list[str], list[str]]:
-        registers = [f"import {self.module}  # registers {self.arch}"] if self.module and checkpoint else []
-        model = [f"model = {self.call(checkpoint)}.eval()"] if checkpoint else []
-        transform = f"transform = timm.data.create_transform({written(self.preprocessing())})"
-        return ["import timm", "from PIL import Image, ImageOps", *registers], [*model, transform]
+    def code(self, checkpoint: str) -> tuple[list[str], list[str]]:
+        registers = [f"import {self.module}  # registers {self.arch}"] if self.module else []
+        return ["import timm", *registers], [f"model = {self.call(checkpoint)}.eval()"]
 
     def transform(self) -> Any:
         return create_transform(**self.preprocessing())
@@ -164,25 +155,15 @@ class OwnModel(PortableModel):
         model.eval()
         return model
 
-    def code(self, checkpoint: str | None) -> tuple[list[str], list[str]]:
+    def code(self, checkpoint: str) -> tuple[list[str], list[str]]:
         module, _, function = self.text.partition(":")
-        imports, model = ["from PIL import Image, ImageOps"], []
-        if checkpoint:
-            imports += ["from safetensors.torch import load_file"]
-            model = [f"model.load_state_dict(load_file({checkpoint!r}))"]
-            if function:
-                imports = [f"from {module} import {function}", *imports]
-                model = [f"model = {function}({written(self.arguments)}).eval()", *model]
-            else:
-                model = [f"model = ...  # {self.text}, created as for the training, then .eval()", *model]
-        steps = (
-            f"transforms.Resize({self.size})",
-            f"transforms.CenterCrop({self.size})",
-            "transforms.ToTensor()",
-            f"transforms.Normalize({self.mean}, {self.std})",
+        made = f"{function}({written(self.arguments)}).eval()" if function else "..."
+        note = "" if function else f"  # {self.text}, created as for the training, then .eval()"
+        imports = [f"from {module} import {function}"] if function else []
+        return (
+            [*imports, "from safetensors.torch import load_file"],
+            [f"model = {made}{note}", f"model.load_state_dict(load_file({checkpoint!r}))"],
         )
-        transform = ["transform = transforms.Compose([", *(f"    {step}," for step in steps), "])"]
-        return [*imports, "from torchvision import transforms"], [*model, *transform]
 
     def transform(self) -> Any:
         scale = [transforms.Resize(self.size), transforms.CenterCrop(self.size)]

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toolkit.data.images.decode import read_pixels, resize_to, upright
+from toolkit.data.images.decode import read_pixels, resize_to
 from toolkit.data.images.header import read_header
+from toolkit.data.images.preprocess import upright
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.read import read_bytes
 from toolkit.system import host

@@ -1,6 +1,6 @@
-"""Export a run's best model at one scale, for use without the toolkit, with a model card.
+"""Export a run's best model at one scale, for use without the toolkit, with its preprocessing and a model card.
 
-Each file is loaded back and must reproduce the logits of the run's model on real images; otherwise nothing is written.
+Each file is loaded back and must reproduce the logits of the run's model on real images; one that does not is removed.
 """
 
 import contextlib
@@ -9,39 +9,40 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import Tensor
-
-from toolkit.config.choices import Format
-from toolkit.data.images import views
+from toolkit.config.choices import TOLERANCE, Format, OnnxInput
+from toolkit.data.images import preprocess, views
+from toolkit.data.images.preprocess import Preprocess
 from toolkit.models.portable import PortableModel
 from toolkit.models.source import Model
 from toolkit.system import files, storage
 from toolkit.system.errors import ExportError, InputError, first_line
 from toolkit.system.system_files import is_system
-from toolkit.tools.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, WRITERS, Source, answer, difference
-from toolkit.tools.export_images import measure_gap, read_check_images
+from toolkit.tools.card_code import Card, Gap
+from toolkit.tools.export_check import Difference, answer, compare
+from toolkit.tools.export_formats import FILES, NEEDS, WEIGHTS_BESIDE, Source, Writer, writers
+from toolkit.tools.export_images import CheckImages, measure_gap, read_check_images
 from toolkit.tools.export_model import describe, one_scale
 from toolkit.tools.loaded_run import LoadedRun, load_run
-from toolkit.tools.model_card import Card, Gap, write_card
+from toolkit.tools.model_card import write_card
 from toolkit.tools.run_data import own_splits
 
 log = logging.getLogger(__name__)
 
-TRACED = 2  # images in the example batch for tracing; the check uses other batch sizes
-CARD, CONFIG, CLASS_MAP = "README.md", "config.json", "class_map.json"
-OURS = frozenset({*FILES.values(), WEIGHTS_BESIDE, CARD, CONFIG, CLASS_MAP})
+CARD, CONFIG, CLASS_MAP, PREPROCESS = "README.md", "config.json", "class_map.json", "preprocess.py"
+OURS = frozenset({*FILES.values(), WEIGHTS_BESIDE, CARD, CONFIG, CLASS_MAP, PREPROCESS})
 
 
 @dataclass(frozen=True)
 class ExportReport:
     """`differences`: largest absolute logit difference by format, over `checked` images at `size` px.
 
-    `by_card`, `by_library`: gap of the model card's preprocessing, and of a library's transform alone, to evaluation's.
+    `failed`: why a format is not there. `by_card`, `by_library`: gap of preprocess.py, and of a library's transform
+    alone, to evaluation's.
     """
 
     folder: Path
@@ -50,6 +51,19 @@ class ExportReport:
     differences: dict[Format, float]
     by_card: Gap
     by_library: Gap
+    failed: dict[Format, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The formats that were written and passed the check, and why the others did not."""
+
+    passed: dict[Format, Difference] = field(default_factory=dict)
+    failed: dict[Format, str] = field(default_factory=dict)
+
+    def reasons(self, formats: Collection[Format]) -> str:
+        """Why these formats failed, as one line; empty if they passed."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self.failed.items() if name in formats)
 
 
 def export(
@@ -57,6 +71,8 @@ def export(
     *,
     scale: int | None = None,
     formats: Sequence[Format] | None = None,
+    onnx_input: OnnxInput = "float32",
+    tolerance: float = TOLERANCE,
     data_root: str | None = None,
     output_dir: Path | None = None,
     overwrite: bool = False,
@@ -66,60 +82,74 @@ def export(
     """Write the run's best model to `output_dir`. The flags of `toolkit export` describe the arguments.
 
     `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: the data sets that were
-    passed to `train`, in place of `data_root`. Raises InputError, and ExportError if a format cannot be made or its
-    logits differ; then nothing is written.
+    passed to `train`, in place of `data_root`. Raises InputError, and ExportError if a format in `formats`, or
+    safetensors, cannot be made or its logits differ; the formats that passed are written before.
     """
     folder = run / "export" if output_dir is None else output_dir
     refuse_existing_export(folder, overwrite)
-    chosen = choose(formats)
+    chosen = {name: writers(onnx_input)[name] for name in choose(formats, onnx_input)}
     loaded = load_run(run, model=model)
     exported = describe(loaded, scale)
     splits = own_splits(loaded, data_root, data)
-    images = read_check_images(splits, exported)
-    log.info("%-11s %d px, checked on %d images of the run", "scale", exported.size, len(images.ours))
+    prepare = Preprocess(exported.size, exported.mean, exported.std, loaded.settings.range)
+    images = read_check_images(splits, exported, prepare)
+    checked = len(images.files)
+    log.info("%-11s %d px, checked on %d images of the run", "scale", exported.size, checked)
     with _staged(folder) as staging:
-        differences = _write(loaded, exported, images.ours, chosen, staging, must=formats is not None)
+        written = _write(loaded, exported, images, chosen, staging, tolerance)
+        if not written.passed:
+            raise ExportError(f"nothing was written: {written.reasons(written.failed)}")
         by_card, by_library = (
             measure_gap(loaded, images.ours, theirs) for theirs in (images.by_card, images.by_library)
         )
-        card = Card(loaded, splits, exported, differences, len(images.ours), by_card, by_library)
+        card = Card(loaded, splits, exported, written.passed, tolerance, onnx_input, by_card, by_library)
+        files.write_text(staging / PREPROCESS, Path(preprocess.__file__).read_text(encoding="utf-8"))
         files.write_json(staging / CLASS_MAP, dict(enumerate(loaded.classes)))
-        files.write_json(staging / CONFIG, exported.config())
+        files.write_json(staging / CONFIG, {**exported.config(), "preprocess": asdict(prepare)})
         files.write_text(staging / CARD, write_card(card))
     log.info("%-11s %s: %s", "wrote", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
-    return ExportReport(folder, exported.size, len(images.ours), differences, by_card, by_library)
+    required = {*(formats or ()), "safetensors"}
+    for name in written.failed.keys() - required:
+        log.warning("%-11s left out: %s", name, written.failed[name])
+    if reasons := written.reasons(required):
+        raise ExportError(f"{reasons}; written to {folder}: {', '.join(written.passed)}")
+    differences = {name: found.largest for name, found in written.passed.items()}
+    return ExportReport(folder, exported.size, checked, differences, by_card, by_library, written.failed)
 
 
 def _write(
-    loaded: LoadedRun, model: PortableModel, ours: Tensor, formats: Sequence[Format], folder: Path, *, must: bool
-) -> dict[Format, float]:
-    """Write and check each format; return its largest logit difference. `ours`: N x 3 x S x S uint8, as in evaluation.
-
-    A format that cannot be made is left out; with `must`, or for safetensors, it raises ExportError.
-    """
-    pixels = views.normalize(ours, loaded.mean, loaded.std)
+    loaded: LoadedRun,
+    model: PortableModel,
+    images: CheckImages,
+    chosen: Mapping[Format, Writer],
+    folder: Path,
+    tolerance: float,
+) -> Written:
+    """Write each format and compare its logits with those of the run's model; one that fails leaves no file."""
+    pixels = views.normalize(images.ours, loaded.mean, loaded.std)
     expected = answer(lambda batch: loaded.model(batch)[0], pixels)
     plain = model.create()
     plain.load_state_dict(one_scale(loaded.model, model.size).state_dict())
-    source, differences = Source(model, plain, pixels[:TRACED]), {}
-    for name in formats:
+    source, written = Source(model, plain, pixels, images.whole), Written()
+    for name, write in chosen.items():
         path = folder / FILES[name]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # exporters warn about their own internals
-                say = WRITERS[name](source, path)
+                found = compare(write(source, path), expected)
         except OSError:
             raise
         except Exception as error:  # exporters raise any type of exception
-            reason = first_line(error)
-            if must or name == "safetensors":
-                raise ExportError(f"{name}: {model.name} cannot be written: {reason}") from error
-            path.unlink(missing_ok=True)
-            log.warning("%-11s left out: %s cannot be written: %s", name, model.name, reason)
-            continue
-        differences[name] = difference(name, answer(say, pixels), expected)
-        log.info("%-11s %s, its logits differ by %.2g at most", name, path.name, differences[name])
-    return differences
+            written.failed[name] = f"{model.name} cannot be written: {first_line(error)}"
+        else:
+            if found.within(tolerance):
+                written.passed[name] = found
+                log.info("%-11s %s: %s", name, path.name, found)
+                continue
+            written.failed[name] = f"refused: {found}; --tolerance allows {tolerance:g} x, and no other top-1"
+        for made in (path, Path(f"{path}.data")):
+            made.unlink(missing_ok=True)
+    return written
 
 
 def refuse_existing_export(folder: Path, overwrite: bool) -> None:
@@ -134,8 +164,11 @@ def refuse_existing_export(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder} holds an export already: --overwrite replaces it, --output-dir names another place")
 
 
-def choose(names: Sequence[Format] | None) -> list[Format]:
+def choose(names: Sequence[Format] | None, onnx_input: OnnxInput = "float32") -> list[Format]:
     """The formats to write, None: all that can be made. Raises InputError if a named format needs a missing package."""
+    asked = {*(names or ()), *(["onnx"] if onnx_input == "uint8" else [])}
+    if names and not asked <= {*names}:
+        raise InputError(f"--onnx-input {onnx_input} would be ignored: --formats {','.join(names)} has no onnx")
     chosen: list[Format] = []
     for name in dict.fromkeys(names or get_args(Format)):
         missing = [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
@@ -143,8 +176,8 @@ def choose(names: Sequence[Format] | None) -> list[Format]:
             chosen.append(name)
             continue
         line = f"{name} needs {', '.join(missing)}: pip install -e '.[{name}]'"
-        if names:
-            raise InputError(f"--formats {line}")
+        if name in asked:
+            raise InputError(f"--formats {line}" if names else f"--onnx-input {onnx_input}: {line}")
         log.warning("%-11s left out: %s", name, line)
     return chosen
 

@@ -10,58 +10,63 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from toolkit.config.choices import GrayRange
 from toolkit.data.images import views
-from toolkit.data.images.gray import AS_STORED, is_deep, to_bytes
-from toolkit.data.images.header import UNREADABLE, silence_libraries
+from toolkit.data.images.header import silence_libraries
+from toolkit.data.images.preprocess import UNREADABLE, Preprocess, read
 from toolkit.data.loading.batches import EvalBatchBuilder
 from toolkit.data.loading.python_data import PATIENCE_S, read_few
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.read import read_bytes
-from toolkit.models.portable import PortableModel, middle
+from toolkit.models.portable import PortableModel
 from toolkit.system.errors import InputError
-from toolkit.tools.export_formats import answer
+from toolkit.tools.card_code import Gap
+from toolkit.tools.export_check import answer
 from toolkit.tools.loaded_run import LoadedRun
-from toolkit.tools.model_card import Gap
 
-IMAGES = 32  # images in the check, if there are as many
+IMAGES = 32  # in the check, if there are as many
 
 
 @dataclass(frozen=True)
 class CheckImages:
-    """The same images three times, each N x 3 x S x S: `ours` uint8, as evaluation decodes them; the others normalized.
+    """The same images several times, each N x 3 x S x S: `ours` uint8, as evaluation decodes them; others normalized.
 
-    `by_card`: from the model card's code; `by_library`: from a library's transform alone. NaN if PIL cannot read it.
+    `files`: their content. `by_card`: from preprocess.py; `by_library`: from a library's transform alone.
     """
 
+    files: list[bytes]
+    gray: str
     ours: Tensor
     by_card: Tensor
     by_library: Tensor
 
+    def whole(self) -> Iterator[Tensor]:
+        """Each image before the crop, H x W x 3 uint8, upright."""
+        for file in self.files:
+            yield torch.from_numpy(np.ascontiguousarray(read(file, self.gray)))
 
-def read_check_images(splits: Splits, model: PortableModel) -> CheckImages:
+
+def read_check_images(splits: Splits, model: PortableModel, prepare: Preprocess) -> CheckImages:
     """Read images of val, and if these are too few, of test and train; raises InputError if none can be read.
 
     Images are usually sorted by class, so evenly spaced ones cover all classes.
     """
-    ours: list[Tensor] = []
-    theirs: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[bytes, Tensor, Tensor, Tensor]] = []
     transform = model.transform()
     for index in (splits.val, splits.test, splits.train):
-        count = min(IMAGES - len(theirs), 0 if index is None else len(index))
+        count = min(IMAGES - len(found), 0 if index is None else len(index))
         if index is None or not count:
             continue
         ids = np.linspace(0, len(index) - 1, count).astype(np.int64)
         builder, workers = EvalBatchBuilder(ImageReader(index), (model.size,), leave_out=True), int(bool(index.items))
         (batch,) = by_need(index)([ids], builder, workers, PATIENCE_S)
-        ours.append(batch.images[model.size])
-        theirs += [_by_pil(file, transform, model.size, index.gray) for file in _files(index, batch.ids.tolist())]
-    if not theirs:
+        for file, ours in zip(_files(index, batch.ids.tolist()), batch.images[model.size], strict=True):
+            found += [(file, ours, *others) for others in _others(file, prepare, transform)]
+    if not found:
         raise InputError(f"{splits.source}: no image can be read, so nothing can be checked")
-    by_card, by_library = (torch.stack(tensors) for tensors in zip(*theirs, strict=True))
-    return CheckImages(torch.cat(ours), by_card, by_library)
+    files, *tensors = zip(*found, strict=True)
+    return CheckImages([*files], prepare.gray, *(torch.stack(images) for images in tensors))
 
 
 def _files(index: Index, ids: Sequence[int]) -> Iterator[bytes]:
@@ -76,25 +81,21 @@ def _files(index: Index, ids: Sequence[int]) -> Iterator[bytes]:
         yield file.getvalue()
 
 
-def _by_pil(content: bytes, transform: Any, size: int, gray: GrayRange) -> tuple[Tensor, Tensor]:
-    """3 x S x S by the model card's code, and by a library's transform alone; NaN if PIL cannot read the image."""
+def _others(content: bytes, prepare: Preprocess, transform: Any) -> list[tuple[Tensor, Tensor]]:
+    """3 x S x S by preprocess.py, and by a library's transform alone; nothing if PIL cannot read the image."""
     silence_libraries()
     try:
+        by_card = torch.from_numpy(prepare(content)[0])
         with Image.open(io.BytesIO(content)) as file:
-            stored = ImageOps.exif_transpose(file)
-            mapped = is_deep(stored.mode) and gray != AS_STORED  # as `mapping_code` on the card does
-            by_card = Image.fromarray(to_bytes(stored, gray)) if mapped else stored
-            image, by_card = stored.convert("RGB"), by_card.convert("RGB")
+            image = ImageOps.exif_transpose(file).convert("RGB")
     except UNREADABLE:
-        nothing = torch.full((3, size, size), torch.nan)
-        return nothing, nothing
-    return transform(middle(by_card)), transform(image)
+        return []
+    return [(by_card, transform(image))]
 
 
 def measure_gap(loaded: LoadedRun, ours: Tensor, theirs: Tensor) -> Gap:
-    """Gap between other preprocessing (`theirs`) and evaluation's (`ours`, uint8), on images that both can read."""
-    there = ~theirs.isnan().any(dim=(1, 2, 3))
-    theirs, ours = theirs[there], views.normalize(ours[there], loaded.mean, loaded.std)
+    """Gap between other preprocessing (`theirs`, normalized) and evaluation's (`ours`, uint8)."""
+    ours = views.normalize(ours, loaded.mean, loaded.std)
     levels = 255 * (theirs - ours).abs() * loaded.std[:, None, None]
     task = loaded.bound_task
     logits = (answer(lambda batch: loaded.model(batch)[0], x) for x in (theirs, ours))

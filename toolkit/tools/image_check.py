@@ -10,8 +10,9 @@ import simplejpeg
 from toolkit.config.choices import GrayRange
 from toolkit.data.images.decode import DAMAGE, WHOLE, read_pixels
 from toolkit.data.images.formats import FORM_OF
-from toolkit.data.images.gray import REMEDY, count_levels, is_deep
+from toolkit.data.images.gray import count_levels
 from toolkit.data.images.header import START, Header, TooLargeError, read_header
+from toolkit.data.images.preprocess import REMEDY, is_deep
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.read import read_bytes
 from toolkit.system.errors import BadSampleError

@@ -3,23 +3,20 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from toolkit.config.choices import Format
 from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.yaml_values import to_yaml
-from toolkit.data.images.gray import mapping_code
-from toolkit.data.sources.index import Splits
 from toolkit.models.classification import Classification
-from toolkit.models.portable import MIDDLE, PortableModel
 from toolkit.runs.metrics_row import eval_column
 from toolkit.runs.run_config import learned
 from toolkit.strategies.base import Metric, at_size
 from toolkit.system.errors import printable
-from toolkit.tools.export_formats import FILES, INPUT, TOLERANCE
+from toolkit.tools.card_code import Card, preprocessing, usage
 from toolkit.tools.loaded_run import LoadedRun
 
 MOST_CLASSES = 20  # most classes that the card names; class_map.json has all
@@ -29,39 +26,6 @@ LIMITATIONS = (
     "this model, is for its author to add, with a license."
 )
 SPLITS = {"val": "validation", "test": "test"}
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Gap between other preprocessing and evaluation's, in gray levels of 255; `same`: images with the same answer."""
-
-    images: int
-    mean_levels: float
-    most_levels: float
-    same: int
-    probability: float  # largest change of a probability
-
-    def __str__(self) -> str:
-        return (
-            f"{self.mean_levels:.2g} of 255 gray levels off on average and {self.most_levels:.2g} at most; {self.same} "
-            f"of {self.images} images get the same answer, no probability changes by more than {self.probability:.2g}"
-        )
-
-
-@dataclass(frozen=True)
-class Card:
-    """Contents of a model card. `differences`: largest logit difference by format, over `checked` images of `splits`.
-
-    `by_card`: gap of the preprocessing code on the card; `by_library`: gap of a library's transform alone.
-    """
-
-    loaded: LoadedRun
-    splits: Splits
-    model: PortableModel
-    differences: Mapping[Format, float]
-    checked: int
-    by_card: Gap
-    by_library: Gap
 
 
 @dataclass(frozen=True)
@@ -110,8 +74,8 @@ def write_card(card: Card) -> str:
     rows = read_rows(card.loaded)
     title = f"# {verbatim(_name(card.loaded))} at {card.model.size} px"
     sections = {
-        "How to load it": _usage(card),
-        "Preprocessing": _preprocessing(card),
+        "How to load it": usage(card),
+        "Preprocessing": preprocessing(card),
         "Accuracy": _accuracy(card, rows),
         "Training data": _counts(card),
         "Settings": f"```yaml\n{to_yaml(_settings(card.loaded))}```",
@@ -176,65 +140,9 @@ def _introduction(card: Card) -> str:
     )
 
 
-def _usage(card: Card) -> str:
-    """Self-contained Python code that loads the files, and a table of the files."""
-    model, weights = card.model, FILES["safetensors"] if "safetensors" in card.differences else None
-    imports, creation = model.code(weights)
-    lines = [
-        *imports,
-        "",
-        *creation,
-        "image = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')",
-        f"pixels = transform({MIDDLE})[None]",
-        *([_result(card.loaded)] if weights else []),
-    ]
-    blocks = ["\n".join(lines)]
-    if "onnx" in card.differences:
-        run = f"by_onnx = session.run(None, {{'{INPUT}': pixels.numpy()}})[0]"
-        blocks += [f"import onnxruntime\n\nsession = onnxruntime.InferenceSession('{FILES['onnx']}')\n{run}"]
-    if "pt2" in card.differences:
-        blocks += [f"import torch\n\nby_torch = torch.export.load('{FILES['pt2']}').module()(pixels)"]
-    files = (
-        f"All files take float32 batches of any number of images, N x 3 x {model.size} x {model.size}, normalized as "
-        f"above, and give N x {len(model.classes)} logits. Each was opened again and compared with the run's own model "
-        f"on {card.checked} images, in batches of 1, 5 and the rest; a difference above {TOLERANCE:g} is refused."
-    )
-    table = ["| file | largest difference of a logit |", "|---|---|"]
-    table += [f"| {FILES[name]} | {largest:.2g} |" for name, largest in card.differences.items()]
-    return "\n\n".join(
-        [
-            *(f"```python\n{block}\n```" for block in blocks),
-            *([model.note] if weights and model.note else []),
-            files,
-            "\n".join(table),
-        ]
-    )
-
-
-def _result(loaded: LoadedRun) -> str:
-    """The line that applies the model: what makes the task's probabilities of logits is found by trying both."""
-    logits, task = torch.randn(8, len(loaded.classes), generator=torch.Generator().manual_seed(0)), loaded.bound_task
-    expected = task.probabilities(task.average([logits.to(loaded.mean.device)])).cpu()
-    for code, found in ((".softmax(1)", logits.softmax(1)), (".sigmoid()", logits.sigmoid())):
-        if expected.shape == found.shape and torch.allclose(expected.float(), found, atol=1e-5):
-            return f"probabilities = model(pixels){code}[0]  # in the order of class_map.json"
-    meaning = f"{type(loaded.task).__name__} says what they mean"
-    return f"logits = model(pixels)  # N x C, classes as in class_map.json; {meaning}"
-
-
 def _unknown_images(loaded: LoadedRun) -> str:
     known = "It knows these classes only"
     return f"{known}: anything else gets one of them, too." if isinstance(loaded.task, Classification) else f"{known}."
-
-
-def _preprocessing(card: Card) -> str:
-    model = card.model
-    return (
-        f"RGB, EXIF rotation applied, mean {model.mean} and standard deviation {model.std} of pixels in [0, 1]. The "
-        f"run was evaluated on the largest square in the middle, resized to {model.size} px (bilinear, antialiased)."
-        f"\n\nThe lines above do that with PIL: {card.by_card}. {model.transform_of}'s transform alone, as config.json "
-        f"describes it, resizes before it cuts out the square: {card.by_library}."
-    ) + mapping_code(card.loaded.settings.range)
 
 
 def _accuracy(card: Card, rows: list[SizeRow]) -> str:
@@ -288,9 +196,21 @@ def _counts(card: Card) -> str:
 
 
 def _settings(loaded: LoadedRun) -> dict[str, Any]:
-    """The settings that affect what was learned, without the path of the data."""
+    """The settings that affect what was learned, without paths of this machine."""
     settings = learned(loaded.directory.config())
-    return {name: value for name, value in settings.items() if name != "data_root" and value is not None}
+    if settings.get("weights"):
+        settings["weights"] = Path(settings["weights"]).name
+    return {name: _published(value) for name, value in settings.items() if name != "data_root" and value is not None}
+
+
+def _published(value: Any) -> Any:
+    """A setting's value; of paths that name folders of this machine, only the last part."""
+    if isinstance(value, Mapping):
+        return {name: _published(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_published(part) for part in value]
+    is_path = isinstance(value, str) and (value.startswith(("~", "./", "../")) or Path(value).is_absolute())
+    return Path(value).name if is_path else value
 
 
 def _versions(loaded: LoadedRun) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 
 from toolkit.config.choices import GrayRange
 from toolkit.data.images.decode import decode
-from toolkit.data.images.gray import AS_STORED
 from toolkit.data.images.header import read_header
+from toolkit.data.images.preprocess import AS_STORED
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, Images
 from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from toolkit.config.choices import CACHE_GB, GrayRange
-from toolkit.data.images.gray import AS_STORED
+from toolkit.data.images.preprocess import AS_STORED
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.survey import Finding, Survey, survey
 from toolkit.system import files, host

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from toolkit.data.images.decode import decode
-from toolkit.data.images.header import ORIENTATION, read_header
+from toolkit.data.images.header import read_header
+from toolkit.data.images.preprocess import ORIENTATION
 
 ASYMMETRIC = np.zeros((20, 32, 3), dtype=np.uint8)
 ASYMMETRIC[:8, :8] = (250, 20, 20)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from tests.conftest import PATIENCE_S, ROOT, index_of, write_image
 from toolkit.data.images.augment import Augmenter
-from toolkit.data.images.header import ORIENTATION
+from toolkit.data.images.preprocess import ORIENTATION
 from toolkit.data.loading.downscaled import open_downscaled
 from toolkit.data.loading.reader import ImageReader
 from toolkit.system.errors import BadSampleError

@@ -14,6 +14,7 @@ from PIL import Image
 
 from toolkit.data.images.counter_rng import uniforms
 from toolkit.data.images.decode import Box
+from toolkit.data.images.preprocess import middle
 from toolkit.data.images.seeding import seed_globals
 from toolkit.data.images.transform import Transform
 
@@ -26,8 +27,8 @@ CROP_STREAM, COLOR_STREAM, ERASE_STREAM = 1, 2, 3  # separate the random draws o
 
 def center_square(width: int, height: int) -> Box:
     """The largest centered square: the crop of evaluation."""
-    side = min(width, height)
-    return Box((width - side) // 2, (height - side) // 2, side, side)
+    left, top, side = middle(width, height)
+    return Box(left, top, side, side)
 
 
 def random_resized_crops(widths: np.ndarray, heights: np.ndarray, smallest: float, draws: np.ndarray) -> np.ndarray:

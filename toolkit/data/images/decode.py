@@ -1,9 +1,7 @@
 """Decodes a file's bytes to a uint8 crop of a given size: simplejpeg for JPEG, PIL for the rest and for unusual JPEGs.
 
-EXIF orientation is applied. Gray is repeated to three channels, palettes are expanded, CMYK is converted to RGB. Alpha
-is dropped; the colors under it are kept. Gray of more than 8 bits is mapped to 8 bits (gray.py). The first frame of an
-animation is used. A JPEG is rejected if libjpeg reports missing or wrong data; PIL ignores these reports and would
-leave parts gray.
+Orientation, colors, gray of more than 8 bits: by the rules of preprocess.py. A JPEG is rejected if libjpeg reports
+missing or wrong data; PIL ignores these reports and would leave parts gray.
 """
 
 import io
@@ -16,19 +14,17 @@ import torch
 from PIL import Image
 
 from toolkit.config.choices import GrayRange
-from toolkit.data.images.gray import AS_STORED, is_deep, to_bytes
 from toolkit.data.images.header import (
     MAX_PIXELS,
     START,
-    UNREADABLE,
     TooLargeError,
     open_image,
     reason_of,
     silence_libraries,
     tidied,
 )
+from toolkit.data.images.preprocess import AS_STORED, MIRRORED, UNREADABLE, UPSIDE_DOWN, to_rgb, upright
 
-MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations; applied after transposing 5 ... 8
 SCALES = (4, 2)  # denominators of scaled JPEG decoding that save time; 3/8 ... 7/8 are slower than decoding in full
 MARGIN = 2  # a scaled crop is at least this many times the target: 50 dB against the same crop decoded in full
 # From this many times the target, halved chroma is repeated, not smoothed: 46 dB, and a sixth less decoding time.
@@ -164,24 +160,9 @@ def _read_by_pil(content: bytes, gray: GrayRange) -> np.ndarray:
 
 
 def from_pil(image: Image.Image, gray: GrayRange = AS_STORED) -> np.ndarray:
-    """The pixels of a PIL image, H x W x 3 uint8 RGB, by the rules above; raises the errors of PIL, or ValueError."""
+    """The pixels of a PIL image, H x W x 3 uint8 RGB; raises the errors of PIL, or ValueError."""
     silence_libraries()
-    if is_deep(image.mode):
-        return np.repeat(to_bytes(image, gray)[..., None], 3, axis=-1)
-    if image.mode == "P" and "transparency" in image.info:
-        return np.array(image.convert("RGBA").convert("RGB"))
-    return np.array(image.convert("RGB"))
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation; returns a view, without a copy."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in MIRRORED:
-        pixels = pixels[:, ::-1]
-    if orientation in UPSIDE_DOWN:
-        pixels = pixels[::-1]
-    return pixels
+    return to_rgb(image, gray)
 
 
 def crop_and_resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:

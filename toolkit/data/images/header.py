@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib
 import io
 import logging
 import re
@@ -14,10 +13,10 @@ from typing import IO, NamedTuple
 
 from PIL import Image
 
-from toolkit.data.images.formats import FORMATS, stranger
+from toolkit.data.images.formats import stranger
+from toolkit.data.images.preprocess import UNREADABLE, orientation_of, readable_formats, valid_orientation
 from toolkit.system.errors import first_line
 
-ORIENTATION = 0x0112  # the EXIF tag
 START = b"\xff\xd8"  # of a JPEG
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
@@ -29,19 +28,6 @@ MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of a JPEG, by its number of components
 MOST_ASTRAY = 1 << 20  # bytes before a marker that are passed over
 KEPT = frozenset({0xE0, 0xEE})  # application segments that say how colors are stored: JFIF's and Adobe's
 PIL_MODULES = re.compile(r"PIL\.")
-# Errors that PIL raises on invalid or truncated images; found by flipping bits in files of every format.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    LookupError,
-    ArithmeticError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 
 class TooLargeError(ValueError):
@@ -91,7 +77,7 @@ def reason_of(error: Exception) -> str:
 
 
 def open_image(stream: IO[bytes]) -> Image.Image:
-    """Image.open of FORMATS, see `silence_libraries`; raises ValueError naming a known format that is not read."""
+    """Image.open, see `silence_libraries`; raises ValueError naming a known format that is not read."""
     silence_libraries()
     try:
         return Image.open(stream, formats=readable_formats())
@@ -122,21 +108,6 @@ def _silence_logs() -> None:
             ctypes.CDLL(path).TIFFSetErrorHandler(None)
 
 
-@cache
-def readable_formats() -> tuple[str, ...]:
-    """Those of FORMATS that are read here: AVIF needs Pillow 11.3, HEIF pillow-heif."""
-    Image.init()
-    with contextlib.suppress(ImportError):
-        importlib.import_module("pillow_heif").register_heif_opener()
-    return tuple(form for form in FORMATS if form in Image.OPEN)
-
-
-def _orientation(exif: Image.Exif) -> int | None:
-    """The EXIF orientation; None if there is none, 1 if it is invalid."""
-    value = exif.get(ORIENTATION)
-    return value if value is None or value in range(1, 9) else 1
-
-
 def _orientations_of_segment(content: bytes) -> tuple[int | None, int | None]:
     """Orientation in the EXIF and in the XMP data of a JPEG segment; None for each if it has none."""
     if content.startswith(XMP):
@@ -147,7 +118,7 @@ def _orientations_of_segment(content: bytes) -> tuple[int | None, int | None]:
         silence_libraries()
         try:
             exif.load(content)
-            return _orientation(exif), None
+            return valid_orientation(exif), None
         except UNREADABLE:
             pass
     return None, None
@@ -213,13 +184,4 @@ def tidied(content: bytes) -> bytes:
 
 def _read_other(stream: IO[bytes]) -> Header:
     with open_image(stream) as image:
-        orientation = None if image.format == "TIFF" else _orientation_at_the_start(image)  # PIL turns TIFF upright
-        return Header(*image.size, orientation or 1, image.format or "?", image.mode)
-
-
-def _orientation_at_the_start(image: Image.Image) -> int | None:
-    """Orientation from EXIF, else from XMP; only from data before the pixels."""
-    try:
-        return _orientation(Image.Image.getexif(image))  # PNG's own getexif would decode the pixels
-    except UNREADABLE:
-        return None
+        return Header(*image.size, orientation_of(image) or 1, image.format or "?", image.mode)

@@ -4,8 +4,9 @@ import io
 
 import numpy as np
 
-from toolkit.data.images.gray import FEW_LEVELS, count_levels, is_deep
+from toolkit.data.images.gray import FEW_LEVELS, count_levels
 from toolkit.data.images.header import read_header
+from toolkit.data.images.preprocess import is_deep
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.read import read_bytes
 from toolkit.system.errors import BadSampleError

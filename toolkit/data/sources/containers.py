@@ -11,7 +11,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from toolkit.data.images.header import read_header, readable_formats
+from toolkit.data.images.header import read_header
+from toolkit.data.images.preprocess import readable_formats
 from toolkit.data.sources.files import UNREAD
 from toolkit.data.sources.index import COLUMNS, Index, Names
 from toolkit.data.sources.remote import BlockCache, FileVersion

@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from toolkit.data.images.header import read_header, readable_formats
+from toolkit.data.images.header import read_header
+from toolkit.data.images.preprocess import readable_formats
 from toolkit.data.sources.index import Index
 from toolkit.system import files, host
 from toolkit.system.locks import locked

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toolkit.config.choices import GrayRange
-from toolkit.data.images.gray import AS_STORED
+from toolkit.data.images.preprocess import AS_STORED
 from toolkit.data.sources.items import Items
 from toolkit.data.sources.remote import BlockCache
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from toolkit.config.choices import GrayRange
 from toolkit.data.images.decode import from_pil
-from toolkit.data.images.gray import AS_STORED
-from toolkit.data.images.header import UNREADABLE, reason_of
+from toolkit.data.images.header import reason_of
+from toolkit.data.images.preprocess import AS_STORED, UNREADABLE
 from toolkit.data.sources.faults import FAULTS_OF_FILES
 from toolkit.system.errors import BadSampleError, InputError, LoaderError, first_line
 
