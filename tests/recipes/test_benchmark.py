@@ -208,7 +208,7 @@ def test_what_could_not_be_trained_is_left_out_when_a_precision_spoils_gradients
         (("--output", "."), "--output .: is a folder: give the name of a file in it"),
         (("--output", "/proc/out.json"), "--output /proc/out.json: "),  # which nobody may write to
         (("--step", "3"), "there is no flag --step; did you mean --steps?"),
-        (("extra",), "there is no flag extra"),
+        (("extra",), "extra belongs to no flag"),
     ],
 )
 def test_one_line_says_what_is_wrong_when_a_flag_is(

@@ -249,7 +249,7 @@ def test_nothing_is_said_when_the_reader_has_seen_enough(finished: Path, data: P
         (["RUN", "odd", "--confidence", "0.9"], "--confidence 0.9 would be ignored: it needs --cascade"),
         (["RUN", "odd", "--output", "rows.txt"], "--output rows.txt: must end in .csv or .jsonl"),
         (["RUN", "odd", "--output", "nowhere/rows.csv"], "--output nowhere/rows.csv: No such file or directory"),
-        (["RUN", "odd", "--batchsize", "3"], "there is no flag --batchsize; did you mean --batch-size?"),
+        (["RUN", "odd", "--batchsizes", "3"], "there is no flag --batchsizes; did you mean --batch-size?"),
     ],
 )
 def test_a_command_is_refused_in_one_line_when_its_words_are_wrong(

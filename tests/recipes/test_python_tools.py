@@ -59,6 +59,13 @@ def test_a_scan_from_python_says_what_it_found(data: Path, tmp_path: Path):
     assert result.serious() == []
 
 
+def test_an_export_says_what_was_written(finished: Path, tmp_path: Path):
+    result = export(str(finished), formats=("safetensors",), output_dir=tmp_path / "export")
+    assert repr(result).startswith(f"export      {tmp_path / 'export'}: 32 px, ")
+    assert "safetensors logits differ by " in repr(result)
+    assert result.differences["safetensors"] < 1e-4
+
+
 def test_predictions_come_as_rows_where_no_file_is_named(finished: Path, images: list[Path], tmp_path: Path, capsys):
     result = predict(finished, [str(path) for path in images])
     assert capsys.readouterr().out == ""

@@ -21,6 +21,8 @@ from toolkit.models.portable import PortableModel
 from toolkit.models.source import Model
 from toolkit.system import files, storage
 from toolkit.system.errors import ExportError, InputError, first_line
+from toolkit.system.places import expanded
+from toolkit.system.result import Result
 from toolkit.system.system_files import is_system
 from toolkit.tools.card_code import Card, Gap
 from toolkit.tools.export_check import Difference, answer, compare
@@ -37,8 +39,8 @@ CARD, CONFIG, CLASS_MAP, PREPROCESS = "README.md", "config.json", "class_map.jso
 OURS = frozenset({*FILES.values(), WEIGHTS_BESIDE, CARD, CONFIG, CLASS_MAP, PREPROCESS})
 
 
-@dataclass(frozen=True)
-class ExportReport:
+@dataclass(frozen=True, repr=False)
+class ExportReport(Result):
     """`differences`: largest absolute logit difference by format, over `checked` images at `size` px.
 
     `failed`: why a format is not there. `by_card`, `by_library`: gap of preprocess.py, and of a library's transform
@@ -52,6 +54,12 @@ class ExportReport:
     by_card: Gap
     by_library: Gap
     failed: dict[Format, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        passed = [f"{name:11} logits differ by {most:.2g} at most" for name, most in self.differences.items()]
+        failed = [f"{name:11} left out: {reason}" for name, reason in self.failed.items()]
+        return "\n".join([f"{'export':11} {self.folder}: {self.size} px, {self.checked} images", *passed, *failed])
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,14 @@ class Written:
 
 
 def export(
-    run: Path,
+    run: str | Path,
     *,
     scale: int | None = None,
     formats: Sequence[Format] | None = None,
     onnx_input: OnnxInput = "float32",
     tolerance: float = TOLERANCE,
     data_root: str | None = None,
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     overwrite: bool = False,
     model: Model | None = None,
     data: Mapping[str, Any] | None = None,
@@ -85,7 +93,8 @@ def export(
     passed to `train`, in place of `data_root`. Raises InputError, and ExportError if a format in `formats`, or
     safetensors, cannot be made or its logits differ; the formats that passed are written before.
     """
-    folder = run / "export" if output_dir is None else output_dir
+    run = expanded(run)
+    folder = run / "export" if output_dir is None else expanded(output_dir)
     refuse_existing_export(folder, overwrite)
     chosen = {name: writers(onnx_input)[name] for name in choose(formats, onnx_input)}
     loaded = load_run(run, model=model)
