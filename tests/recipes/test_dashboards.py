@@ -92,7 +92,7 @@ def on_wandb(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Log]]
         said = []
         for line in first.stdout:
             said.append(line)
-            if line.startswith("epoch   0"):
+            if line.startswith("epoch   1"):
                 first.send_signal(signal.SIGTERM)
     assert first.returncode == 75, "".join(said)
     assert forkserver.run(command, **options).returncode == 0

@@ -129,10 +129,10 @@ def test_a_bar_moves_and_lines_stay_apart_from_it_when_a_run_is_on_a_terminal(
     with on_screen(monkeypatch) as screen:
         assert recipe("single_scale")(words(tmp_path / "run")) == 0
     text = screen.text()
-    assert re.search(r"\repoch 1: +\d+%", text)
+    assert re.search(r"\repoch 2: +\d+%", text)
     assert not COLOR.search(text)
     assert "step 2 of 5" not in text  # the bar shows it
-    assert re.search(r"(^|[\r\n])epoch   1  32 px  loss ", text)
+    assert re.search(r"(^|[\r\n])epoch   2  32 px  loss ", text)
 
 
 def test_plain_lines_and_signs_of_life_are_written_when_a_run_goes_into_a_file(
@@ -143,7 +143,7 @@ def test_plain_lines_and_signs_of_life_are_written_when_a_run_goes_into_a_file(
     assert said.err == ""
     assert not {"\r", "\x1b"} & {*said.out}
     signs = re.findall(r"^epoch   (\d)  step (\d) of 5  loss \d\.\d{4}  \d+ images/s$", said.out, re.MULTILINE)
-    assert signs == [("0", "2"), ("0", "4"), ("1", "1"), ("1", "3"), ("1", "5")]  # steps 2, 4, 6, 8, 10 of the run
+    assert signs == [("1", "2"), ("1", "4"), ("2", "1"), ("2", "3"), ("2", "5")]  # steps 2, 4, 6, 8, 10 of the run
 
 
 def test_signs_of_life_are_a_minute_apart_when_an_epoch_is_short(

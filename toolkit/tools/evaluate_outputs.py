@@ -32,7 +32,7 @@ def table(report: EvaluationReport) -> str:
 
 def _lines(report: EvaluationReport) -> Iterator[str]:
     wide = max(6, *(len(spec.name) for spec in report.specs))
-    yield f"run       {report.loaded.directory.path}, best model (epoch {report.loaded.metadata['epoch']})"
+    yield f"run       {report.loaded.directory.path}, best model (epoch {report.loaded.metadata['epoch'] + 1})"
     yield f"machine   {report.machine}"
     sizes, images = report.recalibrated
     if sizes:

@@ -59,7 +59,7 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
         report.refresh(records.directory.path)
     log.info(
         "epoch %3d  %s px  loss %.4f  %s %s%s%s",
-        epoch.number,
+        epoch.number + 1,
         row.sizes_name,
         row.metrics["train_loss"],
         run.select_by.title,

@@ -76,7 +76,7 @@ def train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
     clocks.throughput.begin()
     left = epoch.end - progress.step
     with tqdm(
-        total=left, desc=f"epoch {epoch.number}", unit="step", disable=not console.bars(main), leave=False
+        total=left, desc=f"epoch {epoch.number + 1}", unit="step", disable=not console.bars(main), leave=False
     ) as bar:
         for batch in run.batches(epoch):
             rate = run.learning_rate(epoch.phase, batch.number)
@@ -108,7 +108,7 @@ def _after_step(run: Run, epoch: Epoch, rate: float, heartbeat: console.Heartbea
         run.records.tracking.log(now, progress.step, epoch.number + steps / epoch.steps)
         done = f"step {steps} of {epoch.steps}"
         heartbeat.beat(
-            log, f"epoch {epoch.number:3d}  {done}  loss {now['train_loss']:.4f}  {now['images_per_s']:.0f} images/s"
+            log, f"epoch {epoch.number + 1:3d}  {done}  loss {now['train_loss']:.4f}  {now['images_per_s']:.0f} images/s"
         )
     if decision.stop:
         raise consensus.stopped()

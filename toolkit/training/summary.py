@@ -44,7 +44,7 @@ def conclude(run: Run) -> dict[str, Any]:
         if main:
             saved_predictions.keep(directory.predictions, split, evaluation.predictions, images)
     for split, of_split in scores.items():
-        log.info("%s, best model (epoch %s)%s", split, metadata["epoch"], averaging)
+        log.info("%s, best model (epoch %s)%s", split, metadata["epoch"] + 1, averaging)
         for spec, score in of_split.items():
             log.info("  %6s  %s", spec, score.line(shown(run)))
     latency_ms = run.evaluator.latency_ms(specs) if main else {}

@@ -165,7 +165,7 @@ def test_no_command_would_train_it_when_the_strategy_is_the_users_own(tmp_path: 
         ("running", [*ALL[:3], *ALL[4:]], "Running 4 of 4 epochs done when this page was written"),
         ("diverged", [*ALL[:3], *ALL[4:]], "Failed step 120: the loss is nan"),
         ("one epoch", [ALL[0], *ALL[2:]], "Done 1 of 3 epochs"),
-        ("one scale, no test images", ALL, "top-1 at 32 px, validation, epoch 4"),
+        ("one scale, no test images", ALL, "top-1 at 32 px, validation, epoch 5"),
         ("two epochs, no figures of the monitor", [*ALL[:3], *ALL[4:]], "training 1 min 00 s 81%"),
     ],
 )
@@ -321,7 +321,7 @@ def test_columns_are_read_with_gaps_and_phases_when_epochs_differ():
             )
         ]
     )
-    assert history.bands() == [Band(0, 0, "16"), Band(1, 2, "32")]
+    assert history.bands() == [Band(1, 1, "16"), Band(2, 3, "32")]
     assert history.evaluated() == ["32px", "112px"]  # by size, not by letter
     np.testing.assert_array_equal(history.columns["lr"], [0.5, np.nan, 0.1])
     np.testing.assert_array_equal(history.per_epoch("train_seconds"), [2, 3, 1])

@@ -83,7 +83,7 @@ class ReportData:
         """Index of the row of the best epoch; None if no epoch was evaluated."""
         if (values := self.history.selected(self.target, self.metric)) is None:
             return None
-        found = np.flatnonzero(self.history.epochs == self.summary.get("best_epoch"))
+        found = np.flatnonzero(self.history.epochs - 1 == self.summary.get("best_epoch"))
         best = np.nanargmax if self.metric.higher_is_better else np.nanargmin
         return int(found[0] if len(found) else best(values))
 
