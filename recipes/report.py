@@ -17,7 +17,7 @@ def report_from(argv: Sequence[str] | None) -> None:
 
     from toolkit.runs.report import write_report  # heavy imports come after parsing
 
-    console.say(f"wrote     {write_report(flags.run)}", sys.stdout)
+    console.say(f"wrote     {write_report(flags.run, flags.errors_on)}", sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

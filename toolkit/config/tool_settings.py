@@ -1,7 +1,7 @@
 """Settings of the recipes that do not train. Free of torch."""
 
 import shlex
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
@@ -263,4 +263,7 @@ class Benchmark(Section):
 class Report(Section):
     """Report"""
 
+    groups: ClassVar = {"page": ("errors_on",)}
+
     run: Folder = Field(description="a run directory")
+    errors_on: Literal["val", "test"] = Field("val", description="the split whose errors are shown")

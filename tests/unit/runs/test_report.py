@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import recipe
-from tests.records import Page, answer, end, write_records
+from tests.records import SHAPES, Page, answer, end, write_records
 from toolkit.config.yaml_values import read_yaml, to_yaml
 from toolkit.models.metrics import Predictions, class_accuracy, confused
 from toolkit.runs import report
@@ -51,13 +51,14 @@ def test_a_page_has_every_section_and_nothing_leaves_it_when_a_run_is_done(finis
     page = Page(finished)
     assert page.headings["h1"] == ["run"]
     assert page.headings["h2"] == ALL
-    assert page.headings["h3"][:15] == [
+    assert page.headings["h3"][:16] == [
         "Top-1 against image size",
         "Loss",
         "Top-1 accuracy on validation",
+        "Training loss within the epochs",
         "Learning rate",
         "Regularization (share of the run's)",
-        "Gradient norm before the clip",
+        "Gradient norm",
         "Images per second",
         "Arithmetic, share of the peak",
         "Time of an optimizer step, ms",
@@ -79,6 +80,33 @@ def test_a_page_has_every_section_and_nothing_leaves_it_when_a_run_is_done(finis
         assert words in page.text
     for words in ("checkpoints 14 s 4%", "the rest 14 s 4%"):
         assert words in page.text
+
+
+def test_nothing_is_called_clipped_where_nothing_clips(tmp_path: Path, finished: Path):
+    assert "clip" not in re.sub("gradient_clip|crop", "", Page(finished).text)
+    clips = Page(write_report(end(write_records(tmp_path / "run", gradient_clip=1.0))))
+    assert "Gradient norm before the clip" in clips.headings["h3"]
+    assert "gradients clipped, last epoch 4%" in clips.text
+
+
+def test_errors_are_those_on_test_images_where_asked(tmp_path: Path):
+    run = answer(end(write_records(tmp_path / "run")))
+    answer(run, images=60, split="test", name="test/{}.jpg")
+    assert "on the 240 validation images" in Page(write_report(run)).text
+    assert recipe("report")([str(run), "--errors-on", "test"]) == 0
+    page = Page(run / "report.html")
+    assert "on the 60 test images" in page.text
+    assert "test/0.jpg" in page.text
+    assert "val/0.jpg" not in page.text
+    assert f"true: {SHAPES[0]}" in page.text
+
+
+def test_a_page_tells_how_the_latency_was_measured(tmp_path: Path):
+    run = end(write_records(tmp_path / "run"))
+    summary = json.loads((run / "summary.json").read_text())
+    for device, told in (("cpu", "on the CPU with 2 threads."), ("cuda", "on cuda.")):
+        (run / "summary.json").write_text(json.dumps({**summary, "device": device, "threads": 2}))
+        assert f"median time for one image alone, {told}" in Page(write_report(run)).text
 
 
 def test_a_page_is_the_same_byte_for_byte_when_it_is_made_again(finished: Path):
@@ -217,7 +245,7 @@ def test_the_most_confused_classes_stand_in_a_table_and_the_page_stays_small_whe
     page = Page(write_report(run))
     assert len(page.source.encode()) < 3_000_000
     assert {"Most confused classes", "Classes recognized least"} <= {*page.headings["h3"]}
-    assert "Confusion" not in page.headings["h3"]
+    assert "Confusion, the 20 classes in most errors" in page.headings["h3"]
     assert page.empty_frames() == []
 
 
@@ -305,6 +333,7 @@ def test_sentences_below_the_table_are_apart_when_there_are_several(tmp_path: Pa
     (run / "summary.json").write_text(json.dumps(summary))
     assert (
         "chosen by top-1 on validation at 64 px. ECE: by how much confidence and accuracy differ on average. "
+        "Latency: median time for one image alone, on the CPU. "
         "16 px uses the normalization of 64 px. 32 px uses the normalization of 64 px. "
         "The last step's weights without averaging reach 46.67%."
     ) in Page(write_report(run)).text

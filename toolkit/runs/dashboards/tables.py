@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolkit.models.metrics import Predictions, calibration_error, class_accuracy, confusion
+from toolkit.models.metrics import Predictions, calibration_error, class_accuracy, confusion, most_confused
 from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.system.errors import printable
 
@@ -45,7 +45,7 @@ def errors_of(saved: SavedPredictions, classes: Sequence[str], selection: str) -
     classes = [printable(name) for name in classes]  # dashboards need text; folder names may be other bytes
     table, count = saved.table, len(classes)
     selected, specs = table.of(selection), table.specs
-    shown = _most_confused(selected, count)
+    shown = most_confused(selected, count, MOST_CLASSES)
     place = np.full(count, -1)
     place[shown] = np.arange(len(shown))
     labels, predicted = place[selected.labels], place[selected.predicted]
@@ -79,12 +79,3 @@ def _predicted(saved: SavedPredictions, i: int, classes: Sequence[str]) -> list[
     """Predicted class and confidence of image `i` at every size."""
     predicted, confidence = saved.table.predicted[:, i].tolist(), saved.table.confidence[:, i].tolist()
     return [f"{classes[label]} ({p:.0%})" for label, p in zip(predicted, confidence, strict=True)]
-
-
-def _most_confused(selected: Predictions, classes: int) -> np.ndarray:
-    """The classes involved in the most errors, as label or prediction; at most 50, ascending."""
-    wrong = selected.labels != selected.predicted
-    trouble = np.bincount(selected.labels[wrong], minlength=classes) + np.bincount(
-        selected.predicted[wrong], minlength=classes
-    )
-    return np.sort(np.argsort(-trouble, kind="stable")[:MOST_CLASSES])
