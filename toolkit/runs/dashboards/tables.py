@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,13 @@ class Errors:
     class_accuracy: Table  # percent at every size
     hardest: Table  # prediction and confidence at every size
     numbers: dict[str, float]
+    selection: str  # the eval spec that selects the best model
+
+    def captioned(self) -> list[tuple[Path, str]]:
+        """The hardest images, each with its label and what the selected size predicts."""
+        columns = self.hardest.columns
+        label, predicted = columns.index("label"), columns.index(self.selection)
+        return [(row[0], f"true {row[label]}, predicted {row[predicted]}") for row in self.hardest.rows]
 
     def tables(self) -> dict[str, Table]:
         rows = [[label, *row] for label, row in zip(self.classes, self.confusion.tolist(), strict=True)]
@@ -72,6 +80,7 @@ def errors_of(saved: SavedPredictions, classes: Sequence[str], selection: str) -
             "worst_class_accuracy": float(known.min()),
             "calibration_error": calibration_error(selected),
         },
+        selection=selection,
     )
 
 
