@@ -21,7 +21,7 @@ from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.report import page as report_page
 from toolkit.runs.report import write_report
 from toolkit.runs.report.history import Band, read_history
-from toolkit.runs.report.page import duration
+from toolkit.system.console import duration
 from toolkit.system.errors import InputError
 
 pytestmark = pytest.mark.pages

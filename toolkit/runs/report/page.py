@@ -24,6 +24,7 @@ from toolkit.runs.report.records import (
 )
 from toolkit.runs.report.svg import INK, MUTED, milliseconds, scale_color, scale_colors
 from toolkit.strategies.base import Metric
+from toolkit.system.console import duration
 
 PEAK = "Of what one large matrix product reaches on this device."
 SPLIT_NAMES = {"val": "validation", "test": "test"}
@@ -91,18 +92,6 @@ def _templates() -> Environment:
 def _breakable(text: str) -> Markup:
     """A long path may break after a slash or a colon, so that no word of it breaks."""
     return Markup(re.sub(r"([/:])", r"\1<wbr>", str(escape(text)))) if len(text) > 24 else escape(text)
-
-
-def duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _spoken(name: str) -> str:
