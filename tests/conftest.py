@@ -81,7 +81,9 @@ def brief(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setattr("toolkit.models.evaluator.LATENCY_S", 0.0)
         patch.setattr("toolkit.tools.inference_cost.TIMED_S", 0.0)
         if request.node.get_closest_marker("pages") is None:
-            patch.setattr("toolkit.runs.report.write_report", lambda directory: directory / "report.html")
+            patch.setattr(
+                "toolkit.runs.report.write_report", lambda directory, errors_on="val": directory / "report.html"
+            )
         yield
 
 

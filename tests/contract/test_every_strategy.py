@@ -311,7 +311,7 @@ def test_dashboards_show_the_epoch_of_a_step_when_epochs_differ_in_steps(
     found: list[tuple[int, float]] = []
 
     monkeypatch.setattr(Tracking, "log", lambda tracking, values, step, epoch: found.append((step, epoch)))
-    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 2)
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS_OF_SHORT", 2)
     train(phased(tmp_path / "run", epochs=3), HeadFirst(16, 32))
     assert found == [(2, 0.25), (4, 0.5), (6, 0.75), (8, 1), (10, 1.5), (12, 2), (14, 2.5), (16, 3)]
 

@@ -69,7 +69,7 @@ def check_stopped(output: Path, message: str, sample: int) -> set[int]:
     assert step in (2, 3)  # of the second epoch
     ids = {i for entry in delivered(output) if entry["step"] == step for i in entry["ids"]}
     head, _, tail = message.partition("samples ")
-    assert f"at step {step} (epoch 1)" in head
+    assert f"at step {step} (epoch 2)" in head
     assert set(map(int, tail.split(";")[0].split())) == ids
     assert len(ids) == BATCH
     assert max(entry["step"] for entry in delivered(output)) == step

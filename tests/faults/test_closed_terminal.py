@@ -22,10 +22,10 @@ def test_a_run_ends_well_when_the_terminal_of_its_bar_is_closed(tmp_path: Path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True, start_new_session=True) as process:
         os.close(end)
         drawn = b""
-        while b"epoch 0: " not in drawn:
+        while b"epoch 1: " not in drawn:
             drawn += os.read(terminal, 1000)
         os.close(terminal)
         out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out
-    assert "epoch   1" in out
+    assert "epoch   2" in out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["exit_reason"] == "done"

@@ -120,6 +120,6 @@ def test_a_run_stops_in_the_step_that_brings_the_scale_below_one_when_every_step
         assert run(tmp_path / "run", Steep(24))["optimizer_updates"] == 0
         assert "none of the 8 steps moved the weights: all overflowed in float16; " in capsys.readouterr().err
         return
-    with pytest.raises(NonFiniteError, match=r"not finite at step 4 \(epoch 1\), samples \d+"):
+    with pytest.raises(NonFiniteError, match=r"not finite at step 4 \(epoch 2\), samples \d+"):
         run(tmp_path / "run", Steep(24))
     assert "at step 4" in json.loads((tmp_path / "run" / "summary.json").read_text())["exit_reason"]

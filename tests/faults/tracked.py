@@ -67,7 +67,7 @@ def main(output: Path, log_with: str, fault: str) -> dict[str, Any]:
         return train_step(*words)
 
     loop.train_step = counting
-    loop.LOG_EVERY_STEPS = 2
+    loop.LOG_EVERY_STEPS_OF_SHORT = 2
     on_wandb.FINISH_S = 6.0
     settings = Settings(
         synthetic_count=120,

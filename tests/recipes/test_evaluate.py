@@ -37,6 +37,13 @@ def said(folder: str, split: str) -> tuple[list[str], np.ndarray]:
     return [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=float)
 
 
+def drawn_words(folder: str) -> set[str]:
+    """All text of the plot; nothing in it has a placeholder's color."""
+    plot = Path(folder, "evaluation.svg")
+    assert "#0101" not in plot.read_text()
+    return {element.text or "" for element in ElementTree.parse(plot).iter() if element.tag.endswith("text")}
+
+
 @pytest.fixture(scope="module")
 def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """All that can be asked for, once."""
@@ -103,8 +110,11 @@ def test_what_is_left_can_be_read_by_people_when_a_run_was_evaluated(whole: str)
         "cascade on test, confidence 0.",
     ):
         assert words in text
-    plot = ElementTree.parse(Path(whole, "evaluation.svg"))
-    assert plot.getroot().tag.endswith("svg")
+    told = drawn_words(whole)
+    assert {"trained size", "normalization of the nearest size", "validation", "test"} <= told
+    assert {"Top-1, % against image size", "Latency of one image alone, median, ms", "image size, px"} <= told
+    assert "averaged 16+24+32px, test" in told
+    assert "recalibrated" not in told
 
 
 @pytest.mark.slow
@@ -133,6 +143,7 @@ def test_a_size_without_own_normalization_gets_it_when_asked_for(capsys, finishe
     assert "statistics of 24 px estimated on 256 training images" in capsys.readouterr().out
     found, before = report("out"), report(whole)["splits"]["test"]
     assert found["recalibrated"] == {"sizes": [24], "images": 256}
+    assert {"trained size", "recalibrated"} <= drawn_words("out")
     assert found["splits"].keys() == {"test"}
     assert found["splits"]["test"]["32px"] == before["32px"]  # a size with its own is as it was
     assert found["splits"]["test"]["24px"]["norm_from"] is None

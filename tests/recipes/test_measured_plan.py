@@ -41,7 +41,7 @@ def test_the_run_is_predicted_and_compared_when_it_is_measured(
     budget = ("--hourly-cost", "3.6", "--cost-budget", "2", "--time-budget", "1h")
     assert recipe("single_scale")([*MEASURED, "--img-size", "32", *budget]) == 0
     out = capsys.readouterr().out
-    assert "phase 0   epochs 0-3, 20 steps at 32 px" in out  # the plan comes first
+    assert "phase 0   epochs 1-4, 20 steps at 32 px" in out  # the plan comes first
     for line in (
         "planned   single scale at 32 px: 4 epochs in ",
         "compare   --goal one-size, 4 epochs each",

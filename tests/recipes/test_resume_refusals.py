@@ -137,6 +137,30 @@ def test_a_run_is_refused_with_the_difference_when_its_data_changed(
     assert "continuing from run/checkpoints/step-000000004" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            ("--resume", "run", "--output-dir", "other"),
+            "--resume run continues the run in run: drop --output-dir",
+        ),
+        (("--resume", "data"), "--resume data: neither auto, never, nor a run or checkpoint that was committed"),
+        (("--resume", "never"), "--output-dir run holds a run and --resume never forbids to continue it"),
+        (("--output-dir", "data"), "--output-dir data: the folder holds other files"),
+        (("--output-dir", "new", "--pretrained"), "--pretrained: the weights of test_resnet could not be loaded"),
+        (("--output-dir", "new", "--weights", "gone"), "--weights gone"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    here: Path, more: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+):
+    before = contents(here)
+    for words in ([*WORDS, *more, "--dry-run"], [*WORDS, *more]):
+        assert recipe("single_scale")(words) == 2
+        assert told in capsys.readouterr().err
+    assert contents(here) == before
+
+
 def test_a_run_goes_on_when_its_data_lies_elsewhere(here: Path, capsys: pytest.CaptureFixture[str]):
     (here / "data").rename(here / "disk")
     words = ["disk" if word == "data" else word for word in WORDS]

@@ -74,6 +74,7 @@ def test_a_run_directory_holds_all_its_files_when_a_run_is_done(finished: Path):
         "config.yaml",
         "class_map.json",
         "metrics.csv",
+        "steps.csv",
         "samples.jsonl",
         "summary.json",
         "checkpoints",
@@ -198,7 +199,7 @@ def test_a_page_says_why_when_a_run_fails(tmp_path: Path, capsys):
 
 
 def test_a_run_ends_well_when_its_page_cannot_be_written(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr("toolkit.runs.report.page.render", lambda records: 1 / 0)
+    monkeypatch.setattr("toolkit.runs.report.page.render", lambda records, errors_on: 1 / 0)
     words = [*TINY, "--img-size", "16", "--epochs", "1", "--num-workers", "0", "--output-dir", "out"]
     assert recipe("single_scale")(words) == 0
     assert "report.html could not be written: ZeroDivisionError" in capsys.readouterr().err

@@ -120,7 +120,7 @@ def words(folder: Path) -> tuple[str, ...]:
 def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute is over at once, and a log step is every second one."""
     monkeypatch.setattr(console, "LIFE_SIGN_S", 0.0)
-    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 2)
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS_OF_SHORT", 2)
 
 
 def test_a_bar_moves_and_lines_stay_apart_from_it_when_a_run_is_on_a_terminal(
@@ -129,10 +129,10 @@ def test_a_bar_moves_and_lines_stay_apart_from_it_when_a_run_is_on_a_terminal(
     with on_screen(monkeypatch) as screen:
         assert recipe("single_scale")(words(tmp_path / "run")) == 0
     text = screen.text()
-    assert re.search(r"\repoch 1: +\d+%", text)
+    assert re.search(r"\repoch 2: +\d+%", text)
     assert not COLOR.search(text)
     assert "step 2 of 5" not in text  # the bar shows it
-    assert re.search(r"(^|[\r\n])epoch   1  32 px  loss ", text)
+    assert re.search(r"(^|[\r\n])epoch   2  32 px  loss ", text)
 
 
 def test_plain_lines_and_signs_of_life_are_written_when_a_run_goes_into_a_file(
@@ -143,13 +143,70 @@ def test_plain_lines_and_signs_of_life_are_written_when_a_run_goes_into_a_file(
     assert said.err == ""
     assert not {"\r", "\x1b"} & {*said.out}
     signs = re.findall(r"^epoch   (\d)  step (\d) of 5  loss \d\.\d{4}  \d+ images/s$", said.out, re.MULTILINE)
-    assert signs == [("0", "2"), ("0", "4"), ("1", "1"), ("1", "3"), ("1", "5")]  # steps 2, 4, 6, 8, 10 of the run
+    assert signs == [("1", "2"), ("1", "4"), ("2", "1"), ("2", "3")]  # steps 2, 4, 6, 8 of the run
+
+
+def test_an_epoch_s_line_tells_the_validation_loss_and_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert recipe("single_scale")(words(tmp_path / "run")) == 0
+    first, last = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch  "))
+    assert re.match(r"epoch   1  32 px  loss \d\.\d{4}  val loss \d\.\d{4}  top-1 32px ", first)
+    assert re.search(r" images/s  \d+(\.\d)? s left$", first)
+    assert last.endswith(" images/s")
+
+
+def test_a_plan_is_broken_at_words_in_a_narrow_terminal_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    with on_screen(monkeypatch) as screen:
+        assert recipe("single_scale")([*words(tmp_path / "run"), "--dry-run"]) == 0
+    narrow = screen.text().replace("\r\n", "\n")
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert recipe("single_scale")([*words(tmp_path / "run"), "--dry-run"]) == 0
+    wide = capsys.readouterr().out
+    assert max(map(len, wide.splitlines())) > 80
+    assert narrow.split() == wide.split()
+
+
+def test_the_plan_tells_only_what_is_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert recipe("single_scale")([*words(tmp_path / "run"), "--dry-run"]) == 0
+    plain = capsys.readouterr().out
+    assert "model     test_resnet, random weights, " in plain
+    assert "task      Classification, best model by top1" in plain
+    assert not re.search(r"RandAugment|MixUp|CutMix|drop path|clip|early stopping|smoothing", plain)
+    more = ["--rand-augment", "9", "--cutmix", "0.5", "--gradient-clip", "1", "--label-smoothing", "0.1"]
+    assert recipe("single_scale")([*words(tmp_path / "run"), *more, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for told in ("RandAugment 9, CutMix 0.5", "gradient norm clipped at 1", "Classification, label_smoothing 0.1"):
+        assert told in said
+
+
+def test_drawing_the_built_in_data_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(console, "LIFE_SIGN_S", 0.0)
+    assert recipe("single_scale")([*words(tmp_path / "run"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("data      drawing 180 images of 32 px, once\n")
+    assert "data      180 of 180 images drawn\n" in said
+
+
+def test_a_wrong_path_is_refused_before_torch_is_imported(tmp_path: Path):
+    code = "import multiscale, sys; code = multiscale.main(['--data-root', 'nowhere'])\n"
+    code += "sys.exit('torch' if 'torch' in sys.modules else code)"
+    paths = os.pathsep.join([str(ROOT / "recipes"), str(ROOT)])
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: --data-root nowhere: no such folder\n")
 
 
 def test_signs_of_life_are_a_minute_apart_when_an_epoch_is_short(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 2)
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS_OF_SHORT", 2)
     assert console.LIFE_SIGN_S == 60
     assert recipe("single_scale")(words(tmp_path / "run")) == 0
     assert "step 2 of 5" not in capsys.readouterr().out

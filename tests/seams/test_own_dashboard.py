@@ -81,7 +81,7 @@ def test_a_stopped_run_goes_on_with_its_dashboard_and_repeats_no_row(monkeypatch
     )
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_epoch", stop_in_the_second)
-        patch.setattr(loop, "LOG_EVERY_STEPS", 4)
+        patch.setattr(loop, "LOG_EVERY_STEPS_OF_SHORT", 4)
         with pytest.raises(Exception, match="stopped by SIGTERM at step"):
             train(settings, SingleScale(16))
     train(settings, SingleScale(16))

@@ -31,7 +31,7 @@ from toolkit.tools.loaded_run import load_run
 from toolkit.tools.predict import predict
 from toolkit.tools.run_data import own_splits
 from toolkit.training.parts import make_parts
-from toolkit.training.run_plan import _reopening
+from toolkit.training.plan_text import _reopening
 
 sys.path.insert(0, str(ROOT / "tests" / "contract"))
 from tags import BoundTags, Tags

@@ -76,7 +76,7 @@ def test_a_run_that_would_outgrow_memory_ends_before_its_first_epoch_and_goes_on
     assert fitting is not None
     assert 60 % int(fitting[1]) == 0
     assert "Traceback" not in told.err
-    assert "epoch   0" not in told.out
+    assert "epoch   1" not in told.out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["exit_reason"] in line
     with only(650_000_000):  # again, because this process keeps what the first run used
         assert recipe("multiscale")([*words, "--device-batch-size", fitting[1]]) == 0
@@ -155,7 +155,7 @@ def test_memory_that_runs_out_later_is_one_line_with_the_step_or_the_evaluation(
     with pytest.raises(OutOfMemoryError) as raised:
         train(settings(tmp_path / "evaluation"), SingleScale(32), model=Hungry())
     assert "in the evaluation of" in str(raised.value)
-    assert "images at 32 px (epoch 0, phase 0); give --device-batch-size 12" in str(raised.value)
+    assert "images at 32 px (epoch 1, phase 0); give --device-batch-size 12" in str(raised.value)
 
 
 RANKS = """

@@ -5,7 +5,7 @@ import logging
 from toolkit.config.cli import Command
 from toolkit.config.settings import Settings
 from toolkit.data.sources.folders import unlabeled_test
-from toolkit.runs.resume_rules import has_checkpoint, refuse_changes
+from toolkit.runs.resume_rules import check_start, has_checkpoint
 from toolkit.runs.run_config import config_of
 from toolkit.strategies.base import Strategy
 from toolkit.system import console, host, locks
@@ -15,9 +15,10 @@ from toolkit.tools.predict import predict
 from toolkit.training import device
 from toolkit.training.loop import train_parts
 from toolkit.training.parts import make_parts
+from toolkit.training.plan_text import describe_run
 from toolkit.training.precision_speed import compare_precisions
 from toolkit.training.resume import fingerprint_of
-from toolkit.training.run_plan import describe_run, make_run_plan
+from toolkit.training.run_plan import make_run_plan
 from toolkit.training.start import initial_weights
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def plan_of(settings: Settings, strategy: Strategy, recipe: str) -> list[str]:
         run_plan = make_run_plan(accelerator, *make_parts(settings, strategy))
         config = config_of(run_plan.settings, run_plan.parts.strategy)
         fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, run_plan.own_code())
-        refuse_changes(settings, recipe, fingerprint)
+        check_start(settings, recipe, fingerprint)
         compare_precisions(accelerator, run_plan)
         of_weights = () if has_checkpoint(settings) else initial_weights(run_plan).lines
         return [*device.describe_machine(settings, accelerator), *describe_run(run_plan, of_weights)]
@@ -50,7 +51,7 @@ def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
 def _carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
     settings, planning = command.settings, command.planning
     if command.dry_run:
-        for line in plan_of(settings, strategy, recipe):
+        for line in console.wrapped(plan_of(settings, strategy, recipe)):
             log.info(line)
         if planning.measure:
             budgets = {"time_budget_s": planning.time_budget, "cost_budget": planning.cost_budget}

@@ -17,7 +17,7 @@ def report_from(argv: Sequence[str] | None) -> None:
 
     from toolkit.tools.report import report  # heavy imports come after parsing
 
-    console.say(report(flags.run).text, sys.stdout)
+    console.say(report(flags.run, errors_on=flags.errors_on).text, sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -297,7 +297,10 @@ class Benchmark(Section):
 class Report(Section):
     """Report"""
 
+    groups: ClassVar = {"page": ("errors_on",)}
+
     run: Folder = Field(description="a run directory")
+    errors_on: Literal["val", "test"] = Field("val", description="the split whose errors are shown")
 
 
 class Completion(Section):

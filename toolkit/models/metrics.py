@@ -151,6 +151,14 @@ def confused(predictions: Predictions, count: int) -> list[Confused]:
     return [Confused(int(pairs[0, i]), int(pairs[1, i]), int(images[i])) for i in order]
 
 
+def most_confused(predictions: Predictions, classes: int, count: int) -> np.ndarray:
+    """The classes in most errors, as label or prediction; at most `count`, ascending."""
+    wrong = predictions.predicted != predictions.labels
+    trouble = np.bincount(predictions.labels[wrong], minlength=classes)
+    trouble += np.bincount(predictions.predicted[wrong], minlength=classes)
+    return np.sort(np.argsort(-trouble, kind="stable")[:count])
+
+
 def reliability(predictions: Predictions, bins: int = 15) -> list[Bin]:
     """The non-empty bins of `bins` of equal width over the confidence (arXiv 1706.04599, eq. 2)."""
     bin_of = np.clip(np.ceil(predictions.confidence * bins).astype(int) - 1, 0, bins - 1)

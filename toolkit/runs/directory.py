@@ -15,6 +15,7 @@ from toolkit.runs import earlier, sample_log
 from toolkit.runs.checkpoint import STAGED, Store
 from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.progress import Progress
+from toolkit.runs.step_log import truncate_steps
 from toolkit.system import files
 from toolkit.system.errors import InputError
 from toolkit.system.run_lock import RunLock
@@ -36,6 +37,7 @@ class RunDirectory:
         self.samples = path / "samples.jsonl"
         self.quarantine = path / "quarantine.jsonl"
         self.predictions = path / "predictions"
+        self.steps = path / "steps.csv"
         self._metrics = path / "metrics.csv"
         self._summary = path / "summary.json"
         self._config = path / "config.yaml"
@@ -100,6 +102,7 @@ class RunDirectory:
         rows = [row for row in self.metrics() if row.epoch < progress.epoch]
         if self._metrics.exists():
             self._write_metrics(rows)
+        truncate_steps(self.steps, progress.step)
         sample_log.truncate_samples(self.samples, progress.step)
 
     def metrics(self) -> list[MetricsRow]:

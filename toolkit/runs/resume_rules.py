@@ -51,12 +51,12 @@ def acquire_run(
         raise InputError(f"--output-dir: {storage.line(error, settings.output_dir)}") from None
 
 
-def refuse_changes(settings: Settings, recipe: str, fingerprint: Mapping[str, Any]) -> None:
-    """Raise InputError if `--resume PATH` or `--output-dir` names a run that has other settings or data."""
-    named = settings.output_dir if settings.resume in ("auto", "never") else run_of(Path(settings.resume))
-    run = RunDirectory(named) if named is not None else None
-    if run is not None and run.config():
-        _check_same(run, run.store.newest(), recipe, fingerprint)
+def check_start(settings: Settings, recipe: str, fingerprint: Mapping[str, Any]) -> None:
+    """Raise the InputErrors of `acquire_run` that need no lock, for `--dry-run`; changes nothing."""
+    if settings.resume not in ("auto", "never"):
+        _check_named(settings, Path(settings.resume), recipe, fingerprint)
+    elif settings.output_dir is not None:
+        _check_given(settings, RunDirectory(settings.output_dir), recipe, fingerprint)
 
 
 def has_checkpoint(settings: Settings) -> bool:
@@ -104,35 +104,59 @@ def _given(
     before_new: Callable[[], Any],
 ) -> tuple[RunDirectory, Path | None, str]:
     """Apply `--output-dir`: a new or empty folder, or one that holds a run."""
+    _check_given(settings, run, recipe, fingerprint)
     if not run.config():
-        if not run.is_empty():
-            raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
         before_new()
         run.lock.acquire()
         return run, None, ""
-    if settings.resume == "never":
-        raise InputError(
-            f"--output-dir {run.path} holds a run and --resume never forbids to continue it: choose another directory"
-        )
-    _check_same(run, run.store.newest(), recipe, fingerprint)
-    if run.store.newest() is None and not run.had_saved():
+    if run.store.newest() is None:
         before_new()
     run.lock.acquire()
     newest = run.store.recover()
     if newest is None and run.had_saved():
         run.lock.release()
-        raise InputError(
-            f"{run.store.root}: its checkpoints are gone, though the run had saved: put them back, or take another "
-            "--output-dir"
-        )
+        raise _gone(run)
     line = f"continuing from {newest}" if newest else "no checkpoint was committed yet: starting over"
     return run, newest, line
+
+
+def _check_given(settings: Settings, run: RunDirectory, recipe: str, fingerprint: Mapping[str, Any]) -> None:
+    if not run.config():
+        if not run.is_empty():
+            raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
+        return
+    if settings.resume == "never":
+        raise InputError(
+            f"--output-dir {run.path} holds a run and --resume never forbids to continue it: choose another directory"
+        )
+    _check_same(run, run.store.newest(), recipe, fingerprint)
+    if run.store.newest() is None and run.had_saved():
+        raise _gone(run)
+
+
+def _gone(run: RunDirectory) -> InputError:
+    return InputError(
+        f"{run.store.root}: its checkpoints are gone, though the run had saved: put them back, or take another "
+        "--output-dir"
+    )
 
 
 def _named(
     settings: Settings, path: Path, recipe: str, fingerprint: Mapping[str, Any]
 ) -> tuple[RunDirectory, Path | None, str]:
     """Apply `--resume PATH`: a run, or one of its checkpoints."""
+    _check_named(settings, path, recipe, fingerprint)
+    run = RunDirectory(run_of(path), settings.keep)
+    is_checkpoint = run.path != path
+    run.lock.acquire()
+    if is_checkpoint and run.went_back_to() != path.name:
+        run.go_back_to(path)
+        return run, path, f"continuing from {path}"
+    start = run.store.recover()
+    return run, start, f"continuing from {start}" + (f", which comes after {path}" if is_checkpoint else "")
+
+
+def _check_named(settings: Settings, path: Path, recipe: str, fingerprint: Mapping[str, Any]) -> None:
     run = RunDirectory(run_of(path), settings.keep)
     is_checkpoint = run.path != path
     if not (checkpoint.is_committed(path) if is_checkpoint else run.store.newest()):
@@ -147,12 +171,6 @@ def _named(
     _check_same(run, path if is_checkpoint else run.store.newest(), recipe, fingerprint)
     if is_checkpoint:
         checkpoint.check(path)
-    run.lock.acquire()
-    if is_checkpoint and run.went_back_to() != path.name:
-        run.go_back_to(path)
-        return run, path, f"continuing from {path}"
-    start = run.store.recover()
-    return run, start, f"continuing from {start}" + (f", which comes after {path}" if is_checkpoint else "")
 
 
 def _check_same(run: RunDirectory, start: Path | None, recipe: str, fingerprint: Mapping[str, Any]) -> None:

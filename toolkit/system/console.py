@@ -3,12 +3,16 @@
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 LIFE_SIGN_S = 60.0
+INDENT = 10  # columns of the word at the head of a plan's line
 
 
 def say(line: str, stream: TextIO) -> None:
@@ -45,6 +49,31 @@ def start(main: bool) -> None:
     if not logger.handlers:
         logger.addHandler(_Lines())
         logger.propagate = False
+
+
+def wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a plan, broken at words where a terminal is narrower; as they are where they go into a file."""
+    for line in lines:
+        if not sys.stdout.isatty():
+            yield line
+            continue
+        columns = max(40, shutil.get_terminal_size().columns)
+        indent = " " * INDENT
+        yield from textwrap.wrap(
+            line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Heartbeat:

@@ -1,16 +1,15 @@
-"""Write an evaluation as a table, as JSON and as a plot."""
+"""Write an evaluation as a table and as JSON; evaluation_plot.py draws it."""
 
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from toolkit.models.cascade import saving
 from toolkit.models.evaluator import Evaluation
 from toolkit.system import files
-from toolkit.system.plotting import Axes, Figure, rc_context
 from toolkit.tools.cascade_report import CascadeReport, SplitCascade
+from toolkit.tools.evaluation_plot import write_plot
 from toolkit.tools.evaluation_report import EvaluationReport
 
 SCHEMA = 2  # version of evaluation.json
@@ -31,13 +30,14 @@ def table(report: EvaluationReport) -> str:
 
 def _lines(report: EvaluationReport) -> Iterator[str]:
     wide = max(6, *(len(spec.name) for spec in report.specs))
-    yield f"run       {report.loaded.directory.path}, best model (epoch {report.loaded.metadata['epoch']})"
+    yield f"run       {report.loaded.directory.path}, best model (epoch {report.loaded.metadata['epoch'] + 1})"
     yield f"machine   {report.machine}"
     sizes, images = report.recalibrated
     if sizes:
         yield f"statistics of {', '.join(map(str, sizes))} px estimated on {images} training images"
     yield ""
-    yield f"{'cost':{wide}}  10^6 multiply-adds  latency p50 ms  p95 ms  images/s  peak memory GB"
+    yield f"cost of one image alone; images/s in batches of {report.options.batch_size}"
+    yield f"{'':{wide}}  10^6 multiply-adds  latency p50 ms  p95 ms  images/s  peak memory GB"
     for name, cost in report.costs.items():
         yield (
             f"{name:>{wide}}  {1000 * cost.gmacs:18.2f}  {cost.latency_p50_ms:14.2f}  {cost.latency_p95_ms:6.2f}  "
@@ -120,41 +120,3 @@ def _cascade_json(cascade: CascadeReport) -> dict[str, Any]:
         for split, result in cascade.splits.items()
     }
     return {"confidence": cascade.confidence, "tuned_on": cascade.tuned_on, "splits": splits}
-
-
-@rc_context({"text.parse_math": False})  # names may contain any characters, `$` too
-def write_plot(report: EvaluationReport, path: Path) -> None:
-    """Plot accuracy and latency against size, and accuracy against multiply-adds, as SVG; one color per split."""
-    single = [spec for spec in report.specs if len(spec.sizes) == 1]
-    sizes, names = [spec.sizes[0] for spec in single], [spec.name for spec in single]
-    metric = report.loaded.select_by
-    label = f"{metric.title}, %" if metric.percent else metric.title
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for place, (split, evaluation) in enumerate(report.evaluations.items()):
-        color, scores = f"C{place}", evaluation.scores
-        left.plot(sizes, [scores[name][metric.name] for name in names], "o-", color=color, label=split)
-        mega = {name: 1000 * cost.gmacs for name, cost in report.costs.items()}
-        right.plot([mega[name] for name in names], [scores[name][metric.name] for name in names], "o-", color=color)
-        for name in mega.keys() - {*names}:
-            right.plot(mega[name], scores[name][metric.name], "s", color=color, label=f"{split}, averaged {name}")
-        if report.cascade is not None and metric.name == "top1":
-            cascade = report.cascade.splits[split]
-            right.plot(1000 * cascade.gmacs, cascade.top1, "*", markersize=12, color=color, label=f"{split}, cascade")
-    _axes(left, "image size, px", label)
-    left.set_xticks(sizes)
-    time = left.twinx()
-    time.plot(sizes, [report.costs[name].latency_p50_ms for name in names], ".:", color="gray", label="latency p50")
-    time.set_ylabel("latency of one image, ms (dotted)")
-    time.set_ylim(bottom=0)
-    _axes(right, "10^6 multiply-adds of one image", label)
-    left.legend(loc="best", fontsize="small")
-    if right.get_legend_handles_labels()[0]:
-        right.legend(loc="best", fontsize="small")
-    figure.savefig(path, format="svg")
-
-
-def _axes(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)

@@ -135,7 +135,7 @@ def _introduction(card: Card) -> str:
     more = f" and {len(model.classes) - MOST_CLASSES} more, in class_map.json" if model.classes[MOST_CLASSES:] else ""
     return (
         f"{model.origin} for {len(model.classes)} classes of images, trained on {data} from {start}: "
-        f"{loaded.strategy}. These are the weights after epoch {loaded.metadata['epoch']}, counted from 0, the best at "
+        f"{loaded.strategy}. These are the weights after epoch {loaded.metadata['epoch'] + 1}, the best at "
         f"{loaded.strategy.selection().name}{average}.\n\nClasses, in the order of the logits: {named}{more}."
     )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from toolkit.runs.report import write_report
 from toolkit.system.places import expanded
@@ -19,6 +20,6 @@ class ReportPage(Result):
         return f"wrote     {self.path}"
 
 
-def report(run: str | Path) -> ReportPage:
-    """Write report.html of a run, finished or not, from the files in its directory. Raises InputError."""
-    return ReportPage(write_report(expanded(run)))
+def report(run: str | Path, *, errors_on: Literal["val", "test"] = "val") -> ReportPage:
+    """Write report.html of a run, finished or not, with the errors on one split. Raises InputError."""
+    return ReportPage(write_report(expanded(run), errors_on))

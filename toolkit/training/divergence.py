@@ -25,7 +25,7 @@ def check_finite(run: Run, step: int | None) -> None:
     epoch = next(epoch for epoch in run.epochs() if epoch.start <= step < epoch.end)
     spec = next(run.data.sampler.batch_specs(epoch, step))
     raise NonFiniteError(
-        f"the loss or its gradient is not finite at step {step} (epoch {epoch.number}), samples "
+        f"the loss or its gradient is not finite at step {step} (epoch {epoch.number + 1}), samples "
         f"{' '.join(map(str, spec.ids.tolist()))}; nothing was saved since; look at those images, or lower "
         "--learning-rate, or set --gradient-clip"
     )

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from toolkit.data.loading.sampler import Epoch
 from toolkit.models.evaluator import Score, brief
 from toolkit.runs import report
-from toolkit.runs.metrics_row import MetricsRow, all_eval_columns, eval_columns
+from toolkit.runs.metrics_row import MetricsRow, all_eval_columns, eval_column, eval_columns
 from toolkit.strategies.base import EvalSpec, Metric
+from toolkit.system.console import duration
 from toolkit.training.divergence import check_finite
 from toolkit.training.early_stopping import better, select
 from toolkit.training.resume import capture
 from toolkit.training.run import Run
 
 log = logging.getLogger(__name__)
+
+OTHER_PIXELS = 40**2  # what an image costs besides its pixels, in pixels: small layers, decoding
 
 
 def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
@@ -58,15 +61,35 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     if run.accelerator.is_main_process:
         report.refresh(records.directory.path)
     log.info(
-        "epoch %3d  %s px  loss %.4f  %s %s%s%s",
-        epoch.number,
+        "epoch %3d  %s px  loss %.4f%s  %s %s%s%s%s",
+        epoch.number + 1,
         row.sizes_name,
         row.metrics["train_loss"],
+        _validation_loss(row, strategy.selection().name),
         run.select_by.title,
         _told(scores, run.select_by),
         "  best" if improved else "",
         f"  {row.metrics['images_per_s']:.0f} images/s" if "images_per_s" in row.metrics else "",
+        _time_left(run, epoch),
     )
+
+
+def _validation_loss(row: MetricsRow, spec: str) -> str:
+    """The validation loss at the selection size; empty if the task has none."""
+    loss = row.metrics.get(eval_column(spec, "loss"))
+    return "" if loss is None else f"  val loss {loss:.4f}"
+
+
+def _time_left(run: Run, epoch: Epoch) -> str:
+    """The time that the rest of the run takes if a pixel costs as much as so far; empty after the last epoch."""
+    costs = [
+        other.steps * other.phase.batch_size * sum(size**2 + OTHER_PIXELS for size in other.phase.sizes)
+        for other in run.plan.epochs()
+    ]
+    done, left = sum(costs[: epoch.number + 1]), sum(costs[epoch.number + 1 :])
+    if not left or run.state.progress.stopped_early:
+        return ""
+    return f"  {duration(run.state.progress.wall_seconds * left / done)} left"
 
 
 def _score_all(run: Run, specs: Sequence[EvalSpec]) -> dict[str, dict[str, Score]]:

@@ -10,6 +10,7 @@ from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch
 from toolkit.models.source import Model
 from toolkit.runs.metrics_row import train_columns
+from toolkit.runs.step_log import StepRow, add_steps
 from toolkit.strategies.base import Schedule, Strategy, Task
 from toolkit.system import console
 from toolkit.system.errors import NonFiniteError
@@ -24,6 +25,7 @@ from toolkit.training.summary import conclude
 log = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 50
+SHORT_RUN, LOG_EVERY_STEPS_OF_SHORT = 5000, 10  # steps
 
 
 def train(
@@ -74,9 +76,9 @@ def train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
     run.control.consensus.begin()
     clocks.training.start()
     clocks.throughput.begin()
-    left = epoch.end - progress.step
+    left, points = epoch.end - progress.step, list[StepRow]()
     with tqdm(
-        total=left, desc=f"epoch {epoch.number}", unit="step", disable=not console.bars(main), leave=False
+        total=left, desc=f"epoch {epoch.number + 1}", unit="step", disable=not console.bars(main), leave=False
     ) as bar:
         for batch in run.batches(epoch):
             rate = run.learning_rate(epoch.phase, batch.number)
@@ -89,27 +91,30 @@ def train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
                 progress.optimizer_updates = state.weights.updates
                 clocks.throughput.step(batch.step.batch_size, batch.step.sizes)
                 bar.update()
-                _after_step(run, epoch, rate, heartbeat)
+                _after_step(run, epoch, rate, heartbeat, points)
     metrics = run.metrics(epoch.phase, run.learning_rate(epoch.phase, progress.step - 1))
     progress.train_seconds += clocks.training.stop()
+    if main:
+        add_steps(run.records.directory.steps, points)
     return metrics
 
 
-def _after_step(run: Run, epoch: Epoch, rate: float, heartbeat: console.Heartbeat) -> None:
-    """Check, log, stop and save, as due after an optimizer step."""
+def _after_step(run: Run, epoch: Epoch, rate: float, heartbeat: console.Heartbeat, points: list[StepRow]) -> None:
+    """Check, log, stop and save, as due after an optimizer step; adds to `points` what steps.csv will hold."""
     settings, progress, consensus = run.settings, run.state.progress, run.control.consensus
-    log_due = progress.step % LOG_EVERY_STEPS == 0
+    every = LOG_EVERY_STEPS if run.plan.steps > SHORT_RUN else LOG_EVERY_STEPS_OF_SHORT
+    log_due = progress.step % every == 0 and progress.step < epoch.end  # the epoch's own row tells its last step
     save_due = settings.save_every_steps is not None and progress.step % settings.save_every_steps == 0
     decision = consensus.poll(force=log_due or save_due)
     check_finite(run, decision.first_bad)
     if log_due:
         now = run.metrics(epoch.phase, rate)
         steps = progress.step - epoch.start
-        run.records.tracking.log(now, progress.step, epoch.number + steps / epoch.steps)
-        done = f"step {steps} of {epoch.steps}"
-        heartbeat.beat(
-            log, f"epoch {epoch.number:3d}  {done}  loss {now['train_loss']:.4f}  {now['images_per_s']:.0f} images/s"
-        )
+        done_epochs = epoch.number + steps / epoch.steps
+        points.append(StepRow(progress.step, done_epochs, rate, now["train_loss"]))
+        run.records.tracking.log(now, progress.step, done_epochs)
+        done = f"epoch {epoch.number + 1:3d}  step {steps} of {epoch.steps}"
+        heartbeat.beat(log, f"{done}  loss {now['train_loss']:.4f}  {now['images_per_s']:.0f} images/s")
     if decision.stop:
         raise consensus.stopped()
     if (save_due or decision.save) and progress.step < epoch.end:  # `close_epoch` saves after the epoch's last step

@@ -188,7 +188,7 @@ def explain(run: Run, error: Exception) -> OutOfMemoryError | None:
     training, done = run.clocks.training.running, run.state.progress.step
     step = max(0, min(done if training else done - 1, run.plan.steps - 1))
     epoch = next(epoch for epoch in run.plan.epochs() if epoch.start <= step < epoch.end)
-    images, at = run.plan.micro_batches[epoch.phase.index], f"(epoch {epoch.number}, phase {epoch.phase.index})"
+    images, at = run.plan.micro_batches[epoch.phase.index], f"(epoch {epoch.number + 1}, phase {epoch.phase.index})"
     smaller = next(iter(run.plan.smaller_micro_batches(images // 2 + 1, _in_pairs(run))), None)
     if training:
         sizes = run.strategy.step(epoch.phase, epoch.first + step - epoch.start).sizes

@@ -154,6 +154,6 @@ def restore_best(directory: RunDirectory, progress: Progress) -> None:
         best_model.save(directory.best, read_exported(source, progress), progress.best)
         log.info("best      exported again from %s", source)
     except InputError as error:
-        log.warning("the best model so far, of epoch %s, is lost: %s", progress.best["epoch"], error)
+        log.warning("the best model so far, of epoch %s, is lost: %s", progress.best["epoch"] + 1, error)
         progress.best_score, progress.best = None, {}
         progress.inexact.append(f"step {progress.step}: the best model so far was lost")

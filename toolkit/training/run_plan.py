@@ -1,6 +1,6 @@
 """Check settings, data, processes and model of a run in advance, without writing to its directory."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,7 +11,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.settings import Settings
 from toolkit.data.loading.cache import CacheChoice, choose_cache
-from toolkit.data.loading.levels import few_levels
 from toolkit.data.loading.pipeline import check_readable, loads_in_processes, make_augmenter
 from toolkit.data.loading.python_data import open_data
 from toolkit.data.loading.shared_memory import fit_workers
@@ -21,7 +20,6 @@ from toolkit.data.sources.detect import own_source
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.python_data import data_modules
 from toolkit.data.sources.splits import absolute
-from toolkit.models.ema import slow_decay
 from toolkit.models.inspection import ModelPlan
 from toolkit.runs import dashboards, weight_files
 from toolkit.strategies import without_finish
@@ -29,7 +27,7 @@ from toolkit.strategies.base import BoundTask, Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
 from toolkit.training.parts import Parts
-from toolkit.training.step_plan import StepPlan, describe_steps, make_step_plan, step_sizes
+from toolkit.training.step_plan import StepPlan, make_step_plan, step_sizes
 
 
 @dataclass(frozen=True)
@@ -198,77 +196,6 @@ def undefined_gradient(accelerator: Accelerator, model_plan: ModelPlan, sizes: I
         return ""
     first = min({*sizes} & {*model_plan.overstrided}, default=None)
     return "" if first is None else f"{first} px in bfloat16 on a CPU: {model_plan.overstrided[first]}"
-
-
-def describe_run(run_plan: RunPlan, of_weights: Sequence[str] = ()) -> list[str]:
-    """Lines for display: the plan of a run; `device.describe_machine` returns those of the machine.
-
-    `of_weights`: those of the weights that it starts from.
-    """
-    settings, splits, model_plan = run_plan.settings, run_plan.splits, run_plan.model
-    strategy = run_plan.parts.strategy
-    counts = [
-        f"{name} {len(split)}"
-        for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test))
-        if split is not None
-    ]
-    shares = f", validation held out of train (--val-split {splits.held_out:g})" if splits.held_out else ""
-    shares += "" if splits.test else ", no test images"
-    costs = [f"{size} px {gmacs:.3f}" for size, gmacs in model_plan.gmacs.items()]
-    patience, norms = settings.patience, model_plan.batch_norms
-    norm = f"{norms} BatchNorm layers, per scale: {strategy.norm().mode}" if norms else "no BatchNorm"
-    kwargs = "".join(f" {name}={value}" for name, value in settings.scheduler_kwargs.items())
-    scheduler = settings.scheduler + kwargs
-    clip = f"gradient norm clipped at {settings.gradient_clip:g}" if settings.gradient_clip else "no gradient clipping"
-    return [
-        f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes{shares}; "
-        f"{run_plan.threads} decoding worker(s) per process; {run_plan.cache.describe(run_plan.steps.phases)}"
-        + (f"; gray of more than 8 bits by {settings.range}" if settings.range != "16bit" else ""),
-        *([f"warning   {dark}"] if (dark := few_levels(splits.train)) else []),
-        f"augment   smallest crop {settings.crop_scale:g} of the area, mirror {'on' if settings.hflip else 'off'}, "
-        f"RandAugment {settings.rand_augment:g}, color jitter {settings.color_jitter:g}, erasing "
-        f"{settings.random_erasing:g}, MixUp {settings.mixup:g}, CutMix {settings.cutmix:g}"
-        + (f", transform {settings.transform}" if settings.transform else ""),
-        f"model     {run_plan.parts.model.name}, {model_plan.parameters / 1e6:.2f} M parameters, {norm}; "
-        f"10^9 multiply-adds per image: {', '.join(costs)}",
-        *run_plan.parts.model.notes(model_plan),
-        *of_weights,
-        f"optimizer {settings.optimizer}, learning rate {settings.learning_rate:g} ({scheduler}, "
-        f"{settings.warmup_epochs:g} warm-up epochs), weight decay {settings.weight_decay:g}, {clip}",
-        f"task      {run_plan.parts.task}, best model by {settings.select_by}",
-        f"regular   label smoothing {settings.label_smoothing:g}, drop path {settings.drop_path:g}, dropout "
-        f"{settings.dropout_rate:g}, early stopping {f'after {patience} epochs' if patience else 'off'}, seed "
-        f"{settings.seed}",
-        *_averaging(run_plan),
-        *_reopening(run_plan.parts),
-        *describe_steps(run_plan.steps, strategy, len(splits.train)),
-    ]
-
-
-def _averaging(run_plan: RunPlan) -> list[str]:
-    """What is averaged, and a warning if that is too slow for the run."""
-    settings = run_plan.settings
-    if settings.ema_decay is None:
-        return []
-    warmed = "with" if settings.ema_warmup else "without"
-    slow = slow_decay(settings.ema_decay, run_plan.steps.steps)
-    line = f"average   of the weights, decay {settings.ema_decay:g} {warmed} warm-up; the better of both is selected"
-    return [line, *([f"warning   {slow}"] if slow else [])]
-
-
-def _reopening(parts: Parts) -> list[str]:
-    """How to open the finished run, where that needs what only Python can pass, and what nothing can open."""
-    kinds = [
-        type(part) for part in (without_finish(parts.strategy), parts.task)
-    ]  # opening a run does not need its schedule
-    lines = [
-        f"reopen    {kind.__qualname__} is defined in the script that trains: `toolkit evaluate` and others cannot "
-        "open this run from a shell; move it into a module"
-        for kind in kinds
-        if kind.__module__ == "__main__"
-    ]
-    from_python = "from Python: evaluate(RUN, data=...), export(RUN, data=...); recipes need --data-root of the images"
-    return [*lines, *([] if parts.data is None else [f"reopen    {from_python}"])]
 
 
 def _resolve(settings: Settings, strategy: Strategy, accelerator: Accelerator) -> Settings:

@@ -36,11 +36,12 @@ from toolkit.training.divergence import check_finite
 from toolkit.training.epoch_end import save_checkpoint
 from toolkit.training.monitor import Stopwatch, Throughput
 from toolkit.training.parts import Parts
+from toolkit.training.plan_text import describe_run
 from toolkit.training.precision_speed import compare_precisions
 from toolkit.training.resume import fingerprint_of, restore, restore_best
 from toolkit.training.roofline import product_tflops
 from toolkit.training.run import Clocks, Control, FinishedRun, Records, Run
-from toolkit.training.run_plan import RunPlan, describe_run, keep_choices, make_run_plan
+from toolkit.training.run_plan import RunPlan, keep_choices, make_run_plan
 from toolkit.training.start import initial_weights, load_initial
 from toolkit.training.summary import clear_summary, record_failure
 from toolkit.training.train_state import TrainState, build_train_state
@@ -87,7 +88,7 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
                     return
                 run_plan = keep_choices(run_plan, point.config)
                 of_weights = initial().lines if point.start is None and accelerator.is_main_process else ()
-                for line in (*machine, *describe_run(run_plan, of_weights)):
+                for line in console.wrapped([*machine, *describe_run(run_plan, of_weights)]):
                     log.info(line)
                 compare_precisions(accelerator, run_plan)
                 run = set_up(accelerator, run_plan, point, built, fingerprint, preemption)

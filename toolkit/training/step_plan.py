@@ -234,7 +234,7 @@ def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]
         f"{dropped} of {images} images left out of each epoch, others each time",
         f"strategy  {strategy}, selection at {strategy.selection().name}",
     ]
-    first = 0
+    first = 1
     for phase in plan.phases:
         sizes = "+".join(map(str, phase.sizes))
         last = first + phase.epochs - 1

@@ -8,6 +8,8 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from toolkit.models.evaluator import Score, brief
 from toolkit.runs import best_model, report, saved_predictions
 from toolkit.runs.metrics_row import MetricsRow, eval_columns, number
@@ -110,6 +112,7 @@ def summarize(run: Run, outcome: Mapping[str, Any]) -> dict[str, Any]:
         "peak_memory_gb_by_sizes": peaks,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device.type),
+        "threads": torch.get_num_threads(),
         "precision": accelerator.mixed_precision,
         "cloud": str(run.control.cloud),
         "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in PACKAGES}},

@@ -365,7 +365,7 @@ def test_a_protocol_is_refused_when_nobody_knows_it(data: Path):
 def test_a_url_is_refused_without_repeating_it_when_it_holds_a_secret(url: str):
     with pytest.raises(ValueError, match="must hold no password") as caught:
         Settings(data_root=url)
-    assert "hidden" not in str(caught.value.errors()[0]["ctx"]["error"])  # what a user sees; see section.explain
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_cache_smaller_than_a_shard_is_refused_when_shards_are_remote(storage: Storage, data: Path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import recipe
-from tests.records import Page, answer, end, write_records
+from tests.records import SHAPES, Page, answer, end, write_records
 from toolkit.__main__ import main as toolkit
 from toolkit.config.yaml_values import read_yaml, to_yaml
 from toolkit.models.metrics import Predictions, class_accuracy, confused
@@ -22,7 +22,7 @@ from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.report import page as report_page
 from toolkit.runs.report import write_report
 from toolkit.runs.report.history import Band, read_history
-from toolkit.runs.report.page import duration
+from toolkit.system.console import duration
 from toolkit.system.errors import InputError
 
 pytestmark = pytest.mark.pages
@@ -54,13 +54,14 @@ def test_a_page_has_every_section_and_nothing_leaves_it_when_a_run_is_done(finis
     assert page.headings["h2"] == ALL
     for name in ("balanced accuracy", "macro F1", "worst class: "):
         assert any(word.startswith(name) for word in page.words)
-    assert page.headings["h3"][:15] == [
+    assert page.headings["h3"][:16] == [
         "Top-1 against image size",
         "Loss",
         "Top-1 accuracy on validation",
+        "Training loss within the epochs",
         "Learning rate",
         "Regularization (share of the run's)",
-        "Gradient norm before the clip",
+        "Gradient norm",
         "Images per second",
         "Arithmetic, share of the peak",
         "Time of an optimizer step, ms",
@@ -82,6 +83,33 @@ def test_a_page_has_every_section_and_nothing_leaves_it_when_a_run_is_done(finis
         assert words in page.text
     for words in ("checkpoints 14 s 4%", "the rest 14 s 4%"):
         assert words in page.text
+
+
+def test_nothing_is_called_clipped_where_nothing_clips(tmp_path: Path, finished: Path):
+    assert "clip" not in re.sub("gradient_clip|crop", "", Page(finished).text)
+    clips = Page(write_report(end(write_records(tmp_path / "run", gradient_clip=1.0))))
+    assert "Gradient norm before the clip" in clips.headings["h3"]
+    assert "gradients clipped, last epoch 4%" in clips.text
+
+
+def test_errors_are_those_on_test_images_where_asked(tmp_path: Path):
+    run = answer(end(write_records(tmp_path / "run")))
+    answer(run, images=60, split="test", name="test/{}.jpg")
+    assert "on the 240 validation images" in Page(write_report(run)).text
+    assert recipe("report")([str(run), "--errors-on", "test"]) == 0
+    page = Page(run / "report.html")
+    assert "on the 60 test images" in page.text
+    assert "test/0.jpg" in page.text
+    assert "val/0.jpg" not in page.text
+    assert f"true: {SHAPES[0]}" in page.text
+
+
+def test_a_page_tells_how_the_latency_was_measured(tmp_path: Path):
+    run = end(write_records(tmp_path / "run"))
+    summary = json.loads((run / "summary.json").read_text())
+    for device, told in (("cpu", "on the CPU with 2 threads."), ("cuda", "on cuda.")):
+        (run / "summary.json").write_text(json.dumps({**summary, "device": device, "threads": 2}))
+        assert f"median time for one image alone, {told}" in Page(write_report(run)).text
 
 
 def test_a_page_is_the_same_byte_for_byte_when_it_is_made_again(finished: Path):
@@ -165,7 +193,7 @@ def test_no_command_would_train_it_when_the_strategy_is_the_users_own(tmp_path: 
         ("running", [*ALL[:3], *ALL[4:]], "Running 4 of 4 epochs done when this page was written"),
         ("diverged", [*ALL[:3], *ALL[4:]], "Failed step 120: the loss is nan"),
         ("one epoch", [ALL[0], *ALL[2:]], "Done 1 of 3 epochs"),
-        ("one scale, no test images", ALL, "top-1 at 32 px, validation, epoch 4"),
+        ("one scale, no test images", ALL, "top-1 at 32 px, validation, epoch 5"),
         ("two epochs, no figures of the monitor", [*ALL[:3], *ALL[4:]], "training 1 min 00 s 81%"),
     ],
 )
@@ -217,7 +245,7 @@ def test_the_most_confused_classes_stand_in_a_table_and_the_page_stays_small_whe
     page = Page(write_report(run))
     assert len(page.source.encode()) < 3_000_000
     assert {"Most confused classes", "Classes recognized least"} <= {*page.headings["h3"]}
-    assert "Confusion" not in page.headings["h3"]
+    assert "Confusion, the 20 classes in most errors" in page.headings["h3"]
     assert page.empty_frames() == []
 
 
@@ -305,6 +333,7 @@ def test_sentences_below_the_table_are_apart_when_there_are_several(tmp_path: Pa
     (run / "summary.json").write_text(json.dumps(summary))
     assert (
         "chosen by top-1 on validation at 64 px. ECE: by how much confidence and accuracy differ on average. "
+        "Latency: median time for one image alone, on the CPU. "
         "16 px uses the normalization of 64 px. 32 px uses the normalization of 64 px. "
         "The last step's weights without averaging reach 46.67%."
     ) in Page(write_report(run)).text
@@ -321,7 +350,7 @@ def test_columns_are_read_with_gaps_and_phases_when_epochs_differ():
             )
         ]
     )
-    assert history.bands() == [Band(0, 0, "16"), Band(1, 2, "32")]
+    assert history.bands() == [Band(1, 1, "16"), Band(2, 3, "32")]
     assert history.evaluated() == ["32px", "112px"]  # by size, not by letter
     np.testing.assert_array_equal(history.columns["lr"], [0.5, np.nan, 0.1])
     np.testing.assert_array_equal(history.per_epoch("train_seconds"), [2, 3, 1])

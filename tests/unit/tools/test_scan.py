@@ -520,11 +520,15 @@ def test_a_contact_sheet_shows_good_images_upright_when_a_class_has_bad_ones(tmp
         "0002-très_petit.png",
     }
     sheet = np.array(Image.open(tmp_path / "sheets/0001-dog.png"))
-    assert sheet.shape == (468, 700, 3)  # 4 rows and 6 columns of 112 px, 4 px apart
-    ink = np.argwhere((sheet != 255).any(axis=2))
-    assert (ink.min(axis=0).tolist(), ink.max(axis=0).tolist()) == ([4, 32], [115, 87])  # one tile, 56 x 112
-    assert tuple(sheet[20, 60]) == RED
-    assert tuple(sheet[100, 60]) == GREEN
+    assert sheet.shape == (164, 728, 3)  # below the class, a row of 6 columns of 112 px, 8 px apart, with file names
+    head, tile, name = ((sheet[rows] != 255).any(axis=2) for rows in (slice(30), slice(30, 142), slice(142, 164)))
+    assert head.any()
+    assert name[:, 8:120].any()
+    assert not name[:, 120:].any()
+    ink = np.argwhere(tile)
+    assert (ink.min(axis=0).tolist(), ink.max(axis=0).tolist()) == ([0, 36], [111, 91])  # one tile, 56 x 112
+    assert tuple(sheet[50, 64]) == RED
+    assert tuple(sheet[130, 64]) == GREEN
 
 
 def test_a_written_manifest_opens_without_what_was_found_when_images_are_bad(tmp_path: Path):

@@ -77,8 +77,8 @@ def test_the_plan_shows_its_arithmetic_when_described():
         "24 images per step = 2 process(es) x 6 images x 2 micro-batch(es)",
         "4 epochs x 5 steps = 20 steps; 10 of 130 images left out",
         "selection at 32px",
-        "epochs 0-0, 5 steps at 16 px",
-        "epochs 1-3, 15 steps at 32 px",
+        "epochs 1-1, 5 steps at 16 px",
+        "epochs 2-4, 15 steps at 32 px",
     ):
         assert words in text
 
@@ -136,8 +136,8 @@ def test_a_strategy_is_refused_by_name_when_a_step_does_not_fit_its_phase(strate
 def test_the_plan_shows_the_regularization_of_a_phase_where_it_is_not_all():
     strategy = Progressive((16, 32), (1,), regularization_from=1 / 3)
     *_, first, last = describe_steps(make_step_plan(settings(), strategy, 120, 1), strategy, 120)
-    assert first.endswith("epochs 0-0, 5 steps at 16 px, 33% of the regularization")
-    assert last.endswith("epochs 1-3, 15 steps at 32 px")
+    assert first.endswith("epochs 1-1, 5 steps at 16 px, 33% of the regularization")
+    assert last.endswith("epochs 2-4, 15 steps at 32 px")
 
 
 def test_steps_of_a_long_phase_are_checked_at_its_ends_only():
@@ -191,8 +191,8 @@ def test_batches_are_described_as_the_phases_have_them():
     text = "\n".join(describe_steps(plan, Altered(32), 120))
     for words in (
         "12 images per step = 1 process(es) x 6 images x 2 micro-batch(es)",
-        "phase 0   epochs 0-0, 10 steps at 16 px",
-        "phase 1   epochs 1-3, 15 steps of 24 images at 16+32 px",
+        "phase 0   epochs 1-1, 10 steps at 16 px",
+        "phase 1   epochs 2-4, 15 steps of 24 images at 16+32 px",
     ):
         assert words in text
 

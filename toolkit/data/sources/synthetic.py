@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import logging
 import os
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ import simplejpeg
 from tqdm import tqdm
 
 from toolkit.config.data_roots import CHARACTERS, SYNTHETIC
-from toolkit.system import host, places, storage
+from toolkit.system import console, host, places, storage
 from toolkit.system.errors import InputError
 from toolkit.system.locks import locked
+
+log = logging.getLogger(__name__)
 
 # Modules with class_names(classes), draw(label, size, rng) -> size x size x 3 uint8, COUNT and VERSION.
 DRAWINGS = {SYNTHETIC: "toolkit.data.sources.shapes", CHARACTERS: "toolkit.data.sources.characters"}
@@ -72,11 +75,16 @@ def write(
         subprocess.Popen([*call, str(worker), str(workers), *images], stdout=subprocess.PIPE, env=environment)
         for worker in range(workers)
     ]
-    with tqdm(total=sum(counts.values()), desc=f"drawing {size} px images", unit="image", disable=None) as bar:
+    total, drawn, heartbeat = sum(counts.values()), 0, console.Heartbeat(host.is_main_process())
+    log.info("data      drawing %d images of %d px, once", total, size)
+    with tqdm(total=total, desc=f"drawing {size} px images", unit="image", disable=None) as bar:
         for process in processes:
             assert process.stdout is not None
             while dots := os.read(process.stdout.fileno(), 65536):
-                bar.update(len(dots) * workers if process is processes[0] else 0)
+                new = len(dots) * workers if process is processes[0] else 0
+                bar.update(new)
+                drawn += new
+                heartbeat.beat(log, f"data      {min(drawn, total)} of {total} images drawn")
             process.stdout.close()
     if any(process.wait() for process in processes):
         raise OSError(errno.EIO, "drawing the built-in images failed", str(folder))

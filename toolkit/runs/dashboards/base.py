@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from accelerate.tracking import GeneralTracker
 
+from toolkit.runs.dashboards.names import AXES
 from toolkit.runs.dashboards.tables import Errors
 from toolkit.system.errors import InputError
 
@@ -18,6 +19,11 @@ Scalar = float | int | str | bool
 def flat(config: Mapping[str, Any]) -> dict[str, Scalar]:
     """The configuration with non-scalar values as text, because TensorBoard raises on lists."""
     return {name: value if isinstance(value, Scalar) else str(value) for name, value in config.items()}
+
+
+def without_axes(row: Mapping[str, float]) -> dict[str, float]:
+    """A row without the axes, of which a dashboard with an axis of its own would draw charts."""
+    return {name: value for name, value in row.items() if name not in AXES}
 
 
 @dataclass(frozen=True)

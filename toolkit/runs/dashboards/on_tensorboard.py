@@ -1,16 +1,18 @@
 """TensorBoard: event files in the run's folder, read by `tensorboard --logdir`."""
 
+import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from accelerate.tracking import TensorBoardTracker
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.runs.dashboards.base import DashboardRun, TrackerDashboard, flat
+from toolkit.runs.dashboards.base import DashboardRun, TrackerDashboard, flat, without_axes
 from toolkit.runs.dashboards.tables import Errors, Table
 
-THUMBNAIL_PX = 128
+THUMBNAIL_PX, CAPTION_PX = 128, 28
 
 
 class OnTensorBoard(TrackerDashboard):
@@ -27,8 +29,13 @@ class OnTensorBoard(TrackerDashboard):
         tracker = TensorBoardTracker("tensorboard", logging_dir=str(run.folder), purge_step=run.step + 1)
         tracker.start()
         if run.first:
-            tracker.store_init_configuration(flat(run.config))
+            # Not the tracker's store_init_configuration: its hyperparameters are a second run for TensorBoard.
+            settings = Table(["setting", "value"], [[*pair] for pair in flat(run.config).items()])
+            tracker.writer.add_text("run/config", _markdown(settings), 0)
         return cls(tracker)
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        super().log(without_axes(row), step)
 
     def rewind(self, step: int) -> None:
         self.tracker.writer.close()
@@ -42,9 +49,9 @@ class OnTensorBoard(TrackerDashboard):
         writer = self.tracker.writer
         for name, table in errors.tables().items():
             writer.add_text(f"errors/{name}", _markdown(table), step)
-        files = [row[0] for row in errors.hardest.rows]
-        if files:
-            writer.add_images("errors/hardest", np.stack([*map(_thumbnail, files)]), step, dataformats="NHWC")
+        tiles = [_tile(file, caption) for file, caption in errors.captioned()]
+        if tiles:
+            writer.add_images("errors/hardest", np.stack(tiles), step, dataformats="NHWC")
 
 
 def _markdown(table: Table) -> str:
@@ -53,9 +60,11 @@ def _markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _thumbnail(file: Path) -> np.ndarray:
-    """One image centered on a square, because TensorBoard needs equal shapes; THUMBNAIL_PX x THUMBNAIL_PX x 3."""
-    square = Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
+def _tile(file: Path, caption: str) -> np.ndarray:
+    """One image centered on a square, because TensorBoard needs equal shapes, above its caption; H x W x 3."""
+    tile = Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX + CAPTION_PX))
     with Image.open(file) as image:
-        square.paste(image, ((THUMBNAIL_PX - image.width) // 2, (THUMBNAIL_PX - image.height) // 2))
-    return np.asarray(square)
+        tile.paste(image, ((THUMBNAIL_PX - image.width) // 2, (THUMBNAIL_PX - image.height) // 2))
+    words = "\n".join(textwrap.wrap(caption, 24)[:2])
+    ImageDraw.Draw(tile).text((2, THUMBNAIL_PX + 2), words, "white", ImageFont.load_default(9))
+    return np.asarray(tile)

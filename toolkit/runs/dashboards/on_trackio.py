@@ -4,13 +4,13 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import TrackioTracker
 
-from toolkit.runs.dashboards.base import DashboardRun, TrackerDashboard, flat
+from toolkit.runs.dashboards.base import DashboardRun, TrackerDashboard, flat, without_axes
 from toolkit.runs.dashboards.tables import Errors
 from toolkit.system.errors import InputError
 
@@ -55,6 +55,9 @@ class OnTrackio(TrackerDashboard):
         log.info("trackio   `trackio show --project %s` shows it as %s", run.project, name)
         return cls(tracker)
 
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        super().log(without_axes(row), step)
+
     def alert(self, title: str, text: str, step: int) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             self.tracker.run.alert(title, text, step=step)
@@ -62,8 +65,10 @@ class OnTrackio(TrackerDashboard):
     def show(self, errors: Errors, step: int) -> None:
         import trackio
 
+        captions = dict(errors.captioned())
+
         def cell(value: Any) -> Any:
-            return trackio.Image(value) if isinstance(value, Path) else value
+            return trackio.Image(value, caption=captions.get(value)) if isinstance(value, Path) else value
 
         tables = {
             f"errors/{name}": trackio.Table(table.columns, [[*map(cell, row)] for row in table.rows])

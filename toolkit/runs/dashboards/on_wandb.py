@@ -141,6 +141,8 @@ class OnWandb(TrackerDashboard):
         tracker.store_init_configuration(flat(run.config))
         step, epoch = AXES
         tracker.run.define_metric("*", step_metric=step)
+        for axis in AXES:
+            tracker.run.define_metric(axis, hidden=True)  # no chart of it
         for name in run.eval_specs:
             tracker.run.define_metric(f"quality/{name}/*", step_metric=epoch)
         dashboard = cls(tracker)
@@ -167,8 +169,10 @@ class OnWandb(TrackerDashboard):
             fields={"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
         )
         accuracy = wandb.Table(*errors.class_accuracy)
+        captions = dict(errors.captioned())
         hardest = wandb.Table(
-            errors.hardest.columns, [[wandb.Image(str(file)), *cells] for file, *cells in errors.hardest.rows]
+            errors.hardest.columns,
+            [[wandb.Image(str(file), caption=captions[file]), *cells] for file, *cells in errors.hardest.rows],
         )
         row = {"errors/confusion": chart, "errors/class_accuracy": accuracy, "errors/hardest": hardest}
         self.tracker.log({**row, AXES[0]: step})

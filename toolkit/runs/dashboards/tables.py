@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolkit.models.metrics import Predictions, calibration_error, class_accuracy, confusion
+from toolkit.models.metrics import Predictions, calibration_error, class_accuracy, confusion, most_confused
 from toolkit.runs.saved_predictions import SavedPredictions
 from toolkit.system.errors import printable
 
@@ -33,6 +34,13 @@ class Errors:
     class_accuracy: Table  # percent at every size
     hardest: Table  # prediction and confidence at every size
     numbers: dict[str, float]
+    selection: str  # the eval spec that selects the best model
+
+    def captioned(self) -> list[tuple[Path, str]]:
+        """The hardest images, each with its label and what the selected size predicts."""
+        columns = self.hardest.columns
+        label, predicted = columns.index("label"), columns.index(self.selection)
+        return [(row[0], f"true {row[label]}, predicted {row[predicted]}") for row in self.hardest.rows]
 
     def tables(self) -> dict[str, Table]:
         rows = [[label, *row] for label, row in zip(self.classes, self.confusion.tolist(), strict=True)]
@@ -45,7 +53,7 @@ def errors_of(saved: SavedPredictions, classes: Sequence[str], selection: str) -
     classes = [printable(name) for name in classes]  # dashboards need text; folder names may be other bytes
     table, count = saved.table, len(classes)
     selected, specs = table.of(selection), table.specs
-    shown = _most_confused(selected, count)
+    shown = most_confused(selected, count, MOST_CLASSES)
     place = np.full(count, -1)
     place[shown] = np.arange(len(shown))
     labels, predicted = place[selected.labels], place[selected.predicted]
@@ -72,6 +80,7 @@ def errors_of(saved: SavedPredictions, classes: Sequence[str], selection: str) -
             "worst_class_accuracy": float(known.min()),
             "calibration_error": calibration_error(selected),
         },
+        selection=selection,
     )
 
 
@@ -79,12 +88,3 @@ def _predicted(saved: SavedPredictions, i: int, classes: Sequence[str]) -> list[
     """Predicted class and confidence of image `i` at every size."""
     predicted, confidence = saved.table.predicted[:, i].tolist(), saved.table.confidence[:, i].tolist()
     return [f"{classes[label]} ({p:.0%})" for label, p in zip(predicted, confidence, strict=True)]
-
-
-def _most_confused(selected: Predictions, classes: int) -> np.ndarray:
-    """The classes involved in the most errors, as label or prediction; at most 50, ascending."""
-    wrong = selected.labels != selected.predicted
-    trouble = np.bincount(selected.labels[wrong], minlength=classes) + np.bincount(
-        selected.predicted[wrong], minlength=classes
-    )
-    return np.sort(np.argsort(-trouble, kind="stable")[:MOST_CLASSES])

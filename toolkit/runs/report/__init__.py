@@ -34,12 +34,12 @@ def write_if_stale(directory: Path) -> None:
         refresh(directory, at_once=True)
 
 
-def write_report(directory: Path) -> Path:
-    """Write report.html of a run, finished or not; raises InputError if the folder holds no run."""
+def write_report(directory: Path, errors_on: str = "val") -> Path:
+    """Write report.html of a run, finished or not, with the errors on one split; raises InputError if there is none."""
     from toolkit.runs.report.page import render  # imports jinja2 and matplotlib, for a page only
     from toolkit.runs.report.records import read_records
 
-    page = render(read_records(directory))
+    page = render(read_records(directory), errors_on)
     # File names may hold bytes that are not valid text: replace these.
     files.write_text(directory / PAGE, page.encode("utf-8", "replace").decode())
     return directory / PAGE

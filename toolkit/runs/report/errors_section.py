@@ -1,4 +1,4 @@
-"""The errors section of report.html: confusion, calibration, weakest classes, hardest images."""
+"""The errors section of report.html: confusion, calibration, weakest classes, hardest images of one split."""
 
 import base64
 from collections.abc import Sequence
@@ -7,31 +7,41 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from toolkit.models.metrics import Predictions, class_accuracy, class_metrics, confused, confusion, reliability
+from toolkit.models.metrics import (
+    Predictions,
+    class_accuracy,
+    class_metrics,
+    confused,
+    confusion,
+    most_confused,
+    reliability,
+)
 from toolkit.runs.report.plots import reliability_diagram
 from toolkit.runs.report.records import ReportData
 from toolkit.runs.report.svg import scale_color
 from toolkit.runs.saved_predictions import SavedPredictions
 
-MOST_CLASSES = 20  # of a confusion matrix; with more, a table lists the most confused pairs
+MOST_CLASSES = 20  # of a confusion matrix: of more classes those in most errors, and tables list pairs and weak classes
 MOST_PAIRS, MOST_WEAK = 15, 10
 
 
-def errors_section(records: ReportData) -> dict[str, Any] | None:
-    """Confusion, calibration and hardest images of the validation set; None without readable saved predictions."""
-    found = records.predictions.get("val")
+def errors_section(records: ReportData, split: str = "val") -> dict[str, Any] | None:
+    """Confusion, calibration and hardest images of a split; None without readable saved predictions."""
+    found = records.predictions.get(split)
     specs = found.table.specs if found else ()
     if found is None or not specs or not found.table.has_classes or not found.table.readable.any():
         return None
     spec = records.target if records.target in specs else specs[-1]
     predictions, names = found.table.of(spec), _Names(records.classes)
-    few = len(records.classes) <= MOST_CLASSES
+    few, shown = len(records.classes) <= MOST_CLASSES, most_confused(predictions, len(records.classes), MOST_CLASSES)
     place = records.scales.index(spec) if spec in records.scales else 0
     return {
         "spec": spec,
+        "split": split,
+        "all_classes": few,
         "images": len(predictions.labels),
         "numbers": _numbers(predictions, records.classes),
-        "matrix": _matrix(predictions, names) if few else [],
+        "matrix": _matrix(predictions, names, shown.tolist()),
         "pairs": [] if few else _pairs(predictions, names),
         "weak": [] if few else _weak(predictions, names),
         "reliability": Markup(reliability_diagram(reliability(predictions), scale_color(place))),
@@ -59,18 +69,18 @@ class _Names:
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 
-def _matrix(predictions: Predictions, names: _Names) -> list[dict[str, Any]]:
-    """A row per class: its name and, per predicted class, (images, percent of the row's images, is correct)."""
+def _matrix(predictions: Predictions, names: _Names, shown: Sequence[int]) -> list[dict[str, Any]]:
+    """A row per shown class: its name and, per predicted one, (images, percent of the row's images, is correct)."""
     counts = confusion(predictions, len(names.classes))
     return [
         {
             "name": names[label],
             "cells": [
                 (int(count), 100 * int(count) / max(1, int(row.sum())), predicted == label)
-                for predicted, count in enumerate(row)
+                for predicted, count in zip(shown, row[shown], strict=True)
             ],
         }
-        for label, row in enumerate(counts)
+        for label, row in zip(shown, counts[shown], strict=True)
     ]
 
 

@@ -38,7 +38,8 @@ class History:
 
     @property
     def epochs(self) -> np.ndarray:
-        return self.columns.get("epoch", np.empty(0))
+        """Counted from 1, as people do; the column counts from 0."""
+        return self.columns.get("epoch", np.empty(0)) + 1
 
     def bands(self) -> list[Band]:
         """The phases; empty if there is only one."""

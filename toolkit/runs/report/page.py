@@ -1,21 +1,22 @@
 """The contents of report.html, section by section; empty sections are left out."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from toolkit.runs.metrics_row import eval_column, raw_column, train_column
+from toolkit.runs.report.commands import commands
 from toolkit.runs.report.errors_section import errors_section
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes
 from toolkit.runs.report.records import (
     FILLED_IN,
     ReportData,
     SizeResult,
-    commands,
     rows,
     settings_of,
     status,
@@ -23,6 +24,7 @@ from toolkit.runs.report.records import (
 )
 from toolkit.runs.report.svg import INK, MUTED, milliseconds, scale_color, scale_colors
 from toolkit.strategies.base import Metric
+from toolkit.system.console import duration
 
 PEAK = "Of what one large matrix product reaches on this device."
 SPLIT_NAMES = {"val": "validation", "test": "test"}
@@ -35,8 +37,8 @@ class Plot(NamedTuple):
     note: str = ""
 
 
-def render(records: ReportData) -> str:
-    """The whole page as HTML."""
+def render(records: ReportData, errors_on: str = "val") -> str:
+    """The whole page as HTML; `errors_on`: the split whose errors are shown."""
     table = rows(records)
     target = next((row for row in table if row.name == records.target), None)
     return (
@@ -54,12 +56,13 @@ def render(records: ReportData) -> str:
             calibrated=[split for split in SPLIT_NAMES if any("ece" in row.splits.get(split, {}) for row in table)],
             left_out=_left_out(table),
             as_of=datetime.fromtimestamp(records.as_of).strftime("%Y-%m-%d %H:%M"),
-            against_size=_against_size(table, records.metric, records.summary.get("device", "")),
+            latency_conditions=_latency_conditions(records),
+            against_size=_against_size(table, records),
             learning=_learning(records),
             parts=time_parts(records.history),
             key_numbers=_key_numbers(records),
             cost=_cost(records),
-            errors=errors_section(records),
+            errors=errors_section(records, errors_on),
             settings=settings_of(records.config),
             filled_in=[name for name in FILLED_IN if records.config.get(name) is not None],
             commands=commands(records),
@@ -79,22 +82,16 @@ def _templates() -> Environment:
         duration=duration,
         milliseconds=milliseconds,
         spoken=_spoken,
+        breakable=_breakable,
         percent=lambda value: f"{value:.2f}%",
         measured=lambda value, metric: metric.text(value).strip(),
     )
     return environment
 
 
-def duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def _breakable(text: str) -> Markup:
+    """A long path may break after a slash or a colon, so that no word of it breaks."""
+    return Markup(re.sub(r"([/:])", r"\1<wbr>", str(escape(text)))) if len(text) > 24 else escape(text)
 
 
 def _spoken(name: str) -> str:
@@ -111,9 +108,9 @@ def _left_out(table: Sequence[SizeResult]) -> str:
     return ", ".join(f"{count:.0f} of {name}" for name, count in counts.items() if count)
 
 
-def _against_size(table: Sequence[SizeResult], metric: Metric, device: str) -> Plot | None:
+def _against_size(table: Sequence[SizeResult], records: ReportData) -> Plot | None:
     """A metric, and latency if it was measured, against image size; None for fewer than two sizes."""
-    at = [row for row in table if row.name.endswith("px") and row.name[:-2].isdigit()]
+    metric, at = records.metric, [row for row in table if row.name.endswith("px") and row.name[:-2].isdigit()]
     if len(at) < 2:
         return None
     accuracy = {
@@ -123,10 +120,17 @@ def _against_size(table: Sequence[SizeResult], metric: Metric, device: str) -> P
     }
     latency = [row.latency_ms for row in at]
     sizes, colors = [int(row.name[:-2]) for row in at], [scale_color(row.place) for row in at]
-    note = f"Below: median time for one image alone, on {device}." if None not in latency else ""
+    note = f"Below: {_latency_conditions(records)}." if None not in latency else ""
     unit = "%" if metric.percent else ""
     title = f"{_sentence(metric.title)} against image size"
     return Plot(title, Markup(over_sizes(sizes, colors, accuracy, latency, unit)), note)
+
+
+def _latency_conditions(records: ReportData) -> str:
+    """How the latency was measured; earlier runs do not record their threads."""
+    device, threads = records.summary.get("device", ""), records.summary.get("threads")
+    count = f" with {threads} thread{'s' * (threads != 1)}" if device == "cpu" and threads else ""
+    return f"median time for one image alone, on {device.replace('cpu', 'the CPU')}{count}"
 
 
 def _learning(records: ReportData) -> list[Plot]:
@@ -152,14 +156,22 @@ def _learning(records: ReportData) -> list[Plot]:
     accuracy = [new for name in evaluated for new in line(name, eval_column(name, selects.name))]
     raw = [new for name in evaluated for new in line(name, raw_column(eval_column(name, selects.name)), True, False)]
     note = "Ring: the best epoch." + (" Solid: averaged weights. Dotted: without averaging." if raw else "")
+    norm = "Gradient norm before the clip" if records.clips else "Gradient norm"
     plots = [
         ("Loss", lines, "", False, "Solid: validation. Dotted: training."),
         (_chosen_by(selects), [*accuracy, *raw], "%" if selects.percent else "", False, note),
-        ("Learning rate", _single(history.get("lr")), "", True, ""),
+        ("Training loss within the epochs", _within(records, "train_loss"), "", False, ""),
+        ("Learning rate", _within(records, "lr"), "", True, ""),
         ("Regularization (share of the run's)", _single(_varying(history.get("regularization"))), "", True, ""),
-        ("Gradient norm before the clip", _single(history.get("gradient_norm")), "", True, ""),
+        (norm, _single(history.get("gradient_norm")), "", True, ""),
     ]
     return _drawn(records, plots)
+
+
+def _within(records: ReportData, name: str) -> list[Line]:
+    """A line with points within the epochs; empty if nothing was recorded."""
+    values: np.ndarray = getattr(records.steps, name)
+    return [Line("", values, epochs=records.steps.epochs)] if np.isfinite(values).any() else []
 
 
 def _chosen_by(metric: Metric) -> str:
@@ -233,7 +245,7 @@ def _key_numbers(records: ReportData) -> list[tuple[str, str]]:
     machine = f"{summary['processes']} on {summary['device']}" if summary.get("device") else None
     cost = summary.get("cost", last("cost"))
     tflops, share = last("tflops"), last("share_of_peak")
-    skipped, clipped, norm = last("skipped_steps"), last("clipped_share"), last("gradient_norm")
+    skipped, clipped = last("skipped_steps"), last("clipped_share")
     found = {
         "optimizer steps": steps and f"{int(steps):,}",
         "images seen": images and f"{int(images):,}",
@@ -244,7 +256,7 @@ def _key_numbers(records: ReportData) -> list[tuple[str, str]]:
         "processes": machine,
         "weights of the best model": _weights(records),
         "precision": PRECISIONS.get(str(summary.get("precision")), summary.get("precision")),
-        "gradients clipped, last epoch": None if clipped is None or norm is None else f"{100 * clipped:.0f}%",
+        "gradients clipped, last epoch": f"{100 * clipped:.0f}%" if records.clips and clipped is not None else None,
         "skipped steps (overflow)": skipped and f"{skipped:.0f}",
         "rollbacks": summary.get("rollbacks") and str(summary["rollbacks"]),
         "cloud": None if summary.get("cloud") in (None, "none") else str(summary["cloud"]),

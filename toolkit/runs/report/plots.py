@@ -14,39 +14,43 @@ from toolkit.system.plotting import Axes, FixedLocator, FuncFormatter, MaxNLocat
 
 @dataclass(frozen=True)
 class Line:
-    """One series over epochs; `label` is drawn at its end unless empty; `ring` is the index of a circled point."""
+    """One series over epochs; `label` is drawn at its end unless empty; `ring` is the index of a circled point.
+
+    `epochs`: how many are done at each value; None: a value an epoch.
+    """
 
     label: str
     values: np.ndarray
     color: str = INK
     dotted: bool = False
     ring: int | None = None
+    epochs: np.ndarray | None = None
 
 
 def over_epochs(
     name: str, epochs: np.ndarray, lines: Sequence[Line], bands: Sequence[Band], unit: str = "", floor: bool = False
 ) -> str:
-    """Plot lines over epochs, labeled at their ends, on shaded phases; `floor`: the y-axis starts at 0."""
+    """Plot lines over the epochs done, labeled at their ends, on shaded phases; `floor`: the y-axis starts at 0."""
     with drawing(name, f"{name} over epochs", top=TOP if bands else 8) as (figure, svg):
         axes = figure.add_subplot()
         for line in lines:
-            there = np.isfinite(line.values)
-            sparse = there.sum() < 0.6 * len(epochs) or there.sum() == 1
+            done, there = epochs if line.epochs is None else line.epochs, np.isfinite(line.values)
+            sparse = there.sum() < 0.6 * len(done) or there.sum() == 1
             axes.plot(
-                epochs[there],
+                done[there],
                 line.values[there],
                 color=line.color,
                 linestyle=(0, (1, 2)) if line.dotted else "-",
-                linewidth=1.6 if line.dotted else 1.2 if sparse else 2,
+                linewidth=1.6 if line.dotted else 1.2 if sparse or line.epochs is not None else 2,
                 marker="o" if sparse and not line.dotted else "",
                 markersize=5,
                 dash_capstyle="round",
                 clip_on=False,
             )
             if line.ring is not None:
-                _point(axes, epochs[line.ring], line.values[line.ring], line.color, filled=False)
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+                _point(axes, done[line.ring], line.values[line.ring], line.color, filled=False)
+        axes.set_xlim(0, epochs[-1])
+        axes.set_xticks(_epoch_ticks(epochs[-1]))
         axes.set_xlabel("epoch", loc="right", labelpad=3)
         _scale_values(axes, unit, floor)
         _draw_bands(axes, bands)
@@ -62,19 +66,28 @@ def over_epochs(
     return svg[0]
 
 
+def _epoch_ticks(last: float) -> list[float]:
+    """0, round numbers, and the last epoch, where the axis ends; a round number too close to it is left out."""
+    ticks = [*MaxNLocator(6, integer=True).tick_values(0, last)]
+    step = ticks[1] - ticks[0]
+    return [*(tick for tick in ticks if tick <= last - 0.6 * step), last]
+
+
 def _scale_values(axes: Axes, unit: str, floor: bool = False) -> None:
-    """Set the y-axis, after all is drawn. Percentages span at least 2 points; ticks above 100 only if a value is."""
+    """Set the y-axis, which ends at ticks, after all is drawn.
+
+    Percentages span at least 2 points; ticks above 100 only if a value is.
+    """
     if unit == "%":
         middle = float(np.clip(np.mean(axes.dataLim.intervaly), 1, 99))
         axes.update_datalim([(0, middle - 1), (0, middle + 1)], updatex=False)
         axes.autoscale_view(scalex=False)
-    if floor:
-        axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    if unit == "%" and axes.dataLim.y1 <= 100:  # the margins beyond 0 and 100 get no ticks
-        low, high = np.clip(axes.get_ylim(), 0, 100)
-        ticks = np.round(MaxNLocator(4).tick_values(low, high), 6) + 0.0  # turns -1e-17 and -0 into 0
-        axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks.tolist() if 0 <= tick <= 100]))
+    low, high = axes.get_ylim()
+    if unit == "%" and axes.dataLim.y1 <= 100:
+        low, high = np.clip((low, high), 0, 100)
+    ticks = np.round(MaxNLocator(4).tick_values(0 if floor else low, high), 12) + 0.0  # turns -1e-17 and -0 into 0
+    axes.yaxis.set_major_locator(FixedLocator(ticks.tolist()))
+    axes.set_ylim(ticks[0], ticks[-1])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
 
 
@@ -82,7 +95,7 @@ def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
     """Shade every second phase; write the sizes of each phase above it if they fit."""
     per_epoch = (WIDTH - LEFT - RIGHT) / max(1e-9, np.ptp(axes.get_xlim()))
     for i, band in enumerate(bands):
-        first, last = band.first - 0.5, band.last + 0.5
+        first, last = band.first - 1, band.last
         if i % 2 == 0:
             axes.axvspan(first, last, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
         words = next(
@@ -159,7 +172,7 @@ def over_sizes(
             heights = [value or 0.0 for value in latency_ms]
             axes.vlines(sizes, 0, heights, color=list(colors), linewidth=3)
             times = [milliseconds(value) for value in heights]
-            for i in _fitting(axes, sizes, times):
+            for i in fitting(axes, sizes, times):
                 axes.annotate(
                     times[i],
                     (sizes[i], heights[i]),
@@ -172,7 +185,7 @@ def over_sizes(
             axes.set_ylim(0, 1.45 * max(heights))
             axes.yaxis.set_major_locator(NullLocator())
         last = lower[0] if lower else upper
-        named = [sizes[i] for i in _fitting(last, sizes, [str(size) for size in sizes])]
+        named = [sizes[i] for i in fitting(last, sizes, [str(size) for size in sizes])]
         last.set_xticks(named, [str(size) for size in named])
         last.xaxis.set_minor_locator(NullLocator())
         last.set_xlabel("image size, px", loc="right", labelpad=3)
@@ -180,7 +193,7 @@ def over_sizes(
     return svg[0]
 
 
-def _fitting(axes: Axes, sizes: Sequence[int], labels: Sequence[str]) -> list[int]:
+def fitting(axes: Axes, sizes: Sequence[int], labels: Sequence[str]) -> list[int]:
     """Indices, ascending, of labels that do not overlap: the last, then each smaller one that fits."""
     least, kept = 6 + 6 * max(map(len, labels)), [len(sizes) - 1]  # px: 24 for 3 digits
     places = [axes.transData.transform((size, 0))[0] for size in sizes]
@@ -215,9 +228,10 @@ def reliability_diagram(bins: Sequence[Bin], color: str) -> str:
         upper.bar(left, [b.accuracy for b in bins], width, align="edge", color=color, alpha=0.85, linewidth=0)
         upper.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
         upper.annotate("perfectly calibrated", (1, 1), (-6, 4), textcoords="offset points", ha="right", va="bottom")
-        upper.set(xlim=(0, 1), ylim=(0, 1.08))
+        upper.set(xlim=(0, 1), ylim=(0, 1))
         lower.bar(left, [b.images for b in bins], width, align="edge", color=MUTED, alpha=0.6, linewidth=0)
-        lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        ticks = MaxNLocator(2, integer=True).tick_values(0, max((b.images for b in bins), default=1))
+        lower.set(yticks=ticks, ylim=(0, ticks[-1]))
         for axis in (upper.xaxis, upper.yaxis):
             axis.set_major_locator(MultipleLocator(0.25))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))

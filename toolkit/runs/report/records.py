@@ -1,6 +1,5 @@
-"""The records in a run directory, summarized for the page: status, metrics, time, settings and commands."""
+"""The records in a run directory, summarized for the page: status, metrics, time and settings."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -9,23 +8,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolkit.config.data_roots import PYTHON_DATA, SYNTHETIC
+from toolkit.config.data_roots import SYNTHETIC
 from toolkit.config.scales import default_scales
 from toolkit.config.settings import SECTIONS, Settings, make_settings
-from toolkit.config.tables import TABLES, look_up
+from toolkit.config.tables import look_up
 from toolkit.models.metrics import calibration_error
 from toolkit.runs import saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory
 from toolkit.runs.metrics_row import eval_column, raw_column
 from toolkit.runs.report.history import History, read_history, size_of
+from toolkit.runs.report.step_history import StepHistory, read_step_history
 from toolkit.runs.saved_predictions import SavedPredictions
+from toolkit.runs.step_log import read_steps
 from toolkit.strategies import Simultaneous, SingleScale
 from toolkit.strategies.base import Metric, Task
 from toolkit.system.errors import InputError
 
 SPLITS = ("val", "test")
-SEAMS = ("strategy", "task", "scheduler", "log_with")  # settings that may name a class of the user's own
-CODE = ("model_from", "transform")  # settings that name a function, whose flags allow importing its module
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class ReportData:
     config: dict[str, Any]
     summary: dict[str, Any]
     history: History
+    steps: StepHistory
     classes: tuple[str, ...]
     predictions: dict[str, SavedPredictions]  # by split
     as_of: float  # Unix time at which the newest of them was written
@@ -58,6 +58,11 @@ class ReportData:
     @property
     def model(self) -> str:
         return str(self.config.get("model_from") or self.config["arch"])  # what made it, or the architecture
+
+    @property
+    def clips(self) -> bool:
+        """Whether the run clips gradients."""
+        return self.config.get("gradient_clip") is not None
 
     @property
     def target(self) -> str:
@@ -83,7 +88,7 @@ class ReportData:
         """Index of the row of the best epoch; None if no epoch was evaluated."""
         if (values := self.history.selected(self.target, self.metric)) is None:
             return None
-        found = np.flatnonzero(self.history.epochs == self.summary.get("best_epoch"))
+        found = np.flatnonzero(self.history.epochs - 1 == self.summary.get("best_epoch"))
         best = np.nanargmax if self.metric.higher_is_better else np.nanargmin
         return int(found[0] if len(found) else best(values))
 
@@ -101,12 +106,14 @@ def read_records(directory: Path) -> ReportData:
         raise InputError(f"{directory}: not a run directory: there is no config.yaml in it")
     summary, classes = run.summary(), directory / "class_map.json"
     found = {split: saved_predictions.read(run.predictions, split) for split in SPLITS}
+    rows = run.metrics()
     written = [path for name in ("config.yaml", "metrics.csv", "summary.json") if (path := directory / name).exists()]
     return ReportData(
         directory=directory if directory.name not in ("", "..") else directory.resolve(),  # the page shows its name
         config=config,
         summary=summary,
-        history=read_history(run.metrics()),
+        history=read_history(rows),
+        steps=read_step_history(read_steps(run.steps), rows),
         classes=run.classes() if classes.exists() else (),
         predictions={split: predictions for split, predictions in found.items() if predictions is not None and summary},
         as_of=max(path.stat().st_mtime for path in written),
@@ -263,37 +270,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{key}={part}" for key, part in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def commands(records: ReportData) -> list[tuple[str, str]]:
-    """(purpose, command) pairs: to repeat the run and to write this page again."""
-    run, summary = str(records.directory), records.summary
-    processes, device = summary.get("processes", 1), summary.get("device")
-    kind = {"cpu": "cpu", "cuda": "gpu"}.get(str(device))
-    launch = ["toolkit"]
-    if processes > 1:
-        config = ["--config_file", f"accelerate_configs/multi_{kind}.yaml"] if kind else []
-        launch = ["accelerate", "launch", "--quiet", *config, "--num_processes", str(processes), "-m", "toolkit"]
-    recipe = "single" if records.config.get("strategy") == "single" else "multi"
-    again = [*launch, "train", recipe, "--config", f"{run}/config.yaml", "--output-dir", f"{run}-again"]
-    modules, own = _own_modules(records.config), [name for name in CODE if records.config.get(name)]
-    again += [word for name in own for word in (f"--{name.replace('_', '-')}", str(records.config[name]))]
-    again += ["--import", *modules] if modules else []
-    return [
-        *([("Train the same again, elsewhere", shlex.join(again))] if modules is not None else []),
-        ("Write this page again", shlex.join(["toolkit", "report", run])),
-    ]
-
-
-def _own_modules(config: Mapping[str, Any]) -> list[str] | None:
-    """The modules of the user's own that a recipe must import to train a run again; None if no recipe can.
-
-    Recipes lack what only Python can pass: data sets, objects, functions without a name, what a script defines.
-    """
-    seams = [str(config.get(name)) for name in SEAMS if ":" in str(config.get(name))]
-    named = [text.partition(":") for text in (*seams, *(str(config[name]) for name in CODE if config.get(name)))]
-    unnamed = any(not attribute.isidentifier() or module == "__main__" for module, _, attribute in named)
-    unknown = str(config.get("strategy")) not in (*TABLES["strategy"], *seams)
-    if unnamed or unknown or str(config.get("data_root")).startswith(PYTHON_DATA):
-        return None
-    return list(dict.fromkeys(text.partition(":")[0] for text in seams))

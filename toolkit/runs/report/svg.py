@@ -14,6 +14,7 @@ from toolkit.system.plotting import Figure, FigureCanvasSVG, LinearSegmentedColo
 # Placeholders for colors that differ between light and dark pages; the page's variables replace them.
 INK, MUTED, FAINT = "#010101", "#010102", "#010103"
 VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint"}
+LIGHT = {INK: "#1b1c21", MUTED: "#61646f", FAINT: "#e8e9ed"}  # as in report.css
 SCALE = "#0102"  # then two digits: the index of the scale, ascending
 WIDTH, HEIGHT = 400, 230  # px
 LEFT, RIGHT, TOP, BOTTOM = 46, 50, 22, 38  # margins, px
@@ -35,7 +36,7 @@ STYLE: dict[str, Any] = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.xmargin": 0.0,
-    "axes.ymargin": 0.12,
+    "axes.ymargin": 0.0,  # axes end at ticks
     "grid.color": FAINT,
     "grid.linewidth": 1,
     "xtick.color": MUTED,
@@ -98,6 +99,13 @@ def _for_a_page(svg: str, description: str) -> str:
     box = re.search(r'viewBox="[^"]*"', svg)
     head = f'<svg {box[0] if box else ""} role="img" aria-label="{description}">'
     return re.sub(r"\n\s*", "\n", re.sub(r"^<svg[^>]*>", head, svg))
+
+
+def in_light_colors(svg: str) -> str:
+    """The SVG with the colors of a light page in place of the placeholders, for a file of its own."""
+    for color, light in LIGHT.items():
+        svg = svg.replace(color, light)
+    return svg
 
 
 def _only_size(found: re.Match[str]) -> str:
