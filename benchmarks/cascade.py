@@ -27,7 +27,7 @@ def call(script: str, *words: str) -> None:
 
 
 def evaluated(run: Path, sizes: tuple[int, ...], max_loss: float) -> dict[str, Any]:
-    """The cascade through these sizes, as recipes/evaluate.py reports it."""
+    """The cascade through these sizes, as `toolkit evaluate` reports it."""
     folder = run / "cascade" / "-".join(map(str, sizes))
     words = ["--cascade", ",".join(map(str, sizes)), "--max-loss", str(max_loss), "--output-dir", str(folder)]
     call("evaluate.py", str(run), "--scales", ",".join(map(str, sizes)), *words)

@@ -33,7 +33,7 @@ def trained(command: str) -> float:
     words = shlex.split(command)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        recipe = [sys.executable, str(ROOT / words[1]), *words[2:], "--output-dir", f"{folder}/run"]
+        recipe = [sys.executable, "-m", *words, "--output-dir", f"{folder}/run"]  # toolkit train ...
         subprocess.run(recipe, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - started
 

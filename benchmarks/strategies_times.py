@@ -8,12 +8,12 @@ evaluation. Writes benchmarks/strategies_times.json, from which strategies_repor
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from strategies import ROOT, flags_of
 from strategies_cases import ARMS, MAIN, Task, tasks
 
+from toolkit.commands import train_multi, train_single
 from toolkit.config.cli import parse
 from toolkit.system import console
 from toolkit.tools.planner import job_of
@@ -29,15 +29,11 @@ TASK = "characters"
 
 def plans_of(task: Task) -> dict[str, RunPlan]:
     """The plan of each arm's run."""
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import multiscale
-    import single_scale
-
     plans: dict[str, RunPlan] = {}
     accelerator = None
     for name in MAIN:
         arm = ARMS[name]
-        recipe = {"multiscale": multiscale, "single_scale": single_scale}[arm.recipe]
+        recipe = {"multiscale": train_multi, "single_scale": train_single}[arm.recipe]
         command = parse(flags_of(task, arm, 0, Path("unused"))[1:], f"{arm.recipe}.py", None, recipe.SCALE_FLAGS)
         accelerator = accelerator or device.start(command.settings)
         console.start(True)

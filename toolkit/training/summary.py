@@ -45,7 +45,7 @@ def conclude(run: Run) -> dict[str, Any]:
         if main:
             saved_predictions.keep(directory.predictions, split, evaluations[split].predictions, images)
     for split, evaluation in evaluations.items():
-        log.info("%s, best model (epoch %s)%s", split, metadata["epoch"], averaging)
+        log.info("%s, best model (epoch %s)%s", split, metadata["epoch"] + 1, averaging)
         for spec, score in evaluation.scores.items():
             log.info("  %6s  %s", spec, score.line(shown(run)))
     latency_ms = run.evaluator.latency_ms(specs) if main else {}
