@@ -8,7 +8,7 @@ from toolkit.__main__ import ENTRIES
 
 # The pattern of a command: why it is not run, and what is tested instead.
 EXCEPTIONS = {
-    "python recipes/multiscale.py * --dry-run --measure *": "tests/recipes/test_measured_plan.py does, on few images",
+    "toolkit plan *": "tests/recipes/test_measured_plan.py does, on few images",
     "make [!d]*": "minutes, and among them this very suite: its rules are looked up (make -n)",
     "python benchmarks/*": "minutes to hours",
     "python3 -m venv *": "installs packages from an index, as any checkout's tests have done before",

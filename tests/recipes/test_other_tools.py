@@ -117,6 +117,8 @@ def test_flags_of_other_tools_are_none_of_ours_and_stand_once():
 def test_a_setting_of_another_tool_is_answered_with_ours_in_python():
     for name, told in (
         ("lr", "there is no setting 'lr'; here it is learning_rate"),
+        ("imgsz", "there is no setting 'imgsz'; here it is img_size or scales, which a strategy has, such as Single"),
+        ("cfg", "there is no setting 'cfg'; here it is config, which only toolkit train has"),
         ("model", "there is no setting 'model'; here it is arch, a name of timm"),
         ("devices", "there is no setting 'devices'; the launcher chooses devices and processes"),
         ("scales", "there is no setting 'scales': it belongs to the strategy, such as SingleScale(img_size=64)"),
@@ -132,8 +134,9 @@ def test_a_key_of_another_tool_is_answered_with_ours_in_a_file(capsys):
     assert told in refused(capsys, "multiscale", "--config", "theirs.yaml")
 
 
-def test_a_command_without_that_flag_is_not_told_of_it(capsys):
-    assert "learning-rate" not in refused(capsys, "predict", "run", "photos", "--lr", "0.1")
+def test_a_command_without_that_flag_is_told_what_has_it(capsys):
+    told = refused(capsys, "predict", "run", "photos", "--lr", "0.1")
+    assert "there is no flag --lr; here it is --learning-rate, which only toolkit train has" in told
     assert "there is no flag --bs; here it is --batch-size" in refused(capsys, "predict", "run", "photos", "--bs", "8")
     assert "extra belongs to no flag" in refused(capsys, "evaluate", "run", "extra")
 

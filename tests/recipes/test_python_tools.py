@@ -2,8 +2,10 @@
 
 import csv
 import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 import toolkit
 from tests.conftest import recipe
-from toolkit import InputError, evaluate, export, load, plan, predict, report, scan
+from toolkit import InputError, Settings, SingleScale, compare, evaluate, export, load, plan, predict, report, scan
 
 TOOLS = ("train", "evaluate", "predict", "export", "scan", "report", "benchmark", "plan", "load")
 IMPORTS = f"""
@@ -145,6 +147,34 @@ def test_errors_are_ours_with_one_line(finished: Path, tmp_path: Path):
             call()
         assert "\n" not in str(caught.value)
         assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda run: predict(run, "a.png", num_workers=-1), "num_workers -1: must be 0 or more"),
+        (lambda run: predict(run, "a.png", batch_size=0), "batch_size 0: must be above 0"),
+        (lambda run: evaluate(run, scales="a"), "scales a: must be a whole number"),
+        (lambda run: evaluate(run, split="all"), "split all: must be one of 'train', 'val' or 'test'"),
+        (lambda run: export(run, formats=["torch"]), "formats torch: must be one of 'safetensors', 'onnx' or 'pt2'"),
+        (lambda run: export(run, onnx_input="int8"), "onnx_input int8: must be one of 'float32' or 'uint8'"),
+        (lambda run: export(run, tolerance=-1), "tolerance -1: must be 0 or more"),
+        (lambda run: report(run, errors_on="all"), "errors_on all: must be one of 'val' or 'test'"),
+        (lambda run: compare(run, run, split="all"), "split all: must be one of 'train', 'val' or 'test'"),
+        (lambda run: load(run, size=0), "size 0: this run's sizes are 16, 32 px"),
+        (lambda run: load(run, device="gpu"), "device gpu: "),
+        (lambda run: plan(Settings(), SingleScale(16), goal="best"), "goal best: must be one of one-size, every-size"),
+    ],
+)
+def test_an_argument_is_checked_as_its_flag_is(finished: Path, call: Callable[[Path], object], told: str):
+    with pytest.raises(InputError, match=f"^{re.escape(told)}"):
+        call(finished)
+
+
+def test_one_path_is_no_list_of_letters(finished: Path, images: list[Path]):
+    for one in (str(images[0]), images[0]):
+        assert [row.path for row in predict(finished, one).rows] == [str(images[0])]
+    assert len(predict(finished, images[0].parent).rows) > 1
 
 
 def test_tools_say_what_they_take_and_give():

@@ -40,6 +40,10 @@ def test_the_list_of_commands_has_each_in_a_line(words: tuple[str, ...]):
         ("evalute RUN", "there is no command evalute; did you mean evaluate?"),
         ("verify_resume", "there is no command verify_resume; did you mean verify-resume?"),
         ("xyz", "there is no command xyz"),
+        ("trian multi", "there is no command trian; did you mean train?"),
+        ("train multi --no-amp=off", "--no-amp takes no value: write --no-amp, or --amp=off"),
+        ("evaluate RUN --no-flip=off", "--no-flip takes no value: write --no-flip, or --flip=off"),
+        ("evaluate RUN --lr 3", "there is no flag --lr; here it is --learning-rate, which only toolkit train has"),
         ("train", "toolkit train: say which, `toolkit train multi` or `toolkit train single`"),
         ("train --epochs 3", "toolkit train --epochs: say which, `toolkit train multi` or `toolkit train single`"),
     ],
@@ -73,6 +77,11 @@ def test_bash_completes_commands_and_flags(tmp_path: Path):
     assert completed(script, "toolkit", "train", "") >= {"single", "multi"}
     assert completed(script, "toolkit", "train", "multi", "--warmup") == {"--warmup-epochs"}
     assert completed(script, "toolkit", "evaluate", "--recal") == {"--recalibrate"}
+
+
+def test_completion_is_silent_when_its_reader_has_seen_enough():
+    done = shell("bash", "-c", f"{shlex.quote(TOOLKIT)} completion bash | head -1")
+    assert (done.stderr, done.stdout.count("\n")) == ("", 1)
 
 
 def test_all_commands_are_completed():
@@ -167,3 +176,6 @@ def test_plan_measures_one_size_or_several_and_trains_nothing(tmp_path: Path):
         assert done.returncode == 0, done.stderr
         assert f"planned   {told}" in done.stdout
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "single.yaml").write_text("strategy: single\nimg_size: 16\n")
+    done = shell(TOOLKIT, "plan", "--config", "single.yaml", *FEW, cwd=tmp_path, env=THREADS)
+    assert "planned   single scale at 16 px" in done.stdout

@@ -4,6 +4,9 @@
 Example: toolkit completion bash > ~/.local/share/bash-completion/completions/toolkit
 """
 
+import contextlib
+import io
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
@@ -12,6 +15,7 @@ import tyro
 from toolkit.commands import train_multi, train_single
 from toolkit.config import tool_settings as tools
 from toolkit.config.cli import parse_section, section_grammar, training_grammar
+from toolkit.system import console
 from toolkit.system.exit_codes import exit_code
 
 Grammar = Any  # a type of tyro
@@ -46,8 +50,10 @@ def union(tree: Tree) -> Grammar:
 
 
 def completion(shell: Literal["bash", "zsh"]) -> None:
-    words = ["--tyro-print-completion", shell]
-    tyro.cli(union(grammars()), prog="toolkit", config=(tyro.conf.OmitArgPrefixes,), args=words)
+    words, printed = ["--tyro-print-completion", shell], io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
+        tyro.cli(union(grammars()), prog="toolkit", config=(tyro.conf.OmitArgPrefixes,), args=words)
+    console.say(printed.getvalue().rstrip("\n"), sys.stdout)
 
 
 def print_completion(argv: Sequence[str]) -> None:

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 
 from toolkit.commands import train_multi, train_single
 from toolkit.config.cli import parse
-from toolkit.config.words import name_of
 from toolkit.system.exit_codes import exit_code
 
 MEASURED = ("--dry-run", "--measure")
 
 
 def plan_from(argv: Sequence[str]) -> None:
-    if {"-h", "--help"} & {*argv}:
-        parse(argv, "toolkit plan", __doc__, ("img_size", *train_multi.SCALE_FLAGS))
-    of = train_single if any(name_of(word.partition("=")[0]) == "img_size" for word in argv) else train_multi
-    of.train_from([*argv, *MEASURED], "toolkit plan")
+    words = [*argv, *MEASURED]
+    scales = parse(words, "toolkit plan", __doc__, ("img_size", *train_multi.SCALE_FLAGS)).scales
+    of = train_single if "img_size" in scales or scales.get("strategy") == "single" else train_multi
+    of.train_from(words, "toolkit plan")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ steps, plus --kills startups.
 
 Exit code: 0 equal; 1 different, with the files and the likely reason; 2 a flag or the command itself is wrong.
 
-Example: toolkit verify-resume -- accelerate launch --quiet recipes/multiscale.py --data-root DIR --amp
+Example: toolkit verify-resume -- toolkit train multi --data-root DIR --amp
 """
 
 import shlex

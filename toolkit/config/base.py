@@ -128,16 +128,19 @@ RULES = {
     "int_type": "must be a whole number; leave it out for the default",
     "float_type": "must be a number; leave it out for the default",
     "literal_error": "must be one of {expected}",
+    "too_short": "must have {min_length} or more",
+    "tuple_type": "must be a list",
 }
 
 
-def explain(error: ValidationError) -> str:
-    """The first of pydantic's errors, as one line that names the flag."""
+def explain(error: ValidationError, name: str = "settings") -> str:
+    """The first of pydantic's errors, as one line that names the flag; `name`: of a value that is checked alone."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return str(cause)
-    flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+    alone = isinstance(first["loc"][0], int) if first["loc"] else True  # the place in a list, or none
+    flag = name if alone else "--" + str(first["loc"][0]).replace("_", "-")
     rule = RULES.get(first["type"])  # other messages may hold braces of the user's
     text = rule.format(**first.get("ctx", {})) if rule else first["msg"].removeprefix("Value error, ")
     return f"{flag} {first['input']}: {text}"

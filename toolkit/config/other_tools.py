@@ -139,7 +139,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "val-check-interval check-val-every-n-epoch eval-steps eval-strategy evaluation-strategy eval-interval "
         "eval-freq val-interval": ("nothing to set: every epoch ends with an evaluation"),
         "print-freq p log-interval log-every-n-steps logging-steps": (
-            "nothing to set: a line an epoch, a bar on a terminal, the dashboard every 50 steps"
+            "nothing to set: a line an epoch, a bar on a terminal, the dashboard every 10 or 50 steps"
         ),
         "report-to logger with-tracking log-wandb use-wandb wandb tensorboard": (
             "`--log-with`: wandb, tensorboard, trackio or none"
@@ -156,16 +156,23 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
 _ANSWERS = {name: ours for rows in OTHER_TOOLS.values() for names, ours in rows.items() for name in names.split()}
 
 
+OF_COMMAND = {"--config", "--dry-run"}  # flags that are no settings
+
+
 def answer(name: str, flags: Collection[str]) -> str:
     """What to write for the flag or setting of another tool; empty for a name that is not known.
 
-    Also empty if it names none of `flags` but others: a command without training has no --learning-rate.
+    `flags`: those that there are. Where none of these does it, it says what has the one that does: a training, or from
+    Python a strategy.
     """
     key = name.lstrip("-").rsplit(".", 1)[-1].replace("_", "-")  # Lightning's --trainer.max_epochs
     ours = _ANSWERS.get(key, "")
     named = set(re.findall(r"`(--[a-z][\w-]*)", ours))
+    in_python = not name.startswith("-")
     if named and not named & {*flags}:
-        return ""
-    if not name.startswith("-"):  # a setting, in Python or in a file
+        of_strategy = in_python and not named <= OF_COMMAND
+        has = "a strategy has, such as SingleScale or Simultaneous" if of_strategy else "only `toolkit train` has"
+        ours = f"here it is {' or '.join(f'`{flag}`' for flag in sorted(named))}, which {has}"
+    if in_python:  # a setting, in Python or in a file
         ours = re.sub(r"`--([a-z][\w-]*)", lambda flag: "`" + flag[1].replace("-", "_"), ours)
     return "here it is " * (bool(named) and ours.startswith("`")) + ours.replace("`", "")

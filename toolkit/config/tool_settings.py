@@ -7,21 +7,9 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from toolkit.config.base import Folder, Numbers, Section, split_numbers
 from toolkit.config.checks import check_columns, check_compare, check_evaluate, check_output, check_predict
-from toolkit.config.choices import CACHE_GB, TOLERANCE, Cache, Format, GrayRange, OnnxInput, Precision, Split
+from toolkit.config.choices import CACHE_GB, TOLERANCE, Cache, Format, GrayRange, OnnxInput, Split
 from toolkit.config.data_roots import BUILT_IN, SYNTHETIC
-
-Precisions = Annotated[tuple[Precision, ...], BeforeValidator(split_numbers), Field(min_length=1)]
-
-MODEL_FROM = Field(
-    None,
-    description="module:function of your own that makes the run's model, if it was trained with --model-from; the flag "
-    "allows running it (unset: the module must be in --import)",
-)
-ALONE = Field(
-    False,
-    description="the tasks that srun, mpirun, SageMaker or SkyPilot start are independent; without it, several tasks "
-    "that do not work together are refused",
-)
+from toolkit.config.tool_fields import ALONE, MODEL_FROM, Paths, Precisions
 
 
 class Scan(Section):
@@ -184,7 +172,7 @@ class Predict(Inference):
     }
 
     run: Folder = Field(description="the run directory")
-    paths: tuple[str, ...] = Field(description="images, and folders of images")
+    paths: Paths = Field(description="images, and folders of images")
     scales: Numbers | None = Field(
         None, description="ascending sizes, px; probabilities are averaged over several (unset: the run's largest)"
     )

@@ -35,7 +35,10 @@ def plain_switches(words: Sequence[str], names: Collection[str]) -> list[str]:
 
     def plain(word: str) -> str:
         flag, given, value = word.partition("=")
-        if not given or name_of(flag) not in names:
+        name = name_of(flag)
+        if given and name.startswith("no_") and name.removeprefix("no_") in names:
+            raise InputError(f"{flag} takes no value: write {flag}, or --{flag.removeprefix('--no-')}={value}")
+        if not given or name not in names:
             return word
         on = fit(Plain(value), bool)
         if not isinstance(on, bool):
@@ -126,5 +129,6 @@ def _is_there(word: str) -> bool:
 
 def stray(word: str, words: Sequence[str]) -> str:
     """The error for a word that no flag takes as its value."""
-    flag = next((f" after {other}" for other in reversed(words[: words.index(word)]) if other.startswith("--")), "")
+    before = words[: words.index(word)] if word in words else []  # tyro splits --flag=value
+    flag = next((f" after {other}" for other in reversed(before) if other.startswith("--")), "")
     return f"{word}{flag} belongs to no flag: write --flag=value, with quotes around blanks"

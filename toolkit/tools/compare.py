@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from toolkit.config.arguments import checked
 from toolkit.config.checks import check_compare
 from toolkit.config.choices import Split
 from toolkit.models.metrics import Predictions, accuracy, balanced_accuracy, macro_f1
@@ -28,6 +29,7 @@ from toolkit.tools.comparison import ComparedSize, Comparison
 log = logging.getLogger(__name__)
 
 
+@checked("Compare")
 def compare(
     run: str | Path,
     *others: str | Path,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from toolkit.config.arguments import checked
 from toolkit.config.checks import check_columns, check_evaluate
 from toolkit.config.choices import Split
 from toolkit.models import recalibration
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 UNREADABLE, PREDICTIONS = "unreadable.jsonl", "predictions"
 
 
+@checked("Evaluate")
 def evaluate(
     run: str | Path,
     *,

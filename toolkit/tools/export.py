@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from toolkit.config.arguments import checked
 from toolkit.config.choices import TOLERANCE, Format, OnnxInput
 from toolkit.data.images import preprocess, views
 from toolkit.data.images.preprocess import Preprocess
@@ -74,6 +75,7 @@ class Written:
         return "; ".join(f"{name}: {reason}" for name, reason in self.failed.items() if name in formats)
 
 
+@checked("Export")
 def export(
     run: str | Path,
     *,

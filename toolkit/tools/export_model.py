@@ -21,7 +21,7 @@ def chosen_size(loaded: LoadedRun, size: int | None, name: str) -> int:
 
     `name`: what errors call the argument.
     """
-    chosen = size or loaded.strategy.selection().sizes[-1]
+    chosen = loaded.strategy.selection().sizes[-1] if size is None else size
     known = sorted({*loaded.sizes, *loaded.strategy.norm().scales})
     if chosen not in known:
         raise InputError(f"{name} {chosen}: this run's sizes are {', '.join(map(str, known))} px: choose one of them")

@@ -161,7 +161,7 @@ def _accuracy(card: Card, rows: list[SizeRow]) -> str:
         advice = "The run has not ended: the sizes without metrics cannot be compared yet."
     else:
         share = (
-            "the dearest" if best is dearest else f"at {best.gmacs / dearest.gmacs:.0%} of the cost of {dearest.name}"
+            "the slowest" if best is dearest else f"at {best.gmacs / dearest.gmacs:.0%} of the cost of {dearest.name}"
         )
         advice = f"Recommended test size: **{best.name}**, the best on validation images, {share}."
     if card.loaded.model.scale_norms:

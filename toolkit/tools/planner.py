@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from accelerate import Accelerator
 
@@ -99,6 +99,8 @@ def plan(
     `goal`: unset: one-size for `SingleScale`, else every-size. `time_budget_s`, `cost_budget`: find the epochs that
     fit; with both, into both. Raises InputError for the same reasons as a run, and if a budget buys no epoch.
     """
+    if goal not in (None, *get_args(Goal)):
+        raise InputError(f"goal {goal}: must be one of {', '.join(get_args(Goal))}")
     clock = Stopwatch()
     clock.start()
     accelerator = device.start(settings)

@@ -10,7 +10,9 @@ from typing import Any
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from toolkit.config.arguments import checked
 from toolkit.config.checks import check_output, check_predict
+from toolkit.config.tool_fields import as_paths
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.paths import Listed, list_paths
 from toolkit.data.sources.python_data import index_unlabeled
@@ -32,9 +34,10 @@ from toolkit.training import device
 CONFIDENCE = 0.9
 
 
+@checked("Predict")
 def predict(
     run: str | Path,
-    paths: Sequence[str] = (),
+    paths: str | Path | Sequence[str | Path] = (),
     *,
     scales: Sequence[int] | None = None,
     flip: bool = False,
@@ -58,6 +61,7 @@ def predict(
     """
     if data is not None and paths:
         raise InputError("paths would be ignored: data= is given; drop one of them")
+    paths = as_paths(paths)
     check_predict(paths if data is None else ("data",), scales, cascade, confidence)
     check_output(STDOUT if output is None else output, overwrite)
     if output is not None and host.is_main_process(alone):

@@ -1,7 +1,6 @@
 """A run's best model in memory, for images of any kind."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from toolkit.config.choices import GrayRange
 from toolkit.data.images.augment import center_square
 from toolkit.data.images.decode import crop_and_resize, decode, from_pil, upright
 from toolkit.data.images.header import UNREADABLE, read_header, reason_of
+from toolkit.data.images.preprocess import valid_orientation
 from toolkit.data.images.views import normalize
 from toolkit.models.source import Model
 from toolkit.strategies.base import BoundTask
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, first_line
 from toolkit.system.places import expanded
 from toolkit.system.result import Result
 from toolkit.tools.export_model import chosen_size, one_scale
 from toolkit.tools.loaded_run import load_run
-
-ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,11 @@ class EvalTransform:
         try:
             if isinstance(image, str | Path):
                 image = expanded(image).read_bytes()
-            if isinstance(image, bytes):
+            if isinstance(image, bytes | bytearray | memoryview):
+                image = bytes(image)
                 return decode(image, orientation=read_header(io.BytesIO(image)).orientation, gray=self.gray)
             if isinstance(image, Image.Image):
-                return upright(from_pil(image, self.gray), image.getexif().get(ORIENTATION, 1))
+                return upright(from_pil(image, self.gray), valid_orientation(image.getexif()) or 1)
         except UNREADABLE as error:
             raise InputError(f"{name} cannot be read as an image: {reason_of(error)}") from None
         array = np.asarray(image)
@@ -81,7 +80,7 @@ class Predictor(Result):
     @torch.inference_mode()
     def __call__(self, images: Any) -> Tensor:
         """`images`: one image or a list of them, in any form that `transform` takes; on the CPU. Raises InputError."""
-        many = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+        many = images if isinstance(images, list | tuple) else [images]
         if not len(many):
             return torch.empty(0, len(self.classes))
         pixels = torch.stack([self.transform(image) for image in many]).to(self.device)
@@ -94,6 +93,15 @@ class Predictor(Result):
         return f"predictor of {self.run} at {self.size} px on {self.device}; {len(self.classes)} classes: {shown}"
 
 
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch raises both
+        raise InputError(f"device {device}: {first_line(error)}") from None
+    return place
+
+
 def load(
     run: str | Path, *, size: int | None = None, device: str | torch.device | None = None, model: Model | None = None
 ) -> Predictor:
@@ -102,7 +110,7 @@ def load(
     `size`, px: one that the run reports (None: the one that selected the best model). `device` None: a CUDA device if
     there is one. `model`: as in `train`, for a run that was trained with a model of the user's own. Raises InputError.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     loaded = load_run(expanded(run), device=place, model=model)
     chosen = chosen_size(loaded, size, "size")
     return Predictor(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from toolkit.config.arguments import checked
 from toolkit.runs.report import write_report
 from toolkit.system.places import expanded
 from toolkit.system.result import Result
@@ -20,6 +21,7 @@ class ReportPage(Result):
         return f"wrote     {self.path}"
 
 
+@checked("Report")
 def report(run: str | Path, *, errors_on: Literal["val", "test"] = "val") -> ReportPage:
     """Write report.html of a run, finished or not, with the errors on one split. Raises InputError."""
     return ReportPage(write_report(expanded(run), errors_on))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from toolkit.config.arguments import checked
 from toolkit.config.choices import CACHE_GB, GrayRange
 from toolkit.data.images.preprocess import AS_STORED
 from toolkit.data.sources.index import Index
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 PIECE = 32  # images per task of a thread
 
 
+@checked("Scan")
 def scan(
     data: str,
     *,
