@@ -1,6 +1,7 @@
 """CPU quota and memory of this machine. Imports no torch."""
 
 import contextlib
+import ctypes
 import math
 import os
 import sys
@@ -47,6 +48,38 @@ def free_memory_gb(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"))
         return min(free, (int(limit) - int(used) + int(counters.get("inactive_file", 0))) / 1e9)
     except (OSError, ValueError):  # no cgroup v2, or no limit in it
         return free
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2: ten counts of bytes or blocks."""
+
+    _fields_ = (("others", ctypes.c_size_t * 8), ("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t))
+
+
+def bytes_left(heap: bool) -> float:
+    """What this process can allocate within its own limit (RLIMIT_DATA). `heap`: with what its heap has free.
+
+    Infinite without a limit, or where it is unknown.
+    """
+    try:
+        import resource  # not on Windows
+
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        if limit == resource.RLIM_INFINITY:
+            return math.inf
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack
+        return limit - pages * resource.getpagesize() + (_free_in_heap() if heap else 0)
+    except (ImportError, OSError, IndexError):
+        return math.inf
+
+
+def _free_in_heap() -> int:
+    """Bytes that malloc has from the kernel and not given out; 0 where it cannot tell (glibc before 2.33)."""
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return 0
+    ask.restype = _MallInfo
+    return ask().fordblks
 
 
 @contextlib.contextmanager

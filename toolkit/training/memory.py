@@ -2,11 +2,13 @@
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolkit.data.loading.batches import empty_batch
 from toolkit.models.optimizer import check_optimizer
@@ -20,6 +22,24 @@ from toolkit.training.step_plan import step_sizes
 
 SUPPORTED = ("cpu", "cuda", "mps", "xpu")  # elsewhere each size would be compiled for the trial
 SPARE_GB = 0.3  # on a CPU, for loader threads, evaluation, and what the optimizer's step needs in passing
+HEADROOM_GB = 0.1  # on a CPU, for what an operation allocates beside its results
+PARALLEL = 1 << 20  # numbers in a tensor that all threads of a processor compute
+
+
+class Headroom(TorchDispatchMode):
+    """Raises MemoryError before an operation once little memory is left within the process's limit.
+
+    Large allocations that fail raise; native code ends the process where small ones do.
+    """
+
+    def __init__(self, heap: bool) -> None:
+        super().__init__()
+        self._heap = heap  # whether the heap's free memory is this thread's to use
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if host.bytes_left(self._heap) < HEADROOM_GB * 1e9:
+            raise MemoryError(f"less than {HEADROOM_GB:g} GB are left")
+        return func(*args, **(kwargs or {}))
 
 
 class Case(NamedTuple):
@@ -105,7 +125,8 @@ def _step_on_cpu(run: Run, case: Case, keep: bool) -> None:
         raise MemoryError(f"{free_gb:.1f} GB are free")
 
     def within_free_memory() -> None:  # also in the thread: one that starts without memory would never be seen to start
-        with host.within_free_memory(kept_gb):
+        torch.zeros(PARALLEL).add_(1)  # starts the threads that compute for this one: later they might lack memory
+        with host.within_free_memory(kept_gb), Headroom(heap=keep):
             _step(run, case)
 
     if keep:
@@ -145,9 +166,11 @@ def _missing(run: Run, case: Case, compiled: bool = False, keep: bool = True) ->
 def _fitting(run: Run, case: Case) -> int | None:
     """The --device-batch-size that fits, halved from that of the case until it does; None if none does."""
     tried = case.images
+    norms = any(isinstance(module, _BatchNorm) for module in run.state.weights.model.modules())
+    least = 2 if norms else 1  # at a size that ends in one pixel, BatchNorm needs two images
     factor = 2 if run.accelerator.device.type == "cpu" else 1  # training there keeps freed memory, up to as much again
     for images in run.plan.smaller_micro_batches(tried, _in_pairs(run)):
-        if images > tried // 2:
+        if images > tried // 2 or images < least:
             continue
         tried = images
         try:
