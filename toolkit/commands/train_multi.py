@@ -8,12 +8,11 @@ Example: toolkit train multi --data-root DIR --scales 64,112,224 --progressive -
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from toolkit.commands.start import start
 from toolkit.config.cli import Command, parse
-from toolkit.config.data_roots import refuse_if_missing
 from toolkit.config.scales import default_scales
 from toolkit.system.errors import InputError
 from toolkit.system.exit_codes import exit_code
-from toolkit.system.run_lock import refuse_if_locked
 
 if TYPE_CHECKING:
     from toolkit.strategies.base import Strategy
@@ -69,13 +68,7 @@ def strategy_of(command: Command) -> "Strategy":
 
 
 def train_from(argv: Sequence[str] | None, prog: str) -> None:
-    command = parse(argv, prog, __doc__, SCALE_FLAGS)
-    refuse_if_missing(command.settings.data_root)
-    refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
-
-    from toolkit.commands.launch import carry_out
-
-    carry_out(command, strategy_of(command), "multiscale")
+    start(parse(argv, prog, __doc__, SCALE_FLAGS), strategy_of, "multiscale")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "toolkit train multi") -> int:

@@ -6,11 +6,10 @@ Example: toolkit train single --data-root DIR --arch resnet18 --img-size 64 --am
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from toolkit.commands.start import start
 from toolkit.config.cli import Command, parse
-from toolkit.config.data_roots import refuse_if_missing
 from toolkit.system.errors import InputError
 from toolkit.system.exit_codes import exit_code
-from toolkit.system.run_lock import refuse_if_locked
 
 if TYPE_CHECKING:
     from toolkit.strategies.base import Strategy
@@ -32,13 +31,7 @@ def strategy_of(command: Command) -> "Strategy":
 
 
 def train_from(argv: Sequence[str] | None, prog: str) -> None:
-    command = parse(argv, prog, __doc__, SCALE_FLAGS)
-    refuse_if_missing(command.settings.data_root)
-    refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
-
-    from toolkit.commands.launch import carry_out
-
-    carry_out(command, strategy_of(command), "single_scale")
+    start(parse(argv, prog, __doc__, SCALE_FLAGS), strategy_of, "single_scale")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "toolkit train single") -> int:

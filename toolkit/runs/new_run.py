@@ -47,7 +47,7 @@ def _is_recipe(recipe: str) -> bool:
 
 
 def _kept(words: Sequence[str]) -> Iterator[str]:
-    """The words of a command line but for the flags that are given anew."""
+    """The words of a command line, without the flags that the new run sets itself."""
     rest = iter(words)
     for word in rest:
         name, assigned, _ = word.partition("=")

@@ -38,8 +38,8 @@ class Phase:
 
     It scales augmentation, MixUp and CutMix, dropout, drop path, and what `Task.regularized` scales.
     Every epoch of a phase has steps / epochs steps of `batch_size` images, at most the budget's images. `trainable`:
-    what learns, as starts of the network's parameter names, "head" for its classifier, or "last_norm" for its last
-    normalization; empty: all. `counts_for_patience`: patience and the plateau schedule follow the last phase that
+    the parameters that learn, by the first part of their names, with "head" for the classifier and "last_norm" for the
+    last normalization; empty: all. `counts_for_patience`: patience and the plateau schedule follow the last phase that
     counts. `lr_weight`: how far an image carries the learning rate's schedule after the warm-up, relative to other
     phases; 0 holds the rate. `lr_restart`: the schedule begins again, at its peak. `start` and `end`, in shares of the
     run's images, are filled in by the loop.

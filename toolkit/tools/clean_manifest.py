@@ -46,7 +46,7 @@ def write_manifest(report: ScanReport, folder: Path) -> None:
         ),
     ]
     if rules:
-        raise InputError(f"--write-manifest: {rules[0]}: mend that in {report.source}")
+        raise InputError(f"--write-manifest: {rules[0]}: correct it in {report.source}")
     staging = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)

@@ -102,6 +102,7 @@ def test_errors_are_those_on_test_images_where_asked(tmp_path: Path):
     assert "test/0.jpg" in page.text
     assert "val/0.jpg" not in page.text
     assert f"true: {SHAPES[0]}" in page.text
+    assert f"toolkit report {run} --errors-on test" in page.text  # to write it so again
 
 
 def test_a_page_tells_how_the_latency_was_measured(tmp_path: Path):

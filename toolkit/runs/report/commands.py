@@ -12,7 +12,7 @@ SEAMS = ("strategy", "task", "scheduler", "log_with")  # settings that may name 
 CODE = ("model_from", "transform")  # settings that name a function, whose flags allow importing its module
 
 
-def commands(records: ReportData) -> list[tuple[str, str]]:
+def commands(records: ReportData, errors_on: str) -> list[tuple[str, str]]:
     """(purpose, command) pairs: to repeat the run and to write this page again."""
     run, summary = str(records.directory), records.summary
     processes, device = summary.get("processes", 1), summary.get("device")
@@ -26,9 +26,10 @@ def commands(records: ReportData) -> list[tuple[str, str]]:
     modules, own = _own_modules(records.config), [name for name in CODE if records.config.get(name)]
     again += [word for name in own for word in (f"--{name.replace('_', '-')}", str(records.config[name]))]
     again += ["--import", *modules] if modules else []
+    chosen = [] if errors_on == "val" else ["--errors-on", errors_on]
     return [
         *([("Train the same again, elsewhere", shlex.join(again))] if modules is not None else []),
-        ("Write this page again", shlex.join(["toolkit", "report", run])),
+        ("Write this page again", shlex.join(["toolkit", "report", run, *chosen])),
     ]
 
 

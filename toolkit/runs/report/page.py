@@ -65,7 +65,7 @@ def render(records: ReportData, errors_on: str = "val") -> str:
             errors=errors_section(records, errors_on),
             settings=settings_of(records.config),
             filled_in=[name for name in FILLED_IN if records.config.get(name) is not None],
-            commands=commands(records),
+            commands=commands(records, errors_on),
         )
     )
 

@@ -1,0 +1,21 @@
+"""From parsed flags to a training: what can be refused without torch is refused before torch is imported."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from toolkit.config.cli import Command
+from toolkit.config.data_roots import refuse_if_missing
+from toolkit.system.run_lock import refuse_if_locked
+
+if TYPE_CHECKING:
+    from toolkit.strategies.base import Strategy
+
+
+def start(command: Command, strategy_of: Callable[[Command], "Strategy"], recipe: str) -> None:
+    """Carry out a command with the strategy that its flags ask for; raises InputError."""
+    refuse_if_missing(command.settings.data_root)
+    refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
+
+    from toolkit.commands.launch import carry_out
+
+    carry_out(command, strategy_of(command), recipe)
