@@ -79,9 +79,10 @@ def tiny_registered_net(pretrained=False, num_classes=1000, width=6, **_):
 
 
 def start(home: Path, name: str, *words: object) -> CompletedProcess[str]:
-    """A recipe as a process in the user's folder."""
-    command = [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, words)]
-    return forkserver.run(command, cwd=home, timeout=PATIENCE_S)
+    """A recipe, or else a command of `toolkit`, as a process in the user's folder."""
+    script = ROOT / "recipes" / f"{name}.py"
+    program = [str(script)] if script.exists() else ["-m", "toolkit", name]
+    return forkserver.run([sys.executable, *program, *map(str, words)], cwd=home, timeout=PATIENCE_S)
 
 
 def works(home: Path, name: str, *words: object) -> str:
