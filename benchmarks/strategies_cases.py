@@ -150,7 +150,7 @@ def tasks() -> dict[str, Task]:
     shapes = ("--data-root", "synthetic", "--synthetic-size", "64")
     return {
         "characters": Task((*characters, *PLAIN)),
-        "few characters": Task(("--data-root", "{few-characters}", *PLAIN)),
+        "few characters": Task(("--data-root", "{few-characters}", *PLAIN), epochs=48),  # as many steps
         "shapes": Task(shapes),
         "photographs": Task(("--data-root", "{photographs}", *PHOTO), (16, 24, 32)),
         "tuned on shapes": Task((*shapes, *TUNED, "--learning-rate", "1e-3"), epochs=6),

@@ -22,7 +22,7 @@ def listed(entries: Sequence[Entry]) -> str:
 def overview() -> str:
     """All commands, as `toolkit --help` shows them."""
     groups = [f"{title}\n{listed(entries)}" for title, entries in TABLE.items()]
-    last = "Each has --help. Several processes: accelerate launch -m toolkit train multi ..."
+    last = "Each has --help. Several processes: toolkit launch train multi ..."
     return "\n\n".join(["usage: toolkit COMMAND ...", *groups, last])
 
 

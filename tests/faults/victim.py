@@ -26,7 +26,7 @@ STEPS_PER_EPOCH = IMAGES // BATCH
 LAST = STEPS_PER_EPOCH * EPOCHS
 SAVE_EVERY = 5
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "toolkit.commands.launch", "toolkit.strategies"])
+FORKS.set_forkserver_preload(["torch", "toolkit.commands.training", "toolkit.strategies"])
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EROFS", "EIO")}
 
 

@@ -46,9 +46,11 @@ OTHERS = {
     "--nnodes",
     "--ntasks-per-node",
     "--num_processes",
+    "--shutdown_timeout",
 }
 NO_GPUS = "--config_file accelerate_configs/multi_gpu.yaml "  # tests/recipes/test_accelerate_configs.py reads the file
 LAUNCHER = re.compile(r"^(?:accelerate launch|torchrun)(?: --(?:quiet|standalone)| --[\w-]+ \S+)* (?=recipes/)")
+LAUNCHED = re.compile(r"^toolkit launch (?:--[\w-]+ \S+ )*(?=train )")
 
 COMMANDS = [(page, line) for page, line in commands() if page not in OWN_TESTS]
 PYTHON = [(page, code) for page, code in blocks("python") if page not in OWN_TESTS]
@@ -154,7 +156,7 @@ def test_a_documented_command_works(page: str, line: str, request, monkeypatch: 
 def command_of(words: Sequence[str]) -> str:
     """The name of the script or of the command of `toolkit`."""
     if words[0] == "toolkit":
-        return words[1]
+        return words[1] if words[1] != "launch" else words[words.index("train")]
     return next(Path(word).stem for word in words if word.endswith(".py"))
 
 
@@ -167,7 +169,8 @@ def called(words: Sequence[str]) -> int:
 
 def in_process(line: str) -> list[str]:
     """Script and flags; of a command about a command, the latter's."""
-    return shlex.split(LAUNCHER.sub("", line.split(" -- ")[-1]).removeprefix("python "))
+    line = LAUNCHED.sub("toolkit ", LAUNCHER.sub("", line.split(" -- ")[-1]))
+    return shlex.split(line.removeprefix("python "))
 
 
 @SLOW

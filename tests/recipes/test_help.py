@@ -77,7 +77,13 @@ def test_nothing_is_said_when_the_reader_of_help_has_seen_enough():
 
 
 def test_every_command_is_tested():
-    assert {*SHOWN} == {entry.words for entry in ENTRIES}
+    assert {*SHOWN, "launch"} == {entry.words for entry in ENTRIES}
+
+
+def test_the_help_of_launch_comes_without_the_launcher():
+    done = helped("launch", "-X", "importtime")
+    assert "Example: toolkit launch --config_file accelerate_configs/multi_gpu.yaml train multi" in done.stdout
+    assert not {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line} & HEAVY
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)

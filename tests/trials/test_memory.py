@@ -67,7 +67,7 @@ def settings(output: Path, **values: Any) -> Settings:
 LIMITED = """
 import sys
 from tests.trials.test_memory import only
-from toolkit.commands import launch, train_multi
+from toolkit.commands import train_multi, training
 with only(1_100_000_000):
     code = train_multi.main(sys.argv[1:])
 sys.exit(code)

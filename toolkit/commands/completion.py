@@ -8,6 +8,8 @@ import contextlib
 import io
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import tyro
@@ -22,6 +24,14 @@ Grammar = Any  # a type of tyro
 Tree = Mapping[str, Any]  # of grammars and trees
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What most launches give; the launcher's own parser knows the rest."""
+
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config_file")] = None
+    num_processes: Annotated[int, tyro.conf.arg(name="num_processes")] = 1
+
+
 def grammars() -> Tree:
     """What each command takes, by its words."""
     return {
@@ -29,6 +39,7 @@ def grammars() -> Tree:
             "multi": training_grammar(train_multi.SCALE_FLAGS),
             "single": training_grammar(train_single.SCALE_FLAGS),
         },
+        "launch": Launch,
         "plan": training_grammar(("img_size", *train_multi.SCALE_FLAGS)),
         "verify-resume": section_grammar(tools.Verify, "command"),
         "evaluate": section_grammar(tools.Evaluate, "run"),

@@ -1,70 +1,96 @@
-"""What a training command does after its flags are parsed: show the plan, benchmark, train."""
+"""Start a command on several processes: `accelerate launch` with its flags and configs, whose last line and exit code
+are those of your command. Flags of the launcher come first, then a command of toolkit, or a script.
 
+After Ctrl-C, SIGTERM or a closed terminal it waits for the save, however long that takes.
+
+Example: toolkit launch --config_file accelerate_configs/multi_gpu.yaml train multi --data-root DIR --amp
+"""
+
+import contextlib
 import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
 
-from toolkit.config.cli import Command
-from toolkit.config.settings import Settings
-from toolkit.data.sources.folders import unlabeled_test
-from toolkit.runs.resume_rules import check_start, has_checkpoint
-from toolkit.runs.run_config import config_of
-from toolkit.strategies.base import Strategy
-from toolkit.system import console, host, locks
-from toolkit.tools.benchmark import benchmark
-from toolkit.tools.planner import plan
-from toolkit.tools.predict import predict
-from toolkit.training import device
-from toolkit.training.loop import train_parts
-from toolkit.training.parts import make_parts
-from toolkit.training.plan_text import describe_run
-from toolkit.training.precision_speed import compare_precisions
-from toolkit.training.resume import fingerprint_of
-from toolkit.training.run_plan import make_run_plan
-from toolkit.training.start import initial_weights
+import psutil
 
-log = logging.getLogger(__name__)
+from toolkit.system import console
+from toolkit.system.errors import InputError
+from toolkit.system.exit_codes import DONE, FAILED, exit_code
+from toolkit.system.preemption import EXIT_CODE, SIGNALS
 
-TEST_PREDICTIONS = "test_predictions.csv"
+# The agent of torch would end by these with a traceback, and kill after 30 s what still saves.
+LEFT_TO_AGENT = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT", "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT"}
+# They tell that a process has ended, which its own last line has told, or that flags have their defaults.
+WORDY = (
+    *("accelerate.commands.launch", "torch.distributed.run"),
+    *("torch.distributed.elastic.agent.server.api", "torch.distributed.elastic.multiprocessing.api"),
+)
 
 
-def plan_of(settings: Settings, strategy: Strategy, recipe: str) -> list[str]:
-    """What a run would do and cost, as lines of text; raises InputError for the same reasons as the run."""
-    accelerator = device.start(settings)
-    console.start(accelerator.is_main_process)
+def code_of(status: int) -> int:
+    """An exit code as shells give it, of one that is negative after a signal."""
+    return status if status >= 0 else 128 - status
+
+
+def ended(pid: int) -> int:
+    """Wait for a child, and leave it to its owner to collect; returns its exit code."""
     try:
-        run_plan = make_run_plan(accelerator, *make_parts(settings, strategy))
-        config = config_of(run_plan.settings, run_plan.parts.strategy)
-        fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, run_plan.own_code())
-        check_start(settings, recipe, fingerprint)
-        compare_precisions(accelerator, run_plan)
-        of_weights = () if has_checkpoint(settings) else initial_weights(run_plan).lines
-        return [*device.describe_machine(settings, accelerator), *describe_run(run_plan, of_weights)]
-    finally:
-        device.stop()
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:  # collected in the meantime
+        return DONE
+    return result.si_status if result.si_code == os.CLD_EXITED else code_of(-result.si_status)
 
 
-def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
-    """Train as the flags say; with --dry-run only log the plan, with --benchmark measure first."""
-    with locks.taking_over(command.settings.take_over and host.is_main_process(command.settings.alone)):
-        _carry_out(command, strategy, recipe)
+def pass_on(number: int, _: FrameType | None) -> None:
+    """Pass a signal on to all processes, wait for them, and end as the worst of them did."""
+    started = psutil.Process().children()
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+    codes = [ended(process.pid) for process in started]
+    failed = [code for code in codes if code not in (DONE, EXIT_CODE)]
+    raise SystemExit(max(failed or codes, default=code_of(-number)))
 
 
-def _carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
-    settings, planning = command.settings, command.planning
-    if command.dry_run:
-        for line in console.wrapped(plan_of(settings, strategy, recipe)):
-            log.info(line)
-        if planning.measure:
-            budgets = {"time_budget_s": planning.time_budget, "cost_budget": planning.cost_budget}
-            for line in plan(settings, strategy, goal=planning.goal, **budgets).text.splitlines():
-                log.info(line)
-        return
-    notes = {}
-    if command.benchmark:
-        plan_of(settings, strategy, recipe)  # raises InputError before a benchmark of a run that cannot start
-        notes["benchmark.json"] = benchmark(settings, strategy).to_json()
-    run = train_parts(*make_parts(settings, strategy), recipe, notes)
-    if run.trained and (folder := unlabeled_test(settings.data_root)) is not None:
-        model, output = settings.model_from, str(run.path / TEST_PREDICTIONS)
-        workers, alone = settings.num_workers, settings.alone
-        predict(run.path, [str(folder)], num_workers=workers, alone=alone, model=model, output=output, overwrite=True)
-        log.info("wrote     %s: predictions of the images in %s", output, folder)
+def launched(words: Sequence[str]) -> int:
+    """Launch, and return the exit code of the command."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from toolkit.commands import TABLE
+
+    os.environ.update(LEFT_TO_AGENT)
+    for name in WORDY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    flags = launch_command_parser().parse_args([*words])
+    if flags.training_script in {entry.words.split()[0] for group in TABLE.values() for entry in group}:
+        flags.training_script_args = [flags.training_script, *flags.training_script_args]
+        flags.module, flags.training_script = True, "toolkit"
+    flags.quiet = False  # it would hide the exit code
+    try:
+        launch_command(flags)
+    except subprocess.CalledProcessError as error:  # of a single process
+        return code_of(error.returncode)
+    except (ValueError, FileNotFoundError) as error:  # flags of the launcher, or its config
+        raise InputError(str(error)) from error
+    except ChildFailedError as error:  # of several
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            console.say(f"error: the process of rank {rank} was ended by {name}", sys.stderr)
+        return code_of(failure.exitcode)
+    return DONE
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        return exit_code(lambda: console.say(f"usage: toolkit launch [FLAG ...] COMMAND ...\n\n{__doc__}", sys.stdout))
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    codes = [FAILED]
+    return exit_code(lambda: codes.append(launched(argv))) or codes[-1]

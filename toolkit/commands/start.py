@@ -16,6 +16,6 @@ def start(command: Command, strategy_of: Callable[[Command], "Strategy"], recipe
     refuse_if_missing(command.settings.data_root)
     refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
 
-    from toolkit.commands.launch import carry_out
+    from toolkit.commands.training import carry_out
 
     carry_out(command, strategy_of(command), recipe)

@@ -21,14 +21,15 @@ def exit_code_of(error: Exception) -> int:
 def report_once(cause: Exception) -> None:
     """Print why the run ended, once: one line that names the rank other than 0, then the error's notes.
 
-    Notes are output lines of another program.
+    Notes are output lines of another program. A stop that was asked for is told by one process of each machine.
     """
-    if getattr(cause, "reported", False):
+    stopped = isinstance(cause, PreemptedError)
+    if getattr(cause, "reported", False) or (stopped and os.environ.get("LOCAL_RANK", "0") != "0"):
         return
     cause.reported = True  # type: ignore[attr-defined]
     rank = os.environ.get("RANK", "0")
     text = "\n".join([printable(str(cause)), *getattr(cause, "__notes__", [])])
-    if isinstance(cause, PreemptedError):  # a stop that was asked for is no error
+    if stopped:  # no error
         head = "" if rank == "0" else f"rank {rank}: "
     else:
         head = "error: " if rank == "0" else f"error on rank {rank}: "

@@ -6,6 +6,7 @@ when there is nothing to save, and after everything is saved. A second signal to
 
 import contextlib
 import ctypes
+import itertools
 import math
 import os
 import signal
@@ -21,7 +22,8 @@ from toolkit.system import clouds
 from toolkit.system.errors import PreemptedError
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed
 # Sent on the launcher's death. Not SIGTERM: after Ctrl-C, which also reaches the launcher, it would count as a second.
 ORPHANED = getattr(signal, "SIGUSR2", None)
 SAME_EVENT_S = 1.0  # launchers forward signals that the terminal already sent to all processes
@@ -60,7 +62,8 @@ class Preemption:
     def _listen(self) -> None:
         self._count_signals()
         for number in (*SIGNALS, *([ORPHANED] if ORPHANED else [])):
-            self._before[number] = signal.signal(number, self._on_signal)
+            if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup: it is to outlive its terminal
+                self._before[number] = signal.signal(number, self._on_signal)
         _tell_of_parents_death()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -118,6 +121,8 @@ class Preemption:
             raise _StoppedEarly(f"stopped by {shown} before training began; run the same command again")
         then = "all is trained, the run ends" if self._trained else "saving a checkpoint ..."
         hint = f" ({again} again to quit {'at once' if self._trained else 'without saving'})" if self._signaled else ""
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # one process of a machine says it for all
+            return
         with contextlib.suppress(OSError):  # stderr is closed: Ctrl-C ends a `tee` behind the run first
             os.write(2, f"{shown}: {then}{hint}\n".encode())
 
@@ -170,4 +175,9 @@ def is_launched() -> bool:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")[:6]
     except OSError:
         return False
-    return any(Path(word).name in LAUNCHERS or word.startswith(LAUNCHER_MODULES) for word in words)
+    names = [Path(word).name for word in words]
+    return (
+        any(name in LAUNCHERS for name in names)
+        or any(word.startswith(LAUNCHER_MODULES) for word in words)
+        or ("toolkit", "launch") in itertools.pairwise(names)
+    )
