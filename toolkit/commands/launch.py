@@ -38,11 +38,11 @@ def code_of(status: int) -> int:
 
 def ended(pid: int) -> int:
     """Wait for a child, and leave it to its owner to collect; returns its exit code."""
-    try:
+    with contextlib.suppress(ChildProcessError):  # collected in the meantime
         result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:  # collected in the meantime
-        return DONE
-    return result.si_status if result.si_code == os.CLD_EXITED else code_of(-result.si_status)
+        if result is not None:
+            return result.si_status if result.si_code == os.CLD_EXITED else code_of(-result.si_status)
+    return DONE
 
 
 def pass_on(number: int, _: FrameType | None) -> None:
