@@ -44,6 +44,8 @@ def test_the_list_of_commands_has_each_in_a_line(words: tuple[str, ...]):
         ("train multi --no-amp=off", "--no-amp takes no value: write --no-amp, or --amp=off"),
         ("evaluate RUN --no-flip=off", "--no-flip takes no value: write --no-flip, or --flip=off"),
         ("evaluate RUN --lr 3", "there is no flag --lr; here it is --learning-rate, which only toolkit train has"),
+        ("train multi --epochs --amp", "--epochs needs a value"),
+        ("evaluate --scales 32", "RUN is missing: the run directory"),
         ("train", "toolkit train: say which, `toolkit train multi` or `toolkit train single`"),
         ("train --epochs 3", "toolkit train --epochs: say which, `toolkit train multi` or `toolkit train single`"),
     ],

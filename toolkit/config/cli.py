@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from toolkit.system.errors import InputError
 from toolkit.system.places import expanded
 
 S = TypeVar("S", bound=Section)
+RULE = re.compile("[─╰╯+-]*")  # a line of a box, or an empty one
 NARROWEST = 40  # columns of --help
 KEY_VALUES = [
     name for name, field in {**Settings.model_fields, **Scales.model_fields}.items() if "dict" in str(field.annotation)
@@ -146,8 +148,16 @@ def _read(words: Sequence[str], recipe: str, description: str | None, grammar: A
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
-        raise InputError(" ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines))) from None
+        raise InputError(_plain(box.getvalue())) from None
+
+
+def _plain(box: str) -> str:
+    """What tyro tells, the first paragraph of its box, in plain words where a word is missing."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    ruled = itertools.dropwhile(RULE.fullmatch, lines)  # in ASCII the title has lines of its own
+    told = " ".join(itertools.takewhile(lambda line: not RULE.fullmatch(line), ruled))
+    told = re.sub(r"^Missing value for argument '(\S+)'\..*", r"\1 needs a value", told)
+    return re.sub(r"^Missing from [^:]*: (\S+) (.*) \(required\)$", r"\1 is missing: \2", told)
 
 
 def _import_given(given: Mapping[str, Any]) -> None:
