@@ -194,13 +194,25 @@ def test_drawing_the_built_in_data_is_told(
     assert "data      180 of 180 images drawn\n" in said
 
 
-def test_a_wrong_path_is_refused_before_torch_is_imported(tmp_path: Path):
-    code = "import multiscale, sys; code = multiscale.main(['--data-root', 'nowhere'])\n"
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("nowhere", "no such folder"),
+        ("loose", "neither a folder train/ nor .*; it holds 2 images .*"),
+        ("a.csv", "is a .*"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_before_torch_is_imported(folder: str, told: str, tmp_path: Path):
+    for name in ("loose/1.jpg", "loose/2.jpg", "a.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    code = f"import multiscale, sys; code = multiscale.main(['--data-root', {folder!r}])\n"
     code += "sys.exit('torch' if 'torch' in sys.modules else code)"
     paths = os.pathsep.join([str(ROOT / "recipes"), str(ROOT)])
     command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: --data-root nowhere: no such folder\n")
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(rf"error: --data-root {folder}: {told}\n", done.stderr)
 
 
 def test_signs_of_life_are_a_minute_apart_when_an_epoch_is_short(

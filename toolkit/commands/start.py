@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from toolkit.config.cli import Command
-from toolkit.config.data_roots import refuse_if_missing
+from toolkit.data.sources.unusable import refuse_unusable
 from toolkit.system.run_lock import refuse_if_locked
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def start(command: Command, strategy_of: Callable[[Command], "Strategy"], recipe: str) -> None:
     """Carry out a command with the strategy that its flags ask for; raises InputError."""
-    refuse_if_missing(command.settings.data_root)
+    refuse_unusable(command.settings.data_root)
     refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
 
     from toolkit.commands.training import carry_out

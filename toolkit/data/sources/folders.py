@@ -11,12 +11,10 @@ from toolkit.data.sources.files import index_files
 from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.layouts import (
     Layout,
-    describe_contents,
     find_layout,
     find_split,
     holds_images,
     innermost,
-    spellings,
     split_of,
     undoubled,
 )
@@ -29,6 +27,7 @@ from toolkit.data.sources.listing import (
     list_images,
     search_folder,
 )
+from toolkit.data.sources.unusable import why_not
 from toolkit.system.errors import InputError
 from toolkit.system.places import expanded
 from toolkit.system.system_files import describe_system
@@ -51,7 +50,7 @@ def read_folders(root: Path, cache: Path) -> Found:
     """The index of each split; raises InputError naming the folder at fault."""
     layout = find_layout(root)
     if layout is None or layout.kind not in ("folders", "classes"):
-        raise InputError(_not_found(root))
+        raise InputError(why_not(root))
     _tell_more_splits(root, layout)
     groups = by_form(class_folders(layout.train))
     if len(groups) < 2:
@@ -99,32 +98,6 @@ def _tell_more_splits(root: Path, layout: Layout) -> None:
         log.info(
             "data      %s is train/ of a data set: --data-root %s uses its other splits too", root, whole.train.parent
         )
-
-
-def _not_found(root: Path) -> str:
-    """Why no data set is read in a folder, and what is there."""
-    trains = spellings("train", os.listdir(root))
-    flat = [name for name in trains if (root / name).is_dir()]
-    if flat:
-        inside = len(class_folders(root / flat[0]))
-        folder, problem = root / flat[0], f"needs a sub-folder per class, at least 2; it has {inside}"
-        images = len(search_folder(folder).images) if not inside else 0
-        labels = f", but {images} images: {root}/train.csv of filepath,label can name their classes" if images else ""
-        return f"{folder}: {problem}{labels}; {root}: {describe_contents(root)}"
-    return (
-        f"--data-root {root}: neither a folder train/ nor a file train.csv nor shards train*.tar in it, nor "
-        f"class folders alone; {describe_contents(root)}{_where_to_move(root)}"
-    )
-
-
-def _where_to_move(root: Path) -> str:
-    """A hint for class folders that lie beside splits; empty if there are none."""
-    inside = class_folders(root)
-    classes = [name for name in inside if not split_of(name) and holds_images(root / name)]
-    if len(classes) < 2 or len(classes) == len(inside):
-        return ""
-    more = ", ..." if len(classes) > 2 else ""
-    return f": move the folders of classes ({', '.join(classes[:2])}{more}) into {root}/train/"
 
 
 def unlabeled_test(data_root: str) -> Path | None:

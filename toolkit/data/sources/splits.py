@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from toolkit.config.data_roots import BUILT_IN, HUB, PYTHON_DATA, is_url
 from toolkit.config.settings import Settings
 from toolkit.data.sources.base import SourceOptions
 from toolkit.data.sources.detect import find_source, own_source
-from toolkit.data.sources.folders import read_folders
 from toolkit.data.sources.index import Found, Index, Splits
 from toolkit.data.sources.labels import without_images
 from toolkit.data.sources.layouts import find_layout, innermost
 from toolkit.data.sources.python_data import ReadLabels, index_data
+from toolkit.data.sources.unusable import PREFIXED, why_unread
 from toolkit.system import places, storage
 from toolkit.system.errors import InputError
 
@@ -27,7 +26,6 @@ GB = 1e9
 DEFAULT_VAL_SPLIT = 0.1
 MISSING = ("nan", "none", "null", "na", "n/a", "?", "")  # labels that programs write where there is none
 MOST_NAMED = 3  # classes that a line lists
-PREFIXED = re.compile(r"[\w-]+:")  # such as mine:photos, of a source of the user's own
 
 
 def open_splits(
@@ -102,8 +100,10 @@ def find_splits(
         with _errors_named(cache):
             place = root if find_source(root) else str(innermost(places.expanded(root)))
             source = find_source(place)
-            found = source.read(place, options) if source else _read_incomplete(root, cache)
-        if place != root and source:
+            if source is None:
+                raise InputError(why_unread(root))
+            found = source.read(place, options)
+        if place != root:
             log.info("data      the data set in %s is %s", root, place)
     if isinstance(found, Found):
         _tell_untested(found)
@@ -162,19 +162,6 @@ def absolute(data_root: str) -> str:
         again = own_source(resolved) if folder.exists() else None
         return resolved if again and again.name == own.name else data_root
     return resolved if folder.is_dir() or not (scheme or PREFIXED.match(data_root)) else data_root
-
-
-def _read_incomplete(data_root: str, cache: Path) -> Found:
-    """Raise InputError naming what is not there: no source recognized the data root."""
-    root = places.expanded(data_root)
-    if root.exists() and not root.is_dir():
-        raise InputError(
-            f"--data-root {data_root}: is a file: give the folder that holds it, unpacked if it is an archive"
-        )
-    if not root.is_dir():
-        own = "; a source of your own needs --import MODULE" if PREFIXED.match(data_root) else ""
-        raise InputError(f"--data-root {data_root}: no such folder{own}")
-    return read_folders(root, cache)
 
 
 def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> tuple[Index, Index]:
