@@ -18,8 +18,8 @@ PREFIXED = re.compile(r"[\w-]+:")  # such as mine:photos, of a source of the use
 def refuse_unusable(data_root: str) -> None:
     """Raise InputError for a path that is no data set, or not there.
 
-    Names with a prefix, such as `hf:NAME`, sources of the user's own and a folder that cannot be entered are left to the
-    run itself.
+    Names with a prefix, such as `hf:NAME`, sources of the user's own and folders that cannot be entered are left to the
+    run.
     """
     own = any(not str(entry).startswith("toolkit.") for entry in TABLES["source"].values())
     if data_root in BUILT_IN or ":" in data_root or own or not data_root.strip():
