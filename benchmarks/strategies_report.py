@@ -37,6 +37,8 @@ COMPARED = (
     ("progressive-simultaneous", "single middle", (SECOND,)),
     ("progressive-simultaneous", "single", (LARGEST,)),
     ("share 0.5", "simultaneous", EVERY),
+    ("share 0.5, T 2", "simultaneous", EVERY),
+    ("share 0.5, constant", "simultaneous", EVERY),
     ("progressive", "single, 1/2 of the epochs", (LARGEST,)),
     ("ramp", "single, 1/2 of the epochs", (LARGEST,)),
     ("ramp, 11/12 of the epochs", "single, 1/2 of the epochs", (LARGEST,)),
@@ -50,12 +52,12 @@ COMPARED = (
     ("sandwich of five, share 0.5", "simultaneous of five", EVERY),
     ("finish", "single, 3/4 of the size", (LARGEST,)),
     ("simultaneous, 3 x", "single, 3 x", (LARGEST,)),
-    ("share 0.5, 3 x", "simultaneous, 3 x", EVERY),
+    ("share 0.5, T 2, 3 x", "simultaneous, 3 x", EVERY),
     ("simultaneous, own statistics", "simultaneous", EVERY),
     ("simultaneous, shared", "simultaneous", EVERY),
     ("simultaneous, nearest", "simultaneous", EVERY),
     ("simultaneous, output stride 8", "simultaneous", EVERY),
-    ("share 0.5, output stride 8", "simultaneous, output stride 8", EVERY),
+    ("share 0.5, T 2, output stride 8", "simultaneous, output stride 8", EVERY),
     ("single small, output stride 8", "single small", (FIRST,)),
 )
 TIMED = (  # arm, the arms whose times add up to the baseline, the most that is asked for
