@@ -302,7 +302,7 @@ def test_two_ranks_save_the_same_step_when_one_process_is_signaled(tmp_path: Pat
     assert "Traceback" not in text.split("stopped by")[0]
     assert not list(output.glob(".tmp-*"))
     reason = json.loads((output / "summary.json").read_text())["exit_reason"].removeprefix("preempted by ")
-    assert reason in {"SIGTERM", "another process of this run", "the end of the launcher"}
+    assert reason in {"SIGTERM", "SIGTERM to another process of this run", "the end of the launcher"}
     step = check_stopped(output, reason)
     last = [line for line in delivered(output) if line["step"] == step - 1]
     assert sorted(line["rank"] for line in last) == [0, 1]

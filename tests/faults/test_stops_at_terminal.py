@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_signals import FLAGS, RECIPE, delivered, gone, pids_of
-from victim import newest
+from test_signals import FLAGS, RECIPE, delivered, gone, handles, pids_of
+from victim import newest, slow_disk
 
 from tests.conftest import PATIENCE_S, ROOT, TORCHRUN
 
@@ -30,7 +30,7 @@ slow = pytest.mark.slow
 class Terminal:
     """A terminal with one program in its foreground, and what is on its screen."""
 
-    def __init__(self, command: list[str], ignored: signal.Signals | None = None) -> None:
+    def __init__(self, command: list[str], ignored: signal.Signals | None = None, **env: str) -> None:
         self._screen, keyboard = pty.openpty()
 
         def take() -> None:
@@ -40,7 +40,7 @@ class Terminal:
 
         self.process = subprocess.Popen(
             command, stdin=keyboard, stdout=keyboard, stderr=keyboard, start_new_session=True, preexec_fn=take,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         )  # fmt: skip
         os.close(keyboard)
         os.set_blocking(self._screen, False)
@@ -68,9 +68,11 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def training(output: Path, command: tuple[str, ...], ignored: signal.Signals | None = None) -> Iterator[Terminal]:
+def training(
+    output: Path, command: tuple[str, ...], ignored: signal.Signals | None = None, **env: str
+) -> Iterator[Terminal]:
     """A run at a terminal after its first steps; whatever is left at the end is killed."""
-    terminal = Terminal([*command, *FLAGS, "--output-dir", str(output)], ignored)
+    terminal = Terminal([*command, *FLAGS, "--output-dir", str(output)], ignored, **env)
     try:
         deadline = time.monotonic() + PATIENCE_S
         while len(delivered(output)) < 4:
@@ -158,26 +160,118 @@ def test_the_exit_code_is_that_of_the_command(words: tuple[str, ...], tmp_path: 
 
     done = start("--img-size", "many")
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "error: --img-size many" in done.stderr
+    assert done.stderr.startswith("error: --img-size many")
+    assert done.stderr.count("\n") == 1  # however many processes
     few = ("--synthetic-count", "60", "--synthetic-size", "32", "--batch-size", "12", "--epochs", "1")
     assert start(*few, "--img-size", "16", "--output-dir", "run").returncode == 0
     assert (tmp_path / "run" / "summary.json").exists()
 
 
 @slow
-def test_a_process_that_is_killed_is_named(tmp_path: Path):
+@pytest.mark.parametrize(("launcher", "rank"), [("one process", ""), ("two processes", "1")])
+def test_a_process_that_is_killed_is_named(launcher: str, rank: str, tmp_path: Path):
+    output = tmp_path / "run"
+    with training(output, OURS[launcher]) as terminal:
+        os.kill(pid_of(output, rank, terminal), signal.SIGKILL)
+        assert terminal.wait() == 128 + signal.SIGKILL
+        name = f"the process of rank {rank}" if rank else "the process"
+        assert f"error: {name} was ended by SIGKILL" in terminal.text()
+
+
+def pid_of(output: Path, rank: str, terminal: Terminal) -> int:
+    """The process of a rank; "": of the only one."""
+
+    def rank_of(pid: int) -> str:
+        words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        return next((word.removeprefix("RANK=") for word in words if word.startswith("RANK=")), "")
+
+    (found,) = [pid for pid in pids_of(output) if pid != terminal.process.pid and rank_of(pid) == rank]
+    return found
+
+
+@slow
+def test_the_last_line_names_the_signal_that_only_another_rank_got(tmp_path: Path):
     output = tmp_path / "run"
     with training(output, TWO) as terminal:
-        (victim,) = [pid for pid in pids_of(output, RECIPE) if rank_of(pid) == "1"]
-        os.kill(victim, signal.SIGKILL)
-        assert terminal.wait() == 128 + signal.SIGKILL
-        assert "error: the process of rank 1 was ended by SIGKILL" in terminal.text()
+        os.kill(pid_of(output, "1", terminal), signal.SIGTERM)
+        check_end(terminal, output, "SIGTERM to another process of this run")
 
 
-def rank_of(pid: int) -> str:
-    words = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return next((word.removeprefix("RANK=") for word in words if word.startswith("RANK=")), "")
+@slow
+@pytest.mark.parametrize("launcher", ["python", "two processes"])
+def test_a_terminal_that_is_closed_after_ctrl_c_does_not_cut_the_save_off(launcher: str, tmp_path: Path):
+    output = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(slow_disk("/checkpoints/", 3))
+    with training(output, OURS[launcher], PYTHONPATH=f"{tmp_path}:{ROOT}") as terminal:
+        terminal.press_ctrl_c()
+        time.sleep(1.5)  # later than what counts as the same event
+        terminal.close()
+        assert terminal.process.wait(PATIENCE_S) == 75
+        assert gone(output)
+    assert newest(output) == delivered(output)[-1]["step"] + 1
+
+
+@slow
+@pytest.mark.parametrize("launcher", ["one process", "two processes"])
+def test_a_second_ctrl_c_ends_a_save_that_takes_forever(launcher: str, tmp_path: Path):
+    output = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(slow_disk("/checkpoints/", 2 * PATIENCE_S))
+    with training(output, OURS[launcher], PYTHONPATH=f"{tmp_path}:{ROOT}") as terminal:
+        terminal.press_ctrl_c()
+        time.sleep(2.5)
+        terminal.press_ctrl_c()
+        assert terminal.wait() == 128 + signal.SIGINT
+        assert gone(output)
+
+
+STUCK = """
+import os, signal, time
+if os.environ["RANK"] == "0":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+open(f"ready-{os.environ['RANK']}", "w").close()
+while True:
+    time.sleep(0.1)
+"""
+
+
+@slow
+def test_processes_that_do_not_react_are_ended_when_one_has_failed(tmp_path: Path):
+    """Rank 1 dies of the signal; rank 0 ignores it, as one that waits for the other in a driver does."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    words = [*TOOLKIT, "launch", "--config_file", CONFIG, "stuck.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while len([*tmp_path.glob("ready-*")]) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        time.sleep(1.5)
+        process.terminate()  # twice: nothing is to be saved
+        assert process.wait(20) in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+
+
+@slow
+def test_a_module_of_ones_own_is_launched_whatever_it_is_called(tmp_path: Path):
+    (tmp_path / "train.py").write_text("import sys; print('mine', *sys.argv[1:])")
+    (tmp_path / "evaluate").write_text("print('my script')")
+    for words, told in (("-m train --lr 3", "mine --lr 3"), ("evaluate", "my script")):
+        command = [*TOOLKIT, "launch", *words.split()]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (0, f"{told}\n"), done.stderr
+
+
+@slow
+def test_a_stop_before_anything_runs_is_one_line(tmp_path: Path):
+    """While the launcher itself is imported."""
+    command = [*TOOLKIT, "launch", "train", "multi", "--output-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENCE_S
+    while not handles(process.pid, signal.SIGTERM) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.terminate()
+    _, error = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, error) == (75, "stopped by SIGTERM before training began; run the same command again\n")
 
 
 @pytest.mark.parametrize(
@@ -185,11 +279,21 @@ def rank_of(pid: int) -> str:
     [
         ("--config_file nowhere.yaml train multi", "nowhere.yaml"),
         ("--multi_gpu --tpu train multi", "You can only use one of"),
+        ("--nonsense train multi", "--nonsense; flags of the launcher come before the command"),
+        ("--epochs 3 train multi", "--epochs; flags of the launcher come before the command"),
+        ("--num_processes two train multi", "invalid int value: 'two'"),
+        ("trian multi", "trian: neither a script nor a command of toolkit; did you mean train?"),
+        ("launch train multi", "launch: neither a script nor a command of toolkit"),
+        ("--config_file empty.yaml train multi", "accelerate launch: "),
+        ("--config_file broken.yaml train multi", "accelerate launch: "),
     ],
 )
-def test_launchers_own_refusals_are_one_line(words: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_launchers_own_refusals_are_one_line(words: str, told: str, capsys, monkeypatch, tmp_path: Path):
     from toolkit.commands import launch
 
+    monkeypatch.chdir(tmp_path)
+    Path("empty.yaml").touch()
+    Path("broken.yaml").write_text("a: [")
     monkeypatch.setattr(launch, "SIGNALS", [])  # of this process
     monkeypatch.setattr(os, "environ", {**os.environ})
     assert launch.main(words.split()) == 2

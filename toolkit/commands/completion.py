@@ -29,7 +29,7 @@ class Launch:
     """What most launches give; the launcher's own parser knows the rest."""
 
     config_file: Annotated[Path | None, tyro.conf.arg(name="config_file")] = None
-    num_processes: Annotated[int, tyro.conf.arg(name="num_processes")] = 1
+    num_processes: Annotated[int | None, tyro.conf.arg(name="num_processes")] = None
 
 
 def grammars() -> Tree:

@@ -1,7 +1,8 @@
 """Start a command on several processes: `accelerate launch` with its flags and configs, whose last line and exit code
-are those of your command. Flags of the launcher come first, then a command of toolkit, or a script.
+are those of your command. Flags of the launcher come first, then a command of toolkit, or a script; `accelerate launch
+--help` lists the flags. Without a config there is a process for each GPU, or one.
 
-After Ctrl-C, SIGTERM or a closed terminal it waits for the save, however long that takes.
+Once it trains, Ctrl-C, SIGTERM or a closed terminal save it first, however long that takes.
 
 Example: toolkit launch --config_file accelerate_configs/multi_gpu.yaml train multi --data-root DIR --amp
 """
@@ -12,23 +13,71 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
+from toolkit.config.base import nearest
 from toolkit.system import console
 from toolkit.system.errors import InputError
 from toolkit.system.exit_codes import DONE, FAILED, exit_code
-from toolkit.system.preemption import EXIT_CODE, SIGNALS
+from toolkit.system.preemption import EXIT_CODE, HANGUP, SAME_EVENT_S, SIGNALS
 
-# The agent of torch would end by these with a traceback, and kill after 30 s what still saves.
+# The agent of torch would end by these with a traceback, and kill after 30 s what is still saving.
 LEFT_TO_AGENT = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT", "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT"}
-# They tell that a process has ended, which its own last line has told, or that flags have their defaults.
+# They report that a process has ended, which printed why, or that flags have their defaults.
 WORDY = (
     *("accelerate.commands.launch", "torch.distributed.run"),
     *("torch.distributed.elastic.agent.server.api", "torch.distributed.elastic.multiprocessing.api"),
 )
+POLL_S = 0.1
+AFTER_FAILURE_S = 30.0  # for the others once a process has failed, as torch's agent gives them
+AFTER_REPETITION_S = 5.0  # for all once a stop was asked for twice: they leave without saving
+
+
+class Stop:
+    """Signal handler: passes the signal on to all processes, waits for them, and exits with their code."""
+
+    def __init__(self) -> None:
+        self._first = 0.0
+        self._ends = float("inf")
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        now, waiting = time.monotonic(), bool(self._first)
+        self._first = self._first or now
+        if waiting and number != HANGUP and now - self._first > SAME_EVENT_S:
+            self._ends = min(self._ends, now + AFTER_REPETITION_S)
+        started = psutil.Process().children()
+        for process in started:
+            if not has_got(process, number):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+        if not waiting:  # else the handler of the first signal waits
+            self._leave(number, started)
+
+    def _leave(self, number: int, alive: list[psutil.Process]) -> NoReturn:
+        codes: list[int] = []
+        while alive:
+            gone, alive = psutil.wait_procs(alive, timeout=POLL_S)
+            codes += [process.returncode or DONE for process in gone]
+            if any(process.returncode not in (DONE, EXIT_CODE) for process in gone):  # the others may wait for it
+                for process in alive:
+                    process.terminate()
+                self._ends = min(self._ends, time.monotonic() + AFTER_FAILURE_S)
+            if time.monotonic() > self._ends:
+                for process in alive:
+                    process.kill()
+        if all(code == -number for code in codes):  # none had a handler yet
+            shown = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            console.say(f"stopped by {shown} before training began; run the same command again", sys.stderr)
+            raise SystemExit(EXIT_CODE)
+        failed = [code for code in codes if code not in (DONE, EXIT_CODE)]
+        raise SystemExit(code_of((failed or [max(codes)])[0]))
 
 
 def code_of(status: int) -> int:
@@ -36,24 +85,32 @@ def code_of(status: int) -> int:
     return status if status >= 0 else 128 - status
 
 
-def ended(pid: int) -> int:
-    """Wait for a child, and leave it to its owner to collect; returns its exit code."""
-    with contextlib.suppress(ChildProcessError):  # collected in the meantime
-        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        if result is not None:
-            return result.si_status if result.si_code == os.CLD_EXITED else code_of(-result.si_status)
-    return DONE
+def has_got(process: psutil.Process, number: int) -> bool:
+    """Whether a terminal sent the signal to a process too: Ctrl-C goes to the whole group in its foreground."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return number == signal.SIGINT and sys.stdin.isatty() and os.getpgid(process.pid) == os.getpgrp()
+    return False
 
 
-def pass_on(number: int, _: FrameType | None) -> None:
-    """Pass a signal on to all processes, wait for them, and end as the worst of them did."""
-    started = psutil.Process().children()
-    for process in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-    codes = [ended(process.pid) for process in started]
-    failed = [code for code in codes if code not in (DONE, EXIT_CODE)]
-    raise SystemExit(max(failed or codes, default=code_of(-number)))
+def refuse(told: str) -> NoReturn:
+    raise InputError(f"{told}; flags of the launcher come before the command, those of the command behind it")
+
+
+def flags_of(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """The flags of the launcher, and what to launch: a script, a module, or a command of toolkit."""
+    from toolkit.commands import TABLE
+
+    parser.error = refuse  # type: ignore[method-assign, assignment]
+    flags = parser.parse_args([*words])
+    flags.quiet = False  # it would hide the exit code
+    commands = {entry.words.split()[0] for group in TABLE.values() for entry in group} - {"launch"}
+    if not (flags.module or flags.no_python or Path(flags.training_script).is_file()):
+        if flags.training_script not in commands:
+            word = flags.training_script
+            raise InputError(f"{word}: neither a script nor a command of toolkit{nearest(word, commands)}")
+        flags.training_script_args = [flags.training_script, *flags.training_script_args]
+        flags.module, flags.training_script = True, "toolkit"
+    return flags
 
 
 def launched(words: Sequence[str]) -> int:
@@ -61,36 +118,36 @@ def launched(words: Sequence[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from toolkit.commands import TABLE
-
     os.environ.update(LEFT_TO_AGENT)
     for name in WORDY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    flags = launch_command_parser().parse_args([*words])
-    if flags.training_script in {entry.words.split()[0] for group in TABLE.values() for entry in group}:
-        flags.training_script_args = [flags.training_script, *flags.training_script_args]
-        flags.module, flags.training_script = True, "toolkit"
-    flags.quiet = False  # it would hide the exit code
+    flags = flags_of(launch_command_parser(), words)
     try:
         launch_command(flags)
     except subprocess.CalledProcessError as error:  # of a single process
-        return code_of(error.returncode)
-    except (ValueError, FileNotFoundError) as error:  # flags of the launcher, or its config
-        raise InputError(str(error)) from error
+        return reported(error.returncode, "the process")
     except ChildFailedError as error:  # of several
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            console.say(f"error: the process of rank {rank} was ended by {name}", sys.stderr)
-        return code_of(failure.exitcode)
+        return reported(failure.exitcode, f"the process of rank {rank}")
+    except Exception as error:  # before a process started: flags of the launcher, its config, its environment
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise InputError(f"accelerate launch: {kind}{error}") from error
     return DONE
+
+
+def reported(status: int, name: str) -> int:
+    """The exit code of a process that failed; one that a signal ended could not print why."""
+    if status < 0:
+        console.say(f"error: {name} was ended by {signal.Signals(-status).name}", sys.stderr)
+    return code_of(status)
 
 
 def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         return exit_code(lambda: console.say(f"usage: toolkit launch [FLAG ...] COMMAND ...\n\n{__doc__}", sys.stdout))
+    stop = Stop()
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, pass_on)
+            signal.signal(number, stop)
     codes = [FAILED]
     return exit_code(lambda: codes.append(launched(argv))) or codes[-1]

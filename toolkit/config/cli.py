@@ -152,11 +152,12 @@ def _read(words: Sequence[str], recipe: str, description: str | None, grammar: A
 
 
 def _plain(box: str) -> str:
-    """What tyro tells, the first paragraph of its box, in plain words where a word is missing."""
+    """The first paragraph of tyro's box, in plain words where a word is missing."""
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     ruled = itertools.dropwhile(RULE.fullmatch, lines)  # in ASCII the title has lines of its own
     told = " ".join(itertools.takewhile(lambda line: not RULE.fullmatch(line), ruled))
-    told = re.sub(r"^Missing value for argument '(\S+)'\..*", r"\1 needs a value", told)
+    told = re.sub(r"^Missing value for argument '(--\S+)'\..*", r"\1 needs a value", told)
+    told = re.sub(r"^Missing value for argument '(\S+)'\..*", lambda found: f"{found[1].upper()} is missing", told)
     return re.sub(r"^Missing from [^:]*: (\S+) (.*) \(required\)$", r"\1 is missing: \2", told)
 
 
@@ -254,9 +255,15 @@ def parse_section(
     given_words = plain_switches(sys.argv[1:] if argv is None else argv, switches(section))
     lists = {name: values for name, values in lists_of(section).items() if name not in (positional, rest)}
     given_words = spaced(given_words, lists, paths=rest is not None)
-    groups, unknown = _read(given_words, recipe, description, grammar)
+    names = ["--import", *(flag_of(name) for names in section.groups.values() for name in names)]
+    try:
+        groups, unknown = _read(given_words, recipe, description, grammar)
+    except InputError:
+        known = {*names, *(f"--no-{name[2:]}" for name in names)}
+        unknown = [word for word in given_words if word.startswith("--") and word.split("=")[0] not in known]
+        if not unknown_flag(unknown):
+            raise
     if flag := unknown_flag(unknown):
-        names = ["--import", *(flag_of(name) for names in section.groups.values() for name in names)]
         raise InputError(f"there is no flag {flag}{hint(flag, names)}")
     if unknown:
         raise InputError(stray(unknown[0], given_words))

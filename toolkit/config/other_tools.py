@@ -113,7 +113,8 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "device devices gpu gpus n-gpu ngpus num-gpus accelerator cuda no-cuda cpu use-cpu tpu-cores local-rank "
         "rank world-size dist-url dist-backend ddp-backend distributed multiprocessing-distributed num-nodes nnodes "
         "nproc-per-node num-processes num-machines": (
-            "the launcher chooses devices and processes: `accelerate launch`, `torchrun`, `CUDA_VISIBLE_DEVICES`"
+            "the launcher chooses devices and processes: `toolkit launch`, `accelerate launch`, `torchrun`, "
+            "`CUDA_VISIBLE_DEVICES`"
         ),
         "precision fp16 bf16 half float16 bfloat16 mixed-precision amp-dtype use-amp native-amp to-fp16 to-bf16": (
             "`--amp`, in the best type that the device supports"

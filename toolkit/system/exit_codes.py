@@ -18,13 +18,20 @@ def exit_code_of(error: Exception) -> int:
     return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), FAILED)
 
 
+def is_first_here() -> bool:
+    """Whether this is the only process of the run on this machine, or the first of them."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def report_once(cause: Exception) -> None:
     """Print why the run ended, once: one line that names the rank other than 0, then the error's notes.
 
-    Notes are output lines of another program. A stop that was asked for is told by one process of each machine.
+    Notes are output lines of another program. Of the processes of a machine, one prints what all have in common: a stop
+    that was asked for, and mistakes that are found before torch is imported.
     """
     stopped = isinstance(cause, PreemptedError)
-    if getattr(cause, "reported", False) or (stopped and os.environ.get("LOCAL_RANK", "0") != "0"):
+    common = stopped or (isinstance(cause, InputError) and "torch" not in sys.modules)
+    if getattr(cause, "reported", False) or (common and not is_first_here()):
         return
     cause.reported = True  # type: ignore[attr-defined]
     rank = os.environ.get("RANK", "0")
@@ -51,6 +58,7 @@ def exit_code(work: Callable[[], Any]) -> int:
         report_once(cause)
         return exit_code_of(cause)
     except KeyboardInterrupt:  # Ctrl-C; training handles it itself, as a request to save
-        console.say("stopped by Ctrl-C", sys.stderr)
+        if is_first_here():
+            console.say("stopped by Ctrl-C", sys.stderr)
         return INTERRUPTED
     return DONE

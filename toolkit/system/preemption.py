@@ -1,7 +1,8 @@
 """Graceful shutdown on a signal, on the launcher's death, or on a cloud preemption notice. Imports no torch.
 
 A request only sets a flag, which the loop reads between steps. A signal ends the run at once before training begins,
-when there is nothing to save, and after everything is saved. A second signal to this process ends it at any time.
+when there is nothing to save, and after everything is saved. A second signal to this process ends it at any time; but
+not SIGHUP, because people also close the terminal after Ctrl-C.
 """
 
 import contextlib
@@ -121,7 +122,7 @@ class Preemption:
             raise _StoppedEarly(f"stopped by {shown} before training began; run the same command again")
         then = "all is trained, the run ends" if self._trained else "saving a checkpoint ..."
         hint = f" ({again} again to quit {'at once' if self._trained else 'without saving'})" if self._signaled else ""
-        if os.environ.get("LOCAL_RANK", "0") != "0":  # one process of a machine says it for all
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # one line is enough for a machine
             return
         with contextlib.suppress(OSError):  # stderr is closed: Ctrl-C ends a `tee` behind the run first
             os.write(2, f"{shown}: {then}{hint}\n".encode())
@@ -143,7 +144,7 @@ class Preemption:
         with open(reading, "rb", buffering=0) as pipe:
             while byte := pipe.read(1):  # empty once the other end is closed
                 now, number = time.monotonic(), byte[0]
-                if number in SIGNALS and now - first > SAME_EVENT_S:
+                if number in SIGNALS and number != HANGUP and now - first > SAME_EVENT_S:
                     os._exit(EXIT_CODE if self._saved else 128 + number)
                 if number in SIGNALS:
                     first = min(first, now)

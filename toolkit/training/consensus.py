@@ -1,5 +1,6 @@
 """Flags that all ranks must agree on (stop, save, non-finite loss), reduced about once a second."""
 
+import signal
 import time
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from toolkit.training.monitor import NEVER, NonFiniteMonitor
 
 ASK_EVERY_S = 1.0  # keeps the delay until all ranks agree well below 5 s
 MOST_CALLS = 100
+NO_SIGNAL = 255  # stands for other causes of a stop, such as a notice of a cloud
 
 
 class Decision(NamedTuple):
@@ -59,7 +61,8 @@ class Consensus:
         self._calls += 1
         if not force and self._calls < self._next:
             return Decision()
-        own = torch.tensor([stop, save, self._microseconds, 0], device=self._accelerator.device)
+        cause = _cause(self._preemption.reason)
+        own = torch.tensor([cause, save, self._microseconds, 0], device=self._accelerator.device)
         own[3] = -self._non_finite.first_bad
         stops, saves, slowest, bad = self._accelerator.gather(own[None]).amax(0).tolist()
         # Measured between two gathers, which wait for the device: other calls return while it is still computing.
@@ -68,7 +71,8 @@ class Consensus:
         self._calls, self._asked_at = 0, now
         self._next = max(1, min(MOST_CALLS, int(1e6 * ASK_EVERY_S / slowest))) if slowest else 1
         if stops:
-            self._preemption.ask("another process of this run")
+            of = f"{signal.Signals(stops).name} to " if stops != NO_SIGNAL else ""
+            self._preemption.ask(f"{of}another process of this run")
         return Decision(bool(stops), bool(saves), _step(-bad))
 
     def raise_if_stopping(self) -> None:
@@ -78,6 +82,12 @@ class Consensus:
 
     def stopped(self) -> PreemptedError:
         return PreemptedError(f"preempted by {self._preemption.reason}")
+
+
+def _cause(reason: str) -> int:
+    """The number of the signal that a process is stopped by; 0 if it is not stopped."""
+    named = signal.Signals.__members__.get(reason, NO_SIGNAL)
+    return int(named) if reason else 0
 
 
 def _step(first_bad: int) -> int | None:
