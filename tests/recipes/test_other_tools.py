@@ -38,7 +38,7 @@ FLAGS = {
     "--workers 8": "here it is --num-workers",
     "-j 8": "here it is --num-workers",
     "--dataloader_num_workers 4": "here it is --num-workers",
-    "--device cuda:0": "the launcher chooses devices and processes: accelerate launch, torchrun",
+    "--device cuda:0": "the launcher chooses devices and processes: toolkit launch, accelerate launch, torchrun",
     "--gpus 2": "the launcher chooses",
     "--accelerator gpu": "the launcher chooses",
     "--local-rank=0": "the launcher chooses",
