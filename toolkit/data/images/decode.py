@@ -70,7 +70,7 @@ def decode(
     gray: GrayRange = AS_STORED,
     scaled: bool = False,
 ) -> np.ndarray:
-    """The box of an upright image as size x size x 3 uint8 RGB, antialiased; without box and size, all as it is.
+    """The box of an upright image as size x size x 3 uint8 RGB, antialiased; without box and size, the whole image.
 
     `orientation`: EXIF's, from the header. `gray`: how more than 8 bits become 8. `scaled`: decode a JPEG at 1/2 or 1/4
     if the box is then still at least twice the target. Raises ValueError with the reason.
