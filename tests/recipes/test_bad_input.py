@@ -56,6 +56,7 @@ FLAGS = [
     ("multiscale", ("--hflip", "maybe"), "maybe"),
     ("multiscale", ("--scheduler", "step"), "--scheduler step"),
     ("multiscale", ("--cloud", "ibm"), "--cloud ibm"),
+    ("multiscale", ("--fit", "letterbox"), "--fit letterbox: must be one of 'crop', 'pad' or 'squash'"),
     ("multiscale", ("--strategy", "random"), "--strategy random"),
     ("multiscale", ("--scales", "32,16"), "--scales 32,16: sizes must be positive and ascending"),
     ("multiscale", ("--scales", "16,16,32"), "--scales 16,16,32"),

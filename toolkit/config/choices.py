@@ -18,6 +18,7 @@ BATCH_GROWTHS: tuple[str, ...] = get_args(BatchGrowth)
 ClassLoss = Literal["ce", "bce"]
 ClassWeights = Literal["none", "inverse"]
 GrayRange = Literal["16bit", "minmax", "percentile"]
+Fit = Literal["crop", "pad", "squash"]
 CacheKind = Literal["ram", "disk", "off"]
 Format = Literal["safetensors", "onnx", "pt2"]  # export formats
 OnnxInput = Literal["float32", "uint8"]

@@ -50,7 +50,12 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         ),
         "train-size-schedule": "`--progressive`, one size after another",
         "val-crop-size val-resize-size eval-size test-size": "`--eval-scales`, the whole square in the middle",
-        "crop-pct interpolation": "evaluation takes the whole square in the middle, bilinear and antialiased",
+        "crop-mode train-crop-mode resize-mode letterbox": (
+            "`--fit crop`, `pad` (timm's `border`) or `squash`, in training and evaluation"
+        ),
+        "crop-pct interpolation": (
+            "evaluation takes the whole square in the middle, or with `--fit` the whole image, bilinear and antialiased"
+        ),
     },
     "Length and batches": {
         "num-epochs max-epochs n-epochs n-epoch nb-epochs num-train-epochs epoch e": "`--epochs`",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveInt
 
 from toolkit.config.base import Folder, KeyValues, Section
-from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights, GrayRange
+from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights, Fit, GrayRange
 from toolkit.config.data_roots import BUILT_IN, CHARACTERS, SYNTHETIC
 from toolkit.config.tables import check_entry
 
@@ -59,6 +59,11 @@ class Data(Section):
         "16bit",
         description="how gray of more than 8 bits becomes 8; 16bit: 65535, or 1 of float pixels, becomes 255; minmax: "
         "the least of an image becomes 0, its most 255; percentile: the same of its 0.5th and 99.5th percentile",
+    )
+    fit: Fit = Field(
+        "crop",
+        description="how images that are not square become square, in evaluation and prediction too; crop: the "
+        "largest square in the middle; pad: the whole image on the mean color; squash: the whole image, stretched",
     )
     cache: Cache = Field(
         "auto",

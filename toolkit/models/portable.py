@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,11 @@ from safetensors.torch import load_file
 from timm.data import create_transform
 from torch import nn
 from torchvision import transforms
+from torchvision.transforms import v2
 
+from toolkit.config.choices import Fit
+
+CROP_MODES: Mapping[Fit, str] = {"crop": "center", "pad": "border", "squash": "squash"}  # of timm's transform
 TIMM = "https://github.com/huggingface/pytorch-image-models"
 
 
@@ -19,7 +23,7 @@ TIMM = "https://github.com/huggingface/pytorch-image-models"
 class PortableModel(ABC):
     """What a model card tells of a model; `arguments`: of the call that creates it, `size`: of its images, px.
 
-    `mean` and `std`: 3 values each, for pixels in [0, 1].
+    `mean` and `std`: 3 values each, for pixels in [0, 1]. `fit`: how its images become square.
     """
 
     start: ClassVar[str] = "random weights"  # what it was trained from, if not from timm's pretrained weights
@@ -31,6 +35,7 @@ class PortableModel(ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    fit: Fit = field(default="crop", kw_only=True)
 
     @property
     @abstractmethod
@@ -71,7 +76,7 @@ class PortableModel(ABC):
             "mean": self.mean,
             "std": self.std,
             "crop_pct": 1.0,
-            "crop_mode": "center",
+            "crop_mode": CROP_MODES[self.fit],
         }
 
 
@@ -166,8 +171,13 @@ class OwnModel(PortableModel):
         )
 
     def transform(self) -> Any:
-        scale = [transforms.Resize(self.size), transforms.CenterCrop(self.size)]
-        return transforms.Compose([*scale, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
+        normalized = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
+        square = transforms.CenterCrop(self.size)
+        if self.fit == "crop":
+            return transforms.Compose([transforms.Resize(self.size), square, *normalized])
+        if self.fit == "squash":
+            return transforms.Compose([transforms.Resize((self.size, self.size)), *normalized])
+        return transforms.Compose([v2.Resize(None, max_size=self.size), *normalized, square])  # pads with 0, the mean
 
     def config(self) -> dict[str, Any]:
         """config.json: how to create the model, its classes, and its preprocessing."""

@@ -21,6 +21,7 @@ AS_BEFORE: dict[str, Any] = {
     "weights": None,
     "weights_sha256": None,
     "range": "16bit",
+    "fit": "crop",
     **CHANGED_DEFAULTS,
     "label_column": None,
     "hf_config": None,

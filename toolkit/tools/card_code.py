@@ -5,14 +5,19 @@ from dataclasses import dataclass
 
 import torch
 
-from toolkit.config.choices import Format, OnnxInput
-from toolkit.data.images.preprocess import AS_STORED
+from toolkit.config.choices import Fit, Format, OnnxInput
+from toolkit.data.images.preprocess import AS_STORED, MEAN_COLOR
 from toolkit.data.sources.index import Splits
 from toolkit.models.portable import PortableModel
 from toolkit.tools.export_check import Difference
 from toolkit.tools.export_formats import FILES, INPUTS
 from toolkit.tools.loaded_run import LoadedRun
 
+SQUARES: Mapping[Fit, tuple[str, str]] = {  # what evaluation sees of an image, and what a library's transform does
+    "crop": ("the largest square in the middle", "resizes before it cuts out the square"),
+    "pad": (f"the whole image in the middle of a square of the color {MEAN_COLOR}", "resizes with Pillow"),
+    "squash": ("the whole image, stretched to a square", "resizes with Pillow"),
+}
 PREPARE = (
     "prepare = Preprocess.load('.')  # the folder of config.json",
     "pixels = torch.from_numpy(prepare(Path('photo.jpg').read_bytes()))",
@@ -125,10 +130,10 @@ def preprocessing(card: Card) -> str:
         f" Gray of more than 8 bits (PIL's modes I, I;16 and F) is mapped to 8 bits by each image's own range (--range "
         f"{gray}), which `convert('RGB')` does not do."
     )
+    square, library = SQUARES[model.fit]
     return (
         f"RGB, EXIF rotation applied, mean {model.mean} and standard deviation {model.std} of pixels in [0, 1]. The "
-        f"run was evaluated on the largest square in the middle, resized to {model.size} px (bilinear, antialiased)."
+        f"run was evaluated on {square}, resized to {model.size} px (bilinear, antialiased)."
         f"{mapped if gray != AS_STORED else ''}\n\n`preprocess.py` does that with NumPy and Pillow: {card.by_card}. "
-        f"{model.transform_of}'s transform alone, as config.json describes it, resizes before it cuts out the square: "
-        f"{card.by_library}."
+        f"{model.transform_of}'s transform alone, as config.json describes it, {library}: {card.by_library}."
     )

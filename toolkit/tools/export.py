@@ -102,7 +102,7 @@ def export(
     loaded = load_run(run, model=model)
     exported = describe(loaded, scale)
     splits = own_splits(loaded, data_root, data)
-    prepare = Preprocess(exported.size, exported.mean, exported.std, loaded.settings.range)
+    prepare = Preprocess(exported.size, exported.mean, exported.std, loaded.settings.range, exported.fit)
     images = read_check_images(splits, exported, prepare)
     checked = len(images.files)
     log.info("%-11s %d px, checked on %d images of the run", "scale", exported.size, checked)

@@ -74,7 +74,7 @@ def write_onnx(source: Source, path: Path) -> Tensor:
 def write_onnx_uint8(source: Source, path: Path) -> Tensor:
     """Write a graph for one uint8 image, H x W x 3, of any size."""
     model = source.model
-    whole = Uint8Input(source.plain, model.size, model.mean, model.std).eval()
+    whole = Uint8Input(source.plain, model.size, model.mean, model.std, model.fit).eval()
     example = torch.zeros(*(model.size + more for more in TRACED_MORE), 3, dtype=torch.uint8)
     run = _save_onnx(source, _trace(whole, example, {0: Dim("height"), 1: Dim("width")}), "uint8", path)
     return torch.cat([run(image) for image in source.images()])

@@ -1,6 +1,7 @@
 """Extract one scale of a run's model, under the names of its parameters outside the toolkit, for export."""
 
 import copy
+import dataclasses
 
 from torch import nn
 
@@ -13,7 +14,8 @@ from toolkit.tools.loaded_run import LoadedRun
 def describe(loaded: LoadedRun, scale: int | None) -> PortableModel:
     """The model to export; raises InputError if the run has no such size."""
     size = chosen_size(loaded, scale, "--scale")
-    return loaded.source.portable(loaded.model.model, loaded.plan, size, loaded.classes)
+    model = loaded.source.portable(loaded.model.model, loaded.plan, size, loaded.classes)
+    return dataclasses.replace(model, fit=loaded.settings.fit)
 
 
 def chosen_size(loaded: LoadedRun, size: int | None, name: str) -> int:

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from toolkit.config.arguments import checked
 from toolkit.config.checks import check_output, check_predict
 from toolkit.config.tool_fields import as_paths
+from toolkit.data.loading.batches import Images
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.paths import Listed, list_paths
 from toolkit.data.sources.python_data import index_unlabeled
@@ -27,7 +28,7 @@ from toolkit.tools.inference import InferenceOptions, start_evaluator
 from toolkit.tools.interruption import interruptible
 from toolkit.tools.loaded_run import load_run
 from toolkit.tools.prediction_rows import STDOUT, PredictionRow, RowFile, refuse_existing
-from toolkit.tools.prediction_stream import PredictionStream
+from toolkit.tools.prediction_stream import Files, PredictionStream
 from toolkit.tools.prediction_summary import PredictionSummary
 from toolkit.training import device
 
@@ -69,12 +70,16 @@ def predict(
     options = InferenceOptions(batch_size, num_workers, amp, flip, alone)
     loaded = load_run(expanded(run), [*(scales or ()), *(cascade or ())], model=model)
     exits = _exits(scales or (loaded.strategy.selection().sizes[-1],), cascade, confidence)
-    gray = loaded.settings.range
-    images = None if data is None else ImageReader(replace(index_unlabeled(data), gray=gray))
-    listed = list_paths(paths) if images is None else Listed([*images.index.names], {}, 0)
+    images: Images
+    if data is None:
+        listed = list_paths(paths)
+        images = Files.of(listed, loaded.settings)
+    else:
+        images = ImageReader(index_unlabeled(data).seen_by(loaded.settings))
+        listed = Listed([*images.index.names], {}, 0)
     evaluator = start_evaluator(loaded, options)
     try:
-        tally = _write(PredictionStream(evaluator, exits, loaded.classes, listed, images, gray), output)
+        tally = _write(PredictionStream(evaluator, exits, loaded.classes, listed, images), output)
     finally:
         device.stop()
     return PredictionSummary(

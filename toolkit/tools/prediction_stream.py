@@ -2,15 +2,14 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from toolkit.config.choices import GrayRange
+from toolkit.config.settings import Settings
 from toolkit.data.images.decode import decode
 from toolkit.data.images.header import read_header
-from toolkit.data.images.preprocess import AS_STORED
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, Images
 from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index
@@ -30,6 +29,14 @@ class Files:
     def __init__(self, index: Index, unreadable: Mapping[int, str]) -> None:
         self.index, self._unreadable = index, unreadable
 
+    @classmethod
+    def of(cls, listed: Listed, settings: Settings) -> "Files":
+        """The listed files, as a run with these settings sees them."""
+        here, names = str(Path.cwd())[1:], listed.names
+        inside = [name[1:] if name.startswith("/") else f"{here}/{name}" for name in names]
+        reasons = {i: listed.unreadable[name] for i, name in enumerate(names) if name in listed.unreadable}
+        return cls(Index.of_files(Path("/"), inside, [0] * len(inside)).seen_by(settings), reasons)
+
     def whole(self, i: int) -> np.ndarray:
         """Image i, upright, H x W x 3 uint8, decoded at full resolution; raises BadSampleError."""
         if i in self._unreadable:
@@ -43,17 +50,13 @@ class Files:
 
 @dataclass(frozen=True)
 class PredictionStream:
-    """Predicts the images of `listed` with a model and a cascade; `images`: reads them, None: from their files.
-
-    `gray`: how more than 8 bits become 8 in these.
-    """
+    """Predicts the images of `listed` with a model and a cascade; `images`: reads them."""
 
     evaluator: Evaluator
     cascade: Cascade
     classes: tuple[str, ...]
     listed: Listed
-    images: Images | None = None
-    gray: GrayRange = AS_STORED
+    images: Images
 
     @property
     def top(self) -> int:
@@ -70,8 +73,7 @@ class PredictionStream:
         names, size, accelerator = self.listed.names, self.evaluator.batch_size, self.evaluator.accelerator
         firsts = range(accelerator.process_index * size, len(names), size * accelerator.num_processes)
         batches = [np.arange(first, min(first + size, len(names))) for first in firsts]
-        images = self.images or self._files()
-        builder, load = EvalBatchBuilder(images, self.cascade.sizes, leave_out=True), by_need(images.index)
+        builder, load = EvalBatchBuilder(self.images, self.cascade.sizes, leave_out=True), by_need(self.images.index)
         loaded = load(batches, builder, self.evaluator.threads, self.evaluator.timeout_s)
         for ids, batch in zip(batches, loaded, strict=True):
             rows = {int(i): row for i, row in zip(batch.ids, self._predicted(batch), strict=True)}
@@ -80,13 +82,6 @@ class PredictionStream:
                 i: PredictionRow(names[i], error=reason) for i, (_, reason) in zip(missing, batch.bad, strict=True)
             }
             yield [rows[i] for i in ids.tolist()]
-
-    def _files(self) -> Files:
-        here = str(Path.cwd())[1:]
-        names, unreadable = self.listed.names, self.listed.unreadable
-        inside = [name[1:] if name.startswith("/") else f"{here}/{name}" for name in names]
-        reasons = {i: unreadable[name] for i, name in enumerate(names) if name in unreadable}
-        return Files(replace(Index.of_files(Path("/"), inside, [0] * len(inside)), gray=self.gray), reasons)
 
     def _predicted(self, batch: EvalBatch) -> list[PredictionRow]:
         """One row for each readable image of the batch."""

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from toolkit.config.choices import GrayRange
-from toolkit.data.images.augment import center_square
+from toolkit.config.choices import Fit, GrayRange
+from toolkit.data.images.augment import seen_box
 from toolkit.data.images.decode import crop_and_resize, decode, from_pil, upright
 from toolkit.data.images.header import UNREADABLE, read_header, reason_of
 from toolkit.data.images.preprocess import valid_orientation
@@ -27,7 +27,7 @@ from toolkit.tools.loaded_run import load_run
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """An image to 3 x S x S float32 as evaluation sees it: upright, center square, antialiased resize, normalized.
+    """An image to 3 x S x S float32 as evaluation sees it: upright, square by `fit`, antialiased resize, normalized.
 
     Takes a path, bytes of a file, a PIL image, or an H x W x 3 uint8 array. Raises InputError if it cannot be read.
     """
@@ -36,10 +36,11 @@ class EvalTransform:
     mean: Tensor
     std: Tensor
     gray: GrayRange
+    fit: Fit
 
     def __call__(self, image: Any) -> Tensor:
         pixels = self._pixels(image)
-        square = crop_and_resize(pixels, center_square(pixels.shape[1], pixels.shape[0]), self.size)
+        square = crop_and_resize(pixels, seen_box(pixels.shape[1], pixels.shape[0], self.fit), self.size)
         return normalize(torch.from_numpy(square).permute(2, 0, 1)[None], self.mean, self.std)[0]
 
     def _pixels(self, image: Any) -> np.ndarray:
@@ -116,7 +117,9 @@ def load(
     return Predictor(
         run=loaded.directory.path,
         model=one_scale(loaded.model, chosen).eval(),
-        transform=EvalTransform(chosen, loaded.mean.cpu(), loaded.std.cpu(), loaded.settings.range),
+        transform=EvalTransform(
+            chosen, loaded.mean.cpu(), loaded.std.cpu(), loaded.settings.range, loaded.settings.fit
+        ),
         classes=loaded.classes,
         size=chosen,
         device=place,

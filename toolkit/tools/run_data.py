@@ -1,7 +1,6 @@
 """Labeled images for a finished run: its own data with the same split, or other data with the same classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,8 +130,7 @@ def _passed_data(loaded: LoadedRun, data: Mapping[str, Any], split: Split | None
         _check_labels("data", {name: found[name]}, loaded)
         check_in_range(found[name], len(loaded.classes), f"data: {name}")
         _check_classes(f"data: {name}", given_names(data[name]) or loaded.classes, loaded.classes)
-    gray = settings.range
-    images = {name: ImageReader(replace(index, gray=gray)) for name, index in found.items()}
+    images = {name: ImageReader(index.seen_by(settings)) for name, index in found.items()}
     own = own_images(loaded) if needs_own else {}
     return EvaluationData(_of_split(images, split), own, is_own=False)
 
@@ -181,7 +179,7 @@ def _class_folders(root: Path, loaded: LoadedRun) -> Index:
     if not names:
         raise InputError(f"--data-root {root}: there are no images in its class folders")
     index = index_files(root, names, labels, loaded.settings.cache_dir or places.cache_dir())
-    return replace(index, gray=loaded.settings.range)
+    return index.seen_by(loaded.settings)
 
 
 def _check_classes(where: str, classes: Sequence[str], known: Sequence[str]) -> None:

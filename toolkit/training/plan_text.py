@@ -12,6 +12,8 @@ from toolkit.training.parts import Parts
 from toolkit.training.run_plan import RunPlan
 from toolkit.training.step_plan import describe_steps
 
+FITTED = {"pad": "padded to a square", "squash": "stretched to a square"}
+
 
 def describe_run(run_plan: RunPlan, of_weights: Sequence[str] = ()) -> list[str]:
     """Lines for display: the plan of a run; `device.describe_machine` returns those of the machine.
@@ -33,7 +35,8 @@ def describe_run(run_plan: RunPlan, of_weights: Sequence[str] = ()) -> list[str]
     return [
         f"data      {splits.source}: {', '.join(counts)} images, {len(splits.classes)} classes{shares}; "
         f"{run_plan.threads} decoding worker(s) per process; {run_plan.cache.describe(run_plan.steps.phases)}"
-        + (f"; gray of more than 8 bits by {settings.range}" if settings.range != "16bit" else ""),
+        + (f"; gray of more than 8 bits by {settings.range}" if settings.range != "16bit" else "")
+        + (f"; whole images, {FITTED[settings.fit]}" if settings.fit != "crop" else ""),
         *([f"warning   {dark}"] if (dark := few_levels(splits.train)) else []),
         f"augment   {_augmentation(settings)}",
         f"model     {run_plan.parts.model.name}, {_start(settings)}, {model_plan.parameters / 1e6:.2f} M parameters, "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data.images.augment import Augmenter, center_square, mirrored
+from toolkit.data.images.augment import Augmenter, mirrored, seen_box
 from toolkit.data.images.decode import Box
 
 AUGMENTER = Augmenter(crop_scale=0.35, hflip=True, seed=5)
@@ -71,7 +71,7 @@ def test_half_of_the_images_are_mirrored_when_it_is_on_and_none_when_it_is_off()
     [(64, 48, Box(8, 0, 48, 48)), (48, 64, Box(0, 8, 48, 48)), (65, 48, Box(8, 0, 48, 48)), (5, 5, Box(0, 0, 5, 5))],
 )
 def test_the_square_in_the_middle_is_seen_when_nothing_is_cropped(width: int, height: int, expected: Box):
-    assert center_square(width, height) == expected
+    assert seen_box(width, height, "crop") == expected
     assert draw(Augmenter(1.0, True, 0), 3, 4, width, height)[0] == [expected]
 
 
@@ -80,7 +80,7 @@ def test_crops_are_weaker_when_the_strength_of_the_phase_is():
         boxes = draw(AUGMENTER, 0, np.arange(500), 640, 640, regularization)[0]
         return float(np.mean([box.width * box.height for box in boxes])) / 640**2
 
-    assert draw(AUGMENTER, 0, 0, 64, 48, 0.0)[0] == [center_square(64, 48)]
+    assert draw(AUGMENTER, 0, 0, 64, 48, 0.0)[0] == [seen_box(64, 48, "crop")]
     assert mean_area(0.5) > mean_area(1.0) + 0.08  # .3375 to 1 against .35 to 1 would not do: .675 to 1 is meant
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from tests.conftest import index_of
 from tests.unit.data.test_zoo import ACCEPTED, ORIENTATION, encoded, smooth
-from toolkit.config.choices import GrayRange
+from toolkit.config.choices import Fit, GrayRange
 from toolkit.data.images import preprocess, views
 from toolkit.data.images.formats import FORMATS
 from toolkit.data.images.preprocess import Preprocess
@@ -26,11 +27,13 @@ SIDES = [*range(1, 24), 31, 33, 62, 63, 125, 126, 200, 257]
 PLAIN = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def evaluated(folder: Path, files: dict[str, bytes], size: int, gray: GrayRange = "16bit") -> list[np.ndarray]:
+def evaluated(
+    folder: Path, files: dict[str, bytes], size: int, gray: GrayRange = "16bit", fit: Fit = "crop"
+) -> list[np.ndarray]:
     """Each file as evaluation gives it to the network, S x S x 3 uint8."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    index = replace(index_of(folder, [*files], [0] * len(files)), gray=gray)
+    index = replace(index_of(folder, [*files], [0] * len(files)), gray=gray, fit=fit)
     batch = load(EvalBatchBuilder(ImageReader(index), (size,)), np.arange(len(files)))
     return [*batch.images[size].permute(0, 2, 3, 1).numpy()]
 
@@ -41,17 +44,19 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(draws * 255)
 
 
+@pytest.mark.parametrize("fit", get_args(Fit))
 @pytest.mark.parametrize("size", [16, 33, 64])
-def test_pixels_are_those_of_evaluation_when_sides_are_odd_and_differ_by_a_few(size: int, tmp_path: Path):
-    shapes = [(side, side + more) for side in SIDES for more in range(8)]
+def test_pixels_are_those_of_evaluation_when_sides_are_odd_and_differ(size: int, fit: Fit, tmp_path: Path):
+    apart = {"crop": lambda side: range(8)}.get(fit, lambda side: (0, 1, 2, side // 3, 3 * side))
+    shapes = [(side, side + more) for side in SIDES for more in apart(side)]
     files = {}
     for i, (side, longer) in enumerate(shapes):
         width, height = (side, longer) if i % 2 else (longer, side)
         files[f"{width}x{height}-{i}.png"] = encoded(noise(width, height), "PNG")
-    prepare = Preprocess(size, **PLAIN)
+    prepare, found = Preprocess(size, **PLAIN, fit=fit), evaluated(tmp_path, files, size, fit=fit)
     different = [
         name
-        for (name, content), pixels in zip(files.items(), evaluated(tmp_path, files, size), strict=True)
+        for (name, content), pixels in zip(files.items(), found, strict=True)
         if not np.array_equal(prepare.square(content), pixels)
     ]
     assert different == []
@@ -72,10 +77,12 @@ def photos() -> dict[str, bytes]:
     return files
 
 
-def test_pixels_are_those_of_evaluation_when_files_are_of_many_kinds(tmp_path: Path):
+@pytest.mark.parametrize("fit", get_args(Fit))
+def test_pixels_are_those_of_evaluation_when_files_are_of_many_kinds(fit: Fit, tmp_path: Path):
     files = {**{name: content for name, (content, *_) in ACCEPTED.items()}, **photos()}
-    for (name, content), pixels in zip(files.items(), evaluated(tmp_path, files, 33), strict=True):
-        assert np.array_equal(Preprocess(33, **PLAIN).square(content), pixels), name
+    prepare = Preprocess(33, **PLAIN, fit=fit)
+    for (name, content), pixels in zip(files.items(), evaluated(tmp_path, files, 33, fit=fit), strict=True):
+        assert np.array_equal(prepare.square(content), pixels), name
 
 
 @pytest.mark.parametrize("gray", ["16bit", "minmax", "percentile"])

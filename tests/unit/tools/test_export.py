@@ -1,15 +1,20 @@
 """What an export is made of: one scale's weights, the check that refuses, the card's advice."""
 
+import io
 import logging
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
 
+from tests.unit.data.test_zoo import smooth
+from toolkit.data.images.preprocess import Preprocess
 from toolkit.models.classification import Classification
 from toolkit.models.multiview import MultiView
-from toolkit.models.portable import TimmModel
+from toolkit.models.portable import OwnModel, PortableModel, TimmModel
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import InputError
 from toolkit.tools.export import choose, refuse_existing_export
@@ -112,6 +117,24 @@ def test_the_call_and_the_config_describe_the_same_model_when_timm_reads_them():
     assert made.state_dict().keys() == MODEL.create().state_dict().keys()
     read = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
     assert read == MODEL.preprocessing()
+
+
+OWN = OwnModel({}, 33, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ("cat", "dog"), "mine:make", torch.nn.Identity)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("model", [replace(MODEL, size=33, mean=OWN.mean, std=OWN.std), OWN], ids=["timm", "own"])
+def test_a_librarys_transform_sees_as_much_of_an_image_as_evaluation(model: PortableModel, fit: str):
+    """Whichever fit the run has: else one of the others would be as close."""
+    image, file = smooth(80, 60), io.BytesIO()
+    image.save(file, "PNG")
+    theirs = replace(model, fit=fit).transform()(image).numpy()
+    apart = {
+        other: np.abs(Preprocess(33, model.mean, model.std, fit=other)(file.getvalue())[0] - theirs).mean()
+        for other in ("crop", "pad", "squash")
+    }
+    assert apart[fit] < 0.2
+    assert min(apart[other] for other in apart if other != fit) > 3 * apart[fit]
 
 
 def row(size: int, top1: float | None) -> SizeRow:

@@ -1,4 +1,4 @@
-"""Augmentation as a pure function of (seed, epoch, sample id), and the fixed evaluation crop.
+"""Augmentation as a pure function of (seed, epoch, sample id), and the fixed box of evaluation.
 
 The random draws do not depend on process, worker, batch or scale. All augmentation is applied once, at the largest size
 of a step; smaller views are derived from the result.
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from toolkit.config.choices import Fit
 from toolkit.data.images.counter_rng import uniforms
 from toolkit.data.images.decode import Box
-from toolkit.data.images.preprocess import middle
+from toolkit.data.images.preprocess import MEAN_COLOR, part
 from toolkit.data.images.seeding import seed_globals
 from toolkit.data.images.transform import Transform
 
@@ -25,33 +26,38 @@ ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # as in timm
 CROP_STREAM, COLOR_STREAM, ERASE_STREAM = 1, 2, 3  # separate the random draws of one sample
 
 
-def center_square(width: int, height: int) -> Box:
-    """The largest centered square: the crop of evaluation."""
-    left, top, side = middle(width, height)
-    return Box(left, top, side, side)
+def seen_box(width: int, height: int, fit: Fit) -> Box:
+    """The box of evaluation: the largest centered square, or the whole image."""
+    return Box(*part(width, height, fit), pad=fit == "pad")
 
 
-def random_resized_crops(widths: np.ndarray, heights: np.ndarray, smallest: float, draws: np.ndarray) -> np.ndarray:
+def random_resized_crops(
+    widths: np.ndarray, heights: np.ndarray, smallest: float, draws: np.ndarray, fit: Fit = "crop"
+) -> np.ndarray:
     """N x 4 boxes of `smallest` to 1 of the area, with aspect ratio 3/4 to 4/3 (Inception, arXiv:1409.4842).
 
-    `draws`: N x 40 uniform numbers for ten tries. If no try fits, or with `smallest` = 1, the box is the largest
-    centered square, as in evaluation.
+    Where the whole image is fitted into the square, the ratio is 3/4 to 4/3 of the image's own. `draws`: N x 40 uniform
+    numbers for ten tries. If no try fits, or with `smallest` = 1, the box is that of evaluation.
     """
     side = np.minimum(widths, heights)
-    middle = np.stack([(widths - side) // 2, (heights - side) // 2, side, side], axis=1)
+    whole = np.stack([(widths - side) // 2, (heights - side) // 2, side, side], axis=1)
+    if fit != "crop":
+        whole = np.stack([0 * widths, 0 * heights, widths, heights], axis=1)
     if smallest >= 1:
-        return middle
+        return whole
     area, shape, left, top = draws.reshape(len(draws), CROP_TRIES, 4).transpose(2, 0, 1)
     area = (widths * heights)[:, None] * (smallest + (1 - smallest) * area)
     low, high = np.log(CROP_RATIO)
     ratio = np.exp(low + (high - low) * shape)
+    if fit != "crop":
+        ratio = ratio * (widths / heights)[:, None]
     w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
     left, top = left * (widths[:, None] - w + 1), top * (heights[:, None] - h + 1)
     boxes = np.stack([left.astype(np.int64), top.astype(np.int64), w, h], axis=2)
     first = boxes[np.arange(len(boxes)), fits.argmax(1)]
-    return np.where(fits.any(1)[:, None], first, middle)
+    return np.where(fits.any(1)[:, None], first, whole)
 
 
 def mirrored(pixels: np.ndarray) -> np.ndarray:
@@ -77,6 +83,7 @@ class Augmenter:
     color_jitter: float = 0.0
     random_erasing: float = 0.0
     transform: Transform | None = None
+    fit: Fit = "crop"
 
     @property
     def holds_interpreter(self) -> bool:
@@ -96,8 +103,10 @@ class Augmenter:
         """The crop box of each image, and whether to mirror it."""
         draws = uniforms(self.seed, CROP_STREAM, epoch, ids, 1 + 4 * CROP_TRIES)
         smallest = max(0.0, 1 - regularization * (1 - self.crop_scale))
-        boxes = random_resized_crops(widths.astype(np.int64), heights.astype(np.int64), smallest, draws[:, 1:])
-        return [Box(*box) for box in boxes.tolist()], (self.hflip & (draws[:, 0] < 0.5)).tolist()
+        sides = widths.astype(np.int64), heights.astype(np.int64)
+        boxes = random_resized_crops(*sides, smallest, draws[:, 1:], self.fit)
+        found = [Box(left, top, width, height, self.fit == "pad") for left, top, width, height in boxes.tolist()]
+        return found, (self.hflip & (draws[:, 0] < 0.5)).tolist()
 
     def change(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
         """Apply the transform, color changes and erasing to one S x S x 3 uint8 image, already cropped and mirrored."""
@@ -145,7 +154,7 @@ def _color_transforms(magnitude: float, jitter: float, size: int) -> tuple[Calla
     transforms: list[Callable[[Any], Any]] = []
     if magnitude:
         # Just below 10: at 10 timm posterizes to 0 bits, which Pillow rejects.
-        options = {"translate_const": round(0.45 * size), "img_mean": (124, 116, 104), "magnitude_max": 9.999}
+        options = {"translate_const": round(0.45 * size), "img_mean": MEAN_COLOR, "magnitude_max": 9.999}
         transform = rand_augment_transform("rand-m10-mstd0.5-inc1", options)
         for operation in transform.ops:  # the string above accepts only whole magnitudes
             operation.magnitude = magnitude

@@ -23,7 +23,16 @@ from toolkit.data.images.header import (
     silence_libraries,
     tidied,
 )
-from toolkit.data.images.preprocess import AS_STORED, MIRRORED, UNREADABLE, UPSIDE_DOWN, to_rgb, upright
+from toolkit.data.images.preprocess import (
+    AS_STORED,
+    MIRRORED,
+    UNREADABLE,
+    UPSIDE_DOWN,
+    fitting,
+    padded,
+    to_rgb,
+    upright,
+)
 
 SCALES = (4, 2)  # denominators of scaled JPEG decoding that save time; 3/8 ... 7/8 are slower than decoding in full
 MARGIN = 2  # a scaled crop is at least this many times the target: 50 dB against the same crop decoded in full
@@ -40,12 +49,17 @@ DAMAGE = re.compile(
 
 
 class Box(NamedTuple):
-    """A crop in px; the origin is the upper left corner."""
+    """A crop in px; the origin is the upper left corner. `pad`: whether it keeps its shape on a padded square."""
 
     left: int
     top: int
     width: int
     height: int
+    pad: bool = False
+
+    def at(self, size: int) -> tuple[int, int]:
+        """Width and height in px at which it lies in a size x size square."""
+        return fitting(self.width, self.height, size) if self.pad else (size, size)
 
 
 def decode(
@@ -63,13 +77,16 @@ def decode(
     """
     if box is None or size is None:
         return upright(read_pixels(content, gray=gray)[0], orientation)
-    enlarged = min(box.width, box.height) / size
+    width, height = box.at(size)
+    enlarged = min(box.width / width, box.height / height)
     denominator = next((d for d in SCALES if scaled and enlarged >= MARGIN * d), 1)
     pixels, full = read_pixels(content, denominator, gray, rough_chroma=scaled and enlarged >= CHROMA_MARGIN)
     box = _as_stored(box, orientation, *full)
     if pixels.shape[:2] != full:
         box = _reduced(box, denominator)
-    return upright(_resized(pixels, box, size), orientation)
+    if orientation >= 5:
+        width, height = height, width
+    return padded(upright(_resized(pixels, box, width, height), orientation), size)
 
 
 def _as_stored(box: Box, orientation: int, height: int, width: int) -> Box:
@@ -168,7 +185,7 @@ def from_pil(image: Image.Image, gray: GrayRange = AS_STORED) -> np.ndarray:
 def crop_and_resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
     """The box of H x W x 3 uint8 pixels as size x size x 3, antialiased; raises ValueError if it does not fit."""
     _must_fit(box, *pixels.shape[:2])
-    return _resized(pixels, box, size)
+    return padded(_resized(pixels, box, *box.at(size)), size)
 
 
 def _must_fit(box: Box, height: int, width: int) -> None:
@@ -176,8 +193,8 @@ def _must_fit(box: Box, height: int, width: int) -> None:
         raise ValueError(f"is now {width} x {height} px, smaller than it was indexed")
 
 
-def _resized(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-    return resize_to(pixels[box.top : box.top + box.height, box.left : box.left + box.width], size, size)
+def _resized(pixels: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
+    return resize_to(pixels[box.top : box.top + box.height, box.left : box.left + box.width], height, width)
 
 
 def reduce_to(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -7,7 +7,8 @@ Needs only NumPy and Pillow. An export holds a copy of this file beside config.j
 
 EXIF orientation is applied. Gray is repeated to three channels, palettes are expanded, CMYK is converted to RGB. Alpha
 is dropped; the colors under it are kept. Gray of more than 8 bits is mapped to 8 bits. The first frame of an animation
-is used. Then the largest centered square is resized in uint8, bilinear and antialiased.
+is used. Then the largest centered square is resized in uint8, bilinear and antialiased; or the whole image is, so that
+it fits into the square, the rest of which has the mean color of ImageNet (fit: pad), or fills it (fit: squash).
 """
 
 import contextlib
@@ -48,6 +49,8 @@ UNREADABLE = (
 AS_STORED: Final = "16bit"  # the default of --range
 PERCENTILES = (0.5, 99.5)
 REMEDY = "training with --range minmax or percentile maps each image by its own"
+# ImageNet's mean, which normalizes to about 0; the same for all models, so that images do not depend on the model.
+MEAN_COLOR = (124, 116, 104)
 MOST_BITS, MOST_WEIGHT = 22, 2**15  # weights of a resize are integers below 2^15, with at most 22 fractional bits
 
 
@@ -56,13 +59,14 @@ class Preprocess:
     """The preprocessing of one model.
 
     `size`: of its images, px; `mean` and `std`: 3 values each, for pixels in [0, 1]; `gray`: how gray of more than 8
-    bits becomes 8, as --range of the training.
+    bits becomes 8, as --range of the training; `fit`: how images become square, as --fit of the training.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     gray: str = AS_STORED
+    fit: str = "crop"
 
     @classmethod
     def load(cls, folder: str | Path) -> "Preprocess":
@@ -76,8 +80,11 @@ class Preprocess:
     def square(self, content: bytes) -> np.ndarray:
         """S x S x 3 uint8 from the bytes of an image file; raises ValueError if they are no image."""
         pixels = read(content, self.gray)
-        left, top, side = middle(pixels.shape[1], pixels.shape[0])
-        return resize(pixels[top : top + side, left : left + side], self.size)
+        left, top, width, height = part(pixels.shape[1], pixels.shape[0], self.fit)
+        pixels = pixels[top : top + height, left : left + width]
+        if self.fit == "pad":
+            return padded(resize(pixels, *fitting(width, height, self.size)), self.size)
+        return resize(pixels, self.size, self.size)
 
     def normalize(self, square: np.ndarray) -> np.ndarray:
         """1 x 3 x S x S float32 from S x S x 3 uint8."""
@@ -187,21 +194,42 @@ def _white_is_zero(image: Image.Image) -> bool:
     return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
-def middle(width: int, height: int) -> tuple[int, int, int]:
-    """Left, top and side of the largest centered square, in whole pixels."""
+def part(width: int, height: int, fit: str) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what a fit shows of an image: the largest centered square, or all of it."""
+    if fit != "crop":
+        return 0, 0, width, height
     side = min(width, height)
-    return (width - side) // 2, (height - side) // 2, side
+    return (width - side) // 2, (height - side) // 2, side, side
 
 
-def resize(square: np.ndarray, size: int) -> np.ndarray:
-    """A square of uint8 pixels at size x size: columns, then rows. Equal to PyTorch's resize of uint8 to the bit."""
-    if len(square) == size:
-        return square
-    return _resize_rows(_resize_rows(square.swapaxes(0, 1), size).swapaxes(0, 1), size)
+def fitting(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height at which an image of this shape just fits into size x size, in whole pixels, at least 1."""
+    longer = max(width, height)
+    across, down = (max(1, (2 * side * size + longer) // (2 * longer)) for side in (width, height))
+    return across, down
+
+
+def padded(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The pixels in the middle of a size x size square of the mean color; themselves if they fill it."""
+    height, width = pixels.shape[:2]
+    if height == width == size:
+        return pixels
+    square = np.empty((size, size, 3), np.uint8)
+    square[...] = MEAN_COLOR
+    left, top = (size - width) // 2, (size - height) // 2
+    square[top : top + height, left : left + width] = pixels
+    return square
+
+
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """H x W x 3 uint8 pixels at another size: columns, then rows. Equal to PyTorch's resize of uint8 to the bit."""
+    return _resize_rows(_resize_rows(pixels.swapaxes(0, 1), width).swapaxes(0, 1), height)
 
 
 def _resize_rows(pixels: np.ndarray, size: int) -> np.ndarray:
     """Each of `size` rows is a weighted mean of those around its center, in integers."""
+    if len(pixels) == size:
+        return pixels
     scale = len(pixels) / size
     reach = max(scale, 1.0)  # px on either side of a center
     centers = scale * (np.arange(size) + 0.5)

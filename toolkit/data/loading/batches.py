@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from toolkit.data.images.augment import Augmenter, center_square, mirrored
+from toolkit.data.images.augment import Augmenter, mirrored, seen_box
 from toolkit.data.images.decode import Box, crop_and_resize
 from toolkit.data.images.mixing import Mixer
 from toolkit.data.loading.reader import ImageReader
@@ -176,7 +176,7 @@ class EvalBatchBuilder:
                     raise
                 bad[slot] = (error.name, error.reason)
                 continue
-            box = center_square(pixels.shape[1], pixels.shape[0])
+            box = seen_box(pixels.shape[1], pixels.shape[0], self.pixels.index.fit)
             for size, batch in images.items():
                 _rows(batch)[slot] = crop_and_resize(pixels, box, size)
 

@@ -76,6 +76,7 @@ def make_augmenter(settings: Settings, transform: Transform | None) -> Augmenter
         settings.color_jitter,
         settings.random_erasing,
         transform,
+        settings.fit,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from toolkit.data.images.augment import center_square
+from toolkit.data.images.augment import seen_box
 from toolkit.data.images.decode import crop_and_resize
 from toolkit.data.images.transform import FLAG, Transform
 from toolkit.data.loading.reader import ImageReader
@@ -37,12 +37,12 @@ def try_transform(transform: Transform, train: Index, sizes: Iterable[int], time
 
 
 def _square(reader: ImageReader, size: int) -> np.ndarray:
-    """The middle of the first readable image at `size` px."""
+    """The first readable image as evaluation sees it at `size` px."""
     for i in range(min(len(reader.index), MOST_UNREADABLE)):
         try:
             pixels = reader.whole(i)
         except BadSampleError as error:
             unreadable = error
             continue
-        return crop_and_resize(pixels, center_square(pixels.shape[1], pixels.shape[0]), size)
+        return crop_and_resize(pixels, seen_box(pixels.shape[1], pixels.shape[0], reader.index.fit), size)
     raise unreadable

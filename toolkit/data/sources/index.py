@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolkit.config.choices import GrayRange
+from toolkit.config.choices import Fit, GrayRange
+from toolkit.config.settings import Settings
 from toolkit.data.images.preprocess import AS_STORED
 from toolkit.data.sources.items import Items
 from toolkit.data.sources.remote import BlockCache
@@ -63,7 +64,8 @@ class Index:
     of the file that holds the image, -1 if it is a single file. `width`, `height`: px in upright orientation, 0 if the
     header could not be read. `orientation`: EXIF's. `stamp`: changes if a file is written again. `blocks`: reads the
     containers that are URLs. `items`: the data set passed from Python that gives the images, `offset[i]` being the
-    position there; their sizes are only known once they are read. `gray`: how more than 8 bits become 8.
+    position there; their sizes are only known once they are read. `gray`: how more than 8 bits become 8. `fit`: how
+    images become square.
     """
 
     root: str
@@ -80,6 +82,7 @@ class Index:
     blocks: BlockCache | None = None
     items: Items | None = None
     gray: GrayRange = AS_STORED
+    fit: Fit = "crop"
 
     @classmethod
     def of_items(cls, items: Items, labels: np.ndarray) -> "Index":
@@ -113,6 +116,10 @@ class Index:
         """The images `ids`, in that order."""
         names = Names.of(self.names[i] for i in ids.tolist())
         return replace(self, names=names, **{name: getattr(self, name)[ids] for name in COLUMNS})
+
+    def seen_by(self, settings: Settings) -> "Index":
+        """The same images, whose pixels a run with these settings sees as it does."""
+        return replace(self, gray=settings.range, fit=settings.fit)
 
     def place(self, i: int) -> Place:
         if self.container[i] == ALONE:
@@ -170,11 +177,11 @@ class Found(NamedTuple):
     classes: Sequence[str]
     name: str = ""
 
-    def with_gray(self, gray: GrayRange) -> "Found":
-        """The same images, whose gray of more than 8 bits becomes 8 in this way."""
+    def seen_by(self, settings: Settings) -> "Found":
+        """The same images, each split as `Index.seen_by`."""
         train, *others = self[:3]
-        val, test = (index and replace(index, gray=gray) for index in others)
-        return self._replace(train=replace(train, gray=gray), val=val, test=test)
+        val, test = (index and index.seen_by(settings) for index in others)
+        return self._replace(train=train.seen_by(settings), val=val, test=test)
 
     def splits(self) -> dict[str, Index]:
         """The splits that exist, by name."""

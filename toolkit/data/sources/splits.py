@@ -108,11 +108,11 @@ def find_splits(
     if isinstance(found, Found):
         _tell_untested(found)
         _warn_of_names(found.classes)
-        return found._replace(name=found.name or absolute(root)).with_gray(settings.range)
+        return found._replace(name=found.name or absolute(root)).seen_by(settings)
     if read_labels is None:
         raise InputError(f"{root}: gives data sets of Python, whose images are not files")
     indexed = index_data(found, read_labels, strict=settings.on_bad_sample == "fail")
-    return (indexed if data is not None else indexed._replace(name=absolute(root))).with_gray(settings.range)
+    return (indexed if data is not None else indexed._replace(name=absolute(root))).seen_by(settings)
 
 
 def _warn_of_names(classes: Sequence[str]) -> None:
