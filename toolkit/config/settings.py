@@ -141,6 +141,11 @@ def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**(CHANGED_DEFAULTS if by_a_run else {}), **values}
 
 
+def default_of(name: str, known: Mapping[str, Any]) -> Any:
+    """The default of a setting, which may depend on others, by name in `known`."""
+    return Settings.model_fields[name].get_default(call_default_factory=True, validated_data=dict(known))
+
+
 def make_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from names and values; raises InputError with one line."""
     return Settings(**values)
