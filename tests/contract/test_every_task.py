@@ -24,7 +24,9 @@ EXAMPLES: dict[str, Task] = {
     "tags": Tags(),
     "multi-label": MultiLabel(),
     "multi-label-asymmetric": MultiLabel(loss="asl", label_smoothing=0.1, thresholds=(0.3,)),
-    "multi-label-weighted": MultiLabel(class_weights="inverse", thresholds=(0.5, 0.4, 0.3, 0.6, 0.7)),
+    "multi-label-weighted": MultiLabel(
+        class_weights="effective", class_weights_power=0.5, thresholds=(0.5, 0.4, 0.3, 0.6, 0.7)
+    ),
 }
 every_task = pytest.mark.parametrize("task", EXAMPLES.values(), ids=EXAMPLES.keys())
 

@@ -130,7 +130,12 @@ class Objective(Section):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target, 0 to 1, spread over all classes")
     class_weights: ClassWeights = Field(
-        "none", description="weight of an image in the loss; inverse: that of its class, so that classes count alike"
+        "none",
+        description="weight of an image in the loss, by its class; inverse: 1 / images of the class, so that classes "
+        "count alike; effective: 1 / their effective number, nearly the same for classes of thousands of images",
+    )
+    class_weights_power: float = Field(
+        1.0, gt=0, le=10, description="power of that weight, above 0; 0.5, its root, is milder"
     )
     select_by: str | None = Field(
         None,

@@ -56,6 +56,8 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
             )
         if self.min_delta and self.patience is None and self.scheduler != "plateau":
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
+        if self.class_weights_power != 1 and self.class_weights == "none":
+            raise InputError("--class-weights-power would be ignored: it needs --class-weights inverse or effective")
         if self.pretrained and self.weights:
             raise InputError(f"--pretrained would be ignored: the run starts from --weights {self.weights}; drop one")
         if self.weights_sha256 and not self.weights:

@@ -14,6 +14,7 @@ from torch import Tensor
 from toolkit.config.choices import ClassLoss, ClassWeights
 from toolkit.config.tables import MULTI_LABEL
 from toolkit.models import metrics
+from toolkit.models.class_weights import weights_of
 from toolkit.strategies.base import BoundTask, Metric, Task
 from toolkit.system.errors import InputError
 
@@ -29,6 +30,8 @@ def check_objective(task: Any, losses: Sequence[str]) -> None:
     ):
         if value not in choices:
             raise InputError(f"{flag} {value}: must be one of {', '.join(choices)} for {type(task).__name__}")
+    if not task.class_weights_power > 0:
+        raise InputError(f"--class-weights-power {task.class_weights_power:g}: must be above 0")
     if not 0 <= task.label_smoothing < 1:
         raise InputError(f"--label-smoothing {task.label_smoothing:g}: must be 0 or more and below 1")
 
@@ -41,12 +44,15 @@ class Classification(Task):
     with a probability of its own (arXiv:2110.00476), or timm's losses of softmax probabilities "asl", asymmetric
     (arXiv:2009.14119), and "poly", Poly-1 (arXiv:2204.12511). `label_smoothing`: share of the target spread over all
     classes.
-    `class_weights`: "inverse" weights an image by N / (C x images of its class), so that classes count alike.
+    `class_weights`: "inverse" weights an image by N / (C x images of its class), so that classes count alike;
+    "effective" by the effective number of images in their place (arXiv:1901.05555). `class_weights_power`: of the
+    weights, whose mean over the training images stays 1.
     """
 
     loss: ClassLoss = "ce"
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
+    class_weights_power: float = 1.0
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("top1", "top-1"),
@@ -96,12 +102,18 @@ class Classification(Task):
 
     def bind(self, class_counts: np.ndarray, device: torch.device) -> BoundTask:
         weights = None
-        if self.class_weights == "inverse":
-            share = class_counts.sum() / (len(class_counts) * np.maximum(class_counts, 1))
-            weights = torch.tensor(share, dtype=torch.float32, device=device)
+        if self.class_weights != "none":
+            weights = torch.tensor(self._weights(class_counts), dtype=torch.float32, device=device)
         kinds = {"ce": CrossEntropy, "bce": BinaryCrossEntropy, "asl": Asymmetric, "poly": Poly}
         kind = kinds[self.loss]
         return kind(len(class_counts), self.label_smoothing, weights)
+
+    def _weights(self, counts: np.ndarray) -> np.ndarray:
+        """The weight of an image of each class."""
+        if self.class_weights == "inverse" and self.class_weights_power == 1:
+            return counts.sum() / (len(counts) * np.maximum(counts, 1))
+        share = weights_of(counts, self.class_weights, self.class_weights_power)
+        return share * counts.sum() / (share * counts).sum()
 
 
 class CrossEntropy(BoundTask):

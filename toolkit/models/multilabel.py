@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from toolkit.config.choices import ClassWeights, MultiLabelLoss
 from toolkit.models import multilabel_metrics as metrics
+from toolkit.models.class_weights import weights_of
 from toolkit.models.classification import MOST_SMOOTHING, BinaryCrossEntropy, check_objective
 from toolkit.strategies.base import BoundTask, Metric, Task
 from toolkit.system.errors import InputError
@@ -23,13 +24,15 @@ class MultiLabel(Task):
 
     `loss`: "bce", binary cross-entropy, or "asl", the asymmetric loss (arXiv:2009.14119), both timm's and the mean
     over the classes. `label_smoothing`: share of the target that is moved to 0.5. `class_weights`: "inverse" weighs a
-    class by 1 / its images, with mean 1. `thresholds`: a class is predicted above its own, one for all or one each, 0
+    class by 1 / its images, "effective" by 1 / their effective number, with mean 1 and to `class_weights_power`.
+    `thresholds`: a class is predicted above its own, one for all or one each, 0
     to 1; empty: chosen for the highest F1 on the validation images.
     """
 
     loss: MultiLabelLoss = "bce"
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
+    class_weights_power: float = 1.0
     thresholds: tuple[float, ...] = ()
 
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -99,9 +102,9 @@ class MultiLabel(Task):
 
     def bind(self, class_counts: np.ndarray, device: torch.device) -> BoundTask:
         weights = None
-        if self.class_weights == "inverse":
-            share = 1 / np.maximum(class_counts, 1)
-            weights = torch.tensor(share / share.mean(), dtype=torch.float32)
+        if self.class_weights != "none":
+            share = weights_of(class_counts, self.class_weights, self.class_weights_power)
+            weights = torch.tensor(share, dtype=torch.float32)
         kind = {"bce": _binary_cross_entropy, "asl": _asymmetric}[self.loss]
         return SeveralLabels(len(class_counts), kind(self.label_smoothing, weights).to(device), kind(0.0, None))
 

@@ -15,7 +15,12 @@ from toolkit.system.errors import InputError, first_line
 T = TypeVar("T")
 OURS = (Classification, MultiLabel)  # and tasks derived from them
 
-OF_TASK = ("loss", "label_smoothing", "class_weights")  # settings that are fields of the tasks of the toolkit
+OF_TASK = (
+    "loss",
+    "label_smoothing",
+    "class_weights",
+    "class_weights_power",
+)  # settings that are fields of the tasks of the toolkit
 
 
 def build_own(flag: str, name: str, kind: Callable[..., T], arguments: Mapping[str, Any]) -> T:

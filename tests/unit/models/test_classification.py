@@ -112,6 +112,26 @@ def test_every_class_counts_alike_when_weights_are_inverse(loss: str):
     assert weighted.loss(logits(), LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_weights_follow_their_definition_and_have_a_mean_of_1_over_images():
+    def weights(**fields) -> np.ndarray:
+        return bound(**fields).weights.double().numpy()  # type: ignore[attr-defined]
+
+    inverse = COUNTS.sum() / (CLASSES * COUNTS)
+    np.testing.assert_allclose(weights(class_weights="inverse"), inverse, rtol=1e-6)
+    root = weights(class_weights="inverse", class_weights_power=0.5)
+    np.testing.assert_allclose(root / root[0], np.sqrt(inverse / inverse[0]), rtol=1e-6)
+    effective = weights(class_weights="effective")
+    number = (1 - 0.999**COUNTS) / (1 - 0.999)  # arXiv:1901.05555, eq. 2
+    np.testing.assert_allclose(effective / effective[0], number[0] / number, rtol=1e-5)
+    for found in (root, effective, weights(class_weights="effective", class_weights_power=2.0)):
+        assert (found * COUNTS).sum() / COUNTS.sum() == pytest.approx(1, rel=1e-6)
+
+
+def test_inverse_weights_are_those_of_earlier_versions_bit_for_bit():
+    share = COUNTS.sum() / (len(COUNTS) * np.maximum(COUNTS, 1))
+    assert torch.equal(bound(class_weights="inverse").weights, torch.tensor(share, dtype=torch.float32))
+
+
 @pytest.mark.parametrize("loss", ["ce", "bce", "asl", "poly"])
 def test_a_weighted_loss_is_the_mean_of_its_micro_batches(loss: str):
     """So that accumulation and more processes train the same."""
@@ -140,7 +160,8 @@ def test_log_probabilities_are_of_a_distribution(loss: str):
     ("fields", "told"),
     [
         ({"loss": "hinge"}, "--loss hinge: must be one of ce, bce, asl, poly for Classification"),
-        ({"class_weights": "balanced"}, "--class-weights balanced: must be one of none, inverse"),
+        ({"class_weights": "balanced"}, "--class-weights balanced: must be one of none, inverse, effective"),
+        ({"class_weights_power": 0.0}, "--class-weights-power 0: must be above 0"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1: must be 0 or more and below 1"),
     ],
 )

@@ -104,6 +104,10 @@ def test_the_losses_are_means_over_images_and_classes():
     assert loss() == pytest.approx(float(plain.mean()), rel=1e-6)
     weights = torch.from_numpy((1 / counts) / (1 / counts).mean()).float()
     assert loss(class_weights="inverse") == pytest.approx(float((plain * weights).mean()), rel=1e-5)
+    root = torch.from_numpy(np.sqrt(1 / counts) / np.sqrt(1 / counts).mean()).float()
+    assert loss(class_weights="inverse", class_weights_power=0.5) == pytest.approx(
+        float((plain * root).mean()), rel=1e-5
+    )
     assert loss(loss="asl") == pytest.approx(float(AsymmetricLossMultiLabel()(logits, y)) / 7, rel=1e-5)
     smooth = torch.nn.functional.binary_cross_entropy_with_logits(logits, 0.9 * y + 0.05)
     assert loss(label_smoothing=0.1) == pytest.approx(float(smooth), rel=1e-6)
