@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from toolkit.data.sources.index import Found as Found
     from toolkit.data.sources.index import Index as Index
     from toolkit.models.classification import Classification as Classification
+    from toolkit.models.multilabel import MultiLabel as MultiLabel
     from toolkit.runs.dashboards.base import Dashboard as Dashboard
     from toolkit.runs.dashboards.base import DashboardRun as DashboardRun
     from toolkit.strategies import Finish as Finish
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from toolkit.strategies import SingleScale as SingleScale
     from toolkit.strategies.base import BoundTask as BoundTask
     from toolkit.strategies.base import Metric as Metric
-    from toolkit.strategies.base import Schedule as Schedule
     from toolkit.strategies.base import Strategy as Strategy
     from toolkit.strategies.base import Task as Task
+    from toolkit.strategies.schedule import Schedule as Schedule
     from toolkit.system.errors import InputError as InputError
     from toolkit.system.errors import NonFiniteError as NonFiniteError
     from toolkit.tools.benchmark import benchmark as benchmark
@@ -56,11 +57,12 @@ _HOMES = {
     "Settings": "toolkit.config.settings",
     "register": "toolkit.config.tables",
     "Strategy": "toolkit.strategies.base",
-    "Schedule": "toolkit.strategies.base",
+    "Schedule": "toolkit.strategies.schedule",
     "Task": "toolkit.strategies.base",
     "BoundTask": "toolkit.strategies.base",
     "Metric": "toolkit.strategies.base",
     "Classification": "toolkit.models.classification",
+    "MultiLabel": "toolkit.models.multilabel",
     "SingleScale": "toolkit.strategies",
     "Progressive": "toolkit.strategies",
     "ProgressiveCompute": "toolkit.strategies",

@@ -9,6 +9,7 @@ from torch import Tensor
 from toolkit import Simultaneous, Task
 from toolkit.config.tables import TABLES, look_up
 from toolkit.models.classification import Classification
+from toolkit.models.multilabel import MultiLabel
 from toolkit.strategies.base import BoundTask, Budget
 
 N, CLASSES = 24, 5
@@ -18,14 +19,22 @@ EXAMPLES: dict[str, Task] = {
     "cross-entropy": Classification(label_smoothing=0.1),
     "binary": Classification(loss="bce"),
     "weighted": Classification(class_weights="inverse"),
+    "asymmetric": Classification(loss="asl", label_smoothing=0.1, class_weights="inverse"),
+    "poly": Classification(loss="poly", label_smoothing=0.1, class_weights="inverse"),
     "tags": Tags(),
+    "multi-label": MultiLabel(),
+    "multi-label-asymmetric": MultiLabel(loss="asl", label_smoothing=0.1, thresholds=(0.3,)),
+    "multi-label-weighted": MultiLabel(
+        class_weights="effective", class_weights_power=0.5, thresholds=(0.5, 0.4, 0.3, 0.6, 0.7)
+    ),
 }
 every_task = pytest.mark.parametrize("task", EXAMPLES.values(), ids=EXAMPLES.keys())
 
 
 def labels(task: Task) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return rng.integers(0, 2, (N, CLASSES)) if isinstance(task, Tags) else np.arange(N) % CLASSES
+    several = isinstance(task, Tags | MultiLabel)
+    return (rng.random((N, CLASSES)) < 0.3).astype(np.int64) if several else np.arange(N) % CLASSES
 
 
 def bound(task: Task) -> BoundTask:

@@ -98,6 +98,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "clip-mode gradient-clip-value gradient-clip-algorithm": "`--gradient-clip`, by norm only",
         "criterion loss-fn": "`--loss`",
         "bce-loss": "`--loss bce`",
+        "multi-label": "`--task multilabel`",
         "jsd-loss aug-splits aug-repeats": "not there; a loss over several views is a strategy of your own",
         "monitor eval-metric metric-for-best-model": "`--select-by`",
     },

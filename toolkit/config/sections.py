@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt
 from toolkit.config.base import Folder, KeyValues, Section
 from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights, Fit, GrayRange
 from toolkit.config.data_roots import BUILT_IN, CHARACTERS, SYNTHETIC
-from toolkit.config.tables import check_entry
+from toolkit.config.tables import MULTI_LABEL, check_entry
 
 WANDB_PROJECT = "toolkit"  # default of --wandb-project
 
@@ -120,21 +120,33 @@ class Objective(Section):
 
     task: Annotated[str, AfterValidator(partial(check_entry, "task", "--task"))] = Field(
         "classification",
-        description="what a label is, what is minimized and measured; classification: one class per image",
+        description="what a label is, what is minimized and measured; classification: one class per image; "
+        "multilabel: any number of classes",
         json_schema_extra={"seam": "task"},
     )
-    task_kwargs: KeyValues = Field({}, description="arguments of a task of your own, as key=value")
+    task_kwargs: KeyValues = Field(
+        {}, description="further arguments of the task, as key=value, e.g. thresholds=0.5 for multilabel"
+    )
     loss: ClassLoss = Field(
-        "ce", description="ce: cross-entropy; bce: binary cross-entropy, a probability of its own for each class"
+        default_factory=lambda known: "bce" if known.get("task") == MULTI_LABEL else "ce",
+        description="ce: cross-entropy; bce: binary cross-entropy, a probability of its own for each class; asl: "
+        "asymmetric loss, which weighs easy classes less; poly: cross-entropy and 2 x (1 - the probability of the "
+        "label); multilabel takes bce and asl (default: ce; bce for multilabel)",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target, 0 to 1, spread over all classes")
     class_weights: ClassWeights = Field(
-        "none", description="weight of an image in the loss; inverse: that of its class, so that classes count alike"
+        "none",
+        description="weight of an image in the loss, by its class; inverse: 1 / images of the class, so that classes "
+        "count alike; effective: 1 / their effective number, nearly the same for classes of thousands of images",
+    )
+    class_weights_power: float = Field(
+        1.0, gt=0, le=10, description="power of that weight, above 0; 0.5, its root, is milder"
     )
     select_by: str | None = Field(
         None,
         description="metric on val that selects the best model, and that --patience and the plateau schedule follow: "
-        "top1, top5, loss, balanced_accuracy or macro_f1 for classification (unset: the task's first, top1)",
+        "top1, top5, loss, balanced_accuracy or macro_f1 for classification; map, micro_f1, macro_f1 or loss for "
+        "multilabel (unset: the task's first, top1 or map)",
     )
 
 

@@ -56,6 +56,8 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
             )
         if self.min_delta and self.patience is None and self.scheduler != "plateau":
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
+        if self.class_weights_power != 1 and self.class_weights == "none":
+            raise InputError("--class-weights-power would be ignored: it needs --class-weights inverse or effective")
         if self.pretrained and self.weights:
             raise InputError(f"--pretrained would be ignored: the run starts from --weights {self.weights}; drop one")
         if self.weights_sha256 and not self.weights:
@@ -139,6 +141,11 @@ def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a YAML file; that of a run lists all settings, so one that it lacks did not exist yet."""
     by_a_run = {"strategy", "seed", "keep"} <= values.keys()
     return {**(CHANGED_DEFAULTS if by_a_run else {}), **values}
+
+
+def default_of(name: str, known: Mapping[str, Any]) -> Any:
+    """The default of a setting, which may depend on others, by name in `known`."""
+    return Settings.model_fields[name].get_default(call_default_factory=True, validated_data=dict(known))
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:

@@ -16,6 +16,8 @@ from toolkit.system.errors import InputError, first_line
 
 Seam = Literal["strategy", "task", "schedule", "dashboard", "source"]
 
+MULTI_LABEL = "multilabel"  # the task of several classes an image, for messages that advise it
+
 TABLES: dict[Seam, dict[str, Any]] = {
     "strategy": {
         "single": "toolkit.strategies.single:SingleScale",
@@ -26,7 +28,10 @@ TABLES: dict[Seam, dict[str, Any]] = {
         "sampled": "toolkit.strategies.sampled:Sampled",
         "sandwich": "toolkit.strategies.sandwich:Sandwich",
     },
-    "task": {"classification": "toolkit.models.classification:Classification"},
+    "task": {
+        "classification": "toolkit.models.classification:Classification",
+        MULTI_LABEL: "toolkit.models.multilabel:MultiLabel",
+    },
     "schedule": {
         "cosine": "toolkit.training.schedules:Cosine",
         "constant": "toolkit.training.schedules:Constant",

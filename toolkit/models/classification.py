@@ -1,16 +1,20 @@
 """Classification: every image has one of C classes."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.loss import AsymmetricLossSingleLabel, PolyCrossEntropy
 from torch import Tensor
 
 from toolkit.config.choices import ClassLoss, ClassWeights
+from toolkit.config.tables import MULTI_LABEL
 from toolkit.models import metrics
+from toolkit.models.class_weights import weights_of
 from toolkit.strategies.base import BoundTask, Metric, Task
 from toolkit.system.errors import InputError
 
@@ -18,18 +22,37 @@ TOP = 5
 MOST_SMOOTHING = 0.99
 
 
+def check_objective(task: Any, losses: Sequence[str]) -> None:
+    """Raise InputError unless a task has one of these losses, and values for its other fields that there are."""
+    for flag, value, choices in (
+        ("--loss", task.loss, losses),
+        ("--class-weights", task.class_weights, get_args(ClassWeights)),
+    ):
+        if value not in choices:
+            raise InputError(f"{flag} {value}: must be one of {', '.join(choices)} for {type(task).__name__}")
+    if not task.class_weights_power > 0:
+        raise InputError(f"--class-weights-power {task.class_weights_power:g}: must be above 0")
+    if not 0 <= task.label_smoothing < 1:
+        raise InputError(f"--label-smoothing {task.label_smoothing:g}: must be 0 or more and below 1")
+
+
 @dataclass(frozen=True)
 class Classification(Task):
     """One label per image.
 
     `loss`: "ce", cross-entropy of softmax probabilities, or "bce", mean binary cross-entropy over the classes, each
-    with a probability of its own (arXiv:2110.00476). `label_smoothing`: share of the target spread over all classes.
-    `class_weights`: "inverse" weights an image by N / (C x images of its class), so that classes count alike.
+    with a probability of its own (arXiv:2110.00476), or timm's losses of softmax probabilities "asl", asymmetric
+    (arXiv:2009.14119), and "poly", Poly-1 (arXiv:2204.12511). `label_smoothing`: share of the target spread over all
+    classes.
+    `class_weights`: "inverse" weights an image by N / (C x images of its class), so that classes count alike;
+    "effective" by the effective number of images in their place (arXiv:1901.05555). `class_weights_power`: of the
+    weights, whose mean over the training images stays 1.
     """
 
     loss: ClassLoss = "ce"
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
+    class_weights_power: float = 1.0
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("top1", "top-1"),
@@ -42,19 +65,14 @@ class Classification(Task):
     summed: ClassVar[tuple[str, ...]] = ("right", "among_top5", "loss")
 
     def __post_init__(self) -> None:
-        for flag, value, choices in (
-            ("--loss", self.loss, get_args(ClassLoss)),
-            ("--class-weights", self.class_weights, get_args(ClassWeights)),
-        ):
-            if value not in choices:
-                raise InputError(f"{flag} {value}: must be one of {', '.join(choices)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"--label-smoothing {self.label_smoothing:g}: must be 0 or more and below 1")
+        check_objective(self, get_args(ClassLoss))
 
     def check_labels(self, labels: np.ndarray, classes: int) -> None:
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            several = f" (for --task {MULTI_LABEL})" if np.isin(labels, (0, 1)).all() else ""
             raise InputError(
-                f"labels of shape {labels.shape[1:]} and type {labels.dtype}: the task wants one whole number per image"
+                f"labels of shape {labels.shape[1:]} and type {labels.dtype}{several}: the task wants one whole number "
+                "per image"
             )
 
     def class_counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -84,11 +102,18 @@ class Classification(Task):
 
     def bind(self, class_counts: np.ndarray, device: torch.device) -> BoundTask:
         weights = None
-        if self.class_weights == "inverse":
-            share = class_counts.sum() / (len(class_counts) * np.maximum(class_counts, 1))
-            weights = torch.tensor(share, dtype=torch.float32, device=device)
-        kind = {"ce": CrossEntropy, "bce": BinaryCrossEntropy}[self.loss]
+        if self.class_weights != "none":
+            weights = torch.tensor(self._weights(class_counts), dtype=torch.float32, device=device)
+        kinds = {"ce": CrossEntropy, "bce": BinaryCrossEntropy, "asl": Asymmetric, "poly": Poly}
+        kind = kinds[self.loss]
         return kind(len(class_counts), self.label_smoothing, weights)
+
+    def _weights(self, counts: np.ndarray) -> np.ndarray:
+        """The weight of an image of each class."""
+        if self.class_weights == "inverse" and self.class_weights_power == 1:
+            return counts.sum() / (len(counts) * np.maximum(counts, 1))
+        share = weights_of(counts, self.class_weights, self.class_weights_power)
+        return share * counts.sum() / (share * counts).sum()
 
 
 class CrossEntropy(BoundTask):
@@ -137,6 +162,37 @@ class CrossEntropy(BoundTask):
         best, predicted = averaged.topk(1, 1)
         p_label = averaged.gather(1, labels[:, None])
         return torch.cat([predicted.to(best.dtype), self.probabilities(best), self.probabilities(p_label)], 1).T
+
+
+class _OfImages(CrossEntropy):
+    """A loss of softmax probabilities that has a value for each image."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        whole = targets if targets.ndim == 2 else self.mixable(targets)
+        losses = self.of_images(logits, whole, self.smoothing)
+        return losses.mean() if self.weights is None else (losses * (whole @ self.weights)).mean()
+
+    @abstractmethod
+    def of_images(self, logits: Tensor, whole: Tensor, smoothing: float) -> Tensor:
+        """N losses of N x C targets that are shares of classes."""
+
+    def _log_loss(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        return self.of_images(averaged, self.mixable(labels), 0.0).sum().to(averaged.dtype)
+
+
+class Asymmetric(_OfImages):
+    """timm's asymmetric loss, which takes labels: of a mixed image the mean over its two, by their shares."""
+
+    def of_images(self, logits: Tensor, whole: Tensor, smoothing: float) -> Tensor:
+        loss, (shares, labels) = AsymmetricLossSingleLabel(eps=smoothing, reduction="none"), whole.topk(2, 1)
+        return sum(shares[:, i] * loss(logits.float(), labels[:, i]) for i in (0, 1))
+
+
+class Poly(_OfImages):
+    """timm's Poly-1 loss."""
+
+    def of_images(self, logits: Tensor, whole: Tensor, smoothing: float) -> Tensor:
+        return PolyCrossEntropy(reduction="none")(logits, whole * (1 - smoothing) + smoothing / self.classes)
 
 
 class BinaryCrossEntropy(CrossEntropy):

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from toolkit.config.base import frozen
 from toolkit.data.images.views import views
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batch
 from toolkit.data.loading.reader import ImageReader
@@ -70,10 +71,11 @@ def brief(scores: Mapping[str, Score], metric: Metric) -> str:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by name of the eval spec, and the predictions for each image."""
+    """Scores by name of the eval spec, and the predictions for each image; `chosen`: fields of the task, by name."""
 
     scores: dict[str, Score]
     predictions: PredictionTable
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Each score, with the class metrics if each image has one class; metrics of the task replace these."""
@@ -82,6 +84,11 @@ class Evaluation:
             spec: {**(class_metrics(table.of(spec), classes) if table.has_classes else {}), **score.to_json()}
             for spec, score in self.scores.items()
         }
+
+
+def chosen_task(task: Task, chosen: Mapping[str, Any]) -> Task:
+    """The task with the fields that were chosen on validation images, as JSON holds them."""
+    return replace(task, **{name: frozen(value) for name, value in chosen.items()}) if chosen else task
 
 
 class BadImages(Protocol):
@@ -118,6 +125,10 @@ class Evaluator:
     def bound(self) -> BoundTask:
         """The task's computations on the device; weights of classes do not matter in an evaluation."""
         return self.task.bind(np.ones(len(self.classes)), self.accelerator.device)
+
+    def choosing(self, chosen: Mapping[str, Any]) -> "Evaluator":
+        """An evaluator of the same model whose task has the fields that were chosen on validation images."""
+        return replace(self, task=chosen_task(self.task, chosen))
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Load parameters and buffers; buffers from rank 0, because BatchNorm statistics differ between ranks."""
@@ -166,8 +177,12 @@ class Evaluator:
         """Scores of all `specs` on all images; raises the same errors as `evaluate`."""
         return self.evaluate(images, specs).scores
 
-    def evaluate(self, images: ImageReader, specs: Sequence[EvalSpec]) -> Evaluation:
-        """Scores of all `specs` and the predictions for each image; raises InputError if no image can be read."""
+    def evaluate(self, images: ImageReader, specs: Sequence[EvalSpec], choose_at: EvalSpec | None = None) -> Evaluation:
+        """Scores of all `specs` and the predictions for each image; raises InputError if no image can be read.
+
+        `choose_at`: one of `specs`, by whose predictions the task chooses its fields, such as thresholds, before it
+        measures.
+        """
         device, count = self.accelerator.device, len(images.index)
         # Counts are exact in float64, and up to 2^24 in float32.
         exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
@@ -185,10 +200,10 @@ class Evaluator:
                 sums[row] += self.bound.sums(averaged, targets, exact)
                 packed[row, 0, places] = 1
                 packed[row, 1:, places] = self.bound.record(averaged, targets).to(exact)
-        return self._evaluation(images.index, specs, columns, sums, packed)
+        return self._evaluation(images.index, specs, choose_at, sums, packed)
 
     def _evaluation(
-        self, index: Index, specs: Sequence[EvalSpec], columns: tuple[str, ...], sums: Tensor, packed: Tensor
+        self, index: Index, specs: Sequence[EvalSpec], choose_at: EvalSpec | None, sums: Tensor, packed: Tensor
     ) -> Evaluation:
         """Scores and predictions from the sums per spec, and the values of each image, of all ranks."""
         totals = self.accelerator.reduce(sums, "sum").tolist()
@@ -197,13 +212,19 @@ class Evaluator:
         read, count, labels = int(there.sum()), len(index), index.labels
         if not read:
             raise InputError(f"{index.root}: none of the {count} images to evaluate can be read")
+        task, chosen = self.task, dict[str, Any]()
+        if choose_at is not None:
+            chosen = task.choices(labels[there], values[specs.index(choose_at)][1:, there])
+            task = chosen_task(task, chosen)
         scores = {}
         for spec, summed, of_spec in zip(specs, totals, values, strict=True):
-            named = dict(zip(self.task.summed, summed, strict=True))
-            found = self.task.measure(named, labels[there], of_spec[1:, there], len(self.classes))
+            named = dict(zip(task.summed, summed, strict=True))
+            found = task.measure(named, labels[there], of_spec[1:, there], len(self.classes))
             scores[spec.name] = Score(found, read, self._norm_from(spec), count - read)
         values[:, 1, ~there] = UNREADABLE
-        return Evaluation(scores, PredictionTable(tuple(spec.name for spec in specs), labels, columns, values[:, 1:]))
+        columns = task.columns(self.classes)
+        table = PredictionTable(tuple(spec.name for spec in specs), labels, columns, values[:, 1:])
+        return Evaluation(scores, table, chosen)
 
     def latency_ms(self, specs: Sequence[EvalSpec]) -> dict[str, float]:
         """Median milliseconds from one uint8 image to its prediction on the host, on this rank; quick to measure.

@@ -15,6 +15,7 @@ AS_BEFORE: dict[str, Any] = {
     "task_kwargs": {},
     "loss": "ce",
     "class_weights": "none",
+    "class_weights_power": 1.0,
     "select_by": "top1",
     "scheduler_kwargs": {},
     "synthetic_classes": None,

@@ -1,4 +1,4 @@
-"""The interfaces between the training loop and what a user may replace: strategies, tasks and schedules.
+"""The interfaces between the training loop and what a user may replace: strategies and tasks.
 
 A strategy chooses the sizes that go into the model and computes the loss from the logits that come out. It is frozen,
 printable, serializable, and a pure function of its fields, phase and step. So it has nothing to checkpoint, and all
@@ -178,11 +178,13 @@ class Task(ABC):
     """What a label is, which loss is minimized and what is measured; subclasses are frozen dataclasses.
 
     `metrics`: those of every evaluation; the first selects the best model unless `--select-by` names another.
-    `summed`: names of the sums over images that they are computed from.
+    `summed`: names of the sums over images that they are computed from. `several_labels`: an image has any number of
+    classes, so that sources give N rows of C zeros and ones.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     summed: ClassVar[tuple[str, ...]]
+    several_labels: ClassVar[bool] = False
 
     @classmethod
     def metric(cls, name: str) -> Metric:
@@ -207,6 +209,9 @@ class Task(ABC):
     def class_counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
         """The number of images of each class."""
 
+    def check_counts(self, counts: np.ndarray, classes: Sequence[str]) -> None:  # noqa: B027 (most tasks can learn all)
+        """Raise InputError if a class cannot be learned; `counts`: of the training images of each."""
+
     @abstractmethod
     def columns(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Names of the values that are kept of each image: the rows of `BoundTask.record`."""
@@ -217,9 +222,17 @@ class Task(ABC):
     ) -> dict[str, float]:
         """Every metric by name, from `summed` over N images and their R x N `record`."""
 
+    def choices(self, labels: np.ndarray, record: np.ndarray) -> dict[str, Any]:
+        """Fields to replace by what suits N validation images, such as thresholds; `record` as in `measure`."""
+        return {}
+
     @abstractmethod
     def answer(self, probabilities: np.ndarray, classes: Sequence[str]) -> str:
         """The predicted class, or classes, of an image as text; `probabilities`: one per class."""
+
+    def exported(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Entries of an export's config.json that tell how to read the probabilities."""
+        return {}
 
     def regularized(self, share: float) -> "Task":
         """The task with its own regularization, such as label smoothing, scaled; itself if it has none.
@@ -275,24 +288,6 @@ class BoundTask(ABC):
     @abstractmethod
     def record(self, averaged: Tensor, labels: Tensor) -> Tensor:
         """R x N: what is kept of each image. The first row is 0 or more; the last tells how well it was predicted."""
-
-
-@dataclass(frozen=True)
-class Schedule(ABC):
-    """The learning rate over a run, as a share of its peak; subclasses are frozen dataclasses with their own fields.
-
-    `warmup`: the share of the run, 0 to 1, in which the rate rises linearly from 0.
-    """
-
-    warmup: float = 0.0
-
-    def factor(self, progress: float) -> float:
-        """The share of the peak learning rate at `progress`, the share of the run's images trained on, 0 to 1."""
-        return progress / self.warmup if progress < self.warmup else self.shape(progress)
-
-    @abstractmethod
-    def shape(self, progress: float) -> float:
-        """The same after the warm-up."""
 
 
 def at_size(size: int) -> EvalSpec:

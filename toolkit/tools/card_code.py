@@ -69,13 +69,17 @@ def _blocks(card: Card) -> list[str]:
     """Python code: the weights and the preprocessing, then each other file."""
     weights = FILES["safetensors"] if "safetensors" in card.differences else None
     imports, creation = card.model.code(weights) if weights else ([], [])
+    answers = answer_lines(card.loaded)
     imports = [
+        *(["import json"] if answers and weights else []),
         "from pathlib import Path",
         *imports,
         "import torch",
         "from preprocess import Preprocess  # the file beside the weights",
     ]
-    blocks = ["\n".join([*imports, "", *creation, *PREPARE, *([result_line(card.loaded)] if weights else [])])]
+    blocks = [
+        "\n".join([*imports, "", *creation, *PREPARE, *([result_line(card.loaded), *answers] if weights else [])])
+    ]
     if "onnx" in card.differences:
         name = INPUTS[card.onnx_input]
         session = f"session = onnxruntime.InferenceSession('{FILES['onnx']}')"
@@ -122,6 +126,16 @@ def result_line(loaded: LoadedRun) -> str:
             return f"probabilities = model(pixels){code}[0]  # in the order of class_map.json"
     meaning = f"{type(loaded.task).__name__} says what they mean"
     return f"logits = model(pixels)  # N x C, classes as in class_map.json; {meaning}"
+
+
+def answer_lines(loaded: LoadedRun) -> list[str]:
+    """The lines that apply the thresholds of config.json; empty if the task has none."""
+    if "thresholds" not in loaded.task.exported(loaded.classes):
+        return []
+    return [
+        "thresholds = torch.tensor(json.loads(Path('config.json').read_text())['thresholds'])",
+        "predicted = (probabilities > thresholds).nonzero().flatten().tolist()  # keys of class_map.json",
+    ]
 
 
 def preprocessing(card: Card) -> str:

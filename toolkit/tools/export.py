@@ -116,7 +116,8 @@ def export(
         card = Card(loaded, splits, exported, written.passed, tolerance, onnx_input, by_card, by_library)
         files.write_text(staging / PREPROCESS, Path(preprocess.__file__).read_text(encoding="utf-8"))
         files.write_json(staging / CLASS_MAP, dict(enumerate(loaded.classes)))
-        files.write_json(staging / CONFIG, {**exported.config(), "preprocess": asdict(prepare)})
+        config = {**exported.config(), "preprocess": asdict(prepare), **loaded.task.exported(loaded.classes)}
+        files.write_json(staging / CONFIG, config)
         files.write_text(staging / CARD, write_card(card))
     log.info("%-11s %s: %s", "wrote", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
     required = {*(formats or ()), "safetensors"}

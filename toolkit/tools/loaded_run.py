@@ -13,6 +13,7 @@ from torch import Tensor
 from toolkit.config.base import frozen
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import Settings, make_settings
+from toolkit.models.evaluator import chosen_task
 from toolkit.models.inspection import ModelPlan
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.models.source import Model, ModelSource, make_source
@@ -110,7 +111,7 @@ def load_run(
         directory=directory,
         settings=settings,
         strategy=strategy,
-        task=make_task(settings),
+        task=chosen_task(make_task(settings), metadata.get("chosen", {})),
         classes=classes,
         source=source,
         plan=plan,

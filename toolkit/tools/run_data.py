@@ -125,8 +125,9 @@ def _passed_data(loaded: LoadedRun, data: Mapping[str, Any], split: Split | None
             own = _readers(splits)
             return EvaluationData(_of_split(own, split), own, is_own=True)
         found = all_splits.splits()
+    classes = len(loaded.classes) if loaded.task.several_labels else None
     for name in [name for name in data if name not in found]:
-        found[name] = index_split(name, data[name], label_reader(settings), strict=False)
+        found[name] = index_split(name, data[name], label_reader(settings), strict=False, classes=classes)
         _check_labels("data", {name: found[name]}, loaded)
         check_in_range(found[name], len(loaded.classes), f"data: {name}")
         _check_classes(f"data: {name}", given_names(data[name]) or loaded.classes, loaded.classes)
@@ -179,6 +180,7 @@ def _class_folders(root: Path, loaded: LoadedRun) -> Index:
     if not names:
         raise InputError(f"--data-root {root}: there are no images in its class folders")
     index = index_files(root, names, labels, loaded.settings.cache_dir or places.cache_dir())
+    index = index.with_rows(len(loaded.classes)) if loaded.task.several_labels else index
     return index.seen_by(loaded.settings)
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from toolkit.data.loading.sampler import Epoch
-from toolkit.models.evaluator import Score, brief
+from toolkit.models.evaluator import Evaluation, Score, brief
 from toolkit.runs import report
 from toolkit.runs.metrics_row import MetricsRow, all_eval_columns, eval_column, eval_columns
 from toolkit.strategies.base import EvalSpec, Metric
@@ -28,7 +28,8 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     consensus.begin()
     progress.wall_seconds += clocks.wall.lap()
     run.inherit_norms(epoch.phase)
-    scores = _score_all(run, specs)
+    evaluations = _evaluate_all(run, specs)
+    scores = {name: evaluation.scores for name, evaluation in evaluations.items()}
     progress.wall_seconds += (eval_seconds := clocks.wall.lap())
     values = {name: found[strategy.selection().name][run.select_by.name] for name, found in scores.items()}
     weights, counts = better(run.select_by, values), epoch.phase is run.plan.patience_phase
@@ -36,6 +37,7 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     if improved:
         progress.best = {"epoch": epoch.number, "step": progress.step, **eval_columns(scores[weights])}
         progress.best |= {"weights": weights} if len(scores) > 1 else {}
+        progress.best |= {"chosen": dict(chosen)} if (chosen := evaluations[weights].chosen) else {}
     progress.epoch = epoch.number + 1
     row = MetricsRow(
         epoch=epoch.number,
@@ -92,13 +94,13 @@ def _time_left(run: Run, epoch: Epoch) -> str:
     return f"  {duration(run.state.progress.wall_seconds * left / done)} left"
 
 
-def _score_all(run: Run, specs: Sequence[EvalSpec]) -> dict[str, dict[str, Score]]:
-    """Scores on validation images of each of the weights to evaluate."""
-    scores = {}
+def _evaluate_all(run: Run, specs: Sequence[EvalSpec]) -> dict[str, Evaluation]:
+    """The evaluation on validation images of each of the weights to evaluate."""
+    evaluations = {}
     for name, state in run.state.weights.states().items():
         run.evaluator.load(state)
-        scores[name] = run.evaluator.score(run.data.evaluated["val"], specs)
-    return scores
+        evaluations[name] = run.evaluator.evaluate(run.data.evaluated["val"], specs, run.strategy.selection())
+    return evaluations
 
 
 def _told(scores: Mapping[str, Mapping[str, Score]], metric: Metric) -> str:

@@ -11,7 +11,8 @@ from toolkit.data.loading.sampler import Epoch
 from toolkit.models.source import Model
 from toolkit.runs.metrics_row import train_columns
 from toolkit.runs.step_log import StepRow, add_steps
-from toolkit.strategies.base import Schedule, Strategy, Task
+from toolkit.strategies.base import Strategy, Task
+from toolkit.strategies.schedule import Schedule
 from toolkit.system import console
 from toolkit.system.errors import NonFiniteError
 from toolkit.training.divergence import check_finite, roll_back

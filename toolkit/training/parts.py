@@ -13,19 +13,19 @@ from typing import Any
 from toolkit.config.base import frozen
 from toolkit.config.data_roots import PYTHON_DATA
 from toolkit.config.scales import Scales, make_scales
-from toolkit.config.settings import Settings, make_settings, named_weights
+from toolkit.config.settings import Settings, default_of, make_settings, named_weights
 from toolkit.config.tables import entry_name
 from toolkit.data.images.transform import Transform, make_transform
 from toolkit.data.sources.python_data import data_modules, data_name
-from toolkit.models.classification import Classification
 from toolkit.models.hub import resolved_arch
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs.dashboards import dashboard_class
 from toolkit.strategies import FINISH, without_finish
-from toolkit.strategies.base import Schedule, Strategy, Task
+from toolkit.strategies.base import Strategy, Task
+from toolkit.strategies.schedule import Schedule
 from toolkit.system.errors import InputError
 from toolkit.training.schedules import make_schedule
-from toolkit.training.tasks import OF_TASK, make_task
+from toolkit.training.tasks import OF_TASK, OURS, make_task
 
 PLAIN = str | int | float | bool | None
 
@@ -70,6 +70,7 @@ def make_parts(
     names: dict[str, Any] = {}
     if task is None:
         task = make_task(settings)
+        names |= {name: getattr(task, name) for name in OF_TASK if isinstance(task, OURS)}
     else:
         names |= _task_names(task)
         _check_named(settings, names, "task")
@@ -98,8 +99,11 @@ def make_parts(
 def _task_names(task: Task) -> dict[str, Any]:
     """How settings name a task that was passed."""
     values = field_values(task)
-    shared = {name: values.pop(name) for name in OF_TASK} if isinstance(task, Classification) else {}
-    usual = {name: Settings.model_fields[name].default for name in OF_TASK}
+    shared = {name: values.pop(name) for name in OF_TASK} if isinstance(task, OURS) else {}
+    if type(task) in OURS:  # as if named by flags
+        usual_fields = {field.name: field.default for field in fields(task)}
+        values = {name: value for name, value in values.items() if value != usual_fields[name]}
+    usual = {name: default_of(name, {}) for name in OF_TASK}
     return {**usual, **shared, "task": entry_name("task", type(task)), "task_kwargs": values}
 
 

@@ -85,6 +85,8 @@ def make_run_plan(
     splits = splits or open_data(settings, strategy.selection().sizes[-1], parts.data)
     for index in splits.all().values():
         parts.task.check_labels(index.labels, len(splits.classes))
+    counts = parts.task.class_counts(splits.train.labels, len(splits.classes))
+    parts.task.check_counts(counts, splits.classes)
     steps = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
     if settings.on_bad_sample == "fail":
         check_readable(splits)

@@ -6,7 +6,7 @@ from inspect import isabstract
 
 from toolkit.config.settings import Settings
 from toolkit.config.tables import look_up
-from toolkit.strategies.base import Schedule
+from toolkit.strategies.schedule import Schedule
 from toolkit.system.errors import InputError
 from toolkit.training.tasks import build_own
 

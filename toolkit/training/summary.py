@@ -37,21 +37,22 @@ def conclude(run: Run) -> dict[str, Any]:
     records.saver.join(progress.step)
     run.control.consensus.begin()
     weights, metadata = best_model.load(directory.best)
-    run.evaluator.load(weights)
+    evaluator = run.evaluator.choosing(metadata.get("chosen", {}))
+    evaluator.load(weights)
     averaging = f", {metadata['weights']} weights" if "weights" in metadata else ""
     evaluations = {}
     for split, images in run.data.evaluated.items():
-        evaluations[split] = run.evaluator.evaluate(images, specs)
+        evaluations[split] = evaluator.evaluate(images, specs)
         if main:
             saved_predictions.keep(directory.predictions, split, evaluations[split].predictions, images)
     for split, evaluation in evaluations.items():
         log.info("%s, best model (epoch %s)%s", split, metadata["epoch"] + 1, averaging)
         for spec, score in evaluation.scores.items():
             log.info("  %6s  %s", spec, score.line(shown(run)))
-    latency_ms = run.evaluator.latency_ms(specs) if main else {}
+    latency_ms = evaluator.latency_ms(specs) if main else {}
     for name, raw in [*run.state.weights.states().items()][1:]:
-        run.evaluator.load(raw)
-        evaluations[name] = run.evaluator.evaluate(run.data.evaluated["val"], specs)
+        evaluator.load(raw)
+        evaluations[name] = evaluator.evaluate(run.data.evaluated["val"], specs)
         log.info("val, weights of the last step without averaging: %s", brief(evaluations[name].scores, run.select_by))
     run.control.preemption.training_ends()
     progress.wall_seconds += run.clocks.wall.lap()
@@ -95,6 +96,7 @@ def summarize(run: Run, outcome: Mapping[str, Any]) -> dict[str, Any]:
         "selection": run.strategy.selection().name,
         "best_epoch": progress.best.get("epoch"),
         "best_weights": progress.best_weights,
+        **({"chosen": progress.best["chosen"]} if "chosen" in progress.best else {}),
         "select_by": run.select_by.name,
         f"best_{run.select_by.name}": progress.best_score,
         "final": final_row(rows),

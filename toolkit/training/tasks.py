@@ -5,15 +5,22 @@ from inspect import isabstract
 from typing import Any, TypeVar
 
 from toolkit.config.base import frozen
-from toolkit.config.settings import Settings
+from toolkit.config.settings import Settings, default_of
 from toolkit.config.tables import look_up
 from toolkit.models.classification import Classification
+from toolkit.models.multilabel import MultiLabel
 from toolkit.strategies.base import Task
 from toolkit.system.errors import InputError, first_line
 
 T = TypeVar("T")
+OURS = (Classification, MultiLabel)  # and tasks derived from them
 
-OF_TASK = ("loss", "label_smoothing", "class_weights")  # settings that are fields of Classification
+OF_TASK = (
+    "loss",
+    "label_smoothing",
+    "class_weights",
+    "class_weights_power",
+)  # settings that are fields of the tasks of the toolkit
 
 
 def build_own(flag: str, name: str, kind: Callable[..., T], arguments: Mapping[str, Any]) -> T:
@@ -34,13 +41,15 @@ def make_task(settings: Settings) -> Task:
     if not (isinstance(kind, type) and issubclass(kind, Task)) or isabstract(kind):
         raise InputError(f"--task {settings.task}: not a subclass of toolkit.Task with all of its methods")
     given = {name: getattr(settings, name) for name in OF_TASK}
-    if not issubclass(kind, Classification):
+    if not issubclass(kind, OURS):
         for name, value in given.items():
-            if value != Settings.model_fields[name].default:
+            if value != default_of(name, dict(settings)):
                 flag = f"--{name.replace('_', '-')} {value}"
                 raise InputError(f"{flag} would be ignored by --task {settings.task}: drop it")
         given = {}
-    clash = [name for name in settings.task_kwargs if name in given]
+    if issubclass(kind, MultiLabel):  # a subclass has its own default of the loss
+        given = {name: value for name, value in given.items() if value != default_of(name, dict(settings))}
+    clash = [name for name in settings.task_kwargs if name in OF_TASK and issubclass(kind, OURS)]
     if clash:
         raise InputError(f"--task-kwargs {clash[0]}: has a flag of its own, --{clash[0].replace('_', '-')}")
     return build_own("--task-kwargs", settings.task, kind, {**given, **settings.task_kwargs})

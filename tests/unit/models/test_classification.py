@@ -41,7 +41,17 @@ def test_metrics_agree_with_scikit_learn():
     assert found["loss"] == pytest.approx(F.cross_entropy(logits(), LABELS).item())
 
 
-@pytest.mark.parametrize("fields", [{}, {"loss": "bce"}, {"class_weights": "inverse"}, {"label_smoothing": 0.2}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"loss": "bce"},
+        {"loss": "asl"},
+        {"loss": "poly", "label_smoothing": 0.1},
+        {"class_weights": "inverse"},
+        {"label_smoothing": 0.2},
+    ],
+)
 def test_hard_and_one_hot_targets_give_the_same_loss(fields: dict):
     who = bound(**fields)
     hard, soft = (who.loss(logits(), targets) for targets in (who.targets(LABELS), who.mixable(LABELS)))
@@ -68,7 +78,31 @@ def test_binary_cross_entropy_is_timms():
     torch.testing.assert_close(found, BinaryCrossEntropy(smoothing=0.1)(logits(), LABELS))
 
 
-@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_asymmetric_and_poly_losses_are_timms_also_of_mixed_images():
+    from timm.loss import AsymmetricLossSingleLabel, PolyCrossEntropy
+
+    asymmetric, poly = (bound(loss=loss, label_smoothing=0.1) for loss in ("asl", "poly"))
+    theirs = AsymmetricLossSingleLabel(eps=0.1)(logits(), LABELS)
+    torch.testing.assert_close(asymmetric.loss(logits(), LABELS), theirs)
+    torch.testing.assert_close(poly.loss(logits(), LABELS), PolyCrossEntropy(smoothing=0.1)(logits(), LABELS))
+
+    one_hot, other = asymmetric.mixable(LABELS), LABELS.flip(0)
+    mixed = 0.7 * one_hot + 0.3 * one_hot.flip(0)
+    expected = 0.7 * theirs + 0.3 * AsymmetricLossSingleLabel(eps=0.1)(logits(), other)
+    torch.testing.assert_close(asymmetric.loss(logits(), mixed), expected)
+    plain = bound(loss="poly")
+    torch.testing.assert_close(plain.loss(logits(), mixed), PolyCrossEntropy()(logits(), mixed))
+
+
+def test_the_loss_of_an_evaluation_is_that_of_training_without_smoothing_and_weights():
+    for loss in ("ce", "bce", "asl", "poly"):
+        task = Classification(loss, 0.1, "inverse")
+        who, plain = task.bind(COUNTS, CPU), bound(loss=loss)
+        found = measured(task, who, who.average([logits()]))["loss"]
+        assert found == pytest.approx(plain.loss(logits(), LABELS).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce", "asl", "poly"])
 def test_every_class_counts_alike_when_weights_are_inverse(loss: str):
     plain, weighted = bound(loss=loss), bound(loss=loss, class_weights="inverse")
     weights = COUNTS.sum() / (CLASSES * COUNTS)
@@ -78,7 +112,27 @@ def test_every_class_counts_alike_when_weights_are_inverse(loss: str):
     assert weighted.loss(logits(), LABELS).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_weights_follow_their_definition_and_have_a_mean_of_1_over_images():
+    def weights(**fields) -> np.ndarray:
+        return bound(**fields).weights.double().numpy()  # type: ignore[attr-defined]
+
+    inverse = COUNTS.sum() / (CLASSES * COUNTS)
+    np.testing.assert_allclose(weights(class_weights="inverse"), inverse, rtol=1e-6)
+    root = weights(class_weights="inverse", class_weights_power=0.5)
+    np.testing.assert_allclose(root / root[0], np.sqrt(inverse / inverse[0]), rtol=1e-6)
+    effective = weights(class_weights="effective")
+    number = (1 - 0.999**COUNTS) / (1 - 0.999)  # arXiv:1901.05555, eq. 2
+    np.testing.assert_allclose(effective / effective[0], number[0] / number, rtol=1e-5)
+    for found in (root, effective, weights(class_weights="effective", class_weights_power=2.0)):
+        assert (found * COUNTS).sum() / COUNTS.sum() == pytest.approx(1, rel=1e-6)
+
+
+def test_inverse_weights_are_those_of_earlier_versions_bit_for_bit():
+    share = COUNTS.sum() / (len(COUNTS) * np.maximum(COUNTS, 1))
+    assert torch.equal(bound(class_weights="inverse").weights, torch.tensor(share, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce", "asl", "poly"])
 def test_a_weighted_loss_is_the_mean_of_its_micro_batches(loss: str):
     """So that accumulation and more processes train the same."""
     who = bound(loss=loss, class_weights="inverse")
@@ -86,7 +140,7 @@ def test_a_weighted_loss_is_the_mean_of_its_micro_batches(loss: str):
     torch.testing.assert_close(torch.stack(halves).mean(), who.loss(logits(), LABELS))
 
 
-@pytest.mark.parametrize("loss", ["ce", "bce"])
+@pytest.mark.parametrize("loss", ["ce", "bce", "asl", "poly"])
 def test_probabilities_of_an_average_are_the_mean_probabilities(loss: str):
     who = bound(loss=loss)
     pair = [logits(0), logits(1)]
@@ -95,7 +149,7 @@ def test_probabilities_of_an_average_are_the_mean_probabilities(loss: str):
     torch.testing.assert_close(who.confidence(expected), expected.max(1).values)
 
 
-@pytest.mark.parametrize("loss", ["ce", "bce"])
+@pytest.mark.parametrize("loss", ["ce", "bce", "asl", "poly"])
 def test_log_probabilities_are_of_a_distribution(loss: str):
     found = bound(loss=loss).log_probabilities(logits().bfloat16())
     assert found.dtype == torch.float32
@@ -105,8 +159,9 @@ def test_log_probabilities_are_of_a_distribution(loss: str):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"loss": "hinge"}, "--loss hinge: must be one of ce, bce"),
-        ({"class_weights": "balanced"}, "--class-weights balanced: must be one of none, inverse"),
+        ({"loss": "hinge"}, "--loss hinge: must be one of ce, bce, asl, poly for Classification"),
+        ({"class_weights": "balanced"}, "--class-weights balanced: must be one of none, inverse, effective"),
+        ({"class_weights_power": 0.0}, "--class-weights-power 0: must be above 0"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1: must be 0 or more and below 1"),
     ],
 )
@@ -116,7 +171,7 @@ def test_fields_that_make_no_sense_are_refused(fields: dict, told: str):
 
 
 def test_labels_that_are_no_classes_are_refused():
-    with pytest.raises(InputError, match=r"labels of shape \(6,\) and type float32: the task wants one whole number"):
+    with pytest.raises(InputError, match=r"labels of shape \(6,\) and type float32.*: the task wants one whole number"):
         Classification().check_labels(np.zeros((4, 6), dtype=np.float32), CLASSES)
 
 

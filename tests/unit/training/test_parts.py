@@ -9,7 +9,8 @@ import pytest
 from toolkit import Classification, InputError, Settings, SingleScale
 from toolkit.config import tables
 from toolkit.runs.run_config import config_of
-from toolkit.strategies.base import Schedule, Strategy
+from toolkit.strategies.base import Strategy
+from toolkit.strategies.schedule import Schedule
 from toolkit.tools.loaded_run import read_config
 from toolkit.training.parts import make_parts
 from toolkit.training.schedules import Cosine, make_schedule

@@ -3,7 +3,7 @@
 import pytest
 
 from toolkit import Settings
-from toolkit.strategies.base import Schedule
+from toolkit.strategies.schedule import Schedule
 from toolkit.system.errors import InputError
 from toolkit.training.schedules import Constant, Cosine, Plateau, WarmupStableDecay, make_schedule
 

@@ -16,6 +16,7 @@ class SourceOptions:
     `cache`: a folder for what it keeps between runs. `cache_bytes`: limit for parts of remote files in it. `largest`:
     the largest size of the run, px. `seed`: of the run. `synthetic_...`: size, count and classes of the built-in data.
     `label_column`: of several columns. `hf_config`: of several configurations of a Hugging Face data set.
+    `several_labels`: an image has any number of classes.
     """
 
     cache: Path
@@ -27,6 +28,7 @@ class SourceOptions:
     synthetic_classes: int | None = None
     label_column: str | None = None
     hf_config: str | None = None
+    several_labels: bool = False
 
 
 class Source(ABC):

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -94,9 +94,14 @@ def read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{file}: not a CSV file in UTF-8: {error}") from None
 
 
+def in_words(names: Sequence[str]) -> list[str]:
+    """Names of columns in lower case, words joined by "_"."""
+    return ["_".join(name.lower().replace("-", " ").split()) for name in names]
+
+
 def _columns(header: list[str], delimiter: str, label_column: str | None) -> Columns:
     names = [name.strip() for name in header]
-    words = ["_".join(name.lower().replace("-", " ").split()) for name in names]
+    words = in_words(names)
     file = next((words.index(name) for name in FILES if name in words), None)
     choices = [i for i, word in enumerate(words) if word in LABELS and i != file]
     named = [i for i, word in enumerate(words) if word and not word.startswith("unnamed:")]  # pandas' numbers of rows

@@ -13,6 +13,7 @@ from toolkit.config.choices import Fit, GrayRange
 from toolkit.config.settings import Settings
 from toolkit.data.images.preprocess import AS_STORED
 from toolkit.data.sources.items import Items
+from toolkit.data.sources.label_rows import multi_hot
 from toolkit.data.sources.remote import BlockCache
 
 ALONE = -1  # an image that is a single file
@@ -121,6 +122,12 @@ class Index:
         """The same images, whose pixels a run with these settings sees as it does."""
         return replace(self, gray=settings.range, fit=settings.fit)
 
+    def with_rows(self, classes: int) -> "Index":
+        """The index with rows of C zeros and ones for labels, of one that has a single class for each image."""
+        if self.labels.ndim > 1:
+            return self
+        return replace(self, labels=multi_hot([[label] for label in self.labels.tolist()], classes))
+
     def place(self, i: int) -> Place:
         if self.container[i] == ALONE:
             return Place(f"{self.root}/{self.names[i]}", 0, None)
@@ -182,6 +189,12 @@ class Found(NamedTuple):
         train, *others = self[:3]
         val, test = (index and index.seen_by(settings) for index in others)
         return self._replace(train=train.seen_by(settings), val=val, test=test)
+
+    def with_rows(self) -> "Found":
+        """The same images with rows of C zeros and ones for labels."""
+        count = len(self.classes)
+        val, test = (index and index.with_rows(count) for index in (self.val, self.test))
+        return self._replace(train=self.train.with_rows(count), val=val, test=test)
 
     def splits(self) -> dict[str, Index]:
         """The splits that exist, by name."""

@@ -11,6 +11,7 @@ from toolkit.data.images.decode import from_pil
 from toolkit.data.images.header import reason_of
 from toolkit.data.images.preprocess import AS_STORED, UNREADABLE
 from toolkit.data.sources.faults import FAULTS_OF_FILES
+from toolkit.data.sources.label_rows import as_row
 from toolkit.system.errors import BadSampleError, InputError, LoaderError, first_line
 
 FORM = "must be (PIL image or H x W x 3 uint8 array, label)"
@@ -20,13 +21,15 @@ FORM = "must be (PIL image or H x W x 3 uint8 array, label)"
 class Items:
     """A data set of `count` images, which `train(data=...)` calls `name`.
 
-    `labeled`: if False, as in prediction, an item may also be the image alone.
+    `labeled`: if False, as in prediction, an item may also be the image alone. `classes`: their number, where an image
+    may have any number of them.
     """
 
     data: Any
     name: str
     count: int
     labeled: bool = True
+    classes: int | None = None
 
     def read(self, position: int, gray: GrayRange = AS_STORED) -> tuple[np.ndarray, Any]:
         """The image, H x W x 3 uint8, and the label of an item. `gray`: how more than 8 bits become 8.
@@ -54,7 +57,8 @@ class Items:
 
     def check_label(self, position: int, label: Any, expected: Any) -> None:
         """Raise InputError unless an item's label is the expected one, as the data set told it before."""
-        found, known = np.asarray(label), np.asarray(expected)
+        known = np.asarray(expected)
+        found = np.asarray(label) if self.classes is None else as_row(label, self.classes, self.title(position))
         if known.dtype.kind == "f" and found.dtype.kind in "iuf":  # an index keeps rows as float32
             found = found.astype(known.dtype)
         if not np.array_equal(found, known):

@@ -5,6 +5,7 @@ Labels come from `targets`, class names from `classes` of train; torch's Subset 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from toolkit.config.base import nearest
 from toolkit.config.data_roots import PYTHON_DATA
 from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.items import Items
+from toolkit.data.sources.label_rows import ADVICE, as_rows, count_in
 from toolkit.data.sources.labels import MOST_CLASSES, check_splits, count_classes
 from toolkit.system.errors import BadSampleError, InputError, first_line
 
@@ -50,27 +52,38 @@ def check_names(data: Mapping[str, Any]) -> None:
             )
 
 
-def index_data(data: Mapping[str, Any], read_labels: ReadLabels, strict: bool) -> Found:
+def index_data(data: Mapping[str, Any], read_labels: ReadLabels, strict: bool, several: bool = False) -> Found:
     """The index of each split, with its labels checked; raises InputError naming the data set and item at fault.
 
-    `strict`: the first item of each must be readable.
+    `strict`: the first item of each must be readable. `several`: an image has any number of classes.
     """
-    name = data_name(data)
-    indices = {split: index_split(split, data[split], read_labels, strict) for split in SPLITS if split in data}
+    name, known, indices = data_name(data), len(given_names(data["train"])), {}
+    for split in SPLITS:
+        if split in data:
+            indices[split] = index_split(split, data[split], read_labels, strict, known if several else None)
+            known = indices["train"].labels.shape[-1]
     labels = indices["train"].labels
     count = labels.shape[1] if labels.ndim > 1 else count_classes(indices["train"], "data: train")
     classes = given_names(data["train"]) or tuple(map(str, range(count)))
     return check_splits(Found(indices["train"], indices.get("val"), indices.get("test"), classes, name), "data")
 
 
-def index_split(name: str, data: Any, read_labels: ReadLabels, strict: bool) -> Index:
-    """The index of one data set. Its first item is read, and all of them where it does not tell its `targets`."""
+def index_split(name: str, data: Any, read_labels: ReadLabels, strict: bool, classes: int | None = None) -> Index:
+    """The index of one data set. Its first item is read, and all of them where it does not tell its `targets`.
+
+    `classes`: their number where an image has any number of them, 0 if only the labels tell; else None.
+    """
     items = open_items(name, data)
     known = _targets(data)
-    if known is None:
-        labels = as_labels(_all_labels(items, read_labels), f"data[{name!r}]")
+    where = f"data[{name!r}]" + (".targets" if known is not None else "")
+    values = _all_labels(items, read_labels) if known is None else known
+    if classes is None:
+        labels = as_labels(values, where)
     else:
-        labels = as_labels(known, f"data[{name!r}].targets")
+        values = values.tolist() if hasattr(values, "tolist") else values
+        classes = classes or count_in(values, where)
+        labels, items = as_rows(values, classes, where), replace(items, classes=classes)
+    if known is not None:
         if len(labels) != items.count:
             raise InputError(f"data[{name!r}] has {items.count} images, but {len(labels)} targets")
         (first,) = read_labels(items, [0])
@@ -113,7 +126,7 @@ def as_labels(values: Any, where: str) -> np.ndarray:
         if array.dtype.kind not in ("iu" if array.ndim == 0 else "iuf"):
             raise InputError(f"{where}[{i}]: label {array.tolist()!r:.80} is not a whole number below {MOST_CLASSES}")
         if array.shape != arrays[0].shape or array.ndim > 1:
-            raise InputError(f"{where}[{i}]: label of shape {array.shape}, others of {arrays[0].shape}")
+            raise InputError(f"{where}[{i}]: label of shape {array.shape}, others of {arrays[0].shape}; {ADVICE}")
     labels = np.stack(arrays)
     whole = labels.dtype.kind in "iu" or bool((labels == np.rint(labels)).all())
     return labels.astype(np.int64 if whole else np.float32)

@@ -13,6 +13,7 @@ from toolkit.config.settings import Settings
 from toolkit.data.sources.base import SourceOptions
 from toolkit.data.sources.detect import find_source, own_source
 from toolkit.data.sources.index import Found, Index, Splits
+from toolkit.data.sources.label_rows import has_several_labels
 from toolkit.data.sources.labels import without_images
 from toolkit.data.sources.layouts import find_layout, innermost
 from toolkit.data.sources.python_data import ReadLabels, index_data
@@ -87,6 +88,7 @@ def find_splits(
         synthetic_classes=settings.synthetic_classes,
         label_column=settings.label_column,
         hf_config=settings.hf_config,
+        several_labels=(several := has_several_labels(settings.task)),
     )
     found: Found | Mapping[str, Any]
     if data is not None:
@@ -106,12 +108,13 @@ def find_splits(
         if place != root:
             log.info("data      the data set in %s is %s", root, place)
     if isinstance(found, Found):
+        found = found.with_rows() if several else found
         _tell_untested(found)
         _warn_of_names(found.classes)
         return found._replace(name=found.name or absolute(root)).seen_by(settings)
     if read_labels is None:
         raise InputError(f"{root}: gives data sets of Python, whose images are not files")
-    indexed = index_data(found, read_labels, strict=settings.on_bad_sample == "fail")
+    indexed = index_data(found, read_labels, strict=settings.on_bad_sample == "fail", several=several)
     return (indexed if data is not None else indexed._replace(name=absolute(root))).seen_by(settings)
 
 

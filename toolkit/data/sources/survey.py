@@ -16,15 +16,8 @@ from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.labels import CLASS_NAMES
 from toolkit.data.sources.layouts import find_layout, find_split, innermost, undoubled
 from toolkit.data.sources.listing import LeftOut, by_form, class_folders, composed, list_images
-from toolkit.data.sources.manifests import (
-    ManifestSource,
-    class_names,
-    class_order,
-    is_unlabeled,
-    manifests_of,
-    parse_rows,
-    without_labels,
-)
+from toolkit.data.sources.manifest_rows import class_names, class_order, manifests_of, without_labels
+from toolkit.data.sources.manifests import ManifestSource, is_unlabeled, parse_rows
 from toolkit.data.sources.splits import find_splits
 from toolkit.system.errors import InputError
 from toolkit.system.places import expanded

@@ -1,0 +1,157 @@
+"""Several labels an image: every image has any number of C classes, none too."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+import torch
+from timm.loss import AsymmetricLossMultiLabel
+from timm.loss import BinaryCrossEntropy as TimmBinaryCrossEntropy
+from torch import Tensor, nn
+
+from toolkit.config.choices import ClassWeights, MultiLabelLoss
+from toolkit.models import multilabel_metrics as metrics
+from toolkit.models.class_weights import weights_of
+from toolkit.models.classification import MOST_SMOOTHING, BinaryCrossEntropy, check_objective
+from toolkit.strategies.base import BoundTask, Metric, Task
+from toolkit.system.errors import InputError
+
+
+@dataclass(frozen=True)
+class MultiLabel(Task):
+    """Any number of classes per image, each with a probability of its own; labels are rows of C zeros and ones.
+
+    `loss`: "bce", binary cross-entropy, or "asl", the asymmetric loss (arXiv:2009.14119), both timm's and the mean
+    over the classes. `label_smoothing`: share of the target that is moved to 0.5. `class_weights`: "inverse" weighs a
+    class by 1 / its images, "effective" by 1 / their effective number, with mean 1 and to `class_weights_power`.
+    `thresholds`: a class is predicted above its own, one for all or one each, 0
+    to 1; empty: chosen for the highest F1 on the validation images.
+    """
+
+    loss: MultiLabelLoss = "bce"
+    label_smoothing: float = 0.0
+    class_weights: ClassWeights = "none"
+    class_weights_power: float = 1.0
+    thresholds: tuple[float, ...] = ()
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("map", "mAP"),
+        Metric("micro_f1", "micro F1"),
+        Metric("macro_f1", "macro F1"),
+        Metric("loss", "loss", percent=False, higher_is_better=False),
+    )
+    summed: ClassVar[tuple[str, ...]] = ("loss",)
+    several_labels: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_objective(self, get_args(MultiLabelLoss))
+        given = self.thresholds if isinstance(self.thresholds, tuple) else (self.thresholds,)
+        for value in given:
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value < 1:
+                raise InputError(f"--task-kwargs thresholds={value}: a threshold must be above 0 and below 1")
+        object.__setattr__(self, "thresholds", tuple(map(float, given)))
+
+    def check_labels(self, labels: np.ndarray, classes: int) -> None:
+        if labels.ndim != 2 or labels.shape[1] != classes or not np.isin(labels, (0, 1)).all():
+            raise InputError(
+                f"labels of shape {labels.shape[1:]} and type {labels.dtype}: the task wants {classes} zeros and ones "
+                "per image"
+            )
+        self._each(classes)
+
+    def class_counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
+        return labels.sum(0).astype(np.int64)
+
+    def check_counts(self, counts: np.ndarray, classes: Sequence[str]) -> None:
+        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if missing:
+            more = f", nor {len(missing) - 1} others" if missing[1:] else ""
+            raise InputError(
+                f"no image of train has class {missing[0]!r}{more}: leave the class out, add images that have it, or "
+                "hold out others for validation by --val-split or --seed"
+            )
+
+    def columns(self, classes: Sequence[str]) -> tuple[str, ...]:
+        return (*(f"p_{name}" for name in classes), "fit")
+
+    def measure(
+        self, sums: Mapping[str, float], labels: np.ndarray, record: np.ndarray, classes: int
+    ) -> dict[str, float]:
+        probabilities = record[:-1].T
+        predicted = self._predicted(probabilities)
+        return {
+            "map": metrics.mean_average_precision(labels, probabilities),
+            "micro_f1": metrics.micro_f1(labels, predicted),
+            "macro_f1": metrics.macro_f1(labels, predicted),
+            "loss": sums["loss"] / len(labels),
+        }
+
+    def choices(self, labels: np.ndarray, record: np.ndarray) -> dict[str, Any]:
+        return {} if self.thresholds else {"thresholds": metrics.best_thresholds(labels, record[:-1].T)}
+
+    def answer(self, probabilities: np.ndarray, classes: Sequence[str]) -> str:
+        return "|".join(classes[i] for i in np.flatnonzero(self._predicted(probabilities)).tolist())
+
+    def exported(self, classes: Sequence[str]) -> dict[str, Any]:
+        return {"thresholds": self._each(len(classes)).tolist()}
+
+    def regularized(self, share: float) -> Task:
+        smoothing = self.label_smoothing
+        return replace(self, label_smoothing=min(share * smoothing, max(smoothing, MOST_SMOOTHING)))
+
+    def bind(self, class_counts: np.ndarray, device: torch.device) -> BoundTask:
+        weights = None
+        if self.class_weights != "none":
+            share = weights_of(class_counts, self.class_weights, self.class_weights_power)
+            weights = torch.tensor(share, dtype=torch.float32)
+        kind = {"bce": _binary_cross_entropy, "asl": _asymmetric}[self.loss]
+        return SeveralLabels(len(class_counts), kind(self.label_smoothing, weights).to(device), kind(0.0, None))
+
+    def _each(self, classes: int) -> np.ndarray:
+        """The threshold of each class; raises InputError if there are others."""
+        given = self.thresholds or (metrics.MIDDLE,)
+        if len(given) not in (1, classes):
+            raise InputError(f"--task-kwargs thresholds: {len(given)} for {classes} classes: give one, or one for each")
+        return np.array(given if len(given) == classes else given * classes)
+
+    def _predicted(self, probabilities: np.ndarray) -> np.ndarray:
+        """Whether each probability, of C or N x C, is above its threshold; compared in float64."""
+        return probabilities.astype(np.float64) > self._each(probabilities.shape[-1])
+
+
+def _binary_cross_entropy(smoothing: float, weights: Tensor | None) -> nn.Module:
+    return TimmBinaryCrossEntropy(smoothing=smoothing, smooth_dense=True, weight=weights, reduction="none")
+
+
+def _asymmetric(smoothing: float, weights: Tensor | None) -> nn.Module:
+    return AsymmetricLossMultiLabel(smoothing=smoothing, weight=weights, reduction="none")
+
+
+class SeveralLabels(BinaryCrossEntropy):
+    """`losses`: N x C from N x C logits and targets; `plain`: the same without smoothing and weights."""
+
+    def __init__(self, classes: int, losses: nn.Module, plain: nn.Module) -> None:
+        super().__init__(classes, smoothing=0.0, weights=None)
+        self.losses, self.plain = losses, plain
+
+    def targets(self, labels: Tensor) -> Tensor:
+        return labels.float()
+
+    def mixable(self, labels: Tensor) -> Tensor:
+        return labels.float()
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.losses(logits, targets).mean()
+
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        return torch.maximum(probabilities, 1 - probabilities).min(1).values
+
+    def sums(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.plain(averaged.to(dtype), labels.to(dtype)).mean(1).sum()[None].to(dtype)
+
+    def record(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        """The probability of each class, and the geometric mean of those of what the labels say."""
+        p = self.probabilities(averaged)
+        fit = torch.where(labels > 0, averaged, -averaged)
+        return torch.cat([p, nn.functional.logsigmoid(fit).mean(1, keepdim=True).exp()], 1).T
