@@ -87,8 +87,9 @@ def test_parameters_move_at_every_step_and_all_of_them_within_the_run(ranks: Ran
     assert still == []
 
 
-def test_only_the_head_moves_in_a_phase_that_trains_only_it(records: list[dict[str, Any]]):
-    record, alone = records[0]["head-first"], EXAMPLES["head-first"].phases(Budget(EPOCHS, 80, 40))[0].steps
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name.startswith(("phased", "head-first"))])
+def test_only_the_head_moves_in_a_phase_that_trains_only_it(records: list[dict[str, Any]], name: str):
+    record, alone = records[0][name], EXAMPLES[name].phases(Budget(EPOCHS, 80, 40))[0].steps
 
     def moved(after: int) -> set[str]:
         now = record["parameters"][after - 1]

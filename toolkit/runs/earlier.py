@@ -22,6 +22,11 @@ AS_BEFORE: dict[str, Any] = {
     "weights_sha256": None,
     "range": "16bit",
     **CHANGED_DEFAULTS,
+    "layer_decay": None,
+    "backbone_lr_scale": None,
+    "freeze": False,
+    "unfreeze_from": None,
+    "freeze_bn": False,
     "label_column": None,
     "hf_config": None,
 }
