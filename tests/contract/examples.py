@@ -53,7 +53,7 @@ EXAMPLES: dict[str, Strategy] = {
     "finish-single": Finish(SingleScale(16), 24),
     "finish-simultaneous": Finish(Simultaneous((12, 16), consistency_share=0.25), 24, finish_epochs=2),
     "head-first-single": HeadFirst(SingleScale(24), 2),
-    "head-first-progressive": HeadFirst(Progressive((16, 24), norm_per_scale="full", grow_batch="sqrt"), 1),
+    "head-first-progressive": HeadFirst(Progressive((16, 24), norm_per_scale="full"), 1),
     "head-first-compute": HeadFirst(ProgressiveCompute((16, 24), regularization_from=0.5), 1),
     "head-first-simultaneous": HeadFirst(Simultaneous((12, 16), consistency_share=0.25), 2),
     "head-first-together": HeadFirst(ProgressiveSimultaneous((12, 16), consistency_share=0.5), 1),
