@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from toolkit.runs.dashboards.base import Dashboard as Dashboard
     from toolkit.runs.dashboards.base import DashboardRun as DashboardRun
     from toolkit.strategies import Finish as Finish
+    from toolkit.strategies import HeadFirst as HeadFirst
     from toolkit.strategies import Progressive as Progressive
     from toolkit.strategies import ProgressiveCompute as ProgressiveCompute
     from toolkit.strategies import ProgressiveSimultaneous as ProgressiveSimultaneous
@@ -71,6 +72,7 @@ _HOMES = {
     "Sampled": "toolkit.strategies",
     "Sandwich": "toolkit.strategies",
     "Finish": "toolkit.strategies",
+    "HeadFirst": "toolkit.strategies",
     "Source": "toolkit.data.sources.base",
     "SourceOptions": "toolkit.data.sources.base",
     "Found": "toolkit.data.sources.index",

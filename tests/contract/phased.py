@@ -11,10 +11,10 @@ from toolkit.strategies.base import BoundTask, Budget, EvalSpec, Loss, NormPolic
 
 
 @dataclass(frozen=True)
-class HeadFirst(Strategy):
+class Phased(Strategy):
     """The head alone at the small size, in half batches; then all, at both; an epoch at the end without patience."""
 
-    name: ClassVar[str] = "head-first"
+    name: ClassVar[str] = "phased"
 
     small: int
     large: int

@@ -90,11 +90,11 @@ def seen_in_steps(monkeypatch: pytest.MonkeyPatch, strategy: Strategy) -> list[i
         (Progressive((16, 24, 32)), [1] * 2 + [2] * 2 + [3] * 4),
         (Alternating(SIZES), [2] * 8),
         (
-            EXAMPLES["head-first"],
+            EXAMPLES["phased"],
             [1] * 4 + [2] * 4 + [3] * 2,
         ),  # in half batches at first, in which only the head learns
     ],
-    ids=["simultaneous", "progressive", "alternating", "head-first"],
+    ids=["simultaneous", "progressive", "alternating", "phased"],
 )
 def test_each_tuple_of_sizes_has_one_graph_before_its_first_step_and_trains_as_without(
     strategy: Strategy, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from examples import EPOCHS, EXAMPLES, TASK, without_example
-from phased import HeadFirst
+from phased import Phased
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ from toolkit.config.tables import TABLES
 from toolkit.config.yaml_values import to_yaml
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.run_config import config_of
-from toolkit.strategies import Finish, Sandwich, Simultaneous, SingleScale
+from toolkit.strategies import Finish, Sandwich, Simultaneous, SingleScale, innermost
 from toolkit.strategies.base import Budget, Loss, NormPolicy, Phase, Step
 from toolkit.tools.loaded_run import read_config
 from toolkit.training import loop
@@ -243,7 +243,7 @@ def test_loss_at_hand_computed_logits_is_the_mean_over_sizes_when_all_agree(stra
         step = strategy.step(phase, 0)
         logits = [torch.zeros(BATCH, CLASSES) for _ in step.sizes]
         loss = strategy.loss(logits, torch.arange(BATCH), TASK, phase, step)
-        assert loss.total.item() == pytest.approx(2.302585 * labels_share(strategy, step), abs=1e-5)
+        assert loss.total.item() == pytest.approx(2.302585 * labels_share(innermost(strategy), step), abs=1e-5)
         assert {f"loss/{size}px" for size in step.sizes} <= loss.parts.keys()
 
 
@@ -291,16 +291,16 @@ def test_a_strategy_trains(strategy: Strategy, tmp_path: Path):
 
 
 def phased(output: Path, **values) -> Settings:
-    """Settings for `HeadFirst(16, 32)`: 8 half steps in its first epoch, 4 steps in all others."""
+    """Settings for `Phased(16, 32)`: 8 half steps in its first epoch, 4 steps in all others."""
     usual = {"epochs": 5, "log_with": "none", "num_workers": 1, "arch": "test_vit"}
     return Settings(**{**usual, **values}, synthetic_size=32, synthetic_count=96, batch_size=24, output_dir=output)
 
 
 def test_a_run_that_stops_early_in_a_phase_that_counts_skips_later_phases(tmp_path: Path):
-    whole = train(phased(tmp_path / "whole", epochs=6), HeadFirst(16, 32))  # control
+    whole = train(phased(tmp_path / "whole", epochs=6), Phased(16, 32))  # control
     assert (whole["exit_reason"], whole["steps"]) == ("done", 8 + 4 * 4 + 4)
     stopping = phased(tmp_path / "stopped", epochs=6, patience=1, min_delta=100)  # nothing can improve by 100 points
-    stopped = train(stopping, HeadFirst(16, 32))
+    stopped = train(stopping, Phased(16, 32))
     assert (stopped["exit_reason"], stopped["steps"]) == ("early stop", 8 + 2 * 4)
 
 
@@ -311,7 +311,7 @@ def test_dashboards_show_the_epoch_of_a_step_when_epochs_differ_in_steps(
 
     monkeypatch.setattr(Tracking, "log", lambda tracking, values, step, epoch: found.append((step, epoch)))
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS_OF_SHORT", 2)
-    train(phased(tmp_path / "run", epochs=3), HeadFirst(16, 32))
+    train(phased(tmp_path / "run", epochs=3), Phased(16, 32))
     assert found == [(2, 0.25), (4, 0.5), (6, 0.75), (10, 1.5), (14, 2.5)]  # an epoch's last step is in its own row
 
 
@@ -327,7 +327,7 @@ class FrozenBackbone(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class PartFirst(HeadFirst):
+class PartFirst(Phased):
     part: str = "head"
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
@@ -355,7 +355,7 @@ def test_micro_batches_that_differ_between_phases_change_nothing_that_is_learned
     found = []
     for name, size in (("whole", None), ("parts", 6)):
         alike = {"amp": False, "optimizer": "sgd", "record_samples": True, "device_batch_size": size}
-        train(phased(tmp_path / name, **alike), HeadFirst(16, 32))
+        train(phased(tmp_path / name, **alike), Phased(16, 32))
         steps: dict[int, tuple[list[int], set[float]]] = {}
         lines = (tmp_path / name / "samples.jsonl").read_text().splitlines()
         for line in map(json.loads, lines):

@@ -38,7 +38,9 @@ CHOSEN = {kind: next(name for name, s in EXAMPLES.items() if type(s).name == kin
 CHOSEN = {
     **{kind + AUGMENTED: name + AUGMENTED for kind, name in CHOSEN.items()},
     "single": CHOSEN["single"],
-    "head-first": "head-first",
+    "phased": "phased",
+    "head-first": "head-first-simultaneous" + AUGMENTED,
+    "head-first-and-finish": "head-first-finish" + AUGMENTED,
     "progressive-regularized": REGULARIZED,
     "finish": "finish-simultaneous" + AUGMENTED,
 }

@@ -27,6 +27,7 @@ from toolkit.models.inspection import plan_model
 RECIPE = ROOT / "recipes" / "multiscale.py"
 IMAGES, BATCH, STEPS = 130, 24, 20  # 5 steps an epoch; 10 images are left out of each, 21 val and 43 test images
 ARCH = "test_vit"  # LayerNorm only
+TUNED = ("--head-epochs", "1", "--layer-decay", "0.7", "--backbone-lr-scale", "0.8", "--unfreeze-from", "blocks.2")
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,11 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
     assert main(command(data, folder / "one")) == 0
     assert main(command(data, folder / "accumulated", "--device-batch-size", str(BATCH // 4))) == 0
     assert main(command(swapped, folder / "swapped")) == 0
-    done = run_ranks([str(RECIPE), *command(data, folder / "two")], timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {name: Outcome(folder / name) for name in ("one", "two", "accumulated", "swapped")}
+    assert main(command(data, folder / "tuned-one", *TUNED)) == 0
+    for name, more in (("two", ()), ("tuned-two", TUNED)):
+        done = run_ranks([str(RECIPE), *command(data, folder / name, *more)], timeout=PATIENCE_S)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {path.name: Outcome(path) for path in folder.iterdir() if path != swapped}
 
 
 def test_one_process_delivers_every_step_whole_and_no_image_twice_an_epoch(runs: dict[str, Outcome]):
@@ -168,6 +171,16 @@ def test_weights_differ_when_one_sample_was_swapped(runs: dict[str, Outcome]):
     changed = {sample for mine, theirs in pairs for sample in theirs if mine[sample] != theirs[sample]}
     assert len(changed) == 1
     assert runs["swapped"].distance(runs["one"]) > 1e-4
+
+
+def test_a_part_that_learns_at_several_rates_after_the_head_learns_the_same(runs: dict[str, Outcome]):
+    one, two = runs["tuned-one"], runs["tuned-two"]
+    assert two.rates == one.rates
+    assert two.distance(one) < 1e-5
+    assert one.distance(runs["one"]) > 1e-3  # control
+    first = load_file(one.directory / "checkpoints" / "step-000000005" / "model.safetensors")
+    moved = {name.split(".")[1] for name, tensor in one.weights.items() if not torch.equal(tensor, first[name])}
+    assert moved == {"blocks", "norm", "fc_norm", "head"} & {name.split(".")[1] for name in first}
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

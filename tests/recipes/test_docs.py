@@ -27,6 +27,7 @@ VERIFY = "toolkit verify-resume -- "
 TRAININGS = ("single_scale", "multiscale")
 SMALL = ("--arch", "test_resnet", "--no-pretrained", "--epochs", "1", "--batch-size", "32", "--log-with", "none")
 STAGED = ("--epochs", "3", "--scale-epochs", "1")
+HEAD_FIRST = ("--epochs", "3", "--warmup-epochs", "0.5")
 ADDED = {
     "benchmark": ("--arch", "test_resnet", "--steps", "1", "--precisions", "float32", "--scales", "32"),
     "scan": ("--output-dir", "scan"),
@@ -101,7 +102,8 @@ def smaller(line: str, output: str) -> list[str]:
     if name not in TRAININGS:
         return [*words, *ADDED.get(name, ())]
     folder = ("--output-dir", output) if output and "--checkpoint-dir" not in words else ()
-    return [*words, *SMALL, *(STAGED if "--progressive" in words else ()), *folder]
+    longer = STAGED if "--progressive" in words else HEAD_FIRST if "--head-epochs" in words else ()
+    return [*words, *SMALL, *longer, *folder]
 
 
 def start(words: Sequence[str], folder: Path) -> None:

@@ -30,7 +30,15 @@ from toolkit.config.tool_settings import (
 
 MULTISCALE = {*Scales.model_fields} - {"img_size"}
 SHOWN = {  # command: its flags and words
-    "train single": {*Settings.model_fields, *OTHER, "img_size", "finish_size", "finish_epochs", "eval_scales"},
+    "train single": {
+        *Settings.model_fields,
+        *OTHER,
+        "img_size",
+        "head_epochs",
+        "finish_size",
+        "finish_epochs",
+        "eval_scales",
+    },
     "train multi": {*Settings.model_fields, *OTHER, *MULTISCALE},
     "benchmark": {*Benchmark.model_fields, "import"},
     "compare": {*Compare.model_fields, "import"},

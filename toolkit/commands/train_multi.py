@@ -33,6 +33,7 @@ SCALE_FLAGS = (
     "consistency",
     "consistency_weight",
     "norm_per_scale",
+    "head_epochs",
     "finish_size",
     "finish_epochs",
     "eval_scales",

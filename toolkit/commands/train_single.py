@@ -14,7 +14,7 @@ from toolkit.system.exit_codes import exit_code
 if TYPE_CHECKING:
     from toolkit.strategies.base import Strategy
 
-SCALE_FLAGS = ("img_size", "finish_size", "finish_epochs", "eval_scales")
+SCALE_FLAGS = ("img_size", "head_epochs", "finish_size", "finish_epochs", "eval_scales")
 
 
 def strategy_of(command: Command) -> "Strategy":

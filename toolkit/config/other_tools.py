@@ -39,6 +39,10 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "drop-path-rate stochastic-depth-prob": "`--drop-path`",
         "ema use-ema model-ema model-ema-decay": "`--ema-decay`, such as 0.9998",
         "model-ema-steps": "`--ema-decay`, the decay of every step",
+        "freeze-backbone freeze-encoder freeze-base freeze-feature-extractor freeze-features linear-probe "
+        "linear-probing train-head-only": "`--freeze`",
+        "freeze-layers freeze-at frozen-stages unfreeze unfreeze-at": "`--unfreeze-from`, the first stage that learns",
+        "freeze-norm freeze-batchnorm freeze-batch-norm norm-eval": "`--freeze-bn`",
         "mean std": "the architecture's own normalization is used",
     },
     "Image sizes": {
@@ -96,6 +100,11 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
             "`--gradient-clip`, the norm of the whole step's gradient"
         ),
         "clip-mode gradient-clip-value gradient-clip-algorithm": "`--gradient-clip`, by norm only",
+        "layerwise-lr-decay layer-wise-lr-decay layer-lr-decay llrd layer-decay-rate": "`--layer-decay`",
+        "backbone-lr lr-backbone backbone-lr-factor lr-mult head-lr lr-head": (
+            "`--backbone-lr-scale`, a factor on `--learning-rate` for all but the classifier"
+        ),
+        "freeze-epochs head-only-epochs warmup-head-epochs": "`--head-epochs`, in which only the classifier learns",
         "criterion loss-fn": "`--loss`",
         "bce-loss": "`--loss bce`",
         "multi-label": "`--task multilabel`",

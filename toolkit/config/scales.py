@@ -79,6 +79,11 @@ class Scales(Section):
         description="what each scale owns of normalization layers; full: statistics and affine parameters; statistics: "
         "statistics only; off: nothing (default: off where sizes come one after another, else full)",
     )
+    head_epochs: PositiveInt | None = Field(
+        None,
+        description="epochs, of --epochs, in which only the classifier learns before all does, at twice the peak rate "
+        "without a schedule (unset: none)",
+    )
     finish_size: PositiveInt | None = Field(
         None,
         description="train the classifier and last normalization at this larger size at the end, px (unset: none)",

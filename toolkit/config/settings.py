@@ -25,10 +25,11 @@ from toolkit.config.sections import (
     Optimization,
     Output,
 )
+from toolkit.config.tuning import Tuning
 from toolkit.system.errors import InputError
 
 
-class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Data):
+class Settings(Output, Machine, Tuning, Optimization, Model, Objective, Augmentation, Data):
     """All settings of one run except the strategy."""
 
     elsewhere: ClassVar = dict.fromkeys(
@@ -62,6 +63,14 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
             raise InputError(f"--pretrained would be ignored: the run starts from --weights {self.weights}; drop one")
         if self.weights_sha256 and not self.weights:
             raise InputError("--weights-sha256 would be ignored: it needs --weights")
+        if self.freeze and self.unfreeze_from is not None:
+            raise InputError(f"--unfreeze-from {self.unfreeze_from} contradicts --freeze: drop one of them")
+        rates = [name for name in ("layer_decay", "backbone_lr_scale") if getattr(self, name) is not None]
+        if self.freeze and rates:
+            flag = f"--{rates[0].replace('_', '-')} {getattr(self, rates[0]):g}"
+            raise InputError(f"{flag} would be ignored: with --freeze only the classifier learns; drop one of them")
+        if self.freeze_bn and self.sync_bn:
+            raise InputError("--sync-bn would be ignored: --freeze-bn keeps the statistics; drop one of them")
         if self.ema_warmup and self.ema_decay is None:
             raise InputError("--ema-warmup would be ignored: it needs --ema-decay")
         if self.log_with != "wandb" and (self.wandb_mode != "auto" or self.wandb_artifact):
@@ -81,7 +90,7 @@ class Settings(Output, Machine, Optimization, Model, Objective, Augmentation, Da
         return self.arch if self.model_from is None else re.sub(r"\W", "", re.split("[:. ]", self.model_from)[-1])
 
 
-SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Objective, Model, Optimization, Machine, Output)
+SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Objective, Model, Optimization, Tuning, Machine, Output)
 
 # Settings that may differ on a resume: they change where and how fast a run trains, not what it learns.
 NOT_LEARNED = frozenset(

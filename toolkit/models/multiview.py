@@ -5,14 +5,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import torch
-from timm.layers import RmsNorm
 from torch import Tensor, nn
 
 from toolkit.strategies.base import NormPolicy
-from toolkit.system.errors import InputError
 
-LAST_NORM = "last_norm"  # a part of `Phase.trainable`
-OTHER_NORMS = (nn.LayerNorm, nn.GroupNorm, RmsNorm)
 # timm's BatchNormAct2d is a BatchNorm2d; RepViT, LeViT and others have a BatchNorm1d before their classifiers
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -107,49 +103,6 @@ def inherited_names(model: MultiView, sizes: Sequence[int], before: Collection[i
                     names[f"{path}.norms.{scale}.{name}"] = f"{path}.norms.{source}.{name}"
     there = state_tensors(model)  # in which shared affine parameters have one name
     return {target: source for target, source in names.items() if target in there and source in there}
-
-
-def trainable_names(model: MultiView, parts: Sequence[str]) -> set[str]:
-    """Names of the parameters that learn: those of `parts`, as in `Phase.trainable`; all without parts.
-
-    Raises InputError if the model has no such part.
-    """
-    names = {name for name, _ in model.named_parameters()}
-    if not parts:
-        return names
-    chosen: set[str] = set()
-    for part in parts:
-        prefix = part
-        if part == "head":
-            head = getattr(model.model, "get_classifier", lambda: None)()
-            prefix = next((name for name, module in model.model.named_modules() if module is head and name), part)
-        if part == LAST_NORM:
-            prefix = last_norm(model.model)
-            if not prefix:
-                continue  # a network without normalization
-        found = {name for name in names if f"{name}.".startswith(f"model.{prefix}.")}
-        if not found:
-            first = ", ".join(sorted({name.split(".")[1] for name in names}))
-            told = f"it has {first}" + ("; the head is what get_classifier() returns" if part == "head" else "")
-            raise InputError(f"Phase.trainable {part!r}: no parameter of the model begins with that; {told}")
-        chosen |= found
-    return chosen
-
-
-def last_norm(model: nn.Module) -> str:
-    """Name of the last normalization with parameters, in the order of the modules; empty if there is none.
-
-    That of a ResNet's shortcut stands behind that of the block's main path, and does not count.
-    """
-    norms = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (ScaleNorm, *BATCH_NORMS, *OTHER_NORMS)) and any(True for _ in module.parameters())
-    ]
-    own = [
-        name for name in norms if not {"norms", "downsample", "shortcut"} & {*name.split(".")}
-    ]  # norms: of ScaleNorm
-    return own[-1] if own else ""
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -24,6 +24,11 @@ AS_BEFORE: dict[str, Any] = {
     "range": "16bit",
     "fit": "crop",
     **CHANGED_DEFAULTS,
+    "layer_decay": None,
+    "backbone_lr_scale": None,
+    "freeze": False,
+    "unfreeze_from": None,
+    "freeze_bn": False,
     "label_column": None,
     "hf_config": None,
 }

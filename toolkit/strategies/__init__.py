@@ -11,7 +11,8 @@ from typing import Any
 
 from toolkit.config.tables import look_up
 from toolkit.strategies.base import Strategy
-from toolkit.strategies.finish import Finish, without_finish
+from toolkit.strategies.finish import Finish
+from toolkit.strategies.head_first import HeadFirst
 from toolkit.strategies.progressive import Progressive
 from toolkit.strategies.progressive_compute import ProgressiveCompute
 from toolkit.strategies.progressive_simultaneous import ProgressiveSimultaneous
@@ -21,7 +22,7 @@ from toolkit.strategies.simultaneous import Simultaneous
 from toolkit.strategies.single import SingleScale
 from toolkit.system.errors import InputError, first_line
 
-FINISH = ("finish_size", "finish_epochs")
+AROUND = ("head_epochs", "finish_size", "finish_epochs")  # fields of what goes around any strategy
 ON_BY_DEFAULT = (
     "consistency_ramp",
 )  # a switch that is off says nothing to a strategy without it, unless it is usually on
@@ -41,12 +42,10 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
     `choices`: its fields by name; the key `strategy_kwargs` holds those that have no flag. `defaults`: for fields that
     it has and that are not chosen.
     """
-    finish = {key: choices[key] for key in FINISH if choices.get(key) is not None}
-    choices = {key: value for key, value in choices.items() if key not in FINISH}
-    if finish:
-        if "finish_size" not in finish:
-            raise InputError("--finish-epochs would be ignored without --finish-size: give it or drop the flag")
-        return Finish(build(name, choices, defaults), **finish)
+    around = {key: choices[key] for key in AROUND if choices.get(key) is not None}
+    choices = {key: value for key, value in choices.items() if key not in AROUND}
+    if around:
+        return _around(build(name, choices, defaults), **around)
     kind = strategy_class(name)
     known = {field.name for field in fields(kind)}
     usual = {field: value for field, value in (defaults or {}).items() if field in known}
@@ -69,9 +68,25 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
         raise InputError(f"--strategy {name}: {type(error).__name__}: {first_line(error)}") from error
 
 
+def _around(strategy: Strategy, head_epochs: int | None = None, **finish: Any) -> Strategy:
+    """The strategy with a start in which only the classifier learns, and with a finish, as far as they are given."""
+    if finish and "finish_size" not in finish:
+        raise InputError("--finish-epochs would be ignored without --finish-size: give it or drop the flag")
+    strategy = strategy if head_epochs is None else HeadFirst(strategy, head_epochs)
+    return Finish(strategy, **finish) if finish else strategy
+
+
+def innermost(strategy: Strategy) -> Strategy:
+    """The strategy without what goes around it."""
+    while isinstance(strategy, Finish | HeadFirst):
+        strategy = strategy.strategy
+    return strategy
+
+
 __all__ = [
-    "FINISH",
+    "AROUND",
     "Finish",
+    "HeadFirst",
     "Progressive",
     "ProgressiveCompute",
     "ProgressiveSimultaneous",
@@ -80,6 +95,6 @@ __all__ = [
     "Simultaneous",
     "SingleScale",
     "build",
+    "innermost",
     "strategy_class",
-    "without_finish",
 ]

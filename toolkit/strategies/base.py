@@ -36,13 +36,12 @@ class Budget:
 class Phase:
     """A part of training; `sizes`: all sizes used in it, px; `regularization`: share of the run's, 0 or more.
 
-    It scales augmentation, MixUp and CutMix, dropout, drop path, and what `Task.regularized` scales.
-    Every epoch of a phase has steps / epochs steps of `batch_size` images, at most the budget's images. `trainable`:
-    the parameters that learn, by the first part of their names, with "head" for the classifier and "last_norm" for the
-    last normalization; empty: all. `counts_for_patience`: patience and the plateau schedule follow the last phase that
-    counts. `lr_weight`: how far an image carries the learning rate's schedule after the warm-up, relative to other
-    phases; 0 holds the rate. `lr_restart`: the schedule begins again, at its peak. `start` and `end`, in shares of the
-    run's images, are filled in by the loop.
+    It scales augmentation, MixUp and CutMix, dropout, drop path, and what `Task.regularized` scales. Every epoch has
+    steps / epochs steps of `batch_size` images, at most the budget's. `trainable`: the first parts of names that learn,
+    with "head" and "last_norm" for the last layers; empty: all. `counts_for_patience`: patience and the plateau
+    schedule follow the last phase that counts. `lr_weight`: how far an image carries the schedule after the warm-up,
+    relative to other phases; 0 holds the rate. `lr_restart`: the schedule begins again, at its peak. `lr_hold`: the
+    rate is the peak, and the schedule with its warm-up begins behind. The loop fills in `start` and `end`.
     """
 
     index: int
@@ -56,6 +55,7 @@ class Phase:
     regularization: float = 1.0
     trainable: tuple[str, ...] = ()
     counts_for_patience: bool = True
+    lr_hold: bool = False
     start: float = 0.0
     end: float = 1.0
 

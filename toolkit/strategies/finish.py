@@ -101,7 +101,3 @@ class Finish(Strategy):
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.strategy.to_dict(), "finish_size": self.finish_size, "finish_epochs": self.finish_epochs}
-
-
-def without_finish(strategy: Strategy) -> Strategy:
-    return strategy.strategy if isinstance(strategy, Finish) else strategy

@@ -19,7 +19,7 @@ from toolkit.models.multiview import MultiView, copy_state
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.directory import RunDirectory
-from toolkit.strategies import FINISH, build, strategy_class
+from toolkit.strategies import AROUND, build, strategy_class
 from toolkit.strategies.base import BoundTask, Metric, Strategy, Task
 from toolkit.system.errors import InputError
 from toolkit.training.parts import code_digests
@@ -147,7 +147,7 @@ def _source(path: Path, settings: Settings, model: Model | None) -> ModelSource:
 def read_config(config: dict[str, Any]) -> tuple[Settings, Strategy]:
     """Settings and strategy from the contents of config.yaml; raises InputError if a class is not there."""
     kind = strategy_class(config["strategy"])
-    names = {"strategy", *FINISH, *(field.name for field in fields(kind))}
+    names = {"strategy", *AROUND, *(field.name for field in fields(kind))}
     flags = {name: value for name, value in config.items() if name in names & {*Scales.model_fields}}
     chosen = make_scales({name: value for name, value in flags.items() if value is not None})
     own = {name: frozen(config[name]) for name in config if name in names - {*flags}}

@@ -18,7 +18,7 @@ from toolkit.strategies import (
     Sandwich,
     Simultaneous,
     SingleScale,
-    without_finish,
+    innermost,
 )
 from toolkit.strategies.base import Strategy
 from toolkit.system import host
@@ -58,7 +58,7 @@ PREFERRED: Mapping[Goal, tuple[str, ...]] = {"one-size": ("single", "ramp"), "ev
 
 def scales_of(strategy: Strategy) -> Sizes:
     """The sizes that a strategy is meant for, px: its `scales`; else its own size, and half of it to start from."""
-    strategy = without_finish(strategy)
+    strategy = innermost(strategy)
     scales = getattr(strategy, "scales", None)
     target = strategy.selection().sizes[-1]
     return tuple(scales) if scales else (max(1, target // 2), target)
@@ -68,7 +68,7 @@ def command(settings: Settings, strategy: Strategy, epochs: int, processes: int)
     """The command that trains `strategy` with these settings for `epochs`."""
     values = strategy.to_dict()
     name = values.pop("strategy")
-    own_fields = fields(without_finish(strategy))  # type: ignore[arg-type]
+    own_fields = fields(innermost(strategy))  # type: ignore[arg-type]
     usual = {field.name: _plain(field.default) for field in own_fields if field.default is not MISSING}
     chosen = {key: value for key, value in values.items() if key not in usual or usual[key] != value}
     flags = [word for key, value in chosen.items() if key in Scales.model_fields for word in _flag(key, value)]

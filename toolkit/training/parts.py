@@ -20,7 +20,7 @@ from toolkit.data.sources.python_data import data_modules, data_name
 from toolkit.models.hub import resolved_arch
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs.dashboards import dashboard_class
-from toolkit.strategies import FINISH, without_finish
+from toolkit.strategies import AROUND, innermost
 from toolkit.strategies.base import Strategy, Task
 from toolkit.strategies.schedule import Schedule
 from toolkit.system.errors import InputError
@@ -46,7 +46,7 @@ class Parts:
 
         `modules`: further ones, which define the model.
         """
-        kinds = {type(part).__module__ for part in (without_finish(self.strategy), self.task, self.schedule)}
+        kinds = {type(part).__module__ for part in (innermost(self.strategy), self.task, self.schedule)}
         kinds |= data_modules(self.data) | ({self.transform.module} if self.transform else set())
         return code_digests(name for name in kinds | {*modules} if not name.startswith("toolkit."))
 
@@ -145,8 +145,8 @@ def _is_plain(value: Any) -> bool:
 
 def _check_fields(strategy: Strategy) -> None:
     """Raise InputError if config.yaml would take a strategy's field for a setting, or cannot hold it."""
-    values = field_values(without_finish(strategy))
-    clash = sorted({*values} & {*Settings.model_fields, "strategy", "strategy_kwargs", *FINISH})
+    values = field_values(innermost(strategy))
+    clash = sorted({*values} & {*Settings.model_fields, "strategy", "strategy_kwargs", *AROUND})
     try:
         make_scales({name: values[name] for name in values.keys() & Scales.model_fields.keys() - {*clash}})
     except InputError as error:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from toolkit.config.settings import Settings
 from toolkit.data.loading.levels import few_levels
 from toolkit.models.ema import slow_decay
-from toolkit.strategies import without_finish
+from toolkit.strategies import innermost
 from toolkit.strategies.base import Task
 from toolkit.training.parts import Parts
 from toolkit.training.run_plan import RunPlan
@@ -44,6 +44,7 @@ def describe_run(run_plan: RunPlan, of_weights: Sequence[str] = ()) -> list[str]
         *run_plan.parts.model.notes(model_plan),
         *of_weights,
         f"optimizer {_optimizer(settings)}",
+        *run_plan.learns,
         f"task      {_changed(run_plan.parts.task)}, best model by {settings.select_by}",
         f"regular   {_regularization(settings)}",
         *_averaging(run_plan),
@@ -117,9 +118,7 @@ def _averaging(run_plan: RunPlan) -> list[str]:
 
 def _reopening(parts: Parts) -> list[str]:
     """How to open the finished run, where that needs what only Python can pass, and what nothing can open."""
-    kinds = [
-        type(part) for part in (without_finish(parts.strategy), parts.task)
-    ]  # opening a run does not need its schedule
+    kinds = [type(part) for part in (innermost(parts.strategy), parts.task)]  # opening a run does not need its schedule
     lines = [
         f"reopen    {kind.__qualname__} is defined in the script that trains: `toolkit evaluate` and others cannot "
         "open this run from a shell; move it into a module"

@@ -21,8 +21,10 @@ from toolkit.data.sources.index import Splits
 from toolkit.data.sources.python_data import data_modules
 from toolkit.data.sources.splits import absolute
 from toolkit.models.inspection import ModelPlan
+from toolkit.models.learning import check_learning, freezing
+from toolkit.models.multiview import MultiView
 from toolkit.runs import dashboards, weight_files
-from toolkit.strategies import without_finish
+from toolkit.strategies import innermost
 from toolkit.strategies.base import BoundTask, Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
@@ -35,7 +37,8 @@ class RunPlan:
     """A run checked against data, processes and model, before anything is built or written.
 
     `parts`: what a user may replace. `settings`: as requested, with values that depend on launcher and data filled in,
-    except `--cache`; `cache`: that setting resolved. `threads`: decoding threads per process.
+    except `--cache`; `cache`: that setting resolved. `threads`: decoding threads per process. `learns`: lines for the
+    plan on what learns and how fast, where that is not all alike.
     """
 
     parts: Parts
@@ -45,6 +48,7 @@ class RunPlan:
     steps: StepPlan
     model: ModelPlan
     threads: int
+    learns: tuple[str, ...] = ()
 
     def bound_tasks(self, device: torch.device) -> dict[float, BoundTask]:
         """The task's computations by the regularization of a phase; 1 is always among them.
@@ -105,8 +109,9 @@ def make_run_plan(
     _check_regularization(settings, strategy, model_plan)
     if not only_timed and (reason := undefined_gradient(accelerator, model_plan, trained)):
         raise InputError(f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp")
+    learns = _learns(settings, parts, steps, model_plan)
     _check_alike(splits)
-    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads)
+    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads, learns)
 
 
 def keep_choices(run_plan: RunPlan, config: Mapping[str, Any]) -> RunPlan:
@@ -162,10 +167,22 @@ def _check_alike(splits: Splits) -> None:
         )
 
 
+def _learns(settings: Settings, parts: Parts, steps: StepPlan, model_plan: ModelPlan) -> tuple[str, ...]:
+    """Lines on what learns and how fast, where that is not all alike; raises InputError if nothing would."""
+    given = (settings.layer_decay, settings.backbone_lr_scale)
+    partly = any(phase.trainable for phase in steps.phases)
+    if not (partly or freezing(settings) or any(value is not None for value in given)):
+        return ()
+    if settings.freeze and (epochs := parts.strategy.to_dict().get("head_epochs")):
+        raise InputError(f"--head-epochs {epochs} would be ignored: with --freeze only the classifier ever learns")
+    network = MultiView(parts.model.network(settings, model_plan), parts.strategy.norm())
+    return tuple(check_learning(settings, network, steps.phases))
+
+
 def _check_norm(settings: Settings, strategy: Strategy, model_plan: ModelPlan) -> None:
     """Raise InputError if a `--norm-per-scale` other than the strategy's default would be ignored."""
     chosen = strategy.to_dict().get("norm_per_scale")
-    usual = {field.name: field.default for field in fields(without_finish(strategy))}.get("norm_per_scale")  # type: ignore[arg-type]
+    usual = {field.name: field.default for field in fields(innermost(strategy))}.get("norm_per_scale")  # type: ignore[arg-type]
     if chosen != usual and not model_plan.batch_norms:
         raise InputError(
             f"--norm-per-scale {chosen} would be ignored: {settings.model_name} has no BatchNorm; drop the flag"

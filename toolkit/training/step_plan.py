@@ -64,19 +64,23 @@ class StepPlan:
         """Where the schedule of the learning rate stands at the middle of optimizer step `step` of the run, 0 to 1.
 
         It follows the images trained on. After `warmup`, a share of the run, those of a phase count `lr_weight` times;
-        a phase with `lr_restart` begins the schedule again, after its warm-up.
+        a phase with `lr_restart` begins the schedule again, after its warm-up. One with `lr_hold` stands at the peak,
+        and the schedule begins behind it.
         """
         ends = [*accumulate(phase.steps for phase in self.phases)]
         at = next(i for i, end in enumerate(ends) if step < end)
-        first = max(i for i in range(at + 1) if i == 0 or self.phases[i].lr_restart)
+        if self.phases[at].lr_hold:
+            return warmup
+        fresh = [i for i in range(at + 1) if i == 0 or self.phases[i - 1].lr_hold]  # where it begins with the warm-up
+        first = max(i for i in range(at + 1) if i in fresh or self.phases[i].lr_restart)
         last = next((i for i in range(at + 1, len(ends)) if self.phases[i].lr_restart), len(ends))
         chosen = self.phases[first:last]
         bounds = [0, *accumulate(phase.steps * phase.batch_size for phase in chosen)]
         total, current = bounds[-1], self.phases[at]
         seen = bounds[at - first] + (step - (ends[at] - current.steps) + 0.5) * current.batch_size
-        warm = 0.0 if first else warmup * self.images
-        plain = last == len(ends) and all(phase.lr_weight == 1 for phase in chosen)
-        if not first and (seen < warm or plain):
+        warm = warmup * self.images if first in fresh else 0.0
+        plain = first == 0 and last == len(ends) and all(phase.lr_weight == 1 for phase in chosen)
+        if seen < warm or plain:
             return seen / self.images
 
         def weighted(images: float) -> float:
@@ -117,6 +121,7 @@ def make_step_plan(settings: Settings, strategy: Strategy, images: int, processe
     plan = StepPlan(budget, _with_shares(phases), processes, micro_batches)
     _check_steps(strategy, plan.phases)
     _check_patience(settings, strategy, plan)
+    _check_warmup(settings, plan)
     return plan
 
 
@@ -209,6 +214,17 @@ def _check_patience(settings: Settings, strategy: Strategy, plan: StepPlan) -> N
             raise InputError(f"{flag} would be ignored: it follows the last phase, a finish of {phase.epochs} epoch(s)")
 
 
+def _check_warmup(settings: Settings, plan: StepPlan) -> None:
+    """Raise InputError if the warm-up behind phases that hold the rate would not end."""
+    held = sum(phase.epochs for phase in plan.phases if phase.lr_hold)
+    left = plan.budget.epochs - held - sum(phase.epochs for phase in plan.phases if phase.lr_restart)
+    if held and settings.warmup_epochs >= left:
+        raise InputError(
+            f"--warmup-epochs {settings.warmup_epochs:g} must be smaller than the {left} epoch(s) behind the {held} "
+            "of --head-epochs, or the learning rate never reaches its peak"
+        )
+
+
 def _with_shares(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     """The phases with their `start` and `end`."""
     counts = [phase.steps * phase.batch_size for phase in phases]
@@ -240,7 +256,9 @@ def describe_steps(plan: StepPlan, strategy: Strategy, images: int) -> list[str]
         last = first + phase.epochs - 1
         batch = f" of {phase.batch_size} images" if phase.batch_size != first_batch else ""
         learns = f", only {' and '.join(phase.trainable)} learn" if phase.trainable else ""
+        learns += "s" if len(phase.trainable) == 1 else ""
         learns += f", learning rate x {phase.lr_scale:.3g}" if phase.lr_scale != 1 else ""
+        learns += ", held" if phase.lr_hold else ""
         share = f", {phase.regularization:.0%} of the regularization" if phase.regularization != 1 else ""
         steps = f"{phase.steps} steps{batch} at {sizes} px"
         lines.append(f"phase {phase.index}   epochs {first}-{last}, {steps}{learns}{share}")

@@ -14,12 +14,13 @@ from toolkit.data.images import views
 from toolkit.data.images.mixing import mix
 from toolkit.data.loading.batches import Batch, empty_batch
 from toolkit.models.ema import Weights, make_weights
-from toolkit.models.multiview import MultiView, inherited_names, trainable_names
+from toolkit.models.layers import trainable_names
+from toolkit.models.learning import fixed_norms, freeze, learnable_names, lr_scales
+from toolkit.models.multiview import MultiView, inherited_names
 from toolkit.models.optimizer import check_optimizer, create_optimizer
 from toolkit.models.regularization import DropRates
 from toolkit.runs.progress import Progress
 from toolkit.strategies.base import BoundTask, Phase, Strategy
-from toolkit.system.errors import InputError
 from toolkit.training import device
 from toolkit.training.compilation import Graphs
 from toolkit.training.monitor import NonFiniteMonitor, RunningMeans
@@ -37,7 +38,8 @@ class TrainState:
     tasks: Mapping[float, BoundTask]  # by the regularization of a phase
     drop_rates: DropRates
     gradient_clip: float
-    learnable: frozenset[str]  # parameters that any phase may train: not those that a model of the user's own froze
+    learnable: frozenset[str]  # parameters that any phase may train
+    fixed_norms: tuple[nn.Module, ...]  # normalization that keeps its statistics
     mean: Tensor
     std: Tensor
     non_finite: NonFiniteMonitor
@@ -49,6 +51,8 @@ class TrainState:
     def begin(self, phase: Phase, accumulation: int) -> None:
         """Switch to a phase: training mode, micro-batches per step, dropout, and what learns."""
         self.model.train()
+        for norm in self.fixed_norms:
+            norm.eval()
         self.drop_rates.scale(phase.regularization)
         self.accelerator.gradient_accumulation_steps = accumulation
         self.accelerator.step = 0  # Accelerate counts micro-batches from here
@@ -69,8 +73,10 @@ class TrainState:
     def inherit_norms(self, sizes: Sequence[int], before: Collection[int]) -> None:
         """Start the normalization of `sizes`, px, that no earlier phase trained as that of the nearest trained scale.
 
-        `before`: the sizes of earlier phases.
+        `before`: the sizes of earlier phases. Normalization that is fixed stays as it was loaded.
         """
+        if self.fixed_norms:
+            return
         network: Any = self.weights.model
         for target, source in inherited_names(network, sizes, before).items():
             self.weights.copy(source, target)
@@ -112,13 +118,10 @@ def build_train_state(
     partly = run_plan.model.unused or any(phase.trainable for phase in phases)
     device.configure(accelerator, partly or (policy.mode == "full" and only_some_scales))
     model = run_plan.parts.model.create(settings, run_plan.model, policy)
-    learnable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    for phase in phases:
-        if not trainable_names(model, phase.trainable) & learnable:  # raises on a part that the model does not have
-            parts = ", ".join(phase.trainable)
-            raise InputError(f"Phase.trainable {parts}: phase {phase.index} trains nothing, because the model froze it")
+    freeze(settings, model)
+    learnable = learnable_names(model)
     evaluated = copy.deepcopy(model).to(accelerator.device)
-    optimizer = create_optimizer(settings, model)
+    optimizer = create_optimizer(settings, model, lr_scales(settings, model))
     check_optimizer(settings, accelerator.device)
     graphs = Graphs(settings.compile)
     graphs.compile(model)
@@ -135,6 +138,7 @@ def build_train_state(
         tasks=run_plan.bound_tasks(accelerator.device),
         drop_rates=DropRates.of(unwrapped),
         learnable=learnable,
+        fixed_norms=fixed_norms(settings, unwrapped),
         gradient_clip=settings.gradient_clip or float("inf"),
         mean=torch.tensor(run_plan.model.mean, device=accelerator.device),
         std=torch.tensor(run_plan.model.std, device=accelerator.device),

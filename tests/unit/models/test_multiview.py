@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from toolkit.models.ema import Ema, Weights
-from toolkit.models.multiview import MultiView, inherited_names, trainable_names
+from toolkit.models.layers import trainable_names
+from toolkit.models.multiview import MultiView, inherited_names
 from toolkit.strategies.base import NormPolicy
 from toolkit.system.errors import InputError
 

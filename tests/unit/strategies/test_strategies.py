@@ -1,6 +1,6 @@
 """What is particular to each strategy; the promises of all are in tests/contract."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ from toolkit.config.tables import look_up
 from toolkit.models.classification import Classification
 from toolkit.strategies import (
     Finish,
+    HeadFirst,
     ProgressiveCompute,
     ProgressiveSimultaneous,
     Sampled,
     Sandwich,
     build,
+    innermost,
 )
 from toolkit.strategies.base import Budget, NormPolicy
 from toolkit.strategies.scales import share_out
@@ -356,9 +358,50 @@ def test_a_finish_is_built_from_flags_beside_those_of_any_strategy():
         build("single", {"img_size": 32, "finish_epochs": 2})
 
 
+def test_the_head_learns_first_in_epochs_like_the_first_of_the_strategy():
+    before = Progressive((16, 24), grow_batch="sqrt", regularization_from=0.5)
+    strategy, budget = HeadFirst(before, 2), Budget(6, 100, 10)
+    head, *rest = strategy.phases(budget)
+    then = before.phases(Budget(4, 100, 10))
+    assert (head.sizes, head.epochs, head.batch_size, head.regularization) == ((16,), 2, 20, 0.5)
+    assert head.steps * then[0].epochs == then[0].steps * head.epochs
+    assert (head.trainable, head.lr_hold, head.lr_scale) == (("head",), True, 2 * then[0].lr_scale)
+    assert not head.counts_for_patience
+    assert [replace(phase, index=phase.index - 1) for phase in rest] == [*then]
+    assert strategy.selection() == before.selection()
+
+
+def test_each_step_behind_the_head_is_that_of_the_strategy():
+    before, budget = Sampled((16, 24, 32)), Budget(4, 100, 10)
+    head, then = HeadFirst(before, 1).phases(budget)
+    (alone,) = before.phases(Budget(3, 100, 10))
+    steps = [HeadFirst(before, 1).step(then, i) for i in range(then.steps)]
+    assert steps == [before.step(alone, i) for i in range(alone.steps)]
+    assert {HeadFirst(before, 1).step(head, i).sizes for i in range(head.steps)} == {(16,), (24,), (32,)}
+
+
+def test_the_head_is_first_and_the_finish_last_when_flags_ask_for_both():
+    built = build("progressive", {"scales": (16, 24), "finish_size": 32, "head_epochs": 2})
+    assert built == Finish(HeadFirst(Progressive((16, 24)), 2), 32)
+    assert built.to_dict().keys() >= {"head_epochs", "finish_size", "finish_epochs"}
+    assert innermost(built) == Progressive((16, 24))
+    phases = built.phases(Budget(6, 100, 10))
+    assert [phase.trainable for phase in phases] == [("head",), (), (), ("head", "last_norm")]
+    assert [phase.epochs for phase in phases] == [2, 1, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: HeadFirst(SingleScale(32), 0), "--head-epochs 0: 1 or more"),
+        (lambda: HeadFirst(SingleScale(32), 1.5), "--head-epochs 1.5: must be a whole number"),
+        (lambda: HeadFirst(HeadFirst(SingleScale(32), 1), 1), "HeadFirst of a HeadFirst: a run has one"),
+        (lambda: HeadFirst(Finish(SingleScale(16), 32), 1), "HeadFirst of a Finish: .*a Finish goes around it"),
+        (lambda: HeadFirst(SingleScale(32), 4).phases(Budget(4, 100, 10)), "--head-epochs 4: at most 3 of 4 epochs"),
+        (
+            lambda: HeadFirst(Progressive((16, 24), (2, 2)), 1).phases(Budget(4, 100, 10)),
+            "must be --epochs 3; 1 of 4 epochs are the head's",
+        ),
         (lambda: Finish(SingleScale(32), 32), "--finish-size 32: larger than the 32 px"),
         (lambda: Finish(Simultaneous((16, 24)), 20), "--finish-size 20: larger than the 24 px"),
         (lambda: Finish(SingleScale(32), 40, 0), "--finish-epochs 0: 1 or more"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from toolkit import InputError, Progressive, Settings, Simultaneous, SingleScale
-from toolkit.strategies import Finish, ProgressiveCompute, ProgressiveSimultaneous
+from toolkit.strategies import Finish, HeadFirst, ProgressiveCompute, ProgressiveSimultaneous
 from toolkit.strategies.base import Budget, Phase, Step
 from toolkit.training.step_plan import describe_steps, make_step_plan
 
@@ -234,6 +234,42 @@ def test_the_schedule_ends_before_a_finish_and_begins_again_after_its_warm_up():
     assert found[:12] == [(step + 0.5) / 120 for step in range(12)]  # the warm-up is a share of the whole run
     assert found[12:100] == pytest.approx([0.1 + 0.9 * (step + 0.5) / 88 for step in range(88)])
     assert found[100:] == pytest.approx([0.1 + 0.9 * (step + 0.5) / 20 for step in range(20)])
+
+
+@pytest.mark.parametrize("strategy", [SingleScale(16), ProgressiveCompute((16, 32)), Progressive((16, 24))])
+def test_the_schedule_with_its_warm_up_begins_behind_the_epochs_of_the_head(strategy):
+    found = rates(HeadFirst(strategy, 2), warmup=0.1)
+    assert found[:20] == [0.1] * 20  # the peak
+    assert found[20:32] == [(step + 0.5) / 120 for step in range(12)]  # the warm-up has the length that was asked for
+    assert found[20:] == sorted(found[20:])
+    assert 0.98 < found[-1] < 1
+    if isinstance(strategy, SingleScale | Progressive):
+        assert found[32:] == pytest.approx([0.1 + 0.9 * (step + 0.5) / 88 for step in range(88)])
+    cold = rates(HeadFirst(strategy, 2))
+    assert cold[:20] == [0.0] * 20
+    assert 0 < cold[20] < 0.01
+
+
+def test_the_schedule_between_the_head_and_a_finish_is_whole():
+    found = rates(Finish(HeadFirst(SingleScale(16), 2), 24, 2), warmup=0.1)
+    assert found[:20] == [0.1] * 20
+    assert found[32:100] == pytest.approx([0.1 + 0.9 * (step + 0.5) / 68 for step in range(68)])
+    assert found[100:] == pytest.approx([0.1 + 0.9 * (step + 0.5) / 20 for step in range(20)])
+
+
+def test_a_warm_up_is_refused_when_it_would_not_end_behind_the_head():
+    strategy = Finish(HeadFirst(SingleScale(16), 3), 24, 1)
+    with pytest.raises(
+        InputError, match=r"--warmup-epochs 2 must be smaller than the 2 epoch\(s\) behind the 3 of --head"
+    ):
+        make_step_plan(settings(epochs=6, warmup_epochs=2), strategy, 120, 1)
+    make_step_plan(settings(epochs=6, warmup_epochs=1.5), strategy, 120, 1)
+
+
+def test_the_plan_tells_that_the_head_learns_alone_at_a_held_rate():
+    lines = describe_steps(make_step_plan(settings(), HeadFirst(STRATEGY, 1), 120, 1), HeadFirst(STRATEGY, 1), 120)
+    assert lines[-2].endswith("at 32 px, only head learns, learning rate x 2, held")
+    assert lines[-1].endswith("at 32 px")
 
 
 @pytest.mark.parametrize(
