@@ -25,8 +25,8 @@ class MultiLabel(Task):
     `loss`: "bce", binary cross-entropy, or "asl", the asymmetric loss (arXiv:2009.14119), both timm's and the mean
     over the classes. `label_smoothing`: share of the target that is moved to 0.5. `class_weights`: "inverse" weighs a
     class by 1 / its images, "effective" by 1 / their effective number, with mean 1 and to `class_weights_power`.
-    `thresholds`: a class is predicted above its own, one for all or one each, 0
-    to 1; empty: chosen for the highest F1 on the validation images.
+    `thresholds`: a class is predicted above its own, one for all or one each, 0 to 1; empty: chosen for the highest F1
+    on the validation images.
     """
 
     loss: MultiLabelLoss = "bce"
