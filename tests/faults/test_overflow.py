@@ -39,7 +39,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch, scale: float, fused: bool, fall: flo
     monkeypatch.setattr(device, "start", with_scaler)
     if fused:
 
-        def create(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimizer:
+        def create(settings: Settings, model: torch.nn.Module, scales: dict[str, float]) -> torch.optim.Optimizer:
             return torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
 
         monkeypatch.setattr(train_state, "create_optimizer", create)
