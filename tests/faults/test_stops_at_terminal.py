@@ -22,7 +22,9 @@ from tests.conftest import PATIENCE_S, ROOT, TORCHRUN
 CONFIG = str(ROOT / "accelerate_configs/multi_cpu.yaml")
 TOOLKIT = (sys.executable, "-m", "toolkit")
 PYTHON = (sys.executable, RECIPE)
-ONE, TWO = (*TOOLKIT, "launch", "train", "multi"), (*TOOLKIT, "launch", "--config_file", CONFIG, RECIPE)
+# Port 0: one that is free, because other tests run at the same time.
+PAIR = (*TOOLKIT, "launch", "--config_file", CONFIG, "--main_process_port", "0")
+ONE, TWO = (*TOOLKIT, "launch", "train", "multi"), (*PAIR, RECIPE)
 OURS = {"python": PYTHON, "one process": ONE, "two processes": TWO}
 slow = pytest.mark.slow
 
@@ -152,10 +154,10 @@ def test_torchrun_adds_its_own_words_but_only_after_the_save(tmp_path: Path):
 
 
 @slow
-@pytest.mark.parametrize("words", [(), ("--config_file", CONFIG)], ids=["one process", "two processes"])
-def test_the_exit_code_is_that_of_the_command(words: tuple[str, ...], tmp_path: Path):
+@pytest.mark.parametrize("launch", [(*TOOLKIT, "launch"), PAIR], ids=["one process", "two processes"])
+def test_the_exit_code_is_that_of_the_command(launch: tuple[str, ...], tmp_path: Path):
     def start(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [*TOOLKIT, "launch", *words, "train", "single", "--log-with", "none", *more]
+        command = [*launch, "train", "single", "--log-with", "none", *more]
         return subprocess.run(command, text=True, capture_output=True, check=False, cwd=tmp_path, timeout=PATIENCE_S)
 
     done = start("--img-size", "many")
@@ -238,7 +240,7 @@ while True:
 def test_processes_that_do_not_react_are_ended_when_one_has_failed(tmp_path: Path):
     """Rank 1 dies of the signal; rank 0 ignores it, as one that waits for the other in a driver does."""
     (tmp_path / "stuck.py").write_text(STUCK)
-    words = [*TOOLKIT, "launch", "--config_file", CONFIG, "stuck.py"]
+    words = [*PAIR, "stuck.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + PATIENCE_S

@@ -200,7 +200,9 @@ def test_forms_of_unicode_are_one_name(tmp_path: Path, caplog: pytest.LogCapture
     assert len(splits.classes) == 2
     assert splits.val.labels.tolist() == splits.test.labels.tolist() == [0, 1]
     assert {len(index) for index in survey(str(root)).splits.values()} == {4, 2}
-    loaded = SimpleNamespace(classes=("a", COMPOSED), settings=Settings(), task=SimpleNamespace(check_labels=print))
+    loaded = SimpleNamespace(
+        classes=("a", COMPOSED), settings=Settings(), task=SimpleNamespace(check_labels=print, several_labels=False)
+    )
     folder = lay_out(tmp_path / "other", "a/1.png", f"{DECOMPOSED}/1.png")
     for place in (folder, lay_out(tmp_path / "packed", "x/y/a/1.png", f"x/y/{DECOMPOSED}/1.png")):
         (images,) = run_data.other_images(loaded, str(place), {}).values()  # a run's classes, on another machine

@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
         return exit_code(lambda: console.say(f"usage: toolkit launch [FLAG ...] COMMAND ...\n\n{__doc__}", sys.stdout))
     stop = Stop()
     for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
+        if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup, as in `Preemption`
             signal.signal(number, stop)
     codes = [FAILED]
     return exit_code(lambda: codes.append(launched(argv))) or codes[-1]
