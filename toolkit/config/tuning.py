@@ -1,4 +1,4 @@
-"""Settings of what of a model learns, and how fast each layer. Imports no torch."""
+"""Settings of fine-tuning: which parameters are trained, and at which rate. Imports no torch."""
 
 from pydantic import Field
 

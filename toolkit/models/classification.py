@@ -97,8 +97,7 @@ class Classification(Task):
         return classes[int(probabilities.argmax())]
 
     def regularized(self, share: float) -> Task:
-        smoothing = self.label_smoothing
-        return replace(self, label_smoothing=min(share * smoothing, max(smoothing, MOST_SMOOTHING)))
+        return replace(self, label_smoothing=scaled_smoothing(self.label_smoothing, share))
 
     def bind(self, class_counts: np.ndarray, device: torch.device) -> BoundTask:
         weights = None
@@ -114,6 +113,11 @@ class Classification(Task):
             return counts.sum() / (len(counts) * np.maximum(counts, 1))
         share = weights_of(counts, self.class_weights, self.class_weights_power)
         return share * counts.sum() / (share * counts).sum()
+
+
+def scaled_smoothing(smoothing: float, share: float) -> float:
+    """A share of the label smoothing, below 1 also where the share is above 1."""
+    return min(share * smoothing, max(smoothing, MOST_SMOOTHING))
 
 
 class CrossEntropy(BoundTask):

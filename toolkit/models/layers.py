@@ -1,4 +1,4 @@
-"""The parameters of a network by part, for what learns and how fast: classifier, stage, depth, normalization.
+"""The parameters of a network by part (classifier, stage, depth, normalization), for freezing and learning rates.
 
 Names are those in `MultiView`: each copy of a normalization belongs to the layer that has the copies.
 """

@@ -1,4 +1,4 @@
-"""What of a model learns, and how fast each layer: --freeze, --unfreeze-from, --freeze-bn, --layer-decay and others."""
+"""Which parameters are trained, and the learning rate of each layer: --freeze, --layer-decay and related flags."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def lr_scales(settings: Settings, model: MultiView) -> dict[str, float]:
 
 
 def check_learning(settings: Settings, model: MultiView, phases: Sequence[Phase]) -> list[str]:
-    """Check what learns in each phase, before a run; raises InputError. Returns lines for the plan of the run.
+    """Check before a run that each phase trains some parameters; raises InputError. Returns lines for the run's plan.
 
     `model`: one to look at, which is changed.
     """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toolkit.config.choices import ClassWeights, MultiLabelLoss
 from toolkit.models import multilabel_metrics as metrics
 from toolkit.models.class_weights import weights_of
-from toolkit.models.classification import MOST_SMOOTHING, BinaryCrossEntropy, check_objective
+from toolkit.models.classification import BinaryCrossEntropy, check_objective, scaled_smoothing
 from toolkit.strategies.base import BoundTask, Metric, Task
 from toolkit.system.errors import InputError
 
@@ -97,8 +97,7 @@ class MultiLabel(Task):
         return {"thresholds": self._each(len(classes)).tolist()}
 
     def regularized(self, share: float) -> Task:
-        smoothing = self.label_smoothing
-        return replace(self, label_smoothing=min(share * smoothing, max(smoothing, MOST_SMOOTHING)))
+        return replace(self, label_smoothing=scaled_smoothing(self.label_smoothing, share))
 
     def bind(self, class_counts: np.ndarray, device: torch.device) -> BoundTask:
         weights = None

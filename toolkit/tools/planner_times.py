@@ -32,7 +32,7 @@ MOST_CASES = 8  # measured for one strategy; between them times are interpolated
 COUNTED_STEPS = 9973  # of a phase; prime, so that steps in turn are counted alike
 
 Sizes = tuple[int, ...]
-StepKind = tuple[Sizes, int, tuple[str, ...]]  # sizes, batch size, what learns
+StepKind = tuple[Sizes, int, tuple[str, ...]]  # sizes, batch size, trainable parts
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StepTime:
     cold_s: float
     memory_gb: float
     compile_s: float = 0.0
-    trainable: tuple[str, ...] = ()  # what learns, as in `Phase`
+    trainable: tuple[str, ...] = ()  # as in `Phase`
 
     @property
     def kind(self) -> "StepKind":

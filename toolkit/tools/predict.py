@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from toolkit.config.arguments import checked
 from toolkit.config.checks import check_output, check_predict
+from toolkit.config.settings import Settings
 from toolkit.config.tool_fields import as_paths
 from toolkit.data.loading.batches import Images
 from toolkit.data.loading.reader import ImageReader
@@ -70,13 +71,7 @@ def predict(
     options = InferenceOptions(batch_size, num_workers, amp, flip, alone)
     loaded = load_run(expanded(run), [*(scales or ()), *(cascade or ())], model=model)
     exits = _exits(scales or (loaded.strategy.selection().sizes[-1],), cascade, confidence)
-    images: Images
-    if data is None:
-        listed = list_paths(paths)
-        images = Files.of(listed, loaded.settings)
-    else:
-        images = ImageReader(index_unlabeled(data).seen_by(loaded.settings))
-        listed = Listed([*images.index.names], {}, 0)
+    listed, images = _images(paths, data, loaded.settings)
     evaluator = start_evaluator(loaded, options)
     try:
         tally = _write(PredictionStream(evaluator, exits, loaded.classes, listed, images), output)
@@ -98,6 +93,15 @@ def predict(
         gmacs=loaded.gmacs,
         norm_from=_norm_from(loaded.model, exits),
     )
+
+
+def _images(paths: Sequence[str], data: Any, settings: Settings) -> tuple[Listed, Images]:
+    """What is predicted, and who reads it: files, or a data set of Python."""
+    if data is None:
+        listed = list_paths(paths)
+        return listed, Files.of(listed, settings)
+    images = ImageReader(index_unlabeled(data).seen_by(settings))
+    return Listed([*images.index.names], {}, 0), images
 
 
 def _exits(scales: Sequence[int], cascade: Sequence[int] | None, confidence: float | None) -> Cascade:

@@ -38,7 +38,7 @@ class RunPlan:
 
     `parts`: what a user may replace. `settings`: as requested, with values that depend on launcher and data filled in,
     except `--cache`; `cache`: that setting resolved. `threads`: decoding threads per process. `learns`: lines for the
-    plan on what learns and how fast, where that is not all alike.
+    plan on trainable parameters and their rates, where not all are alike.
     """
 
     parts: Parts
@@ -168,7 +168,7 @@ def _check_alike(splits: Splits) -> None:
 
 
 def _learns(settings: Settings, parts: Parts, steps: StepPlan, model_plan: ModelPlan) -> tuple[str, ...]:
-    """Lines on what learns and how fast, where that is not all alike; raises InputError if nothing would."""
+    """Lines on trainable parameters and their rates, where not all are alike; raises InputError if none is trained."""
     given = (settings.layer_decay, settings.backbone_lr_scale)
     partly = any(phase.trainable for phase in steps.phases)
     if not (partly or freezing(settings) or any(value is not None for value in given)):

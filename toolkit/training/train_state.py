@@ -49,7 +49,7 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def begin(self, phase: Phase, accumulation: int) -> None:
-        """Switch to a phase: training mode, micro-batches per step, dropout, and what learns."""
+        """Switch to a phase: training mode, micro-batches per step, dropout, and trainable parameters."""
         self.model.train()
         for norm in self.fixed_norms:
             norm.eval()
