@@ -4,7 +4,7 @@ python benchmarks/finetune.py [--parts defaults grid choices] [--jobs 2]        
 python benchmarks/finetune.py --report                                          tables of what is there
 python benchmarks/finetune.py --weights FILE --arch NAME                        the same from weights of your own
 
-test_resnet, trained on the built-in characters, is tuned on three small data sets: 400 shapes (64 px), 200 of
+test_resnet, trained on the built-in characters, is tuned on three small data sets: 400 shapes (32 px), 200 of
 scikit-learn's digits (32 px), 104 photographs (32 px, the task of decode_accuracy.py). Arms are compared with the
 defaults, seed by seed. The grid's best setting is chosen on validation images, over all seeds; tables show test images.
 A case that has its row in benchmarks/finetune.csv is not run again.
@@ -42,7 +42,7 @@ from toolkit.tools.rate_sweep import find_rate
 ROWS = Path(__file__).parent / "finetune.csv"
 COLUMNS = ("model", "task", "arm", "seed", "val", "test", "seconds")
 SEEDS = range(5)
-TASKS = {"shapes": (64, {"hflip": True}), "digits": (32, {"hflip": False}), "photographs": (32, {"hflip": False})}
+TASKS = {"shapes": (32, {"hflip": True}), "digits": (32, {"hflip": False}), "photographs": (32, {"hflip": False})}
 CROPS = {"shapes": 1.0, "digits": 0.7, "photographs": 0.7}
 RATES, DECAYS, HEADS = (3e-4, 1e-3, 3e-3, 1e-2), (1.0, 0.75, 0.5), (0, None)
 
@@ -77,6 +77,9 @@ CHOICES = {
     "twice the epochs": Arm({"epochs": 2.0}),
     "3/4 of the size": Arm({}, None, 0.75),
     "label smoothing 0.1": Arm({"label_smoothing": 0.1}),
+    "smallest crop 0.35": Arm({"crop_scale": 0.35}),
+    "RandAugment 5": Arm({"rand_augment": 5.0}),
+    "MixUp 0.2": Arm({"mixup": 0.2}),
 }
 PARTS = {"defaults": {"defaults": Arm()}, "grid": GRID, "choices": CHOICES}
 ARMS = {name: arm for part in PARTS.values() for name, arm in part.items()}
@@ -101,11 +104,11 @@ def folder(task: str) -> Path:
         return place
     staging = place.with_name(f".tmp-{task}-{os.getpid()}")
     if task == "shapes":
-        synthetic.write(staging, 64, {"train": 400, "val": 300, "test": 2000}, name="synthetic")
+        synthetic.write(staging, 64, {"train": 400, "val": 150, "test": 2000}, name="synthetic")
     elif task == "digits":
-        write_digits(staging, {"train": 200, "val": 300, "test": 1297})
+        write_digits(staging, {"train": 200, "val": 150, "test": 1400})
     else:
-        write_photographs(staging, 53, 250)
+        write_photographs(staging, 32, 250)
         for kind in [*(staging / "train").iterdir()]:
             (staging / "val" / kind.name).mkdir(parents=True)
             for file in sorted(kind.iterdir())[13:]:

@@ -40,8 +40,8 @@ def test_what_no_flag_says_follows_from_the_images(base: Path, tmp_path: Path, c
     assert recipe("finetune")(words) == 0
     plan = capsys.readouterr().out
     said = line(plan, "finetune")
-    assert "96 images: batch size 8, epochs 60" in said
-    assert "head epochs 6" in said
+    assert "96 images: batch size 8, epochs 30" in said
+    assert "head epochs 3" in said
     assert "layer decay 0.75" in said
     assert "average   of the weights" in plan
     assert "only head learns" in plan
@@ -74,7 +74,7 @@ def test_several_sizes_a_finish_and_a_frozen_model_have_its_defaults_too(base: P
     settings = Settings(synthetic_count=96, synthetic_size=32, weights=base)
     found = finetuning(settings, SingleScale(16))
     assert isinstance(found.strategy, HeadFirst)
-    assert found.strategy.head_epochs == 6
+    assert found.strategy.head_epochs == 3
     frozen = finetuning(settings.model_copy(update={"freeze": True}), SingleScale(16))
     assert frozen.strategy == SingleScale(16)
     assert frozen.settings.layer_decay is None

@@ -12,7 +12,7 @@ from toolkit.strategies import Finish, HeadFirst
 from toolkit.strategies.base import Strategy
 from toolkit.training.tasks import make_task
 
-STEPS, EPOCHS = 1500, (5, 60)  # optimizer steps that are enough, within these numbers of epochs
+STEPS, EPOCHS = 1000, (5, 30)  # optimizer steps that are enough, within these numbers of epochs
 STEPS_PER_EPOCH, BATCHES = 8, (8, 64)  # at least so many, within these batch sizes
 HEAD_SHARE, WARMUP_SHARE = 0.1, 0.1  # of the epochs, and of those behind the head's
 RATE, RATE_WITHOUT_BATCH_NORM = 1e-3, 3e-4  # peak rate of Adam for batches of 64 images
