@@ -42,7 +42,7 @@ def test_what_no_flag_says_follows_from_the_images(base: Path, tmp_path: Path, c
     said = line(plan, "finetune")
     assert "96 images: batch size 8, epochs 30" in said
     assert "head epochs 3" in said
-    assert "layer decay 0.75" in said
+    assert "layer decay" not in said  # of a model with BatchNorm
     assert "average   of the weights" in plan
     assert "only head learns" in plan
     assert "92 of 92 tensors loaded" in plan
@@ -77,7 +77,19 @@ def test_several_sizes_a_finish_and_a_frozen_model_have_its_defaults_too(base: P
     assert found.strategy.head_epochs == 3
     frozen = finetuning(settings.model_copy(update={"freeze": True}), SingleScale(16))
     assert frozen.strategy == SingleScale(16)
-    assert frozen.settings.layer_decay is None
+    assert (found.settings.layer_decay, frozen.settings.layer_decay) == (None, None)
+
+
+def test_models_without_batch_norm_have_a_layer_decay_and_a_smaller_rate():
+    settings = Settings(synthetic_count=96, synthetic_size=32, arch="test_vit", pretrained=True)
+    found = finetuning(settings, SingleScale(32)).settings
+    assert found.layer_decay == 0.75
+    rates = {
+        arch: finetuning(settings.model_copy(update={"arch": arch}), SingleScale(32)).settings.learning_rate
+        for arch in ("test_vit", "resnet18", "resnet50")
+    }
+    assert rates["resnet18"] > rates["resnet50"] > rates["test_vit"] / 5
+    assert finetuning(settings.model_copy(update={"freeze": True}), SingleScale(32)).settings.layer_decay is None
 
 
 def test_sizes_and_a_finish_go_with_it(base: Path, tmp_path: Path):

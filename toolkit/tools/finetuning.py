@@ -7,6 +7,7 @@ from typing import Any
 from toolkit.config.settings import Settings, make_settings
 from toolkit.data.loading.python_data import open_data
 from toolkit.data.sources.index import Splits
+from toolkit.models.inspection import ModelPlan
 from toolkit.models.source import make_source
 from toolkit.strategies import Finish, HeadFirst
 from toolkit.strategies.base import Strategy
@@ -15,8 +16,10 @@ from toolkit.training.tasks import make_task
 STEPS, EPOCHS = 1000, (5, 30)  # optimizer steps that are enough, within these numbers of epochs
 STEPS_PER_EPOCH, BATCHES = 8, (8, 64)  # at least so many, within these batch sizes
 HEAD_SHARE, WARMUP_SHARE = 0.1, 0.1  # of the epochs, and of those behind the head's
-RATE, RATE_WITHOUT_BATCH_NORM = 1e-3, 3e-4  # peak rate of Adam for batches of 64 images
-LAYER_DECAY = 0.75
+# Peak rate of Adam for batches of 64 images and models of 10 M parameters; smaller models take a larger one.
+RATE, RATE_WITHOUT_BATCH_NORM = 1e-3, 3e-4
+MODEL, FACTORS = 1e7, (0.2, 5.0)  # parameters, and the limits of what other numbers change
+LAYER_DECAY = 0.75  # of models without BatchNorm
 REACH = 0.05  # share of the steps over which the moving average reaches back
 UNEVEN, POWER = 3.0, 0.5  # images of the commonest class for one of the rarest, and then the power of the weights
 
@@ -47,7 +50,7 @@ def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None =
         """The value of a setting: the given one, else `value`."""
         return given[name] if name in given else filled.setdefault(name, value)
 
-    images = len(splits.train)
+    images, model = len(splits.train), _model(settings, strategy, splits)
     batch = fill("batch_size", _batch_size(images))
     per_epoch = max(1, images // batch)
     epochs = fill("epochs", min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1]))
@@ -55,9 +58,8 @@ def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None =
         head_epochs = 0 if settings.freeze or epochs < 3 or _has_head(strategy) else max(1, round(HEAD_SHARE * epochs))
     fill("warmup_epochs", round(WARMUP_SHARE * (epochs - head_epochs), 2))
     if "adam" in settings.optimizer:
-        rate = RATE if _has_batch_norm(settings, strategy, splits) else RATE_WITHOUT_BATCH_NORM
-        fill("learning_rate", float(f"{rate * math.sqrt(batch / 64):.2g}"))
-    if not (settings.freeze or settings.model_from):
+        fill("learning_rate", float(f"{_rate(model) * math.sqrt(batch / 64):.2g}"))
+    if not (model.batch_norms or settings.freeze or settings.model_from):
         fill("layer_decay", LAYER_DECAY)
     fill("ema_decay", round(1 - 1 / max(10.0, REACH * per_epoch * epochs), 4))
     if _are_uneven(settings, splits) and fill("class_weights", "inverse") != "none":
@@ -90,9 +92,15 @@ def _with_head(strategy: Strategy, head_epochs: int) -> Strategy:
     return HeadFirst(strategy, head_epochs)
 
 
-def _has_batch_norm(settings: Settings, strategy: Strategy, splits: Splits) -> bool:
+def _model(settings: Settings, strategy: Strategy, splits: Splits) -> ModelPlan:
     sizes = sorted({size for spec in strategy.eval_specs() for size in spec.sizes})
-    return make_source(settings).plan(settings, len(splits.classes), sizes, strategy.norm()).batch_norms > 0
+    return make_source(settings).plan(settings, len(splits.classes), sizes, strategy.norm())
+
+
+def _rate(model: ModelPlan) -> float:
+    """The peak rate for batches of 64 images."""
+    factor = min(max(math.sqrt(MODEL / model.parameters), FACTORS[0]), FACTORS[1])
+    return factor * (RATE if model.batch_norms else RATE_WITHOUT_BATCH_NORM)
 
 
 def _are_uneven(settings: Settings, splits: Splits) -> bool:
