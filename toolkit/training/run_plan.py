@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.settings import Settings
+from toolkit.data.loading.balance import describe_balance
 from toolkit.data.loading.cache import CacheChoice, choose_cache
 from toolkit.data.loading.pipeline import check_readable, loads_in_processes, make_augmenter
 from toolkit.data.loading.python_data import open_data
@@ -38,7 +39,7 @@ class RunPlan:
 
     `parts`: what a user may replace. `settings`: as requested, with values that depend on launcher and data filled in,
     except `--cache`; `cache`: that setting resolved. `threads`: decoding threads per process. `learns`: lines for the
-    plan on trainable parameters and their rates, where not all are alike.
+    plan on trainable parameters and their rates, where not all are alike; `sampled`: on how often images come.
     """
 
     parts: Parts
@@ -49,6 +50,7 @@ class RunPlan:
     model: ModelPlan
     threads: int
     learns: tuple[str, ...] = ()
+    sampled: tuple[str, ...] = ()
 
     def bound_tasks(self, device: torch.device) -> dict[float, BoundTask]:
         """The task's computations by the regularization of a phase; 1 is always among them.
@@ -110,8 +112,9 @@ def make_run_plan(
     if not only_timed and (reason := undefined_gradient(accelerator, model_plan, trained)):
         raise InputError(f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp")
     learns = _learns(settings, parts, steps, model_plan)
+    sampled = tuple(describe_balance(settings, splits))
     _check_alike(splits)
-    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads, learns)
+    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads, learns, sampled)
 
 
 def keep_choices(run_plan: RunPlan, config: Mapping[str, Any]) -> RunPlan:
