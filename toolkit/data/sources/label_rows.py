@@ -9,6 +9,7 @@ import numpy as np
 from toolkit.config.tables import MULTI_LABEL, look_up
 from toolkit.system.errors import InputError
 
+MOST_NUMBERS = 2**20  # classes that are numbers: a row has a value for each
 BETWEEN = "|"  # labels of one image in a cell of a CSV file
 ADVICE = f"images with several labels are for --task {MULTI_LABEL}"
 

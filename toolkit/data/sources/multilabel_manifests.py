@@ -11,7 +11,7 @@ from typing import NamedTuple
 from toolkit.data.sources.columns import FILES, OTHERS, SPLITS, Columns, in_words, read_columns
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.index import Found, Index
-from toolkit.data.sources.label_rows import BETWEEN, multi_hot
+from toolkit.data.sources.label_rows import BETWEEN, MOST_NUMBERS, multi_hot
 from toolkit.data.sources.labels import CLASS_NAMES, check_range, parse_label
 from toolkit.data.sources.listing import composed
 from toolkit.data.sources.manifest_rows import (
@@ -146,9 +146,6 @@ def _numbers(root: Path, file: Path, layout: _Layout, used: set[str]) -> dict[st
     if len(names) < 2:
         raise InputError(f"{file}: needs at least 2 classes; it has {len(names)}")
     return {name: number for number, name in enumerate(names)}
-
-
-MOST_NUMBERS = 2**20  # classes that are numbers: a row has a value for each
 
 
 def _lines(file: Path) -> int:
