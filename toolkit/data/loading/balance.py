@@ -6,6 +6,7 @@ import numpy as np
 
 from toolkit.config.settings import Settings
 from toolkit.data.sources.index import Splits
+from toolkit.data.sources.label_rows import images_of_classes
 from toolkit.system.errors import InputError
 
 BALANCE_STREAM = 1  # separates this generator from that of the order
@@ -96,7 +97,7 @@ def describe_balance(settings: Settings, splits: Splits) -> list[str]:
     balance = balance_of(settings, labels)
     if balance is None:
         return []
-    images = np.bincount(labels, minlength=len(splits.classes)) if labels.ndim == 1 else labels.sum(0)
+    images = images_of_classes(labels, len(splits.classes))
     rare, common = int(np.where(images, images, len(labels)).argmin()), int(images.argmax())
     many = float((balance.draws / [len(group) for group in balance.groups]).max())
     few = many * float(images[rare] / images[common]) ** settings.sampling_power

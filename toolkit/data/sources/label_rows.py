@@ -38,6 +38,12 @@ def multi_hot(rows: Sequence[Iterable[int]], classes: int) -> np.ndarray:
     return labels
 
 
+def images_of_classes(labels: np.ndarray, classes: int) -> np.ndarray:
+    """The number of images of each class; `labels`: N, or N rows of C zeros and ones."""
+    counts = np.bincount(labels, minlength=classes) if labels.ndim == 1 else (labels != 0).sum(0)
+    return counts.astype(np.int64)
+
+
 def count_in(values: Sequence[Any], where: str) -> int:
     """The number of classes that the labels of a data set tell: the length of its vectors, else the largest index."""
     rows = [_row(value, f"{where}[{i}]") for i, value in enumerate(values)]
