@@ -31,6 +31,7 @@ from toolkit.system import host
 from toolkit.system.errors import InputError
 from toolkit.training.parts import Parts
 from toolkit.training.step_plan import StepPlan, make_step_plan, step_sizes
+from toolkit.training.tasks import check_weighing
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def make_run_plan(
         parts.task.check_labels(index.labels, len(splits.classes))
     counts = parts.task.class_counts(splits.train.labels, len(splits.classes))
     parts.task.check_counts(counts, splits.classes)
+    check_weighing(settings, parts.task, counts, len(splits.classes))
     steps = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
     if settings.on_bad_sample == "fail":
         check_readable(splits)
