@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tests.conftest import recipe
+from toolkit.commands import train_multi, train_single
 from toolkit.config.tables import TABLES
 
 SIZES = {"sandwich": "12,16,24"}  # of strategies that need others than 16 and 24
@@ -30,9 +30,14 @@ WITH: dict[str, tuple[str, ...]] = {  # what else is on
     "asymmetric loss": ("--loss", "asl", "--gradient-clip", "1"),
     "linear probe": ("--freeze", "--sampling", "balanced", "--sampling-power", "0.5"),
 }
-LABELS = {"classification": 0, "multilabel": 1}  # column of the manifest, beside the image
+TASKS = ("classification", "multilabel")  # of which there is data
 EPOCHS, BATCH, IMAGES = 4, 16, 52  # 3 steps an epoch, 4 images are left out
 STEPS, MIDDLE = 12, 5  # a checkpoint of the second epoch
+USUAL = (
+    *("--arch", "test_resnet", "--epochs", str(EPOCHS), "--batch-size", str(BATCH), "--warmup-epochs", "0.5"),
+    *("--dropout-rate", "0.2", "--num-workers", "1", "--no-amp", "--log-with", "none", "--record-samples"),
+    *("--save-every-steps", str(MIDDLE), "--keep", "20"),
+)
 
 
 class Combination(NamedTuple):
@@ -45,37 +50,17 @@ class Combination(NamedTuple):
     def name(self) -> str:
         return "-".join(self).replace(" ", "_").replace(",", "")
 
-    def command(self, data: Path, output: Path) -> tuple[str, list[str]]:
-        """The recipe and its words."""
-        single = self.strategy == "single"
-        scales = SIZES.get(self.strategy, "16,24")
-        sizes = ("--img-size", "16") if single else ("--strategy", self.strategy, "--scales", scales)
-        words = ["--data-root", str(data / self.task), "--task", self.task, "--arch", "test_resnet", *sizes]
-        words += [
-            "--epochs",
-            str(EPOCHS),
-            "--batch-size",
-            str(BATCH),
-            "--warmup-epochs",
-            "0.5",
-            "--dropout-rate",
-            "0.2",
-        ]
-        words += ["--num-workers", "1", "--no-amp", "--log-with", "none", "--record-samples", "--keep", "20"]
-        words += [
-            "--save-every-steps",
-            str(MIDDLE),
-            "--output-dir",
-            str(output),
-            *AROUND[self.around],
-            *WITH[self.more],
-        ]
-        return "single_scale" if single else "multiscale", words
-
     def train(self, data: Path, output: Path) -> None:
-        name, words = self.command(data, output)
-        if code := recipe(name)(words):
+        """As a recipe does it."""
+        main = train_single.main if self.strategy == "single" else train_multi.main
+        if code := main(self.words(data, output)):
             raise SystemExit(f"{self.name}: exit code {code}")
+
+    def words(self, data: Path, output: Path) -> list[str]:
+        several = ("--strategy", self.strategy, "--scales", SIZES.get(self.strategy, "16,24"))
+        sizes = ("--img-size", "16") if self.strategy == "single" else several
+        images = ("--data-root", str(data / self.task), "--task", self.task)
+        return [*images, *USUAL, *sizes, "--output-dir", str(output), *AROUND[self.around], *WITH[self.more]]
 
 
 def _all() -> list[Combination]:
@@ -106,15 +91,15 @@ def representatives() -> list[str]:
 def make_data(folder: Path) -> Path:
     """Images of noise with up to three colors in uneven numbers; a folder per task, which tells them by its labels."""
     rng, names = np.random.default_rng(0), ("red", "green", "blue")
-    for task in LABELS:
+    for task in TASKS:
         (folder / task).mkdir(parents=True)
     for split, count in {"train": IMAGES, "val": 10, "test": 11}.items():
-        rows: dict[str, list[str]] = {task: ["filepath,label"] for task in LABELS}
+        rows: dict[str, list[str]] = {task: ["filepath,label"] for task in TASKS}
         for i in range(count):
             colors = [color for color, share in enumerate((0.7, 0.3, 0.15)) if rng.random() < share or i == color]
             pixels = rng.integers(0, 130, (26, 34, 3), dtype=np.uint8)
             pixels[..., colors] += 90
-            for task in LABELS:
+            for task in TASKS:
                 Image.fromarray(pixels).save(folder / task / f"{split}{i}.png")
             rows["multilabel"].append(f"{split}{i}.png,{'|'.join(names[color] for color in colors)}")
             rows["classification"].append(f"{split}{i}.png,{names[colors[-1] if colors else 0]}")

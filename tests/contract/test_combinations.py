@@ -60,7 +60,7 @@ def pairs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     script = str(Path(__file__).with_name("combinations.py"))
     names = [*ALL] if EVERYTHING else ON_TWO
-    done = run_ranks([script, str(data), str(folder), *names], cwd=ROOT, timeout=8 * PATIENCE_S)
+    done = run_ranks([script, str(data), str(folder), *names], cwd=ROOT, timeout=20 * PATIENCE_S)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
