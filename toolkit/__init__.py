@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from toolkit.tools.compare import compare as compare
     from toolkit.tools.evaluate import evaluate as evaluate
     from toolkit.tools.export import export as export
+    from toolkit.tools.finetuning import finetuning as finetuning
     from toolkit.tools.planner import plan as plan
     from toolkit.tools.predict import predict as predict
     from toolkit.tools.predictor import load as load
+    from toolkit.tools.rate_sweep import find_rate as find_rate
     from toolkit.tools.report import report as report
     from toolkit.tools.scan import scan as scan
     from toolkit.training.loop import train as train
@@ -55,6 +57,8 @@ _HOMES = {
     "report": "toolkit.tools.report",
     "benchmark": "toolkit.tools.benchmark",
     "plan": "toolkit.tools.planner",
+    "finetuning": "toolkit.tools.finetuning",
+    "find_rate": "toolkit.tools.rate_sweep",
     "Settings": "toolkit.config.settings",
     "register": "toolkit.config.tables",
     "Strategy": "toolkit.strategies.base",

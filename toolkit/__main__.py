@@ -34,7 +34,7 @@ def find(words: Sequence[str]) -> Entry:
             return entry
     if words[0] == "train":
         chosen = f" {words[1]}" if len(words) > 1 else ""
-        raise InputError(f"toolkit train{chosen}: say which, `toolkit train multi` or `toolkit train single`")
+        raise InputError(f"toolkit train{chosen}: say which: toolkit train multi, single or finetune")
     raise InputError(
         f"there is no command {words[0]}{nearest(words[0], {entry.words.split()[0] for entry in ENTRIES})}"
     )

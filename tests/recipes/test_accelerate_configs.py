@@ -3,6 +3,9 @@
 import argparse
 import json
 import re
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,9 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 from tests.conftest import ACCELERATE, ROOT, SLOW, Runner
 
 FOLDER = ROOT / "accelerate_configs"
-NAMES = ("cpu", "multi_cpu", "single_gpu", "multi_gpu", "aws", "gcp", "azure")
+CLOUDS = ("aws", "gcp", "azure")
+SEVERAL_MACHINES = ("multi_node", *(f"{cloud}_multi_node" for cloud in CLOUDS))
+NAMES = ("cpu", "multi_cpu", "single_gpu", "multi_gpu", *CLOUDS, *SEVERAL_MACHINES)
 every_file = pytest.mark.parametrize("name", NAMES)
 
 # What the launcher reads while it validates, before it builds a command: see `_validate_launch_command`.
@@ -55,6 +60,16 @@ def keys_read(file: Path) -> set[str]:
     return found
 
 
+def test_the_readme_has_a_line_for_every_file_that_the_launcher_understands():
+    rows = [row for row in (FOLDER / "README.md").read_text().splitlines() if row.startswith("| [")]
+    assert sorted(name for row in rows for name in re.findall(r"\[(\w+)\]\(\1\.yaml\)", row)) == sorted(NAMES)
+    lines = [re.findall(r"`(toolkit launch [^`]+)`", row)[0] for row in rows]
+    for words in (line.split()[2:] for line in lines):
+        arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+        assert (arguments.training_script, arguments.training_script_args) == ("train", ["multi"])
+        assert Path(arguments.config_file).exists()
+
+
 def test_there_is_a_file_for_every_kind_of_machine_when_the_folder_is_listed():
     assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(NAMES)
 
@@ -65,14 +80,15 @@ def test_a_file_is_understood_when_accelerate_loads_it(name: str):
     several = name not in ("cpu", "single_gpu")
     assert config.distributed_type == (DistributedType.MULTI_GPU if several else DistributedType.NO)
     assert config.use_cpu is name.endswith("cpu")
-    assert config.num_processes == {"cpu": 1, "single_gpu": 1, "multi_cpu": 2}.get(name, 8)
-    assert config.num_machines == 1
+    machines = 2 if name in SEVERAL_MACHINES else 1
+    assert config.num_processes == {"cpu": 1, "single_gpu": 1, "multi_cpu": 2}.get(name, 8 * machines)
+    assert config.num_machines == machines
 
 
 @every_file
 def test_a_file_has_no_key_that_the_launcher_ignores_when_it_is_read(name: str):
     file = FOLDER / f"{name}.yaml"
-    if name.startswith("multi") or name in ("aws", "gcp", "azure"):
+    if name.startswith("multi") or name in (*CLOUDS, *SEVERAL_MACHINES):
         assert "machine_rank" in keys_read(file)  # control: it counts on several machines
     assert "rdzv_backend" not in keys_read(file)  # control: known to be ignored
     keys = set(yaml.safe_load(file.read_text()))
@@ -100,4 +116,29 @@ def test_a_run_has_the_processes_of_its_file_when_launched_on_a_cpu(
     assert summary["test"]["64px"]["images"] == 20  # each counted once
     lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert {line["rank"] for line in lines} == set(range(processes))
+    assert sorted(i for line in lines for i in line["ids"]) == list(range(60))
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_launchers_train_together_with_the_file_for_several_machines(run: Runner, tmp_path: Path):
+    words = ("--synthetic-count", "60", "--batch-size", "12", "--epochs", "1", "--log-with", "none", "--record-samples")
+    port = str(free_port())
+
+    def machine(rank: int) -> subprocess.CompletedProcess[str]:
+        flags = ("--machine_rank", str(rank), "--num_processes", "2", "--main_process_port", port)
+        launcher = (*ACCELERATE, "--config_file", str(FOLDER / "multi_node.yaml"), *flags, "--mixed_precision", "no")
+        return run("recipes/multiscale.py", *words, "--output-dir", "out", launcher=launcher)
+
+    with ThreadPoolExecutor(2) as machines:
+        ended = [*machines.map(machine, (0, 1))]
+    assert [done.returncode for done in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["processes"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert {line["rank"] for line in lines} == {0, 1}
     assert sorted(i for line in lines for i in line["ids"]) == list(range(60))

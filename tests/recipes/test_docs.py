@@ -24,7 +24,7 @@ OWN_TESTS = {"tutorial.md", "python.md"}  # tests/recipes/test_tutorial.py and t
 MAIN = "python recipes/multiscale.py --data-root photos"
 VERIFY = "toolkit verify-resume -- "
 # Added to a training, so that it takes seconds: flags that are given twice count as given last.
-TRAININGS = ("single_scale", "multiscale")
+TRAININGS = ("single_scale", "multiscale", "finetune")
 SMALL = ("--arch", "test_resnet", "--no-pretrained", "--epochs", "1", "--batch-size", "32", "--log-with", "none")
 STAGED = ("--epochs", "3", "--scale-epochs", "1")
 HEAD_FIRST = ("--epochs", "3", "--warmup-epochs", "0.5")

@@ -40,6 +40,7 @@ SHOWN = {  # command: its flags and words
         "eval_scales",
     },
     "train multi": {*Settings.model_fields, *OTHER, *MULTISCALE},
+    "train finetune": {*Settings.model_fields, *OTHER, *MULTISCALE, "img_size"},
     "benchmark": {*Benchmark.model_fields, "import"},
     "compare": {*Compare.model_fields, "import"},
     "evaluate": {*Evaluate.model_fields, "import"},
@@ -97,7 +98,12 @@ def test_the_help_of_launch_comes_without_the_launcher():
 @pytest.mark.parametrize("script", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
 def test_a_script_shows_the_help_of_its_command(script: Path):
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
-    words = {"single_scale": "train single", "multiscale": "train multi", "wandb_dashboard": "dashboard"}
+    words = {
+        "single_scale": "train single",
+        "multiscale": "train multi",
+        "finetune": "train finetune",
+        "wandb_dashboard": "dashboard",
+    }
     command = words.get(script.stem, script.stem.replace("_", "-"))
     usage = f"usage: {script.name}" if command.startswith("train") else f"usage: toolkit {command}"
     assert done.stdout.startswith(usage)
@@ -132,7 +138,7 @@ def test_help_is_complete_grouped_and_without_heavy_imports(command: str, tmp_pa
     assert [text for text, number in numbers.items() if number and not re.search(TOLD[number[1]], number[2])] == []
 
 
-@pytest.mark.parametrize("command", ["train single", "train multi"])
+@pytest.mark.parametrize("command", ["train single", "train multi", "train finetune"])
 def test_help_shows_sections_switches_and_choices_when_a_command_trains(command: str):
     text = helped(command).stdout
     headings = [*boxes(text)]

@@ -46,8 +46,8 @@ def test_the_list_of_commands_has_each_in_a_line(words: tuple[str, ...]):
         ("evaluate RUN --lr 3", "there is no flag --lr; here it is --learning-rate, which only toolkit train has"),
         ("train multi --epochs --amp", "--epochs needs a value"),
         ("evaluate --scales 32", "RUN is missing: the run directory"),
-        ("train", "toolkit train: say which, `toolkit train multi` or `toolkit train single`"),
-        ("train --epochs 3", "toolkit train --epochs: say which, `toolkit train multi` or `toolkit train single`"),
+        ("train", "toolkit train: say which: toolkit train multi, single or finetune"),
+        ("train --epochs 3", "toolkit train --epochs: say which: toolkit train multi, single or finetune"),
     ],
 )
 def test_another_command_is_refused_in_one_line(words: str, told: str, capsys: pytest.CaptureFixture[str]):

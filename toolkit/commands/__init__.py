@@ -20,6 +20,7 @@ TABLE = {
     "train": (
         Entry("train multi", "train_multi", "train one model for several image sizes"),
         Entry("train single", "train_single", "train at one image size"),
+        Entry("train finetune", "train_finetune", "train from weights that are good already, on few images"),
         Entry("launch", "launch", "start a command on several processes, as accelerate launch does"),
         Entry("plan", "plan", "predict time, memory and cost of a training; compare strategies"),
         Entry("verify-resume", "verify_resume", "kill and resume your training command, and compare bit by bit"),

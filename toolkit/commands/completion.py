@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from toolkit.commands import train_multi, train_single
+from toolkit.commands import train_finetune, train_multi, train_single
 from toolkit.config import tool_settings as tools
 from toolkit.config.cli import parse_section, section_grammar, training_grammar
 from toolkit.system import console
@@ -38,6 +38,7 @@ def grammars() -> Tree:
         "train": {
             "multi": training_grammar(train_multi.SCALE_FLAGS),
             "single": training_grammar(train_single.SCALE_FLAGS),
+            "finetune": training_grammar(train_finetune.SCALE_FLAGS),
         },
         "launch": Launch,
         "plan": training_grammar(("img_size", *train_multi.SCALE_FLAGS)),

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from toolkit.strategies.base import Strategy
 
 
-def start(command: Command, strategy_of: Callable[[Command], "Strategy"], recipe: str) -> None:
-    """Carry out a command with the strategy that its flags ask for; raises InputError."""
+def start(command: Command, prepare: Callable[[Command], tuple[Command, "Strategy"]], recipe: str) -> None:
+    """Carry out a command with the strategy that its flags ask for; raises InputError.
+
+    `prepare`: the strategy, and the command with the settings that depend on more than flags.
+    """
     refuse_unusable(command.settings.data_root)
     refuse_if_locked(command.settings.output_dir, command.settings.resume, command.settings.take_over)
 
     from toolkit.commands.training import carry_out
 
-    carry_out(command, strategy_of(command), recipe)
+    carry_out(*prepare(command), recipe)

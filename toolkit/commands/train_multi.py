@@ -69,7 +69,7 @@ def strategy_of(command: Command) -> "Strategy":
 
 
 def train_from(argv: Sequence[str] | None, prog: str) -> None:
-    start(parse(argv, prog, __doc__, SCALE_FLAGS), strategy_of, "multiscale")
+    start(parse(argv, prog, __doc__, SCALE_FLAGS), lambda command: (command, strategy_of(command)), "multiscale")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "toolkit train multi") -> int:

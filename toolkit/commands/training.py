@@ -5,6 +5,7 @@ import logging
 from toolkit.config.cli import Command
 from toolkit.config.settings import Settings
 from toolkit.data.sources.folders import unlabeled_test
+from toolkit.runs.report.rate_search import RATE_SWEEP
 from toolkit.runs.resume_rules import check_start, has_checkpoint
 from toolkit.runs.run_config import config_of
 from toolkit.strategies.base import Strategy
@@ -12,6 +13,7 @@ from toolkit.system import console, host, locks
 from toolkit.tools.benchmark import benchmark
 from toolkit.tools.planner import plan
 from toolkit.tools.predict import predict
+from toolkit.tools.rate_sweep import find_rate
 from toolkit.training import device
 from toolkit.training.loop import train_parts
 from toolkit.training.parts import make_parts
@@ -50,6 +52,12 @@ def carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
 
 def _carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
     settings, planning = command.settings, command.planning
+    notes = {}
+    if command.lr_find:
+        sweep = find_rate(settings, strategy)
+        log.info(sweep.text)
+        settings = settings.model_copy(update={"learning_rate": sweep.learning_rate})
+        notes[RATE_SWEEP] = sweep.to_json()
     if command.dry_run:
         for line in console.wrapped(plan_of(settings, strategy, recipe)):
             log.info(line)
@@ -58,7 +66,6 @@ def _carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
             for line in plan(settings, strategy, goal=planning.goal, **budgets).text.splitlines():
                 log.info(line)
         return
-    notes = {}
     if command.benchmark:
         plan_of(settings, strategy, recipe)  # raises InputError before a benchmark of a run that cannot start
         notes["benchmark.json"] = benchmark(settings, strategy).to_json()

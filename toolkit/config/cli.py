@@ -58,6 +58,7 @@ class Command:
     scales: Mapping[str, Any]
     dry_run: bool
     benchmark: bool
+    lr_find: bool
     planning: Planning
 
 
@@ -86,6 +87,10 @@ OTHER = {
     "benchmark": (
         bool,
         "measure throughput and memory at every scale first, what bounds them, and write benchmark.json (default: off)",
+    ),
+    "lr_find": (
+        bool,
+        "choose the learning rate first: short trainings at five rates or more around --learning-rate (default: off)",
     ),
     "measure": (bool, "with --dry-run: time steps on this machine, predict time and cost (default: off)"),
     "goal": (
@@ -216,6 +221,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
         scales=make_scales(chosen),
         dry_run=others["dry_run"],
         benchmark=others["benchmark"],
+        lr_find=others["lr_find"],
         planning=make_planning(asked, made, others["dry_run"]),
     )
 

@@ -79,10 +79,11 @@ class Scales(Section):
         description="what each scale owns of normalization layers; full: statistics and affine parameters; statistics: "
         "statistics only; off: nothing (default: off where sizes come one after another, else full)",
     )
-    head_epochs: PositiveInt | None = Field(
+    head_epochs: int | None = Field(
         None,
+        ge=0,
         description="epochs, of --epochs, in which only the classifier learns before all does, at twice the peak rate "
-        "without a schedule (unset: none)",
+        "without a schedule (default: 0; a tenth of the epochs for `train finetune`)",
     )
     finish_size: PositiveInt | None = Field(
         None,

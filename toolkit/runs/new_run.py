@@ -13,7 +13,7 @@ from toolkit.system import preemption
 REPLACED = {"--output-dir", "--checkpoint-dir", "--resume", "--weights", "--weights-sha256"}  # with their values
 DROPPED = {"--pretrained", "--no-pretrained"}
 COMMAND = "toolkit"
-RECIPES = {"single_scale": ["train", "single"], "multiscale": ["train", "multi"]}
+RECIPES = {"single_scale": ["train", "single"], "multiscale": ["train", "multi"], "finetune": ["train", "finetune"]}
 OF_MODEL = ("arch", "model_from", "model_kwargs")
 
 

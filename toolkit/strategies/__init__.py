@@ -68,11 +68,11 @@ def build(name: str, choices: Mapping[str, Any], defaults: Mapping[str, Any] | N
         raise InputError(f"--strategy {name}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _around(strategy: Strategy, head_epochs: int | None = None, **finish: Any) -> Strategy:
+def _around(strategy: Strategy, head_epochs: int = 0, **finish: Any) -> Strategy:
     """The strategy with a start in which only the classifier learns, and with a finish, as far as they are given."""
     if finish and "finish_size" not in finish:
         raise InputError("--finish-epochs would be ignored without --finish-size: give it or drop the flag")
-    strategy = strategy if head_epochs is None else HeadFirst(strategy, head_epochs)
+    strategy = HeadFirst(strategy, head_epochs) if head_epochs else strategy
     return Finish(strategy, **finish) if finish else strategy
 
 

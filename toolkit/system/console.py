@@ -51,6 +51,20 @@ def start(main: bool) -> None:
         logger.propagate = False
 
 
+@contextlib.contextmanager
+def warnings_only() -> Iterator[None]:
+    """Log warnings only, such as while a run trains several short ones."""
+    handlers = logging.getLogger("toolkit").handlers
+    before = [handler.level for handler in handlers]
+    try:
+        for handler in handlers:
+            handler.setLevel(logging.WARNING)
+        yield
+    finally:
+        for handler, level in zip(handlers, before, strict=True):
+            handler.setLevel(level)
+
+
 def wrapped(lines: Iterable[str]) -> Iterator[str]:
     """The lines of a plan, broken at words where a terminal is narrower; as they are where they go into a file."""
     for line in lines:

@@ -1,7 +1,7 @@
 """Plans a run on this machine: measures its steps, predicts its time and cost, compares strategies, solves a budget."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from accelerate import Accelerator
@@ -163,7 +163,8 @@ def _compared(accelerator: Accelerator, base: RunPlan, goal: Goal) -> tuple[list
 
 def _plan_of_run(accelerator: Accelerator, base: RunPlan, strategy: Strategy) -> RunPlan:
     """The plan of another strategy with the same settings and images; raises InputError as for a run."""
-    return make_run_plan(accelerator, *make_parts(base.settings, strategy), splits=base.splits)
+    settings, parts = make_parts(base.settings, strategy)
+    return make_run_plan(accelerator, settings, replace(parts, splits=base.splits))
 
 
 def job_of(base: RunPlan, hourly_cost: float | None) -> Job:

@@ -16,6 +16,7 @@ from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import Settings, default_of, make_settings, named_weights
 from toolkit.config.tables import entry_name
 from toolkit.data.images.transform import Transform, make_transform
+from toolkit.data.sources.index import Splits
 from toolkit.data.sources.python_data import data_modules, data_name
 from toolkit.models.hub import resolved_arch
 from toolkit.models.source import Model, ModelSource, make_source
@@ -32,7 +33,10 @@ PLAIN = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Parts:
-    """The replaceable parts of a run; `data`: data sets passed from Python, None: what `--data-root` names."""
+    """The replaceable parts of a run.
+
+    `data`: data sets passed from Python, None: what `--data-root` names. `splits`: the data, if it is open already.
+    """
 
     strategy: Strategy
     task: Task
@@ -40,6 +44,7 @@ class Parts:
     model: ModelSource
     data: Mapping[str, Any] | None = None
     transform: Transform | None = None
+    splits: Splits | None = None
 
     def own_code(self, modules: Iterable[str] = ()) -> dict[str, str]:
         """SHA-256 of the source file of each part that is not the toolkit's, by module; part of a run's fingerprint.

@@ -77,19 +77,17 @@ class RunPlan:
         return self.parts.own_code(modules)
 
 
-def make_run_plan(
-    accelerator: Accelerator, settings: Settings, parts: Parts, only_timed: bool = False, splits: Splits | None = None
-) -> RunPlan:
+def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, only_timed: bool = False) -> RunPlan:
     """Check everything that can be known in advance; raises InputError.
 
-    `only_timed`: steps are only timed, so undefined gradients are allowed. `splits`: the data, if it is open already.
+    `only_timed`: steps are only timed, so undefined gradients are allowed.
     """
     strategy = parts.strategy
     dashboards.check(settings.log_with)
     if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
         raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)
-    splits = splits or open_data(settings, strategy.selection().sizes[-1], parts.data)
+    splits = parts.splits or open_data(settings, strategy.selection().sizes[-1], parts.data)
     for index in splits.all().values():
         parts.task.check_labels(index.labels, len(splits.classes))
     counts = parts.task.class_counts(splits.train.labels, len(splits.classes))

@@ -13,6 +13,7 @@ from toolkit.runs.metrics_row import eval_column, raw_column, train_column
 from toolkit.runs.report.commands import commands
 from toolkit.runs.report.errors_section import errors_section
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes
+from toolkit.runs.report.rate_search import rate_search
 from toolkit.runs.report.records import (
     FILLED_IN,
     ReportData,
@@ -58,7 +59,7 @@ def render(records: ReportData, errors_on: str = "val") -> str:
             as_of=datetime.fromtimestamp(records.as_of).strftime("%Y-%m-%d %H:%M"),
             latency_conditions=_latency_conditions(records),
             against_size=_against_size(table, records),
-            learning=_learning(records),
+            learning=[*_learning(records), *_rate_search(records)],
             parts=time_parts(records.history),
             key_numbers=_key_numbers(records),
             cost=_cost(records),
@@ -166,6 +167,11 @@ def _learning(records: ReportData) -> list[Plot]:
         (norm, _single(history.get("gradient_norm")), "", True, ""),
     ]
     return _drawn(records, plots)
+
+
+def _rate_search(records: ReportData) -> list[Plot]:
+    found = rate_search(records.directory)
+    return [Plot(*found)] if found else []
 
 
 def _within(records: ReportData, name: str) -> list[Line]:

@@ -193,7 +193,7 @@ def over_sizes(
     return svg[0]
 
 
-def fitting(axes: Axes, sizes: Sequence[int], labels: Sequence[str]) -> list[int]:
+def fitting(axes: Axes, sizes: Sequence[float], labels: Sequence[str]) -> list[int]:
     """Indices, ascending, of labels that do not overlap: the last, then each smaller one that fits."""
     least, kept = 6 + 6 * max(map(len, labels)), [len(sizes) - 1]  # px: 24 for 3 digits
     places = [axes.transData.transform((size, 0))[0] for size in sizes]
@@ -218,6 +218,23 @@ def _point(axes: Axes, x: float, y: float, color: str, filled: bool) -> None:
         clip_on=False,
         zorder=3,
     )
+
+
+def over_rates(rates: Sequence[float], scores: Sequence[float], chosen: int, unit: str) -> str:
+    """Plot a metric against learning rates, ascending; that at `chosen` is filled."""
+    with drawing("Learning rates", "metric against learning rate") as (figure, svg):
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        axes.set_xlim(rates[0] / 1.5, rates[-1] * 1.5)
+        axes.plot(rates, scores, color=MUTED, linewidth=1)
+        for i, (rate, score) in enumerate(zip(rates, scores, strict=True)):
+            _point(axes, rate, score, INK, filled=i == chosen)
+        _scale_values(axes, unit)
+        named = [rates[i] for i in fitting(axes, rates, [f"{rate:g}" for rate in rates])]
+        axes.set_xticks(named, [f"{rate:g}" for rate in named])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("peak learning rate", loc="right", labelpad=3)
+    return svg[0]
 
 
 def reliability_diagram(bins: Sequence[Bin], color: str) -> str:

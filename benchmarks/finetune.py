@@ -1,0 +1,253 @@
+"""What each choice of `toolkit train finetune` is worth: tables of docs/finetuning.md and docs/results.md.
+
+python benchmarks/finetune.py [--parts defaults grid choices] [--jobs 2]        about two hours of two cores in all
+python benchmarks/finetune.py --report                                          tables of what is there
+python benchmarks/finetune.py --weights FILE --arch NAME                        the same from weights of your own
+
+test_resnet, trained on the built-in characters, is tuned on three small data sets: 400 shapes (32 px), 200 of
+scikit-learn's digits (32 px), 104 photographs (32 px, the task of decode_accuracy.py). Arms are compared with the
+defaults, seed by seed. The grid's best setting is chosen on validation images, over all seeds; tables show test images.
+A case that has its row in benchmarks/finetune.csv is not run again.
+"""
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from decode_accuracy import write_photographs
+from PIL import Image
+from scipy.stats import t
+from sklearn.datasets import load_digits
+from strategies import weights as weights_of_characters
+
+from toolkit import Settings, SingleScale, train
+from toolkit.data.sources import synthetic
+from toolkit.system import places
+from toolkit.tools.finetuning import finetuning
+from toolkit.tools.rate_sweep import find_rate
+
+ROWS = Path(__file__).parent / "finetune.csv"
+COLUMNS = ("model", "task", "arm", "seed", "val", "test", "seconds")
+SEEDS = range(5)
+TASKS = {"shapes": (32, {"hflip": True}), "digits": (32, {"hflip": False}), "photographs": (32, {"hflip": False})}
+CROPS = {"shapes": 1.0, "digits": 0.7, "photographs": 0.7}
+RATES, DECAYS, HEADS = (3e-4, 1e-3, 3e-3, 1e-2), (1.0, 0.75, 0.5), (0, None)
+
+
+class Arm(NamedTuple):
+    """Settings beside those of `toolkit train finetune`, and epochs of the classifier; `find`: --lr-find."""
+
+    settings: Mapping[str, Any] = {}
+    head_epochs: int | None = None
+    share_of_size: float = 1.0
+    find: bool = False
+
+
+GRID = {
+    f"grid: rate {rate:g}, layer decay {decay:g}, head {'first' if head is None else 'with all'}": Arm(
+        {"learning_rate": rate, "layer_decay": decay}, head
+    )
+    for rate, decay, head in itertools.product(RATES, DECAYS, HEADS)
+}
+CHOICES = {
+    "random weights": Arm({"weights": None, "pretrained": False}, 0),
+    "only the classifier": Arm({"freeze": True}),
+    "head with all": Arm({}, 0),
+    "no layer decay": Arm({"layer_decay": 1.0}),
+    "rate / 3": Arm({"learning_rate": 1 / 3}),
+    "rate x 3": Arm({"learning_rate": 3.0}),
+    "rate x 10": Arm({"learning_rate": 10.0}),
+    "--lr-find": Arm({}, None, 1.0, True),
+    "no average": Arm({"ema_decay": None}),
+    "frozen BatchNorm": Arm({"freeze_bn": True}),
+    "half the epochs": Arm({"epochs": 0.5}),
+    "twice the epochs": Arm({"epochs": 2.0}),
+    "3/4 of the size": Arm({}, None, 0.75),
+    "label smoothing 0.1": Arm({"label_smoothing": 0.1}),
+    "smallest crop 0.35": Arm({"crop_scale": 0.35}),
+    "RandAugment 5": Arm({"rand_augment": 5.0}),
+    "MixUp 0.2": Arm({"mixup": 0.2}),
+}
+PARTS = {"defaults": {"defaults": Arm()}, "grid": GRID, "choices": CHOICES}
+ARMS = {name: arm for part in PARTS.values() for name, arm in part.items()}
+
+
+def write_digits(root: Path, counts: Mapping[str, int]) -> None:
+    digits = load_digits()
+    order, taken = np.random.default_rng(0).permutation(len(digits.images)), 0
+    for split, count in counts.items():
+        for i in order[taken : taken + count]:
+            folder = root / split / str(digits.target[i])
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = Image.fromarray((digits.images[i] * 255 / 16).astype(np.uint8)).convert("RGB")
+            pixels.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:04d}.png")
+        taken += count
+
+
+def folder(task: str) -> Path:
+    """The images of a task, drawn if they are not there yet."""
+    place = places.cache_dir() / "finetune" / task
+    if place.exists():
+        return place
+    staging = place.with_name(f".tmp-{task}-{os.getpid()}")
+    if task == "shapes":
+        synthetic.write(staging, 64, {"train": 400, "val": 150, "test": 2000}, name="synthetic")
+    elif task == "digits":
+        write_digits(staging, {"train": 200, "val": 150, "test": 1400})
+    else:
+        write_photographs(staging, 32, 250)
+        for kind in [*(staging / "train").iterdir()]:
+            (staging / "val" / kind.name).mkdir(parents=True)
+            for file in sorted(kind.iterdir())[13:]:
+                shutil.move(file, staging / "val" / kind.name / file.name)
+    os.replace(staging, place)
+    return place
+
+
+def settings_of(task: str, arm: Arm, seed: int, arch: str, file: Path) -> tuple[Settings, SingleScale, int | None]:
+    size, usual = TASKS[task]
+    strategy = SingleScale(round(size * arm.share_of_size))
+    base = {
+        "data_root": str(folder(task)),
+        "arch": arch,
+        "weights": file,
+        "seed": seed,
+        "crop_scale": CROPS[task],
+        **usual,
+    }
+    base |= {"log_with": "none", "num_workers": 1, "keep": 2}
+    own = dict(arm.settings)
+    found = finetuning(Settings(**base), strategy).settings
+    for name in own.keys() & {"learning_rate", "epochs"}:
+        usual_value = getattr(found, name)
+        relative = arm in CHOICES.values()
+        own[name] = type(usual_value)(own[name] * usual_value) if relative else own[name]
+    return Settings(**{**base, **own}), strategy, arm.head_epochs
+
+
+def carry_out(task: str, name: str, seed: int, arch: str, file: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    started, arm = time.perf_counter(), ARMS[name]
+    made = finetuning(*settings_of(task, arm, seed, arch, file))
+    with (
+        tempfile.TemporaryDirectory() as home,
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        settings = made.settings.model_copy(update={"output_dir": Path(home) / "run"})
+        if name == "no average":
+            settings = settings.model_copy(update={"ema_decay": None, "ema_warmup": False})
+        if arm.find:
+            rate = find_rate(settings, made.strategy).learning_rate
+            settings = settings.model_copy(update={"learning_rate": rate})
+        summary = train(settings, made.strategy)
+    val, test = (summary[split][summary["selection"]]["top1"] for split in ("val", "test"))
+    seconds = time.perf_counter() - started
+    return {
+        "model": arch,
+        "task": task,
+        "arm": name,
+        "seed": seed,
+        "val": val,
+        "test": test,
+        "seconds": round(seconds, 1),
+    }
+
+
+def rows() -> list[dict[str, str]]:
+    if not ROWS.exists():
+        return []
+    with ROWS.open() as stream:
+        return [*csv.DictReader(stream)]
+
+
+def paired(values: Mapping[int, float], usual: Mapping[int, float]) -> str:
+    """Mean difference to the defaults, and its 95% interval over the seeds that both have."""
+    differences = [values[seed] - usual[seed] for seed in values.keys() & usual.keys()]
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.1f}"
+    half = float(t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
+
+def report(model: str) -> None:
+    """Print a table of all arms, and the best of the grid by validation."""
+    known: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
+    for row in rows():
+        if row["model"] == model:
+            scores = float(row["val"]), float(row["test"])
+            known.setdefault((row["task"], row["arm"]), {})[int(row["seed"])] = scores
+    tests = {key: {seed: score[1] for seed, score in scores.items()} for key, scores in known.items()}
+    print("| arm | " + " | ".join(TASKS) + " |\n|---|" + "---|" * len(TASKS))
+    for name in ("defaults", *CHOICES, *GRID):
+        cells = []
+        for task in TASKS:
+            values, usual = tests.get((task, name)), tests.get((task, "defaults"))
+            if not values or not usual:
+                cells.append("")
+            elif name == "defaults":
+                cells.append(f"{statistics.mean(values.values()):.1f}")
+            else:
+                cells.append(paired(values, usual))
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    for task in TASKS:
+        tried = {name: scores for name in GRID if len(scores := known.get((task, name), {})) == len(SEEDS)}
+        usual = tests.get((task, "defaults"))
+        if tried and usual:
+            best = max(tried, key=lambda name: statistics.mean(val for val, _ in tried[name].values()))
+            against = {seed: tests[task, best][seed] for seed in usual}
+            print(f"{task}: best of {len(tried)} on validation: {best}; against the defaults {paired(against, usual)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--arch", default="test_resnet")
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    if options.report:
+        report(options.arch)
+        return
+    file = options.weights or weights_of_characters()
+    done = {(row["model"], row["task"], row["arm"], int(row["seed"])) for row in rows()}
+    names = [name for part in options.parts for name in PARTS[part]]
+    cases = [
+        (task, name, seed)
+        for seed in range(options.seeds)
+        for task in options.tasks
+        for name in names
+        if (options.arch, task, name, seed) not in done
+    ]
+    for task in options.tasks:
+        folder(task)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for future in as_completed([pool.submit(carry_out, *case, options.arch, file) for case in cases]):
+            row, fresh = future.result(), not ROWS.exists()
+            with ROWS.open("a", newline="") as stream:
+                writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+                if fresh:
+                    writer.writeheader()
+                writer.writerow(row)
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""`toolkit train finetune`: defaults by images and model, which a flag replaces; `--lr-find`, which leaves no trace."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import TORCHRUN, Runner, recipe, write_folders, write_image
+from toolkit import Settings, SingleScale
+from toolkit.runs.checkpoint import Store
+from toolkit.strategies import HeadFirst
+from toolkit.tools.finetuning import finetuning
+from toolkit.tools.rate_sweep import find_rate
+
+DATA = ("--synthetic-count", "96", "--synthetic-size", "32", "--batch-size", "24", "--num-workers", "1")
+QUICK = (*DATA, "--log-with", "none", "--img-size", "16")
+
+
+@pytest.fixture(scope="module")
+def base(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights are tuned."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    assert recipe("single_scale")([*QUICK, "--epochs", "2", "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def config(run: Path) -> dict[str, object]:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def line(text: str, word: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(word))
+
+
+def test_what_no_flag_says_follows_from_the_images(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = [*QUICK[:4], *QUICK[6:], "--weights", str(base), "--output-dir", str(tmp_path / "run"), "--dry-run"]
+    assert recipe("finetune")(words) == 0
+    plan = capsys.readouterr().out
+    said = line(plan, "finetune")
+    assert "96 images: batch size 8, epochs 30" in said
+    assert "head epochs 3" in said
+    assert "layer decay 0.75" in said
+    assert "average   of the weights" in plan
+    assert "only head learns" in plan
+    assert "92 of 92 tensors loaded" in plan
+
+
+def test_a_flag_wins_and_the_rest_follows_from_it(base: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    words = ["--epochs", "3", "--layer-decay", "0.9", "--head-epochs", "0", "--learning-rate", "2e-3"]
+    assert recipe("finetune")([*QUICK, "--weights", str(base), *words, "--output-dir", str(run)]) == 0
+    found = config(run)
+    assert {name: found[name] for name in ("epochs", "batch_size", "layer_decay", "learning_rate")} == {
+        "epochs": 3,
+        "batch_size": 24,
+        "layer_decay": 0.9,
+        "learning_rate": 2e-3,
+    }
+    assert "head_epochs" not in found
+    assert found["warmup_epochs"] == pytest.approx(0.3)
+    assert found["ema_decay"] == pytest.approx(0.9)
+    again = tmp_path / "again"  # from the file of that run nothing is left to fill in
+    assert (
+        recipe("finetune")(["--config", str(run / "config.yaml"), "--head-epochs", "0", "--output-dir", str(again)])
+        == 0
+    )
+    assert config(again) == found
+
+
+def test_several_sizes_a_finish_and_a_frozen_model_have_its_defaults_too(base: Path):
+    settings = Settings(synthetic_count=96, synthetic_size=32, weights=base)
+    found = finetuning(settings, SingleScale(16))
+    assert isinstance(found.strategy, HeadFirst)
+    assert found.strategy.head_epochs == 3
+    frozen = finetuning(settings.model_copy(update={"freeze": True}), SingleScale(16))
+    assert frozen.strategy == SingleScale(16)
+    assert frozen.settings.layer_decay is None
+
+
+def test_sizes_and_a_finish_go_with_it(base: Path, tmp_path: Path):
+    words = [*QUICK[:-2], "--weights", str(base), "--epochs", "4", "--finish-size", "32", "--progressive"]
+    assert recipe("finetune")([*words, "--scales", "16,24", "--output-dir", str(tmp_path / "run")]) == 0
+    found = config(tmp_path / "run")
+    assert (found["strategy"], found["head_epochs"], found["finish_size"]) == ("progressive", 1, 32)
+
+
+def test_one_size_and_several_contradict_each_other(capsys: pytest.CaptureFixture[str]):
+    assert recipe("finetune")(["--img-size", "16", "--scales", "16,24"]) == 2
+    assert capsys.readouterr().err == "error: --img-size 16 is one size, --scales asks for several: drop one of them\n"
+
+
+def test_classes_get_weights_where_they_are_uneven(base: Path, tmp_path: Path):
+    even = write_folders(tmp_path / "even", {"train": 8, "val": 4})
+    uneven = Path(shutil.copytree(even, tmp_path / "uneven"))
+    for i in range(30):
+        write_image(uneven / "train" / "cat" / f"more-{i}.png", seed=100 + i)
+    made = [
+        finetuning(Settings(data_root=str(root), arch="test_resnet", weights=base), SingleScale(16)).settings
+        for root in (even, uneven)
+    ]
+    assert [settings.class_weights for settings in made] == ["none", "inverse"]
+    assert [settings.class_weights_power for settings in made] == [1.0, 0.5]
+
+
+SWEPT = (*QUICK, "--epochs", "4", "--lr-find")
+
+
+def test_the_search_leaves_no_trace_but_the_rate(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A run that searched is bit for bit the run that was told the rate."""
+    words = [*SWEPT, "--weights", str(base), "--strategy", "sandwich", "--scales", "16,20,24"]
+    words = [word for word in words if word not in ("--img-size", "16")]
+    searched, told = tmp_path / "searched", tmp_path / "told"
+    assert recipe("multiscale")([*words, "--output-dir", str(searched)]) == 0
+    chosen = line(capsys.readouterr().out, "lr-find   chosen").split()[2].rstrip(",")
+    found = json.loads((searched / "lr_find.json").read_text())
+    assert found["learning_rate"] == config(searched)["learning_rate"] == float(chosen)
+    assert {4e-4, 1.3e-3, 4e-3, 1.3e-2, 4e-2} <= {trial["learning_rate"] for trial in found["trials"]}
+    words.remove("--lr-find")
+    assert recipe("multiscale")([*words, "--learning-rate", chosen, "--output-dir", str(told)]) == 0
+    one, other = (
+        load_file(Store(run / "checkpoints").committed()[-1] / "model.safetensors") for run in (searched, told)
+    )
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_resumed_run_does_not_search_again(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = [*SWEPT, "--weights", str(base), "--output-dir", str(tmp_path / "run")]
+    assert recipe("single_scale")(words) == 0
+    assert "epoch(s) of" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / ".lr_find")  # as on a machine that has only the run
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(Store(tmp_path / "run" / "checkpoints").committed()[-1])
+    assert recipe("single_scale")(words) == 0
+    after = capsys.readouterr().out
+    assert "epoch(s) of" not in after
+    assert "continuing from" in after
+
+
+def test_the_best_rate_is_not_at_an_end_of_those_that_were_tried(base: Path, tmp_path: Path):
+    settings = Settings(
+        synthetic_count=96, synthetic_size=32, batch_size=24, epochs=4, learning_rate=1e-5, output_dir=tmp_path / "run"
+    )
+    found = find_rate(settings, SingleScale(16))
+    rates = [trial.learning_rate for trial in found.trials]
+    assert rates == sorted(rates)
+    assert len(rates) == 7 or rates[0] < found.learning_rate < rates[-1]
+    scores = {trial.learning_rate: (trial.score, trial.loss) for trial in found.trials}
+    top, losses = max(score for score, _ in scores.values()), {rate: loss for rate, (_, loss) in scores.items()}
+    error = (top * (100 - top) / 16) ** 0.5  # of an accuracy on 16 images
+    near = [rate for rate, (score, _) in scores.items() if score >= top - error]
+    assert found.learning_rate == min(near, key=losses.get)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rates_that_all_diverge_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = [*SWEPT, "--learning-rate", "1e36", "--optimizer", "sgd", "--output-dir", str(tmp_path / "run")]
+    assert recipe("single_scale")(words) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: --lr-find: training diverges at all of 1e+35, 3.2e+35, 1e+36")
+
+
+def test_a_strategy_that_cannot_be_shorter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = [*QUICK[:-2], "--epochs", "4", "--lr-find", "--progressive", "--scales", "16,24", "--scale-epochs", "2,2"]
+    assert recipe("multiscale")([*words, "--output-dir", str(tmp_path / "run")]) == 2
+    assert "has no training of at most 2 of 4 epochs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_rate(run: Runner, tmp_path: Path):
+    model = ("--arch", "test_vit", "--model-kwargs", "patch_size=8")  # without BatchNorm, whose batches are a process's
+    words = ["recipes/single_scale.py", *SWEPT, *model]
+    assert run(*words, "--output-dir", str(tmp_path / "one")).returncode == 0
+    shutil.rmtree(tmp_path / ".lr_find")
+    assert run(*words, "--output-dir", str(tmp_path / "two"), launcher=TORCHRUN).returncode == 0
+    one, two = (json.loads((tmp_path / name / "lr_find.json").read_text()) for name in ("one", "two"))
+    assert [trial["learning_rate"] for trial in one["trials"]] == [trial["learning_rate"] for trial in two["trials"]]
+    assert (one["steps"], one["learning_rate"]) == (two["steps"], two["learning_rate"])
+    for a, b in zip(one["trials"], two["trials"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)

@@ -1,0 +1,59 @@
+"""Train from weights that are good already, with defaults for few images: one size, or one model for several.
+
+Epochs, batch size, rates, a start in which only the classifier learns, an average of the weights, and weights of uneven
+classes follow from your images and the model; a flag that you give wins. It starts from timm's weights, or --weights.
+
+Example: toolkit train finetune --data-root photos --arch resnet18 --img-size 224
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from toolkit.commands import train_multi, train_single
+from toolkit.commands.start import start
+from toolkit.config.cli import Command, parse
+from toolkit.system import console, host
+from toolkit.system.errors import InputError
+from toolkit.system.exit_codes import exit_code
+
+if TYPE_CHECKING:
+    from toolkit.strategies.base import Strategy
+
+log = logging.getLogger(__name__)
+
+SCALE_FLAGS = ("img_size", *train_multi.SCALE_FLAGS)
+SEVERAL = ("scales", "strategy", "progressive")  # flags of a training at several sizes
+
+
+def strategy_of(command: Command) -> "Strategy":
+    """The strategy that the flags ask for: several sizes if they name some, else one; raises InputError."""
+    chosen = [name for name in SEVERAL if command.scales.get(name) and command.scales[name] != "single"]
+    if chosen and command.scales.get("img_size"):
+        flag = f"--{chosen[0]}"
+        raise InputError(
+            f"--img-size {command.scales['img_size']} is one size, {flag} asks for several: drop one of them"
+        )
+    return (train_multi if chosen else train_single).strategy_of(command)
+
+
+def prepare(command: Command) -> tuple[Command, "Strategy"]:
+    """The command with the defaults of fine-tuning, and its strategy."""
+    strategy = strategy_of(command)
+
+    from toolkit.tools.finetuning import finetuning
+
+    console.start(host.is_main_process(command.settings.alone))
+    found = finetuning(command.settings, strategy, command.scales.get("head_epochs"))
+    for line in console.wrapped([found.line]):
+        log.info(line)
+    return replace(command, settings=found.settings), found.strategy
+
+
+def train_from(argv: Sequence[str] | None, prog: str) -> None:
+    start(parse(argv, prog, __doc__, SCALE_FLAGS), prepare, "finetune")
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "toolkit train finetune") -> int:
+    return exit_code(lambda: train_from(argv, prog))

@@ -1,0 +1,103 @@
+"""The defaults of fine-tuning: what suits weights that are good already, by the number of images and the model."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.config.settings import Settings, make_settings
+from toolkit.data.loading.python_data import open_data
+from toolkit.data.sources.index import Splits
+from toolkit.models.source import make_source
+from toolkit.strategies import Finish, HeadFirst
+from toolkit.strategies.base import Strategy
+from toolkit.training.tasks import make_task
+
+STEPS, EPOCHS = 1000, (5, 30)  # optimizer steps that are enough, within these numbers of epochs
+STEPS_PER_EPOCH, BATCHES = 8, (8, 64)  # at least so many, within these batch sizes
+HEAD_SHARE, WARMUP_SHARE = 0.1, 0.1  # of the epochs, and of those behind the head's
+RATE, RATE_WITHOUT_BATCH_NORM = 1e-3, 3e-4  # peak rate of Adam for batches of 64 images
+LAYER_DECAY = 0.75
+REACH = 0.05  # share of the steps over which the moving average reaches back
+UNEVEN, POWER = 3.0, 0.5  # images of the commonest class for one of the rarest, and then the power of the weights
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """Settings and strategy with what was not given filled in, and a line for the plan that says what."""
+
+    settings: Settings
+    strategy: Strategy
+    line: str
+
+
+def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None = None) -> Finetuning:
+    """Fill in what suits a start from trained weights, where neither settings nor strategy say otherwise.
+
+    `head_epochs`: 0: none; unset: a tenth of the epochs, unless the strategy has a `HeadFirst`. Raises InputError as a
+    run does for its data and model.
+    """
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    if not (settings.weights or settings.model_from):
+        given = {"pretrained": True, **given}
+    settings = make_settings(given)
+    splits = open_data(settings, strategy.selection().sizes[-1])
+    filled: dict[str, Any] = {}
+
+    def fill(name: str, value: Any) -> Any:
+        """The value of a setting: the given one, else `value`."""
+        return given[name] if name in given else filled.setdefault(name, value)
+
+    images = len(splits.train)
+    batch = fill("batch_size", _batch_size(images))
+    per_epoch = max(1, images // batch)
+    epochs = fill("epochs", min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1]))
+    if head_epochs is None:
+        head_epochs = 0 if settings.freeze or epochs < 3 or _has_head(strategy) else max(1, round(HEAD_SHARE * epochs))
+    fill("warmup_epochs", round(WARMUP_SHARE * (epochs - head_epochs), 2))
+    if "adam" in settings.optimizer:
+        rate = RATE if _has_batch_norm(settings, strategy, splits) else RATE_WITHOUT_BATCH_NORM
+        fill("learning_rate", float(f"{rate * math.sqrt(batch / 64):.2g}"))
+    if not (settings.freeze or settings.model_from):
+        fill("layer_decay", LAYER_DECAY)
+    fill("ema_decay", round(1 - 1 / max(10.0, REACH * per_epoch * epochs), 4))
+    if _are_uneven(settings, splits) and fill("class_weights", "inverse") != "none":
+        fill("class_weights_power", POWER)
+    told = filled | ({"head_epochs": head_epochs} if head_epochs else {})
+    words = (
+        f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in told.items()
+    )
+    made = make_settings({**given, **filled})
+    return Finetuning(made, _with_head(strategy, head_epochs), f"finetune  {images} images: {', '.join(words)}")
+
+
+def _batch_size(images: int) -> int:
+    """A power of two that makes an epoch of at least STEPS_PER_EPOCH steps."""
+    smallest, largest = BATCHES
+    return min(max(2 ** int(math.log2(max(1.0, images / STEPS_PER_EPOCH))), smallest), largest, images)
+
+
+def _has_head(strategy: Strategy) -> bool:
+    return isinstance(strategy.strategy if isinstance(strategy, Finish) else strategy, HeadFirst)
+
+
+def _with_head(strategy: Strategy, head_epochs: int) -> Strategy:
+    """The strategy with a HeadFirst, inside of its Finish if it has one."""
+    if not head_epochs:
+        return strategy
+    if isinstance(strategy, Finish):
+        return Finish(HeadFirst(strategy.strategy, head_epochs), strategy.finish_size, strategy.finish_epochs)
+    return HeadFirst(strategy, head_epochs)
+
+
+def _has_batch_norm(settings: Settings, strategy: Strategy, splits: Splits) -> bool:
+    sizes = sorted({size for spec in strategy.eval_specs() for size in spec.sizes})
+    return make_source(settings).plan(settings, len(splits.classes), sizes, strategy.norm()).batch_norms > 0
+
+
+def _are_uneven(settings: Settings, splits: Splits) -> bool:
+    """Whether the commonest class has more than UNEVEN times the images of the rarest, which has some."""
+    if splits.train.labels.ndim > 1:
+        return False
+    counts = make_task(settings).class_counts(splits.train.labels, len(splits.classes))
+    return bool(0 < counts.min() * UNEVEN < counts.max())
