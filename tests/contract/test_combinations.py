@@ -166,8 +166,8 @@ def table() -> str:
     for strategy in TABLES["strategy"]:
         for around in AROUND:
             found = [c for c in ALL.values() if (c.strategy, c.around) == (strategy, around)]
-            cells = [f"{c.more} {marks(c.name)}" for c in found]
-            lines.append(f"| {strategy if around == 'alone' else ''} | {around} | {' | '.join(cells)} |")
+            cells = [f"{c.more} {marks(c.name)}".rstrip() for c in found]
+            lines.append(f"| {strategy} | {around} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
