@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from examples import EXAMPLES
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -107,6 +108,31 @@ def test_each_tuple_of_sizes_has_one_graph_before_its_first_step_and_trains_as_w
     train(settings(tmp_path / "eager", compile=False), strategy, model=network)
     assert graphs() == expected[-1]
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-5)
+
+
+def trained(output: Path) -> dict[str, Tensor]:
+    return load_file(RunDirectory(output).store.committed()[-1] / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_frozen_normalization_stays_as_it_is_when_it_is_compiled(tmp_path: Path):
+    network = Network()
+
+    def tensors(name: str, **values) -> dict[str, Tensor]:
+        train(settings(tmp_path / name, **values), Simultaneous(SIZES), model=network)
+        return trained(tmp_path / name)
+
+    compiled = tensors("compiled", freeze_bn=True)
+    assert graphs() == 1
+    eager = tensors("eager", freeze_bn=True, compile=False)
+    norms = {name for name in compiled if "body.1." in name}
+    assert len(norms) == 2 * 5  # of two sizes: three statistics and two parameters
+    fresh = {"weight": 1.0, "running_var": 1.0}
+    assert all(bool((compiled[name] == fresh.get(name.rpartition(".")[2], 0)).all()) for name in norms)
+    assert max(float((compiled[name] - eager[name]).abs().max()) for name in compiled) < 1e-5
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-5)
+    free = tensors("free")  # control
+    assert all(not torch.equal(free[name], compiled[name]) for name in norms if "running" in name)
 
 
 @pytest.mark.slow

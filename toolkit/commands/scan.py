@@ -4,7 +4,8 @@ Reports images that cannot be used (unreadable, empty, truncated, damaged, too l
 train if validation will be held out from it (would leak), or under two labels (contradiction); classes missing or
 extra in a split; and gray of more than 8 bits that --range leaves few levels. Reports as harmless: other copies within
 a split, content in another format than the file extension, bytes astray before a JPEG's pixels, classes without images
-in a split for evaluation, system files, and files without an image extension or outside the class folders.
+in a split for evaluation, system files, and files without an image extension or outside the class folders. With --task
+multilabel it counts the labels of each class, and images without labels.
 
 Exit code: 0 the data is usable unchanged; 2 it is not, or a flag is wrong. --write-manifest does not change the code.
 
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from toolkit.config.cli import parse_section
+from toolkit.config.tables import CLASSIFICATION
 from toolkit.config.tool_settings import Scan
 from toolkit.system import console
 from toolkit.system.errors import InputError
@@ -34,7 +36,8 @@ def scan_from(argv: Sequence[str] | None) -> None:
     console.say(f"wrote     {report.folder}", sys.stdout)
     if flags.write_manifest:
         manifest = f"{report.folder}/manifest"
-        console.say(f"wrote     {manifest}: --data-root on it trains without what was found", sys.stdout)
+        task = "" if flags.task == CLASSIFICATION else f" with --task {flags.task}"
+        console.say(f"wrote     {manifest}: --data-root on it{task} trains without what was found", sys.stdout)
     if report.serious():
         raise InputError(verdict(report))
 

@@ -18,6 +18,7 @@ BATCH_GROWTHS: tuple[str, ...] = get_args(BatchGrowth)
 ClassLoss = Literal["ce", "bce", "asl", "poly"]
 MultiLabelLoss = Literal["bce", "asl"]
 ClassWeights = Literal["none", "inverse", "effective"]
+SamplingKind = Literal["plain", "balanced"]
 GrayRange = Literal["16bit", "minmax", "percentile"]
 Fit = Literal["crop", "pad", "squash"]
 CacheKind = Literal["ram", "disk", "off"]

@@ -14,6 +14,7 @@ from pydantic import model_validator
 
 from toolkit.config.base import Section
 from toolkit.config.data_roots import BUILT_IN, is_url
+from toolkit.config.sampling import Sampling
 from toolkit.config.scales import Scales
 from toolkit.config.sections import (
     WANDB_PROJECT,
@@ -29,7 +30,7 @@ from toolkit.config.tuning import Tuning
 from toolkit.system.errors import InputError
 
 
-class Settings(Output, Machine, Tuning, Optimization, Model, Objective, Augmentation, Data):
+class Settings(Output, Machine, Tuning, Optimization, Model, Objective, Augmentation, Sampling, Data):
     """All settings of one run except the strategy."""
 
     elsewhere: ClassVar = dict.fromkeys(
@@ -59,6 +60,8 @@ class Settings(Output, Machine, Tuning, Optimization, Model, Objective, Augmenta
             raise InputError("--min-delta would be ignored: it needs --patience or --scheduler plateau")
         if self.class_weights_power != 1 and self.class_weights == "none":
             raise InputError("--class-weights-power would be ignored: it needs --class-weights inverse or effective")
+        if self.sampling_power != 1 and self.sampling == "plain":
+            raise InputError(f"--sampling-power {self.sampling_power:g} would be ignored: it needs --sampling balanced")
         if self.pretrained and self.weights:
             raise InputError(f"--pretrained would be ignored: the run starts from --weights {self.weights}; drop one")
         if self.weights_sha256 and not self.weights:
@@ -90,7 +93,17 @@ class Settings(Output, Machine, Tuning, Optimization, Model, Objective, Augmenta
         return self.arch if self.model_from is None else re.sub(r"\W", "", re.split("[:. ]", self.model_from)[-1])
 
 
-SECTIONS: tuple[type[Section], ...] = (Data, Augmentation, Objective, Model, Optimization, Tuning, Machine, Output)
+SECTIONS: tuple[type[Section], ...] = (
+    Data,
+    Sampling,
+    Augmentation,
+    Objective,
+    Model,
+    Optimization,
+    Tuning,
+    Machine,
+    Output,
+)
 
 # Settings that may differ on a resume: they change where and how fast a run trains, not what it learns.
 NOT_LEARNED = frozenset(

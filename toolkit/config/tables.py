@@ -16,6 +16,7 @@ from toolkit.system.errors import InputError, first_line
 
 Seam = Literal["strategy", "task", "schedule", "dashboard", "source"]
 
+CLASSIFICATION = "classification"  # the task of one class an image
 MULTI_LABEL = "multilabel"  # the task of several classes an image, for messages that advise it
 
 TABLES: dict[Seam, dict[str, Any]] = {
@@ -29,7 +30,7 @@ TABLES: dict[Seam, dict[str, Any]] = {
         "sandwich": "toolkit.strategies.sandwich:Sandwich",
     },
     "task": {
-        "classification": "toolkit.models.classification:Classification",
+        CLASSIFICATION: "toolkit.models.classification:Classification",
         MULTI_LABEL: "toolkit.models.multilabel:MultiLabel",
     },
     "schedule": {

@@ -1,12 +1,14 @@
 """Fields and types that several tools have."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import split_numbers
 from toolkit.config.choices import Precision
+from toolkit.config.tables import CLASSIFICATION, check_entry
 
 
 def as_paths(given: Any) -> tuple[str, ...]:
@@ -18,6 +20,12 @@ def as_paths(given: Any) -> tuple[str, ...]:
 Paths = Annotated[tuple[str, ...], BeforeValidator(as_paths)]
 Precisions = Annotated[tuple[Precision, ...], BeforeValidator(split_numbers), Field(min_length=1)]
 
+TaskName = Annotated[str, AfterValidator(partial(check_entry, "task", "--task"))]
+
+TASK = Field(
+    CLASSIFICATION,
+    description="as for training; classification: one label per image; multilabel: any number of them",
+)
 MODEL_FROM = Field(
     None,
     description="module:function of your own that makes the run's model, if it was trained with --model-from; the flag "

@@ -9,20 +9,21 @@ from toolkit.config.base import Folder, Numbers, Section, split_numbers
 from toolkit.config.checks import check_columns, check_compare, check_evaluate, check_output, check_predict
 from toolkit.config.choices import CACHE_GB, TOLERANCE, Cache, Format, GrayRange, OnnxInput, Split
 from toolkit.config.data_roots import BUILT_IN, SYNTHETIC
-from toolkit.config.tool_fields import ALONE, MODEL_FROM, Paths, Precisions
+from toolkit.config.tool_fields import ALONE, MODEL_FROM, TASK, Paths, Precisions, TaskName
 
 
 class Scan(Section):
     """Scan"""
 
     groups: ClassVar = {
-        "columns": ("label_column", "hf_config"),
+        "columns": ("task", "label_column", "hf_config"),
         "output": ("output_dir", "write_manifest", "contact_sheets"),
         "images": ("range",),
         "machine": ("num_workers", "cache_dir", "cache_gb"),
     }
 
     data: str = Field(description="the data set, in any form that --data-root accepts")
+    task: TaskName = TASK
     label_column: str | None = Field(None, description="as for training (unset: the usual names)")
     hf_config: str | None = Field(None, description="as for training (unset: the only one)")
     output_dir: Folder | None = Field(

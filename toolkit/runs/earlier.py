@@ -16,6 +16,8 @@ AS_BEFORE: dict[str, Any] = {
     "loss": "ce",
     "class_weights": "none",
     "class_weights_power": 1.0,
+    "sampling": "plain",
+    "sampling_power": 1.0,
     "select_by": "top1",
     "scheduler_kwargs": {},
     "synthetic_classes": None,

@@ -269,8 +269,7 @@ def endless(pipeline: DataPipeline, epoch: Epoch, share: RankShare) -> Iterator[
     Without those that are delivered while workers start: one batch with threads, one per worker with processes, each
     of which loads whole batches.
     """
-    order = pipeline.sampler
-    repeated = replace(pipeline, sampler=_Endless(order.images, order.seed, order.strategy, order.shards))
+    repeated = replace(pipeline, sampler=_Endless(**vars(pipeline.sampler)))
     stream = repeated.batches(epoch, epoch.start, share)
     for _ in range(max(1, pipeline.workers) if pipeline.in_processes else 1):
         next(stream)

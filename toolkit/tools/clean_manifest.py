@@ -2,11 +2,13 @@
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from toolkit.data.sources.index import ALONE, Index
+from toolkit.data.sources.label_rows import BETWEEN, images_of_classes
 from toolkit.data.sources.labels import CLASS_NAMES
 from toolkit.data.sources.survey import Survey
 from toolkit.system import files, storage
@@ -33,16 +35,16 @@ def write_manifest(report: ScanReport, folder: Path) -> None:
     if training would refuse what is kept, or the folder cannot be written.
     """
     kept = {split: index.take(report.kept[split]) for split, index in report.indices.items()}
-    left = {split: {*index.labels.tolist()} for split, index in kept.items()}
-    labels = sorted(left["train"])
-    counts = Counter(kept["train"].labels.tolist())
+    counts = images_of_classes(kept["train"].labels, len(report.classes)).tolist()
+    labels = [label for label, count in enumerate(counts) if count]
+    several = kept["train"].labels.ndim > 1
     rules = [
         *([f"{len(labels)} class would be left in train"] if len(labels) < 2 else []),
-        *(["no image would be left in val"] if not left.get("val", labels) else []),
+        *(["no image would be left in val"] if "val" in kept and not len(kept["val"]) else []),
         *(
             f"class {report.classes[label]!r} would have 1 image in train, too few to hold one out for validation"
             for label in labels
-            if "val" not in left and counts[label] == 1
+            if "val" not in kept and counts[label] == 1 and not several
         ),
     ]
     if rules:
@@ -72,8 +74,15 @@ def _fill(folder: Path, kept: dict[str, Index], labels: Sequence[int], report: S
     for split, index in kept.items():
         if not len(index):  # no image of a test split may be left
             continue
-        rows = zip(index.names, index.labels.tolist(), strict=True)
-        _write_csv(folder / f"{split}.csv", ((name, number[label]) for name, label in rows if label in number))
+        rows = zip(index.names, map(np.atleast_1d, index.labels), strict=True)
+        cells = ((name, _cell(label, number, index.labels.ndim > 1)) for name, label in rows)
+        _write_csv(folder / f"{split}.csv", ((name, cell) for name, cell in cells if cell is not None))
+
+
+def _cell(label: np.ndarray, number: Mapping[int, int], several: bool) -> str | None:
+    """The labels of an image as a manifest has them; None if it has one class, and that is none of train's."""
+    names = [str(number[one]) for one in (np.flatnonzero(label) if several else label).tolist() if one in number]
+    return BETWEEN.join(names) if names or several else None
 
 
 def _write_names(file: Path, names: Sequence[str]) -> None:
@@ -84,7 +93,7 @@ def _write_names(file: Path, names: Sequence[str]) -> None:
     files.write_text(file, "".join(f"{name}\n" for name in names))
 
 
-def _write_csv(file: Path, rows: Iterable[tuple[str, int]]) -> None:
+def _write_csv(file: Path, rows: Iterable[tuple[str, str]]) -> None:
     cells = (("filepath", "label"), *((f"{IMAGES}/{name}", label) for name, label in rows))
     try:
         text = "".join(map(csv_line, cells))

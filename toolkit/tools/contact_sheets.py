@@ -20,20 +20,27 @@ from toolkit.system.plotting import matplotlib
 from toolkit.tools.scan_report import ScanReport
 
 COLUMNS, ROWS, TILE, GAP = 6, 4, 112, 8  # tile and gap in px
+UNLABELED = "without labels"
 HEAD, LINE = 30, 14  # height of the class name, and of a file name below its tile, px
 
 
 def write_contact_sheets(report: ScanReport, folder: Path) -> None:
-    """Write `NUMBER-CLASS.png` for each class: up to 24 of its kept images, evenly spaced over all of them."""
+    """Write `NUMBER-CLASS.png` for each class: up to 24 of its kept images, evenly spaced over all of them.
+
+    Another one shows images without labels, if there are any.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    members: list[list[tuple[str, Index, int]]] = [[] for _ in report.classes]
+    names = [*report.classes, UNLABELED]
+    members: list[list[tuple[str, Index, int]]] = [[] for _ in names]
     for split, index in report.indices.items():
         for i in report.kept[split].tolist():
-            members[index.labels[i]].append((split, index, i))
+            label = index.labels[i]
+            for one in (np.flatnonzero(label).tolist() or [-1]) if label.ndim else [label]:
+                members[one].append((split, index, i))
 
     def draw(label: int) -> None:
-        safe = re.sub(r"[^\w.-]", "_", report.classes[label])[:80]
-        _sheet(report.classes[label], members[label]).save(folder / f"{label:04d}-{safe}.png")
+        safe = re.sub(r"[^\w.-]", "_", names[label])[:80]
+        _sheet(names[label], members[label]).save(folder / f"{label:04d}-{safe}.png")
 
     with ThreadPoolExecutor(host.cpu_quota()) as pool:  # each thread holds at most one sheet in memory
         list(pool.map(draw, [label for label, some in enumerate(members) if some]))

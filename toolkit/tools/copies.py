@@ -29,18 +29,17 @@ def _judge(survey: Survey, copies: list[tuple[str, int]]) -> Iterable[tuple[str,
     """
 
     def called(split: str, i: int) -> str:
-        index = survey.splits[split]
-        return f"the same content as {index.names[i]}, class {survey.classes[index.labels[i]]}"
+        return f"the same content as {survey.splits[split].names[i]}, {survey.label_of(split, i)}"
 
     keeper, first = copies[0]
     labels = survey.splits[keeper].labels
     own = [i for split, i in copies if split == keeper]
-    contradictory = len({*labels[own].tolist()}) > 1
+    contradictory = bool((labels[own] != labels[own[0]]).any())
     for split, i in copies:
         if split != keeper:
             yield split, i, "leak", called(keeper, first)
         elif contradictory:
-            yield split, i, "contradiction", called(keeper, next(j for j in own if labels[j] != labels[i]))
+            yield split, i, "contradiction", called(keeper, next(j for j in own if (labels[j] != labels[i]).any()))
         elif i != first and keeper == "train" and "val" not in survey.splits:
             yield split, i, "would leak", f"{called(keeper, first)}; of train a part would be held out for validation"
         elif i != first:

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from toolkit.config.arguments import checked
 from toolkit.config.choices import CACHE_GB, GrayRange
+from toolkit.config.tables import CLASSIFICATION
 from toolkit.data.images.preprocess import AS_STORED
 from toolkit.data.sources.index import Index
+from toolkit.data.sources.label_rows import images_of_classes
 from toolkit.data.sources.survey import Finding, Survey, survey
 from toolkit.system import files, host
 from toolkit.system.places import expanded
@@ -42,6 +44,7 @@ def scan(
     cache_gb: float = CACHE_GB,
     label_column: str | None = None,
     hf_config: str | None = None,
+    task: str = CLASSIFICATION,
 ) -> ScanReport:
     """Check the data set `data`. The flags of `toolkit scan` describe the arguments.
 
@@ -49,7 +52,7 @@ def scan(
     scan-NAME-TIME). Raises InputError if nothing can be scanned or written; bad images are findings, not errors.
     """
     folder = _folder(data) if output_dir is None else expanded(output_dir)
-    found = survey(data, cache_dir, cache_gb, label_column, hf_config)
+    found = survey(data, cache_dir, cache_gb, label_column, hf_config, task)
     splits = {split: replace(index, gray=range) for split, index in found.splits.items()}
     found = replace(found, splits=splits)
     if write_manifest:
@@ -86,8 +89,9 @@ def check_images(found: Survey, threads: int | None = None) -> ScanReport:
                 findings.append(Finding(split, name, check.kind, check.reason))
             if check.kind in BAD:
                 left_out[split].add(i)
-        counts = np.bincount(index.labels, minlength=len(found.classes)).tolist()
+        counts = images_of_classes(index.labels, len(found.classes)).tolist()
         report.per_class = dict(zip(found.classes, counts, strict=True))
+        report.unlabeled = int((~index.labels.any(1)).sum()) if index.labels.ndim > 1 else None
         reports[split] = report
     for split, i, kind, reason in find_copies(found, digests):
         findings.append(Finding(split, found.splits[split].names[i], kind, reason))

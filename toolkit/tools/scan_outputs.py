@@ -23,6 +23,7 @@ def to_json(report: ScanReport) -> dict[str, Any]:
             "bad": dict(counts.bad),
             "kept": len(report.kept[split]),
             "per_class": counts.per_class,
+            **({} if counts.unlabeled is None else {"unlabeled": counts.unlabeled}),
             "formats": dict(counts.formats),
             "progressive_jpegs": counts.progressive,
             "modes": dict(counts.modes),
@@ -84,6 +85,9 @@ def _extent(extreme: Extreme | None) -> str:
 
 
 def _per_class(report: ScanReport, splits: Sequence[SplitReport]) -> Iterator[tuple[str, ...]]:
+    if splits[0].unlabeled is not None:
+        yield "labels", *(str(sum(split.per_class.values())) for split in splits)
+        yield "images without labels", *(str(split.unlabeled) for split in splits)
     yield f"classes ({len(report.classes)})", *(str(sum(map(bool, split.per_class.values()))) for split in splits)
     if len(report.classes) <= MOST_CLASSES:
         for name in report.classes:

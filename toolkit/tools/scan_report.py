@@ -26,12 +26,16 @@ class Extreme(NamedTuple):
 
 @dataclass
 class SplitReport:
-    """Counts of one split; `sizes`, `modes`, `formats`, `progressive` and the extremes cover only its usable images."""
+    """Counts of one split; `sizes`, `modes`, `formats`, `progressive` and the extremes cover only its usable images.
+
+    `unlabeled`: images without labels, where one may have any number of them; else None.
+    """
 
     images: int = 0
     bytes: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     per_class: dict[str, int] = field(default_factory=dict)
+    unlabeled: int | None = None
     formats: Counter[str] = field(default_factory=Counter)
     progressive: int = 0
     modes: Counter[str] = field(default_factory=Counter)

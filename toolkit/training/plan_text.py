@@ -38,6 +38,7 @@ def describe_run(run_plan: RunPlan, of_weights: Sequence[str] = ()) -> list[str]
         + (f"; gray of more than 8 bits by {settings.range}" if settings.range != "16bit" else "")
         + (f"; whole images, {FITTED[settings.fit]}" if settings.fit != "crop" else ""),
         *([f"warning   {dark}"] if (dark := few_levels(splits.train)) else []),
+        *run_plan.sampled,
         f"augment   {_augmentation(settings)}",
         f"model     {run_plan.parts.model.name}, {_start(settings)}, {model_plan.parameters / 1e6:.2f} M parameters, "
         f"{norm}; 10^9 multiply-adds per image: {', '.join(costs)}",

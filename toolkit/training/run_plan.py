@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.settings import Settings
+from toolkit.data.loading.balance import describe_balance
 from toolkit.data.loading.cache import CacheChoice, choose_cache
 from toolkit.data.loading.pipeline import check_readable, loads_in_processes, make_augmenter
 from toolkit.data.loading.python_data import open_data
@@ -30,6 +31,7 @@ from toolkit.system import host
 from toolkit.system.errors import InputError
 from toolkit.training.parts import Parts
 from toolkit.training.step_plan import StepPlan, make_step_plan, step_sizes
+from toolkit.training.tasks import check_weighing
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunPlan:
 
     `parts`: what a user may replace. `settings`: as requested, with values that depend on launcher and data filled in,
     except `--cache`; `cache`: that setting resolved. `threads`: decoding threads per process. `learns`: lines for the
-    plan on trainable parameters and their rates, where not all are alike.
+    plan on trainable parameters and their rates, where not all are alike; `sampled`: on how often images come.
     """
 
     parts: Parts
@@ -49,6 +51,7 @@ class RunPlan:
     model: ModelPlan
     threads: int
     learns: tuple[str, ...] = ()
+    sampled: tuple[str, ...] = ()
 
     def bound_tasks(self, device: torch.device) -> dict[float, BoundTask]:
         """The task's computations by the regularization of a phase; 1 is always among them.
@@ -89,6 +92,7 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
         parts.task.check_labels(index.labels, len(splits.classes))
     counts = parts.task.class_counts(splits.train.labels, len(splits.classes))
     parts.task.check_counts(counts, splits.classes)
+    check_weighing(settings, parts.task, counts, len(splits.classes))
     steps = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
     if settings.on_bad_sample == "fail":
         check_readable(splits)
@@ -108,8 +112,9 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     if not only_timed and (reason := undefined_gradient(accelerator, model_plan, trained)):
         raise InputError(f"{reason}, whose gradient torch leaves undefined: train at larger sizes, or with --no-amp")
     learns = _learns(settings, parts, steps, model_plan)
+    sampled = tuple(describe_balance(settings, splits))
     _check_alike(splits)
-    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads, learns)
+    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads, learns, sampled)
 
 
 def keep_choices(run_plan: RunPlan, config: Mapping[str, Any]) -> RunPlan:

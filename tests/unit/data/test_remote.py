@@ -11,8 +11,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from fsspec.registry import _registry
@@ -22,6 +24,7 @@ from tests.conftest import SLOW
 from tests.storage import Storage
 from tests.unit.data.test_shards import image, samples, write_tar
 from toolkit import InputError, Settings, SingleScale
+from toolkit.data.loading.balance import make_balance
 from toolkit.data.loading.cache import choose_cache
 from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
 from toolkit.data.loading.sampler import RankShare
@@ -115,6 +118,23 @@ def test_each_shard_is_fetched_once_an_epoch_when_the_cache_holds_a_third(storag
         assert [read_bytes(splits.val, i) for i in range(4)] == [image(i) for i in range(1000, 1004)]
     assert [sorted(ids) for ids in seen] == [list(range(96))] * 2
     assert seen[0] != seen[1]
+
+
+def test_no_shard_is_fetched_twice_an_epoch_when_classes_are_balanced(storage: Storage, data: Path):
+    """Images of a rare class come again within the window in which their shard is held."""
+    storage.put(data)
+    settings = settings_of(storage.url, data, 4)
+    splits, pipeline = opened(settings)
+    labels = (np.arange(96) % 12 == 0).astype(np.int64)  # 8 of 96 images
+    balanced = replace(pipeline, sampler=replace(pipeline.sampler, balance=make_balance(labels, 1.0, 0)))
+    for epoch in make_step_plan(settings, STRATEGY, len(splits.train), 1).epochs():
+        forget(data)
+        storage.fetches.clear()
+        seen = [i for batch in balanced.batches(epoch, 0, RankShare(0, 1, 1)) for i in batch.ids.tolist()]
+        assert seen == balanced.sampler.permutation(epoch.number).tolist()
+        assert len({*seen}) < 60
+        assert abs(int(labels[seen].sum()) - 48) <= 1
+        assert set(Counter(storage.of_shards()).values()) == {1}
 
 
 def wait_until_quiet(storage: Storage) -> None:

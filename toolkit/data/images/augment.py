@@ -1,6 +1,7 @@
-"""Augmentation as a pure function of (seed, epoch, sample id), and the fixed box of evaluation.
+"""Augmentation as a pure function of (seed, epoch, key), and the fixed box of evaluation.
 
-The random draws do not depend on process, worker, batch or scale. All augmentation is applied once, at the largest size
+The key of an image is its id; where it comes again in an epoch, another number. The random draws do not depend on
+process, worker, batch or scale. All augmentation is applied once, at the largest size
 of a step; smaller views are derived from the result.
 """
 
@@ -98,38 +99,38 @@ class Augmenter:
         return self.rand_augment > 0 or self.color_jitter > 0
 
     def draw(
-        self, epoch: int, ids: np.ndarray, widths: np.ndarray, heights: np.ndarray, regularization: float
+        self, epoch: int, keys: np.ndarray, widths: np.ndarray, heights: np.ndarray, regularization: float
     ) -> tuple[list[Box], list[bool]]:
         """The crop box of each image, and whether to mirror it."""
-        draws = uniforms(self.seed, CROP_STREAM, epoch, ids, 1 + 4 * CROP_TRIES)
+        draws = uniforms(self.seed, CROP_STREAM, epoch, keys, 1 + 4 * CROP_TRIES)
         smallest = max(0.0, 1 - regularization * (1 - self.crop_scale))
         sides = widths.astype(np.int64), heights.astype(np.int64)
         boxes = random_resized_crops(*sides, smallest, draws[:, 1:], self.fit)
         found = [Box(left, top, width, height, self.fit == "pad") for left, top, width, height in boxes.tolist()]
         return found, (self.hflip & (draws[:, 0] < 0.5)).tolist()
 
-    def change(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
+    def change(self, pixels: np.ndarray, epoch: int, key: int, regularization: float) -> np.ndarray:
         """Apply the transform, color changes and erasing to one S x S x 3 uint8 image, already cropped and mirrored."""
         if self.transform is not None:
-            pixels = self.transform.apply(pixels, self.seed, epoch, sample)
+            pixels = self.transform.apply(pixels, self.seed, epoch, key)
         if self.recolors and regularization > 0:
-            pixels = self._recolor(pixels, epoch, sample, regularization)
+            pixels = self._recolor(pixels, epoch, key, regularization)
         if self.random_erasing:
-            pixels = self._erase(pixels, epoch, sample, self.random_erasing * regularization)
+            pixels = self._erase(pixels, epoch, key, self.random_erasing * regularization)
         return pixels
 
-    def _recolor(self, pixels: np.ndarray, epoch: int, sample: int, regularization: float) -> np.ndarray:
-        """timm's RandAugment, then color jitter; both use the global generators, which are seeded here per sample."""
-        seed_globals(self.seed, COLOR_STREAM, epoch, sample)
+    def _recolor(self, pixels: np.ndarray, epoch: int, key: int, regularization: float) -> np.ndarray:
+        """timm's RandAugment, then color jitter; both use the global generators, which are seeded here per image."""
+        seed_globals(self.seed, COLOR_STREAM, epoch, key)
         image: Any = Image.fromarray(pixels)
         magnitude = min(self.rand_augment * regularization, MOST_MAGNITUDE)
         for transform in _color_transforms(magnitude, self.color_jitter * regularization, len(pixels)):
             image = transform(image)
         return np.array(image)
 
-    def _erase(self, pixels: np.ndarray, epoch: int, sample: int, probability: float) -> np.ndarray:
+    def _erase(self, pixels: np.ndarray, epoch: int, key: int, probability: float) -> np.ndarray:
         """Replace one rectangle by noise, independent for each pixel (arXiv:1708.04896)."""
-        chance, area, shape, left, top, key = uniforms(self.seed, ERASE_STREAM, epoch, np.array([sample]), 6)[0]
+        chance, area, shape, left, top, seed = uniforms(self.seed, ERASE_STREAM, epoch, np.array([key]), 6)[0]
         if chance >= probability:
             return pixels
         size = len(pixels)
@@ -139,7 +140,7 @@ class Augmenter:
         height = min(size, max(1, round(size * np.sqrt(share * ratio))))
         width = min(size, max(1, round(size * np.sqrt(share / ratio))))
         y, x = int(top * (size - height + 1)), int(left * (size - width + 1))
-        noise = np.random.default_rng(int(key * 2**53)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        noise = np.random.default_rng(int(seed * 2**53)).integers(0, 256, (height, width, 3), dtype=np.uint8)
         pixels = pixels.copy()
         pixels[y : y + height, x : x + width] = noise
         return pixels

@@ -1,7 +1,7 @@
 """MixUp and CutMix: drawn per pair, applied on the device to a whole batch at once.
 
 The partner of an image is its neighbor in the global batch, at position XOR 1. Micro-batches are contiguous and of even
-size, so pairs never cross processes. The weight is keyed by (seed, epoch, first image of the pair).
+size, so pairs never cross processes. The weight depends on (seed, epoch, key of the pair's first image).
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Mixer:
     cutmix: float
     seed: int
 
-    def draw(self, epoch: int, ids: np.ndarray, regularization: float) -> Tensor | None:
-        """N x 5 float32 for N images: weight of the image itself, and the box of its partner.
+    def draw(self, epoch: int, keys: np.ndarray, regularization: float) -> Tensor | None:
+        """N x 5 float32 for N images: weight of the image itself, and the box of its partner; `keys`: of the images.
 
         The box is left, top, right, bottom as fractions of the side; it is empty for MixUp. Returns None if nothing is
         mixed. The phase's `regularization` scales alpha.
@@ -35,7 +35,7 @@ class Mixer:
         alphas = [alpha * regularization for alpha in (self.mixup, self.cutmix)]
         if not any(alphas):
             return None
-        rows = [self._pair(alphas, key) for key in words(self.seed, MIX_STREAM, epoch, ids[::2], 1)[:, 0].tolist()]
+        rows = [self._pair(alphas, key) for key in words(self.seed, MIX_STREAM, epoch, keys[::2], 1)[:, 0].tolist()]
         return torch.tensor(np.repeat(np.array(rows, dtype=np.float32), 2, axis=0))
 
     @staticmethod

@@ -41,12 +41,12 @@ class Transform:
             function = function.func
         return str(getattr(function, "__module__", None) or type(function).__module__)
 
-    def apply(self, pixels: np.ndarray, seed: int, epoch: int, sample: int) -> np.ndarray:
+    def apply(self, pixels: np.ndarray, seed: int, epoch: int, key: int) -> np.ndarray:
         """The transformed image; `pixels` stay as they are. Moves the global generators.
 
         Raises InputError if the function raises or returns anything but an array of the same shape and type.
         """
-        seed_globals(seed, TRANSFORM_STREAM, epoch, sample)
+        seed_globals(seed, TRANSFORM_STREAM, epoch, key)
         try:
             changed = self._call(np.array(pixels, order="C"))  # a copy: the pixels may be those of a cache
         except Exception as error:  # a user's code raises any type of exception

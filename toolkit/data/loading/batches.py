@@ -20,6 +20,7 @@ from toolkit.system.errors import BadSampleError, InputError
 R = TypeVar("R", contravariant=True)
 T = TypeVar("T", covariant=True)
 Drawn = tuple[list[Box], list[bool]]  # as from Augmenter.draw
+Keyed = tuple[int, int]  # id, and key of its random draws
 MOST_SUBSTITUTES = 100  # consecutive unreadable images before training gives up
 
 
@@ -86,49 +87,51 @@ class TrainBatchBuilder:
     substitute: bool = False
 
     def open(self, spec: BatchSpec) -> tuple[int, Any]:
-        count, drawn = len(spec.ids), self._draw(spec, spec.ids)
+        count, drawn = len(spec.ids), self._draw(spec, spec.ids, spec.draw_keys)
         return count, (empty_batch(count, spec.step.sizes[-1]), spec.ids.copy(), drawn, [])
 
     def fill(self, spec: BatchSpec, memory: Any, slots: range) -> None:
         images, ids, drawn, bad = memory
         rows = _rows(images)
         for slot in slots:
-            sample = int(ids[slot])
+            sample, key = int(ids[slot]), int(spec.draw_keys[slot])
             try:
-                crop, mirror = self._crop(spec, sample, drawn, slot)
+                crop, mirror = self._crop(spec, (sample, key), drawn, slot)
             except BadSampleError as error:
                 if not self.substitute:
                     raise
                 bad.append((error.name, error.reason))
-                sample, crop, mirror = self._next_readable(spec, sample, bad)
+                (sample, key), crop, mirror = self._next_readable(spec, (sample, key), bad)
                 ids[slot] = sample
             if mirror:
                 crop = mirrored(crop)
-            rows[slot] = self.augmenter.change(crop, spec.epoch, sample, spec.regularization)
+            rows[slot] = self.augmenter.change(crop, spec.epoch, key, spec.regularization)
 
-    def _draw(self, spec: BatchSpec, ids: np.ndarray) -> Drawn | None:
+    def _draw(self, spec: BatchSpec, ids: np.ndarray, keys: np.ndarray) -> Drawn | None:
         """The boxes and mirrors of some images; None if their sizes are only known once they are read."""
         index = self.pixels.index
         if index.items is not None:
             return None
-        return self.augmenter.draw(spec.epoch, ids, index.width[ids], index.height[ids], spec.regularization)
+        return self.augmenter.draw(spec.epoch, keys, index.width[ids], index.height[ids], spec.regularization)
 
-    def _crop(self, spec: BatchSpec, sample: int, drawn: Drawn | None, slot: int) -> tuple[np.ndarray, bool]:
+    def _crop(self, spec: BatchSpec, image: Keyed, drawn: Drawn | None, slot: int) -> tuple[np.ndarray, bool]:
         """An image at the step's largest size, and whether to mirror it; `drawn`: as from `_draw`, at `slot`."""
+        sample, key = image
         if drawn is not None:
             return self.pixels.crop(sample, drawn[0][slot], spec.step.sizes[-1]), drawn[1][slot]
-        pixels = self.pixels.item(sample, self.augmenter.seed, spec.epoch)
+        pixels = self.pixels.item(sample, self.augmenter.seed, spec.epoch, key)
         height, width = (np.array([length]) for length in pixels.shape[:2])
-        (box,), (mirror,) = self.augmenter.draw(spec.epoch, np.array([sample]), width, height, spec.regularization)
+        (box,), (mirror,) = self.augmenter.draw(spec.epoch, np.array([key]), width, height, spec.regularization)
         return crop_and_resize(pixels, box, spec.step.sizes[-1]), mirror
 
-    def _next_readable(self, spec: BatchSpec, sample: int, bad: list[Any]) -> tuple[int, np.ndarray, bool]:
-        index = self.pixels.index
+    def _next_readable(self, spec: BatchSpec, image: Keyed, bad: list[Any]) -> tuple[Keyed, np.ndarray, bool]:
+        index, (sample, key) = self.pixels.index, image
         for step in range(1, MOST_SUBSTITUTES):
             other = (sample + step) % len(index)
-            drawn = self._draw(spec, np.array([other]))
+            its_key = other + key - sample
+            drawn = self._draw(spec, np.array([other]), np.array([its_key]))
             try:
-                return other, *self._crop(spec, other, drawn, 0)
+                return (other, its_key), *self._crop(spec, (other, its_key), drawn, 0)
             except BadSampleError as error:
                 bad.append((error.name, error.reason))
         raise InputError(
@@ -139,7 +142,7 @@ class TrainBatchBuilder:
     def close(self, spec: BatchSpec, memory: Any) -> Batch:
         images, ids, _, bad = memory
         targets = torch.from_numpy(self.pixels.index.labels[ids])
-        mixing = self.mixer.draw(spec.epoch, spec.ids, spec.regularization)
+        mixing = self.mixer.draw(spec.epoch, spec.draw_keys, spec.regularization)
         return Batch(images, targets, ids, spec.step, spec.number, mixing, tuple(bad))
 
 

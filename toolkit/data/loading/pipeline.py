@@ -9,6 +9,7 @@ from toolkit.config.settings import Settings
 from toolkit.data.images.augment import Augmenter
 from toolkit.data.images.mixing import Mixer
 from toolkit.data.images.transform import Transform
+from toolkit.data.loading.balance import balance_of
 from toolkit.data.loading.batches import Batch, TrainBatchBuilder
 from toolkit.data.loading.cache import CacheChoice, open_readers
 from toolkit.data.loading.prefetch import fetching_ahead
@@ -96,7 +97,13 @@ def open_pipeline(
     """The pipeline of a run; writes missing downscaled copies. `transform`: the user's own."""
     remember = cache.kind == "ram"
     return DataPipeline(
-        sampler=Sampler(len(splits.train), settings.seed, strategy, _shards(splits.train)),
+        sampler=Sampler(
+            len(splits.train),
+            settings.seed,
+            strategy,
+            _shards(splits.train),
+            balance_of(settings, splits.train.labels),
+        ),
         augmenter=make_augmenter(settings, transform),
         mixer=Mixer(settings.mixup, settings.cutmix, settings.seed),
         sources=open_readers(cache, splits.train, settings.cache_dir),

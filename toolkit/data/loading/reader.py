@@ -63,22 +63,22 @@ class ImageReader:
     def whole(self, i: int) -> np.ndarray:
         """Image i in upright orientation, H x W x 3 uint8, decoded in full; raises BadSampleError."""
         if self._memory is None:
-            return self._decode(i) if self.index.items is None else self.item(i, 0, 0)
+            return self._decode(i) if self.index.items is None else self.item(i, 0, 0, i)
         pixels = self._memory.get(i)
         if pixels is None:
             pixels = reduce_to(self._decode(i), int(self.index.height[i]), int(self.index.width[i]))
             self._memory.put(i, pixels)
         return pixels
 
-    def item(self, i: int, seed: int, epoch: int) -> np.ndarray:
+    def item(self, i: int, seed: int, epoch: int, key: int) -> np.ndarray:
         """Image i of a data set passed from Python, as `whole`; raises InputError too.
 
-        In worker processes, the global generators start from (seed, epoch, i), for a data set that draws from them.
+        In worker processes, the global generators start from (seed, epoch, key), for a data set that draws from them.
         """
         items, position = self.index.items, int(self.index.offset[i])
         assert items is not None
         if get_worker_info() is not None:
-            seed_globals(seed, READ_STREAM, epoch, i)
+            seed_globals(seed, READ_STREAM, epoch, key)
         pixels, label = items.read(position, self.index.gray)
         if items.labeled:
             items.check_label(position, label, self.index.labels[i])

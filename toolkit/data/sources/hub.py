@@ -8,9 +8,10 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from toolkit.config.data_roots import HUB
 from toolkit.data.sources.base import Source, SourceOptions
 from toolkit.data.sources.containers import Container, Contents, Part, file_version, index_containers, read_size
 from toolkit.data.sources.files import index_files
+from toolkit.data.sources.hub_columns import Columns, classes_of, find_columns, is_secret, label_rows
 from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.labels import MOST_CLASSES, check_range, count_classes
 from toolkit.data.sources.layouts import NAMES, check_single
@@ -32,14 +34,6 @@ log = logging.getLogger(__name__)
 PROBES = (0, 0.5, 1)  # rows of each split, as fractions of its length, that are compared with those of `datasets`
 
 
-class Columns(NamedTuple):
-    """Names of the image and label columns; `classes`: names of the classes, None if the data set has none."""
-
-    image: str
-    label: str
-    classes: Sequence[str] | None
-
-
 class HubSource(Source):
     """`hf:NAME`."""
 
@@ -47,11 +41,17 @@ class HubSource(Source):
         return data_root.startswith(HUB)
 
     def read(self, data_root: str, options: SourceOptions) -> Found:
-        return read_hub(data_root.removeprefix(HUB), options.cache, options.label_column, options.hf_config)
+        name = data_root.removeprefix(HUB)
+        return read_hub(name, options.cache, options.label_column, options.hf_config, options.several_labels)
 
 
-def read_hub(name: str, cache: Path, label_column: str | None = None, config: str | None = None) -> Found:
-    """The index of each split; raises InputError naming the data set and its fault."""
+def read_hub(
+    name: str, cache: Path, label_column: str | None = None, config: str | None = None, several: bool = False
+) -> Found:
+    """The index of each split; raises InputError naming the data set and its fault.
+
+    `several`: an image has any number of classes.
+    """
     loaded = _load(name, cache, config)
     present = [[key for key in names if key in loaded] for names in NAMES.values()]
     for keys in present:
@@ -59,9 +59,11 @@ def read_hub(name: str, cache: Path, label_column: str | None = None, config: st
     splits = [loaded[keys[0]] if keys else None for keys in present]
     if splits[0] is None:
         raise InputError(f"hf:{name}: has no split train; it has {', '.join(map(str, loaded))}")
-    columns = _columns(name, splits[0], label_column)
+    columns = find_columns(f"hf:{name}", splits[0].features, label_column, several)
     train, val, test = (_read_split(name, split, columns, cache) if split is not None else None for split in splits)
     assert train is not None
+    if columns.label is None:
+        return _with_several(name, splits, columns, Found(train, val, test, ()))
     if test is not None and (test.labels == -1).all():  # the hub's convention for secret test labels
         log.info("data      hf:%s: the labels of its split test are secret: it is left out", name)
         test = None
@@ -76,6 +78,21 @@ def read_hub(name: str, cache: Path, label_column: str | None = None, config: st
     if count < len(classes):
         raise InputError(f"hf:{name}: no image of class {classes[count]!r} in train")
     return Found(train, val, test, tuple(classes))
+
+
+def _with_several(name: str, splits: list[Any], columns: Columns, found: Found) -> Found:
+    """The index of each split with rows of C zeros and ones for labels."""
+    where = [f"hf:{name}: {split.split}" if split is not None else "" for split in splits]
+    classes = classes_of(splits[0], columns, where[0])
+    if splits[2] is not None and is_secret(splits[2], columns, where[2]):
+        log.info("data      hf:%s: no image of its split test has a label: it is left out", name)
+        splits, found = [*splits[:2], None], found._replace(test=None)
+    train, val, test = (
+        index and replace(index, labels=label_rows(split, columns, classes, place))
+        for index, split, place in zip(found[:3], splits, where, strict=True)
+    )
+    assert train is not None
+    return Found(train, val, test, classes)
 
 
 def _check_rows(split: Index, classes: int | None, where: str) -> None:
@@ -117,26 +134,6 @@ def _configs(place: str) -> list[str]:
     return configs if len(configs) > 1 else []
 
 
-def _columns(name: str, split: Any, label_column: str | None) -> Columns:
-    features = split.features
-    kinds = {column: type(feature).__name__ for column, feature in features.items()}
-    has = ", ".join(f"{column}: {kind}" for column, kind in kinds.items())
-    images = [column for column in kinds if kinds[column] == "Image"]
-    image = "image" if "image" in images else images[0] if len(images) == 1 else None
-    if image is None:
-        raise InputError(f"hf:{name}: needs one column of kind Image, or one named 'image'; it has {has}")
-    whole = [column for column in kinds if str(getattr(features[column], "dtype", "")).startswith(("int", "uint"))]
-    named = [column for column in kinds if kinds[column] == "ClassLabel"]  # whole numbers too
-    usual = "label" if "label" in whole else None
-    label = label_column or ("label" if "label" in named else named[0] if len(named) == 1 else usual)
-    if label is None:
-        choices = f"--label-column takes one of {', '.join(named or whole)}; " if named or whole else ""
-        raise InputError(f"hf:{name}: needs one column of kind ClassLabel, or one named 'label'; {choices}it has {has}")
-    if label not in whole:
-        raise InputError(f"hf:{name}: --label-column {label}: no column of whole numbers; it has {has}")
-    return Columns(image, label, getattr(features[label], "names", None))
-
-
 def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
     """The index of a split: rows with paths become single files, rows with bytes become parts of the Arrow files."""
     import datasets
@@ -156,7 +153,7 @@ def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
             containers,
             lambda container: Contents(_read_arrow(container, columns, where)),
             cache,
-            fields=f"{columns.image}, {columns.label}",
+            fields=f"{columns.image}, {columns.label}" if columns.label else columns.image,
         )
     _verify(index, split, columns, where)
     return index
@@ -164,7 +161,7 @@ def _read_split(name: str, split: Any, columns: Columns, cache: Path) -> Index:
 
 def _index_files(split: Any, columns: Columns, cache: Path, where: str) -> Index:
     paths = [row and row["path"] for row in split.data.column(columns.image).to_pylist()]
-    labels = split.data.column(columns.label).to_pylist()
+    labels = split.data.column(columns.label).to_pylist() if columns.label else [0] * len(paths)
     for what, values in (("path", paths), ("label", labels)):
         if None in values:
             raise InputError(f"{where}: row {values.index(None)} has no {what}")
@@ -216,11 +213,15 @@ def _read_arrow(container: Container, columns: Columns, where: str) -> Iterator[
     content, batches = _mapped(container.path)
     row = 0
     for batch in batches:
-        missing = batch.column(columns.image).field("bytes").null_count or batch.column(columns.label).null_count
+        labels = batch.column(columns.label) if columns.label else None
+        missing = batch.column(columns.image).field("bytes").null_count or (
+            labels.null_count if labels is not None else 0
+        )
         if missing:
             raise InputError(f"{where}: of rows {row} to {row + len(batch) - 1} {missing} have no bytes or no label")
         spans = _spans(batch, columns.image, content)
-        for offset, end, label in zip(spans[:-1], spans[1:], batch.column(columns.label).to_pylist(), strict=True):
+        told = labels.to_pylist() if labels is not None else [0] * len(batch)
+        for offset, end, label in zip(spans[:-1], spans[1:], told, strict=True):
             size = read_size(io.BytesIO(content[offset:end].to_pybytes()))
             yield Part(f"{container.name}/{row}", int(offset), int(end - offset), label, *size)
             row += 1
@@ -234,5 +235,5 @@ def _verify(index: Index, split: Any, columns: Columns, where: str) -> None:
         row = split[i]
         encoded, path = row[columns.image]["bytes"], row[columns.image]["path"]
         same = index.place(i).path == path if encoded is None else read_bytes(index, i) == encoded
-        if not same or int(index.labels[i]) != row[columns.label]:
+        if not same or (columns.label and int(index.labels[i]) != row[columns.label]):
             raise InputError(f"{where}: row {i} is not where it should be in {index.place(i).path}")

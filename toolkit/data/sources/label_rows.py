@@ -9,6 +9,7 @@ import numpy as np
 from toolkit.config.tables import MULTI_LABEL, look_up
 from toolkit.system.errors import InputError
 
+MOST_NUMBERS = 2**20  # classes that are numbers: a row has a value for each
 BETWEEN = "|"  # labels of one image in a cell of a CSV file
 ADVICE = f"images with several labels are for --task {MULTI_LABEL}"
 
@@ -35,6 +36,12 @@ def multi_hot(rows: Sequence[Iterable[int]], classes: int) -> np.ndarray:
     for row, indexes in zip(labels, rows, strict=True):
         row[[*indexes]] = 1
     return labels
+
+
+def images_of_classes(labels: np.ndarray, classes: int) -> np.ndarray:
+    """The number of images of each class; `labels`: N, or N rows of C zeros and ones."""
+    counts = np.bincount(labels, minlength=classes) if labels.ndim == 1 else (labels != 0).sum(0)
+    return counts.astype(np.int64)
 
 
 def count_in(values: Sequence[Any], where: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from toolkit.data.sources.index import Found, Index
+from toolkit.data.sources.label_rows import images_of_classes
 from toolkit.system.errors import InputError
 
 MOST_CLASSES = 2**31
@@ -61,11 +62,9 @@ def check_known(split: Index, classes: int, where: str) -> None:
 
 
 def without_images(split: Index, classes: Sequence[str]) -> list[str]:
-    """The classes that have no image in a split; none where an image has several labels."""
-    if split.labels.ndim > 1:
-        return []
-    used = {*np.unique(split.labels).tolist()}
-    return [name for label, name in enumerate(classes) if label not in used]
+    """The classes that have no image in a split."""
+    counts = images_of_classes(split.labels, len(classes)).tolist()
+    return [name for name, count in zip(classes, counts, strict=True) if not count]
 
 
 def check_in_range(split: Index, classes: int, where: str) -> None:

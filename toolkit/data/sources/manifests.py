@@ -28,7 +28,7 @@ from toolkit.data.sources.manifest_rows import (
     tell_repeated,
     without_labels,
 )
-from toolkit.data.sources.multilabel_manifests import read_multilabel_manifests
+from toolkit.data.sources.multilabel_manifests import holds_classes, read_multilabel_manifests
 from toolkit.system.errors import InputError
 from toolkit.system.places import expanded
 
@@ -142,4 +142,5 @@ def _usable_columns(file: Path, label_column: str | None) -> _Usable:
     columns = read_columns(file, label_column)
     if columns.file is not None and columns.label is not None:
         return _Usable(columns.file, columns.label)
-    raise InputError(f"{file}: {name_columns(file, columns)}")
+    hint = f"; {ADVICE}" if label_column is None and holds_classes(file) else ""
+    raise InputError(f"{file}: {name_columns(file, columns)}{hint}")

@@ -4,14 +4,14 @@ An empty cell names no class. Labels are names or numbers, as in manifests of on
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.data.sources.columns import FILES, OTHERS, SPLITS, Columns, in_words, read_columns
+from toolkit.data.sources.columns import FILES, OTHERS, SPLITS, Columns, in_words, read_cells, read_columns
 from toolkit.data.sources.files import index_files
 from toolkit.data.sources.index import Found, Index
-from toolkit.data.sources.label_rows import BETWEEN, multi_hot
+from toolkit.data.sources.label_rows import BETWEEN, MOST_NUMBERS, multi_hot
 from toolkit.data.sources.labels import CLASS_NAMES, check_range, parse_label
 from toolkit.data.sources.listing import composed
 from toolkit.data.sources.manifest_rows import (
@@ -51,13 +51,14 @@ def read_multilabel_manifests(root: Path, cache: Path, label_column: str | None 
     places = manifests_of(root)
     for split, file in places.items():
         columns = read_columns(file, label_column if split == "train" else None)
-        if split == "test" and _is_unlabeled(columns, label_column, numbers):
+        if split == "test" and has_no_labels(columns, label_column, numbers):
             log.info("data      %s", without_labels(file))
             continue
         layout = _layout(file, label_column, [*numbers] if split != "train" else None)
         rows = good_rows(file, place_rows(file, split, [*_read_rows(file, split, layout, numbers)]))
         if split == "train":
-            numbers = _numbers(root, file, layout, {label for _, labels in rows for label in labels})
+            used = {label for _, labels in rows for label in labels}
+            numbers = class_numbers(root, file, tuple(layout.classes), used)
         labels = multi_hot([[numbers[label] for label in of_row] for _, of_row in rows], len(numbers))
         indices[split] = index_files(root, [name for name, _ in rows], labels.tolist(), cache)
     tell_repeated(indices, places)
@@ -65,6 +66,26 @@ def read_multilabel_manifests(root: Path, cache: Path, label_column: str | None 
     if all(name.isdecimal() for name in classes) and (root / CLASS_NAMES).is_file():
         classes = [*class_names(root, len(classes))]
     return Found(indices["train"], indices.get("val"), indices.get("test"), classes)
+
+
+def parse_several(
+    file: Path, split: str, label_column: str | None, known: Sequence[str] | None
+) -> tuple[tuple[str, ...], Iterator[tuple[str, Labels] | InputError]]:
+    """The classes that are columns, and file and labels of each row, or the error in that row.
+
+    `known`: the columns of train that are classes. Raises InputError if the manifest cannot be read.
+    """
+    layout = _layout(file, label_column, known)
+    return tuple(layout.classes), place_rows(file, split, [*_read_rows(file, split, layout, {})])
+
+
+def holds_classes(file: Path) -> bool:
+    """Whether a manifest has a column of 0 and 1 per class, and none of labels."""
+    columns = read_columns(file)
+    classes = {} if columns.file is None or columns.label is not None or columns.choices else _class_columns(columns)
+    first = next((cells for _, cells in read_cells(file)), [])
+    cells = [first[place] if place < len(first) else "" for place in classes.values()]
+    return len(cells) > 1 and all(cell.strip().lower() in SWITCH for cell in cells)
 
 
 def _layout(file: Path, label_column: str | None, known: Sequence[str] | None) -> _Layout:
@@ -94,7 +115,7 @@ def _class_columns(columns: Columns) -> dict[str, int]:
     }
 
 
-def _is_unlabeled(columns: Columns, label_column: str | None, known: Mapping[str, int]) -> bool:
+def has_no_labels(columns: Columns, label_column: str | None, known: Collection[str]) -> bool:
     """Whether a test manifest names images but neither labels nor the classes of train."""
     words = in_words(columns.names)
     has_label = columns.label is not None or columns.choices or {*words} & {*SEVERAL} or label_column in columns.names
@@ -132,10 +153,10 @@ def _is_on(cells: Sequence[str], place: int, where: str) -> bool:
     return SWITCH[cell.lower()]
 
 
-def _numbers(root: Path, file: Path, layout: _Layout, used: set[str]) -> dict[str, int]:
-    """The number of each class; raises InputError if there are fewer than 2."""
-    if layout.label is None:
-        names = [*layout.classes]
+def class_numbers(root: Path, file: Path, columns: Sequence[str], used: set[str]) -> dict[str, int]:
+    """The number of each class; raises InputError if there are fewer than 2. `columns`: those of a class each."""
+    if columns:
+        names = [*columns]
     elif used and all(name.isdecimal() for name in used):
         labels = [parse_label(name, f"{file}") for name in used]
         count = max(1 + max(labels), _lines(root / CLASS_NAMES))
@@ -146,9 +167,6 @@ def _numbers(root: Path, file: Path, layout: _Layout, used: set[str]) -> dict[st
     if len(names) < 2:
         raise InputError(f"{file}: needs at least 2 classes; it has {len(names)}")
     return {name: number for number, name in enumerate(names)}
-
-
-MOST_NUMBERS = 2**20  # classes that are numbers: a row has a value for each
 
 
 def _lines(file: Path) -> int:

@@ -62,6 +62,8 @@ def with_validation(found: Found, settings: Settings) -> Splits:
     if val is None:
         share = settings.val_split or DEFAULT_VAL_SPLIT
         train, val = _hold_out(train, share, settings.seed, classes)
+        if val.labels.ndim > 1:  # held out whatever the labels are
+            _tell_untested({"val": val}, classes)
     elif settings.val_split is not None:
         raise InputError(f"--val-split would be ignored: {source} has a validation split of its own")
     return Splits(train, val, test, tuple(classes), source, share)
@@ -109,7 +111,7 @@ def find_splits(
             log.info("data      the data set in %s is %s", root, place)
     if isinstance(found, Found):
         found = found.with_rows() if several else found
-        _tell_untested(found)
+        _tell_untested(found.splits(), found.classes)
         _warn_of_names(found.classes)
         return found._replace(name=found.name or absolute(root)).seen_by(settings)
     if read_labels is None:
@@ -132,12 +134,12 @@ def _warn_of_names(classes: Sequence[str]) -> None:
             log.warning("classes %s differ only in case or blanks: they are learned as different ones", told)
 
 
-def _tell_untested(found: Found) -> None:
-    """Log the classes that a split has no image of: its metrics say nothing about them."""
-    for split, index in found.splits().items():
-        if names := without_images(index, found.classes):
+def _tell_untested(splits: Mapping[str, Index], classes: Sequence[str]) -> None:
+    """Log the classes that a split has no image of: its metrics say nothing about them. Train is judged by the task."""
+    for split, index in splits.items():
+        if split != "train" and (names := without_images(index, classes)):
             some = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
-            log.info("data      %s has no images of %d of %d classes: %s", split, len(names), len(found.classes), some)
+            log.info("data      %s has no images of %d of %d classes: %s", split, len(names), len(classes), some)
 
 
 @contextlib.contextmanager
