@@ -1,0 +1,221 @@
+"""Life signs of the processes of a run: one that is gone is named by all others, one that is slow is waited for.
+
+Each process writes a life sign into the run's store every second, from a thread, whatever its main thread does. Rank 0
+reads those of all, the others that of rank 0 and what it found.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from toolkit.system.console import duration
+from toolkit.system.errors import PeerError, expected, first_line
+from toolkit.system.exit_codes import exit_code_of, report_once
+from toolkit.training.roll_call import FIRST, VERDICT, Group, sign_key
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 1.0  # between two life signs; a tenth of a timeout below 10 s
+GONE_AFTER = 3  # missed signs of a process, once a connection broke
+NAMING = 8  # signs for which a broken connection is looked into
+NOTICE_S, NOTICE_SHARE = 10.0, 0.25  # silence is told after this, and this share of the timeout
+LIVING_S = 60.0  # how often a line names a process that lives and is waited for
+LAST_WORDS_S = 30.0  # longest time for the records of a process that ends because of another
+AWAY = "away"  # in place of a life sign: the process is done here
+BACKEND = "torch.distributed"  # modules that the main thread is in while it waits for others
+
+
+class LifeSigns:
+    """Gives life signs and watches for those of the other processes, from `start` to `stop`.
+
+    A process that says nothing for `timeout_s` is gone: then this one ends, with a line that names it, even if its main
+    thread is in a collective, which nothing interrupts. `last_words`: called before, in another thread, for at most
+    LAST_WORDS_S. Time in which this process itself was stopped does not count.
+    """
+
+    def __init__(self, group: Group, timeout_s: float) -> None:
+        self._group, self._timeout_s = group, timeout_s
+        self._every_s = min(EVERY_S, timeout_s / 10)
+        others = range(1, len(group.hosts)) if group.rank == 0 else range(1)
+        self._signs = dict.fromkeys(others, "")
+        self._silent_s = dict.fromkeys(others, 0.0)
+        self._store_silent_s = 0.0
+        self._store_gone = False
+        self._found = {VERDICT: "", FIRST: ""}
+        self._to_tell: dict[str, str] = {}
+        self._wake, self._over = threading.Event(), threading.Event()
+        self._ending = threading.Lock()  # held by the thread that reports why the process ends
+        self._own: Exception | None = None
+        self._main, self._waited_s = threading.get_ident(), 0.0
+        self._living_told_s = 0.0
+        self._noticed = False
+        self.last_words: Callable[[Exception], None] = lambda cause: None
+        works = {"life signs": self._talk, "peers": self._judge}
+        self._threads = [threading.Thread(target=work, name=name, daemon=True) for name, work in works.items()]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Tell the others that this process is done here, and no longer watch them."""
+        self._over.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(2 * EVERY_S)  # a store that is gone may keep it
+
+    def explain(self, error: Exception) -> Exception | None:
+        """For the main thread, when it fails: the error that names a process, if a connection to one broke.
+
+        An error of this process is made known to the others instead.
+        """
+        if self._own is not None:  # explained already
+            return None
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # another thread ends the process
+        cause = expected(error)
+        self._own = cause or error
+        if not isinstance(cause, PeerError):
+            own = f"{self._group.named([self._group.rank])} stopped first: {first_line(cause or error)}"
+            self._tell(FIRST, own)
+            return None
+        deadline = time.monotonic() + NAMING * self._every_s
+        while not (text := self._broken()) and time.monotonic() < deadline:
+            time.sleep(self._every_s / 4)
+        if text:
+            self._own = PeerError(text)
+            if self._group.rank == 0:
+                self._tell(VERDICT, text)
+        return self._own
+
+    def _broken(self) -> str:
+        """Who broke a connection, as far as is known; empty if it is not."""
+        if text := self._found[FIRST] or self._found[VERDICT]:
+            return text
+        least_s = max(GONE_AFTER * self._every_s, max(self._silent_s.values()) - self._every_s)
+        gone = [0] if self._store_gone and self._group.rank else self._silent(least_s)
+        if not gone:
+            return ""
+        return f"{self._group.named(gone)} stopped without a word: killed, out of memory, or its machine failed"
+
+    def _silent(self, least_s: float) -> list[int]:
+        return [rank for rank, seconds in self._silent_s.items() if seconds >= least_s and self._signs[rank] != AWAY]
+
+    def _tell(self, key: str, text: str) -> None:
+        """Put a text into the store, where there is none yet, and wait for that as long as a life sign may take."""
+        self._to_tell[key] = text
+        self._wake.set()
+        deadline = time.monotonic() + EVERY_S
+        while self._to_tell and self._threads[0].is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _talk(self) -> None:
+        """Give life signs and read those of others, on a connection of its own."""
+        keys = [*self._found, *map(sign_key, self._signs)]
+        own, count = sign_key(self._group.rank), 0
+        try:
+            store, over = self._group.store.clone(), False
+            while not over:
+                over = self._over.is_set()
+                store.set(own, AWAY if over else f"{count} {self._waited_s:.0f}")
+                for key, text in [*self._to_tell.items()]:
+                    store.compare_set(key, "", text)
+                    del self._to_tell[key]
+                values = [value.decode() for value in store.multi_get(keys)]
+                self._hear(values[: len(self._found)], values[len(self._found) :])
+                self._wake.wait(0 if over else self._every_s)
+                self._wake.clear()
+                count += 1
+                self._waited_s = self._waited_s + self._every_s if self._waits() else 0.0
+        except RuntimeError:  # of the store
+            self._store_gone = True
+
+    def _hear(self, found: list[str], signs: list[str]) -> None:
+        self._found = dict(zip(self._found, found, strict=True))
+        self._store_silent_s = 0.0
+        for rank, sign in zip(self._signs, signs, strict=True):
+            if sign != self._signs[rank]:
+                self._signs[rank], self._silent_s[rank] = sign, 0.0
+
+    def _waits(self) -> bool:
+        """Whether the main thread is in a call of torch that waits for the other processes."""
+        frame = sys._current_frames().get(self._main)
+        return frame is not None and frame.f_globals.get("__name__", "").startswith(BACKEND)
+
+    def _judge(self) -> None:
+        """Count how long the others have been silent, and end the process if one of them is gone."""
+        last = time.monotonic()
+        while not self._over.wait(self._every_s):
+            now = time.monotonic()
+            passed, last = min(now - last, 2 * self._every_s), now
+            self._store_silent_s += passed
+            for rank in self._silent_s:
+                self._silent_s[rank] += passed
+            if verdict := self._found[VERDICT]:
+                self._end(PeerError(verdict))
+            elif self._silent(self._timeout_s):
+                who = self._who()
+                told = f"no answer from {who} for {self._timeout_s:g} s: network or machine; run the same command again"
+                self._end(PeerError(told))
+            self._notice()
+            self._tell_of_living(passed)
+
+    def _who(self) -> str:
+        """Those who have been silent for about as long as the longest."""
+        least_s = max(self._silent_s.values()) - GONE_AFTER * self._every_s
+        if self._group.rank == 0 and self._store_silent_s >= least_s:
+            return f"the launcher's store at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        return self._group.named(self._silent(least_s))
+
+    def _notice(self) -> None:
+        """Log that a process has become silent, and that it is there again."""
+        due_s = max(NOTICE_S, NOTICE_SHARE * self._timeout_s)
+        if (noticed := bool(self._silent(due_s))) == self._noticed:
+            return
+        self._noticed = noticed
+        if noticed:
+            told = "waiting   no life sign from %s for %.0f s; the run ends after %g s (--peer-timeout-s)"
+            log.warning(told, self._who(), due_s, self._timeout_s)
+        else:
+            log.warning("waiting   all processes give life signs again")
+
+    def _tell_of_living(self, passed_s: float) -> None:
+        """On rank 0, about once a minute: which processes the others wait for."""
+        self._living_told_s += passed_s
+        if self._group.rank or self._living_told_s < LIVING_S:
+            return
+        waited = {0: self._waited_s}
+        waited |= {rank: float(sign.split()[1]) for rank, sign in self._signs.items() if " " in sign}
+        busy = [rank for rank, seconds in waited.items() if not seconds]
+        if busy and (longest_s := max(waited.values())) >= LIVING_S:
+            self._living_told_s = 0.0
+            count = len(waited) - len(busy)
+            told = "waiting   %d process(es) for %s, which works on, for %s"
+            log.info(told, count, self._group.named(busy), duration(longest_s))
+
+    def _end(self, cause: PeerError) -> None:
+        """End the process, unless the main thread has failed and does so by itself."""
+        if self._ending.acquire(blocking=False):
+            threading.Timer(LAST_WORDS_S, partial(os._exit, exit_code_of(cause))).start()
+            self._report(cause)
+            with contextlib.suppress(Exception):
+                self.last_words(cause)
+        elif self._over.wait(LAST_WORDS_S):
+            return
+        else:
+            self._report(self._own or cause)
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(exit_code_of(self._own or cause))
+
+    def _report(self, cause: Exception) -> None:
+        report_once(cause)
+        if self._group.rank == 0:
+            self._tell(VERDICT, str(cause))
+            time.sleep(2 * self._every_s)  # rank 0 may serve the store: the others read it before
