@@ -8,6 +8,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -29,6 +30,13 @@ LIVING_S = 60.0  # how often a line names a process that lives and is waited for
 LAST_WORDS_S = 30.0  # longest time for the records of a process that ends because of another
 AWAY = "away"  # in place of a life sign: the process is done here
 BACKEND = "torch.distributed"  # modules that the main thread is in while it waits for others
+TIMED_OUT = r"Timed out waiting (\d+)ms"  # gloo's words
+SLOWEST, LEAST_SLOWEST_S = 15, 1800.0  # a collective may wait for a process that lives: so many timeouts, at least this
+
+
+def longest_collective_s(timeout_s: float) -> float:
+    """How long a process that lives may keep the others waiting in one collective."""
+    return max(LEAST_SLOWEST_S, SLOWEST * timeout_s)
 
 
 class LifeSigns:
@@ -53,6 +61,7 @@ class LifeSigns:
         self._ending = threading.Lock()  # held by the thread that reports why the process ends
         self._own: Exception | None = None
         self._main, self._waited_s = threading.get_ident(), 0.0
+        self._failed_s = 0.0  # since another process told why it ends
         self._living_told_s = 0.0
         self._noticed = False
         self.last_words: Callable[[Exception], None] = lambda cause: None
@@ -82,17 +91,41 @@ class LifeSigns:
         cause = expected(error)
         self._own = cause or error
         if not isinstance(cause, PeerError):
-            own = f"{self._group.named([self._group.rank])} stopped first: {first_line(cause or error)}"
-            self._tell(FIRST, own)
+            text = first_line(cause) if cause else f"{type(error).__name__}: {first_line(error)}"
+            self._tell(FIRST, f"{self._group.named([self._group.rank])} stopped first: {text}")
             return None
+        text = self._too_slow(first_line(error))
         deadline = time.monotonic() + NAMING * self._every_s
-        while not (text := self._broken()) and time.monotonic() < deadline:
+        while not text and time.monotonic() < deadline:
             time.sleep(self._every_s / 4)
+            text = self._broken()
+        if not text and (away := [rank for rank, sign in self._signs.items() if sign == AWAY]):
+            text = f"{self._group.named(away)} stopped first, its message says why"
         if text:
             self._own = PeerError(text)
             if self._group.rank == 0:
                 self._tell(VERDICT, text)
         return self._own
+
+    def _too_slow(self, text: str) -> str:
+        """Who kept the others waiting for too long, though all live, if gloo says so; else empty."""
+        found = re.search(TIMED_OUT, text)
+        if found is None or self._silent(GONE_AFTER * self._every_s):
+            return ""
+        who = self._group.named(busy) if (busy := self._busy()) else "another process"
+        return (
+            f"{who} lives, but has kept the others waiting for {duration(int(found[1]) / 1000)}: it hangs, or works "
+            f"alone for longer ({SLOWEST} x --peer-timeout-s, at least {duration(LEAST_SLOWEST_S)}, are allowed)"
+        )
+
+    def _busy(self) -> list[int]:
+        """The processes that live and wait for nobody, as far as rank 0 knows; empty on other ranks."""
+        waited = self._waited() if self._group.rank == 0 else {}
+        return [rank for rank, seconds in waited.items() if not seconds]
+
+    def _waited(self) -> dict[int, float]:
+        """How long the main threads of all processes have been waiting for others; for rank 0."""
+        return {0: self._waited_s} | {rank: float(sign.split()[1]) for rank, sign in self._signs.items() if " " in sign}
 
     def _broken(self) -> str:
         """Who broke a connection, as far as is known; empty if it is not."""
@@ -157,7 +190,8 @@ class LifeSigns:
             self._store_silent_s += passed
             for rank in self._silent_s:
                 self._silent_s[rank] += passed
-            if verdict := self._found[VERDICT]:
+            self._failed_s += passed if self._found[FIRST] else 0.0
+            if verdict := self._found[VERDICT] or (self._found[FIRST] if self._failed_s > self._timeout_s else ""):
                 self._end(PeerError(verdict))
             elif self._silent(self._timeout_s):
                 who = self._who()
@@ -190,14 +224,10 @@ class LifeSigns:
         self._living_told_s += passed_s
         if self._group.rank or self._living_told_s < LIVING_S:
             return
-        waited = {0: self._waited_s}
-        waited |= {rank: float(sign.split()[1]) for rank, sign in self._signs.items() if " " in sign}
-        busy = [rank for rank, seconds in waited.items() if not seconds]
-        if busy and (longest_s := max(waited.values())) >= LIVING_S:
+        busy, longest_s = self._busy(), max(self._waited().values())
+        if busy and longest_s >= LIVING_S:
             self._living_told_s = 0.0
-            count = len(waited) - len(busy)
-            told = "waiting   %d process(es) for %s, which works on, for %s"
-            log.info(told, count, self._group.named(busy), duration(longest_s))
+            log.info("waiting   for %s, which lives, since %s", self._group.named(busy), duration(longest_s))
 
     def _end(self, cause: PeerError) -> None:
         """End the process, unless the main thread has failed and does so by itself."""

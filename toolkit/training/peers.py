@@ -15,19 +15,13 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler
 
-from toolkit.training.life_signs import LifeSigns
+from toolkit.training.life_signs import LifeSigns, longest_collective_s
 from toolkit.training.roll_call import Group, call_roll
 
 SCHEME = "toolkit"
-SLOWEST, LEAST_SLOWEST_S = 15, 1800.0
 
 _group: Group | None = None
 _signs: LifeSigns | None = None
-
-
-def longest_collective_s(timeout_s: float) -> float:
-    """How long a process that lives may keep the others waiting in one collective."""
-    return max(LEAST_SLOWEST_S, SLOWEST * timeout_s)
 
 
 def process_group(timeout_s: float) -> list[InitProcessGroupKwargs]:

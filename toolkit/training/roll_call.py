@@ -4,7 +4,6 @@ Each start has keys of its own in the store. Those of torch are the same for eve
 outlives a restart (--max-restarts): a process would read where its peers of the start before could be reached.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -13,13 +12,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from toolkit.system.errors import PeerError, first_line
+from toolkit.system.errors import InputError, PeerError, first_line
 from toolkit.system.exit_codes import FAILED, report_once
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,35 @@ def sign_key(rank: int) -> str:
     return f"alive/{rank}"
 
 
+class _Patience:
+    """How long the roll call may still take: `timeout_s` since it began, or since rank 0 was last heard.
+
+    Ends the process some time later if it is still going on: a call of a store that was stopped never returns.
+    """
+
+    def __init__(self, timeout_s: float, silent: PeerError) -> None:
+        self.timeout_s, self._silent = timeout_s, silent
+        self.renew()
+        self._over = threading.Event()
+        threading.Thread(target=self._guard, daemon=True, name="roll call").start()
+
+    def renew(self) -> None:
+        self.ends = time.monotonic() + self.timeout_s
+
+    @property
+    def left_s(self) -> float:
+        return self.ends - time.monotonic()
+
+    def _guard(self) -> None:
+        while not self._over.wait(max(POLL_S, self.left_s + FROZEN_S)):
+            if self.left_s < -FROZEN_S:
+                report_once(self._silent)
+                os._exit(FAILED)
+
+    def over(self) -> None:
+        self._over.set()
+
+
 def call_roll(rank: int, count: int, timeout_s: float) -> Group:
     """Wait until all processes are there; raises PeerError, naming those that are not after `timeout_s`."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -61,99 +90,118 @@ def call_roll(rank: int, count: int, timeout_s: float) -> Group:
         f"no answer from rank 0 at {address}:{port} for {timeout_s:g} s: network or machine, or not started "
         "(--peer-timeout-s waits longer)"
     )
-    deadline = time.monotonic() + timeout_s
-    with _ending(silent, timeout_s + FROZEN_S):
-        try:
-            served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            if rank or served:
-                _reach(address, port, deadline)
-            store = _open_store(address, port, count, timeout_s, serve=not (rank or served))
-            if rank == 0:
-                return _lead(store, count, deadline, timeout_s)
-            found = _answer(store, rank, count, deadline)
-        except PeerError:
-            raise
-        except (OSError, RuntimeError) as error:  # RuntimeError: of the store
-            silent.args = (f"{silent} (here: {first_line(error)})",)
-            raise silent from None
+    patience = _Patience(timeout_s, silent)
+    try:
+        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun's agent, else by rank 0
+        if rank or served:
+            _reach(address, port, patience)
+        store = _open_store(address, port, count, timeout_s, serve=not (rank or served))
+        found = _answer(store, rank, count, patience) if rank else _lead(store, count, patience)
+    except (InputError, PeerError):
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: of the store
+        silent.args = (f"{silent} (here: {first_line(error)})",)
+        raise silent from None
+    finally:
+        patience.over()
     if found is None:
         raise silent
     return found
 
 
-def _reach(address: str, port: int, deadline: float) -> None:
-    """Wait until somebody listens there; raises OSError after `deadline`."""
+def _reach(address: str, port: int, patience: _Patience) -> None:
+    """Wait until somebody listens there; raises OSError if nobody does for too long."""
     while True:
         try:
-            socket.create_connection((address, port), max(POLL_S, deadline - time.monotonic())).close()
+            socket.create_connection((address, port), max(POLL_S, patience.left_s)).close()
             return
         except OSError:
-            if time.monotonic() > deadline:
+            if patience.left_s < 0:
                 raise
         time.sleep(POLL_S)
 
 
 def _open_store(address: str, port: int, count: int, timeout_s: float, serve: bool) -> TCPStore:
-    """The store of the run, which torchrun's agent serves, or rank 0."""
-    return TCPStore(
-        address,
-        port,
-        count,
-        is_master=serve,
-        timeout=timedelta(seconds=timeout_s),
-        wait_for_workers=False,
-        multi_tenant=True,
-        use_libuv=os.environ.get("USE_LIBUV", "0" if sys.platform == "win32" else "1") == "1",
-    )
+    """The store of the run; raises InputError if this process is to serve it and cannot."""
+    try:
+        return TCPStore(
+            address,
+            port,
+            count,
+            is_master=serve,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=True,
+            use_libuv=os.environ.get("USE_LIBUV", "0" if sys.platform == "win32" else "1") == "1",
+        )
+    except RuntimeError as error:
+        if not serve:
+            raise
+        raise InputError(f"port {port} (MASTER_PORT) of rank 0 cannot be used: {first_line(error)}") from None
 
 
-def _lead(store: TCPStore, count: int, deadline: float, timeout_s: float) -> Group:
+def _lead(store: TCPStore, count: int, patience: _Patience) -> Group:
     """On rank 0: begin a start, wait for the answer of each rank, and tell all of them who takes part."""
     own = uuid.uuid4().hex
     start = PrefixStore(f"toolkit/{own}", store)
-    for key, value in ((VERDICT, ""), (FIRST, ""), (sign_key(0), "0")):
-        start.set(key, value)
+    for key in (VERDICT, FIRST):
+        start.set(key, "")
+    start.set(sign_key(0), "0")
     store.set(START, own)
     keys = [f"here/{rank}" for rank in range(1, count)]
-    notice = time.monotonic() + NOTICE_S
+    noticed, signs = False, 0
     while not start.check(keys):
-        now = time.monotonic()
-        if now > min(deadline, notice):
-            there = [start.check([key]) for key in keys]
-            missing = [rank for rank, here in enumerate(there, 1) if not here]
-            names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-            if now > deadline:
-                hosts = {json.loads(start.get(key))[1] for key, here in zip(keys, there, strict=True) if here}
-                error = PeerError(
-                    f"no answer from {names} for {timeout_s:g} s: network or machine, or not started (present: "
-                    f"{', '.join(sorted({socket.gethostname(), *hosts}))}; --peer-timeout-s waits longer)"
-                )
-                start.set(VERDICT, str(error))
-                time.sleep(LINGER_S)
-                raise error
-            log.warning("waiting   for %s to start, for another %.0f s at most", names, deadline - now)
-            notice = deadline
+        if patience.left_s < 0:
+            _give_up(start, keys, patience.timeout_s)
+        if not noticed and patience.left_s < patience.timeout_s - NOTICE_S:
+            noticed = True
+            names = _named(_missing(start, keys))
+            log.warning("waiting   for %s to start, for another %.0f s at most", names, patience.left_s)
         time.sleep(POLL_S)
+        signs += 1
+        start.set(sign_key(0), str(signs))
     answers = start.multi_get(keys) if keys else []
     members = [(own, socket.gethostname()), *map(json.loads, answers)]
     start.set(MEMBERS, json.dumps(members))
     return Group(start, 0, tuple(host for _, host in members))
 
 
-def _answer(store: TCPStore, rank: int, count: int, deadline: float) -> Group | None:
+def _missing(start: Store, keys: Sequence[str]) -> list[int]:
+    return [rank for rank, key in enumerate(keys, 1) if not start.check([key])]
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _give_up(start: Store, keys: Sequence[str], timeout_s: float) -> NoReturn:
+    """Raise the PeerError that names the missing ranks, once the others can have read it."""
+    missing = _missing(start, keys)
+    answers = [json.loads(start.get(key)) for rank, key in enumerate(keys, 1) if rank not in missing]
+    present = sorted({socket.gethostname(), *(host for _, host in answers)})
+    error = PeerError(
+        f"no answer from {_named(missing)} for {timeout_s:g} s: network or machine, or not started (present: "
+        f"{', '.join(present)}; --peer-timeout-s waits longer)"
+    )
+    start.set(VERDICT, str(error))
+    time.sleep(LINGER_S)
+    raise error
+
+
+def _answer(store: TCPStore, rank: int, count: int, patience: _Patience) -> Group | None:
     """On another rank: answer each start that rank 0 begins, until one has this very answer among its members.
 
-    The first that it sees may be of the past.
+    The first that it sees may be of the past. None if rank 0 is not heard for too long; it waits for the others.
     """
-    own, begun = uuid.uuid4().hex, ""
+    own, begun, heard = uuid.uuid4().hex, "", b""
     start: Store = store
-    while time.monotonic() < deadline:
+    while patience.left_s > 0:
         time.sleep(max(POLL_S, count / RANKS_PER_S))
         if not store.check([START]):
             continue
         if (now := store.get(START).decode()) != begun:
             start, begun = PrefixStore(f"toolkit/{now}", store), now
-            past = start.get(VERDICT)
+            past, heard = start.get(VERDICT), start.get(sign_key(0))
             start.set(sign_key(rank), "0")
             start.set(f"here/{rank}", json.dumps((own, socket.gethostname())))
         if start.check([MEMBERS]):
@@ -162,21 +210,7 @@ def _answer(store: TCPStore, rank: int, count: int, deadline: float) -> Group | 
                 return Group(start, rank, tuple(host for _, host in members))
         elif (verdict := start.get(VERDICT)) != past:
             raise PeerError(verdict.decode())
+        elif (sign := start.get(sign_key(0))) != heard:
+            heard = sign
+            patience.renew()
     return None
-
-
-@contextlib.contextmanager
-def _ending(error: PeerError, seconds: float) -> Iterator[None]:
-    """End the process if what is within takes longer: a call of a store that was stopped never ends."""
-
-    def end() -> None:
-        report_once(error)
-        os._exit(FAILED)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
