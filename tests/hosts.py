@@ -4,6 +4,7 @@ Only root may make them, on Linux with iproute2: `CAN` says whether this machine
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -39,9 +40,12 @@ CAN = _can()
 class Hosts:
     """Hosts by their names, such as `a`: "host a" is called `hosta`, its address ends with its place, from 1 on."""
 
+    made = itertools.count()
+
     def __init__(self, names: Sequence[str]) -> None:
-        self.names, self._mark = names, os.getpid() % 10000
+        self.names, self._mark = names, f"{os.getpid()}-{next(Hosts.made)}"
         self._switch = f"tk{self._mark}-switch"
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def space(self, name: str) -> str:
         return f"tk{self._mark}-{name}"
@@ -67,8 +71,7 @@ class Hosts:
                 ip("-n", space, "link", "set", link, "up")
 
     def down(self) -> None:
-        for name in self.names:
-            self.kill(name)
+        self.clear()
         for space in (*map(self.space, self.names), self._switch):
             with contextlib.suppress(subprocess.CalledProcessError):
                 ip("netns", "del", space)
@@ -81,7 +84,8 @@ class Hosts:
 
     def mend(self) -> None:
         for name in self.names:
-            ip("-n", self.space(name), "neigh", "flush", "dev", "eth0", "nud", "permanent")
+            with contextlib.suppress(subprocess.CalledProcessError):  # not up, or nothing was cut
+                ip("-n", self.space(name), "neigh", "flush", "dev", "eth0", "nud", "permanent")
 
     def kill(self, name: str) -> None:
         """End all processes of a host at once."""
@@ -90,6 +94,16 @@ class Hosts:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 
+    def clear(self) -> None:
+        """End all that was started, and mend all links."""
+        for name in self.names:
+            self.kill(name)
+        for process in self._started:
+            process.kill()
+            process.wait()
+        self._started = []
+        self.mend()
+
     def start(
         self, name: str, command: Sequence[str], env: Mapping[str, str], out: IO[Any], disk: Path | None = None
     ) -> subprocess.Popen[bytes]:
@@ -97,7 +111,8 @@ class Hosts:
         own = f"mount -t tmpfs own {disk} && " if disk else ""
         shell = ["unshare", "--uts", "--mount", "sh", "-c", f'hostname "$0" && {own}exec "$@"', f"host{name}"]
         words = ["ip", "netns", "exec", self.space(name), *shell, *command]
-        return subprocess.Popen(words, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT)
+        self._started.append(subprocess.Popen(words, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT))
+        return self._started[-1]
 
 
 @contextlib.contextmanager

@@ -38,6 +38,12 @@ def two() -> Iterator[Hosts]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left(two: Hosts) -> Iterator[None]:
+    yield
+    two.clear()
+
+
 class Training:
     """A run with one process on each of some hosts."""
 
@@ -139,10 +145,8 @@ def test_a_cut_link_ends_both_sides_which_name_each_other_and_the_same_command_c
     training.wait_for(STEPS + 6)
     for way in lost:
         two.cut(*way.split())
-    try:
-        ends = training.ends()
-    finally:
-        two.mend()
+    ends = training.ends()
+    two.mend()
     assert [code for code, _ in ends.values()] == [1, 1], training.texts()
     print({name: round(seconds, 1) for name, (_, seconds) in ends.items()}, lost)
     assert all(TIMEOUT_S - 1 < seconds < TIMEOUT_S + EXIT_S for _, seconds in ends.values()), ends
@@ -157,19 +161,15 @@ def test_a_cut_link_ends_both_sides_which_name_each_other_and_the_same_command_c
 
 
 @pytest.mark.parametrize("victim", ["a", "b"])
-def test_a_host_that_dies_is_named_and_the_same_command_continues(
-    two: Hosts, whole: Path, tmp_path: Path, victim: str
-):
+def test_a_host_that_dies_is_named_and_the_same_command_continues(two: Hosts, whole: Path, tmp_path: Path, victim: str):
     """As without power: the other side gets no word, not even that a connection is closed."""
     output, other = tmp_path / "run", "b" if victim == "a" else "a"
     training = Training(two, output, "--epochs", "3", "--peer-timeout-s", str(TIMEOUT_S))
     training.wait_for(STEPS + 6)
     two.cut(victim, other)
     two.kill(victim)
-    try:
-        code, seconds = training.ends()[other]
-    finally:
-        two.mend()
+    code, seconds = training.ends()[other]
+    two.mend()
     assert code == 1
     assert seconds < TIMEOUT_S + EXIT_S
     rank = two.names.index(victim)
