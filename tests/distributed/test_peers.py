@@ -155,7 +155,28 @@ def test_a_process_that_is_slow_is_waited_for(tmp_path: Path):
     assert json.loads((output / "summary.json").read_text())["exit_reason"] == "done"
 
 
-@pytest.mark.parametrize("missing", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+def test_who_lives_and_is_waited_for_is_told_and_not_waited_for_without_end(tmp_path: Path):
+    """With limits of 3 s and 8 s in place of a minute and half an hour; rank 1 takes 12 s to build its model."""
+    words = [*LONG, "--output-dir", "run", "--log-with", "none", "--model-from", "slow_parts:make"]
+    (tmp_path / "start.py").write_text(
+        "import sys\n"
+        "from tests.conftest import recipe\n"
+        "from toolkit.training import life_signs\n"
+        "life_signs.LIVING_S, life_signs.LEAST_SLOWEST_S, life_signs.SLOWEST = 3.0, 8.0, 1\n"
+        f"sys.exit(recipe('single_scale')({[*words, '--peer-timeout-s', '5']!r}))\n"
+    )
+    path = f"{Path(__file__).parent}:{ROOT}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        done = forkserver.run_ranks([str(tmp_path / "start.py")], cwd=tmp_path, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert f"waiting   for rank 1 on host {HOST}, alive, for " in done.stdout
+    assert f"error: rank 1 on host {HOST} lives, but has kept the others waiting for 8.0 s: it hangs" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", [0, 1])
 def test_a_process_that_does_not_start_is_named(tmp_path: Path, missing: int):
     output = tmp_path / "run"
     words = [*LONG, *FLAGS, "--output-dir", str(output), "--peer-timeout-s", str(TIMEOUT_S)]

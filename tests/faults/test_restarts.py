@@ -1,4 +1,4 @@
-"""`--max-restarts` of a launcher: a worker that is killed is started again, with all others, and the run goes on exactly.
+"""`--max-restarts` of a launcher: a killed worker is started again, with all others, and the run goes on exactly.
 
 The launcher's store outlives a restart, and with it what torch wrote there: without keys of its own for each start, a
 process would look for its peers where they were before.
@@ -29,8 +29,10 @@ FLAGS = [
 ]
 TWO_CPUS = str(ROOT / "accelerate_configs" / "multi_cpu.yaml")
 # `--standalone` meets by c10d, with --master-addr torchrun's static rendezvous; both keep their store.
+C10D = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
 LAUNCHERS = {
-    "c10d": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"],
+    "c10d": C10D,
+    "c10d, a store of each start": ["env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", *C10D],
     "static": [
         *(str(BIN / "torchrun"), "--nnodes", "1", "--nproc-per-node", "2", "--max-restarts", "2"),
         *("--master-addr", "127.0.0.1", "--master-port", "29533"),

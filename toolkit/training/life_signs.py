@@ -12,17 +12,18 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from toolkit.system.console import duration
 from toolkit.system.errors import PeerError, expected, first_line
-from toolkit.system.exit_codes import exit_code_of, report_once
+from toolkit.system.exit_codes import exit_code_of, is_first_here, report_once
 from toolkit.training.roll_call import FIRST, VERDICT, Group, sign_key
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 1.0  # between two life signs; a tenth of a timeout below 10 s
+EVERY_S = 1.0  # between two life signs; more for thousands of processes, and at most a tenth of the timeout
+SIGNS_PER_S = 1000  # that the store has to take
 GONE_AFTER = 3  # missed signs of a process, once a connection broke
 NAMING = 8  # signs for which a broken connection is looked into
 NOTICE_S, NOTICE_SHARE = 10.0, 0.25  # silence is told after this, and this share of the timeout
@@ -44,18 +45,20 @@ class LifeSigns:
 
     A process that says nothing for `timeout_s` is gone: then this one ends, with a line that names it, even if its main
     thread is in a collective, which nothing interrupts. `last_words`: called before, in another thread, for at most
-    LAST_WORDS_S. Time in which this process itself was stopped does not count.
+    LAST_WORDS_S. Time in which this process itself was stopped does not count. `past`: what the processes had told of
+    their ends before.
     """
 
-    def __init__(self, group: Group, timeout_s: float) -> None:
+    def __init__(self, group: Group, timeout_s: float, past: Mapping[str, str]) -> None:
         self._group, self._timeout_s = group, timeout_s
-        self._every_s = min(EVERY_S, timeout_s / 10)
+        self._every_s = min(max(EVERY_S, len(group.hosts) / SIGNS_PER_S), timeout_s / 10)
         others = range(1, len(group.hosts)) if group.rank == 0 else range(1)
         self._signs = dict.fromkeys(others, "")
         self._silent_s = dict.fromkeys(others, 0.0)
         self._store_silent_s = 0.0
         self._store_gone = False
-        self._found = {VERDICT: "", FIRST: ""}
+        self.told = {VERDICT: "", FIRST: "", **past}  # by the processes, of their ends
+        self._past = dict(self.told)
         self._to_tell: dict[str, str] = {}
         self._wake, self._over = threading.Event(), threading.Event()
         self._ending = threading.Lock()  # held by the thread that reports why the process ends
@@ -129,7 +132,7 @@ class LifeSigns:
 
     def _broken(self) -> str:
         """Who broke a connection, as far as is known; empty if it is not."""
-        if text := self._found[FIRST] or self._found[VERDICT]:
+        if text := self._news(FIRST) or self._news(VERDICT):
             return text
         least_s = max(GONE_AFTER * self._every_s, max(self._silent_s.values()) - self._every_s)
         gone = [0] if self._store_gone and self._group.rank else self._silent(least_s)
@@ -138,10 +141,14 @@ class LifeSigns:
         return f"{self._group.named(gone)} stopped without a word: killed, out of memory, or its machine failed"
 
     def _silent(self, least_s: float) -> list[int]:
-        return [rank for rank, seconds in self._silent_s.items() if seconds >= least_s and self._signs[rank] != AWAY]
+        return [rank for rank, seconds in self._silent_s.items() if seconds >= least_s]
+
+    def _news(self, key: str) -> str:
+        """What a process told of its end; empty if none did."""
+        return self.told[key] if self.told[key] != self._past[key] else ""
 
     def _tell(self, key: str, text: str) -> None:
-        """Put a text into the store, where there is none yet, and wait for that as long as a life sign may take."""
+        """Put a text into the store, unless another process did, and wait for that as long as a life sign may take."""
         self._to_tell[key] = text
         self._wake.set()
         deadline = time.monotonic() + EVERY_S
@@ -150,7 +157,7 @@ class LifeSigns:
 
     def _talk(self) -> None:
         """Give life signs and read those of others, on a connection of its own."""
-        keys = [*self._found, *map(sign_key, self._signs)]
+        keys = [*self.told, *map(sign_key, self._signs)]
         own, count = sign_key(self._group.rank), 0
         try:
             store, over = self._group.store.clone(), False
@@ -158,10 +165,10 @@ class LifeSigns:
                 over = self._over.is_set()
                 store.set(own, AWAY if over else f"{count} {self._waited_s:.0f}")
                 for key, text in [*self._to_tell.items()]:
-                    store.compare_set(key, "", text)
+                    store.compare_set(key, self._past[key], text)
                     del self._to_tell[key]
                 values = [value.decode() for value in store.multi_get(keys)]
-                self._hear(values[: len(self._found)], values[len(self._found) :])
+                self._hear(values[: len(self.told)], values[len(self.told) :])
                 self._wake.wait(0 if over else self._every_s)
                 self._wake.clear()
                 count += 1
@@ -169,8 +176,8 @@ class LifeSigns:
         except RuntimeError:  # of the store
             self._store_gone = True
 
-    def _hear(self, found: list[str], signs: list[str]) -> None:
-        self._found = dict(zip(self._found, found, strict=True))
+    def _hear(self, told: list[str], signs: list[str]) -> None:
+        self.told = dict(zip(self.told, told, strict=True))
         self._store_silent_s = 0.0
         for rank, sign in zip(self._signs, signs, strict=True):
             if sign != self._signs[rank]:
@@ -188,10 +195,10 @@ class LifeSigns:
             now = time.monotonic()
             passed, last = min(now - last, 2 * self._every_s), now
             self._store_silent_s += passed
-            for rank in self._silent_s:
-                self._silent_s[rank] += passed
-            self._failed_s += passed if self._found[FIRST] else 0.0
-            if verdict := self._found[VERDICT] or (self._found[FIRST] if self._failed_s > self._timeout_s else ""):
+            for rank, sign in self._signs.items():
+                self._silent_s[rank] += passed if sign != AWAY else 0.0
+            self._failed_s += passed if self._news(FIRST) else 0.0
+            if verdict := self._news(VERDICT) or (self._news(FIRST) if self._failed_s > self._timeout_s else ""):
                 self._end(PeerError(verdict))
             elif self._silent(self._timeout_s):
                 who = self._who()
@@ -213,6 +220,8 @@ class LifeSigns:
         if (noticed := bool(self._silent(due_s))) == self._noticed:
             return
         self._noticed = noticed
+        if not is_first_here():  # one line is enough for a machine
+            return
         if noticed:
             told = "waiting   no life sign from %s for %.0f s; the run ends after %g s (--peer-timeout-s)"
             log.warning(told, self._who(), due_s, self._timeout_s)
@@ -227,7 +236,7 @@ class LifeSigns:
         busy, longest_s = self._busy(), max(self._waited().values())
         if busy and longest_s >= LIVING_S:
             self._living_told_s = 0.0
-            log.info("waiting   for %s, which lives, since %s", self._group.named(busy), duration(longest_s))
+            log.info("waiting   for %s, alive, for %s", self._group.named(busy), duration(longest_s))
 
     def _end(self, cause: PeerError) -> None:
         """End the process, unless the main thread has failed and does so by itself."""

@@ -22,6 +22,7 @@ SCHEME = "toolkit"
 
 _group: Group | None = None
 _signs: LifeSigns | None = None
+_told: dict[str, str] = {}
 
 
 def process_group(timeout_s: float) -> list[InitProcessGroupKwargs]:
@@ -40,11 +41,11 @@ def _register() -> None:
 
 def _meet(url: str, **_: object) -> Iterator[tuple[Store, int, int]]:
     """The rendezvous of torch for `init_method`: the store of this start, rank and number of processes."""
-    global _group
+    global _group, _told
     query = {name: values[0] for name, values in parse_qs(urlparse(url).query).items()}
     rank, count = (int(query.get(name.lower(), os.environ.get(name, "0"))) for name in ("RANK", "WORLD_SIZE"))
     timeout_s = float(query["timeout_s"])
-    _group = call_roll(rank, count, timeout_s)
+    _group, _told = call_roll(rank, count, timeout_s), {}
     watch(timeout_s)
     yield PrefixStore("torch", _group.store), rank, count
 
@@ -53,16 +54,16 @@ def watch(timeout_s: float) -> None:
     """Watch the other processes, if there are any, until `unwatch`."""
     global _signs
     if _group is not None and len(_group.hosts) > 1 and _signs is None:
-        _signs = LifeSigns(_group, timeout_s)
+        _signs = LifeSigns(_group, timeout_s, _told)
         _signs.start()
 
 
 def unwatch() -> None:
     """Tell the others that this process no longer needs them, nor they it."""
-    global _signs
+    global _signs, _told
     if _signs is not None:
         _signs.stop()
-        _signs = None
+        _told, _signs = _signs.told, None
 
 
 @contextlib.contextmanager
