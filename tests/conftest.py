@@ -47,6 +47,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
 # Threads that wait by spinning take the cores from those that work: 10x the time where anything else runs beside.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as commands set it, but a forked process has torch already
 
 
 def pytest_configure(config: pytest.Config) -> None:

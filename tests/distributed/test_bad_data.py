@@ -131,7 +131,8 @@ def test_one_line_of_each_process_and_no_traceback_when_one_of_two_meets_a_bad_f
     cause = f"{name}: cannot be read as an image: image file is truncated"
     assert [len(text.splitlines()) for text in told] == [1, 1], told
     assert told[rank].startswith(f"{head[rank]}{cause}")
-    assert told[1 - rank].startswith(f"{head[1 - rank]}another process of this run stopped first, its message says why")
+    by = f"rank {rank} on host {socket.gethostname()} stopped first"
+    assert told[1 - rank].startswith(f"{head[1 - rank]}{by}: {cause}")
     assert [process.returncode for process in processes] == [[2, 1], [1, 2]][rank]
     assert summary(tmp_path / "run")["exit_reason"].startswith(cause)
     assert [line["step"] for line in lines(tmp_path / "run" / "samples.jsonl") if line["rank"] == rank] == [0]

@@ -136,6 +136,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         ),
         "torchcompile torch-compile": "`--compile`",
         "syncbn sync-batchnorm dist-bn": "`--sync-bn`; without it the statistics are those of the first process",
+        "ddp-timeout": "`--peer-timeout-s`, of silence: a process that only works long is waited for",
         "use-deterministic-algorithms cudnn-deterministic": "`--deterministic`",
         "random-seed manual-seed rng-seed random-state": "`--seed`",
         "fast-dev-run limit-train-batches overfit-batches": "`--dry-run`, which checks everything and trains nothing",

@@ -256,6 +256,13 @@ class Machine(Section):
         description="the tasks that srun, mpirun, SageMaker or SkyPilot start are independent runs, as in a sweep; "
         "without it, several tasks that do not train together are refused",
     )
+    peer_timeout_s: float = Field(
+        120.0,
+        ge=5,
+        le=1e6,
+        description="how long another process of the run may be silent before the run ends and names it, s; one that "
+        "lives is never silent, however long it works",
+    )
     cloud: Literal["auto", "none", "aws", "gcp", "azure"] = Field(
         "auto", description="cloud provider to record with the machine type; auto: detect it"
     )

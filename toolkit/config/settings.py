@@ -116,6 +116,7 @@ NOT_LEARNED = frozenset(
         "device_batch_size",
         "compile",
         "alone",
+        "peer_timeout_s",
         "cloud",
         "on_divergence",
         *Output.__annotations__,

@@ -24,6 +24,14 @@ def provide_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
+def quiet_torch() -> None:
+    """Make torch's C++ log errors only, unless the user chose otherwise; call it before torch is imported.
+
+    It warns with a page of addresses when the process that serves the store of a run ends; ours is one line.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def tidy_variables() -> None:
     """Remove empty variables of launchers, and write names of precisions in lower case.
 

@@ -48,6 +48,7 @@ def exit_code(work: Callable[[], Any]) -> int:
     try:
         environment.provide_streams()
         environment.tidy_variables()
+        environment.quiet_torch()
         host.leave_idle_cores()
         places.provide_home()
         work()

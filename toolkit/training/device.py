@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toolkit.config.settings import Settings
 from toolkit.system import clouds, environment, host
 from toolkit.system.errors import InputError, first_line
-from toolkit.training import launch_requests
+from toolkit.training import launch_requests, peers
 from toolkit.training.compilation import restoring_state
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,8 @@ def start(settings: Settings, precision: str | None = None, trains: bool = True)
     elif "MASTER_ADDR" not in os.environ:  # then no process can find another
         launch_requests.check_tasks(processes=1)
     try:
-        accelerator = _accelerator(cpu, precision)
+        accelerator = _accelerator(cpu, precision, settings.peer_timeout_s)
+        peers.watch(settings.peer_timeout_s)
         if not settings.alone:
             launch_requests.check_tasks(accelerator.num_processes)
         launch_requests.check_group(accelerator)
@@ -118,6 +119,9 @@ def start(settings: Settings, precision: str | None = None, trains: bool = True)
         if isinstance(error, InputError):
             raise
         raise InputError(f"Accelerate cannot do what the environment asks for: {first_line(error)}") from None
+    except BaseException:
+        peers.unwatch()
+        raise
     if cpu:
         keep_freed_memory()
         torch.set_num_threads(max(1, host.cpu_quota() // host.local_processes()))
@@ -128,13 +132,14 @@ def start(settings: Settings, precision: str | None = None, trains: bool = True)
     return accelerator
 
 
-def _accelerator(cpu: bool, precision: str | None) -> Accelerator:
+def _accelerator(cpu: bool, precision: str | None, peer_timeout_s: float) -> Accelerator:
+    # Evaluation and checkpoints use rank 0's buffers, so they need not be broadcast in each step.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-        # Evaluation and checkpoints use rank 0's buffers, so they need not be broadcast in each step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[ddp, *peers.process_group(peer_timeout_s)],
         step_scheduler_with_optimizer=False,
     )
 
@@ -163,6 +168,7 @@ def stop() -> None:
     The process group stays until the process ends: two successive groups use the same keys of the store, and a rank
     could read its peer's old address.
     """
+    peers.unwatch()
     if torch.distributed.is_initialized():
         AcceleratorState._reset_state()
         atexit.unregister(torch.distributed.destroy_process_group)

@@ -30,7 +30,7 @@ from toolkit.strategies.base import Task
 from toolkit.system import clouds, console, host, locks, places
 from toolkit.system.errors import InputError, PreemptedError, expected
 from toolkit.system.preemption import Preemption
-from toolkit.training import device, memory
+from toolkit.training import device, memory, peers
 from toolkit.training.consensus import Consensus
 from toolkit.training.divergence import check_finite
 from toolkit.training.epoch_end import save_checkpoint
@@ -42,8 +42,9 @@ from toolkit.training.resume import fingerprint_of, restore, restore_best
 from toolkit.training.roofline import product_tflops
 from toolkit.training.run import Clocks, Control, FinishedRun, Records, Run
 from toolkit.training.run_plan import RunPlan, keep_choices, make_run_plan
+from toolkit.training.shared_disk import check_shared
 from toolkit.training.start import initial_weights, load_initial
-from toolkit.training.summary import clear_summary, record_failure
+from toolkit.training.summary import clear_summary, record_failure, record_loss
 from toolkit.training.train_state import TrainState, build_train_state
 
 log = logging.getLogger(__name__)
@@ -74,35 +75,49 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
         accelerator = device.start(settings)
         console.start(accelerator.is_main_process)
         try:
-            machine = device.describe_machine(settings, accelerator)
-            run_plan = make_run_plan(accelerator, settings, parts)
-            built = build_train_state(accelerator, run_plan)
-            config = config_of(run_plan.settings, parts.strategy)
-            code = run_plan.own_code()
-            fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, code)
-            initial = functools.cache(functools.partial(initial_weights, run_plan))
-            point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint, initial)
-            try:
-                if point.finished:
-                    yield _finished(point, parts.task, accelerator.is_main_process)
-                    return
-                run_plan = keep_choices(run_plan, point.config)
-                of_weights = initial().lines if point.start is None and accelerator.is_main_process else ()
-                for line in console.wrapped([*machine, *describe_run(run_plan, of_weights)]):
-                    log.info(line)
-                compare_precisions(accelerator, run_plan)
-                run = set_up(accelerator, run_plan, point, built, fingerprint, preemption)
-                if point.start is None:
-                    load_initial(run, initial)
-                initial.cache_clear()
-                point.directory.add_notes(notes, accelerator.is_main_process)
-                with _recorded(run):
-                    memory.try_largest_step(run)
-                    yield run
-            finally:
-                point.directory.lock.release()
+            with peers.naming(), _opened(accelerator, settings, parts, recipe, notes, preemption) as run:
+                yield run
         finally:
             device.stop()
+
+
+@contextlib.contextmanager
+def _opened(
+    accelerator: Accelerator,
+    settings: Settings,
+    parts: Parts,
+    recipe: str,
+    notes: Mapping[str, Any],
+    preemption: Preemption,
+) -> Iterator[Run | FinishedRun]:
+    """The same, once all processes have found each other."""
+    machine = device.describe_machine(settings, accelerator)
+    run_plan = make_run_plan(accelerator, settings, parts)
+    built = build_train_state(accelerator, run_plan)
+    config = config_of(run_plan.settings, parts.strategy)
+    code = run_plan.own_code()
+    fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, code)
+    initial = functools.cache(functools.partial(initial_weights, run_plan))
+    point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint, initial)
+    try:
+        if point.finished:
+            yield _finished(point, parts.task, accelerator.is_main_process)
+            return
+        run_plan = keep_choices(run_plan, point.config)
+        of_weights = initial().lines if point.start is None and accelerator.is_main_process else ()
+        for line in console.wrapped([*machine, *describe_run(run_plan, of_weights)]):
+            log.info(line)
+        compare_precisions(accelerator, run_plan)
+        run = set_up(accelerator, run_plan, point, built, fingerprint, preemption)
+        if point.start is None:
+            load_initial(run, initial)
+        initial.cache_clear()
+        point.directory.add_notes(notes, accelerator.is_main_process)
+        with _recorded(run):
+            memory.try_largest_step(run)
+            yield run
+    finally:
+        point.directory.lock.release()
 
 
 def _finished(point: ResumePoint, task: Task, main: bool) -> FinishedRun:
@@ -136,11 +151,12 @@ def _recorded(run: Run) -> Iterator[None]:
     clear_summary(run)
     run.clocks.wall.start()
     try:
-        try:
-            yield
-        except PreemptedError as error:
-            _save_preempted(run, error)
-            raise
+        with peers.naming(), peers.last_words(functools.partial(record_loss, run)):
+            try:
+                yield
+            except PreemptedError as error:
+                _save_preempted(run, error)
+                raise
     except Exception as error:
         cause = memory.explain(run, error) or expected(error)
         record_failure(run, error, cause)
@@ -188,8 +204,13 @@ def open_run_directory(
     path, start, finished, config, line, refusal = broadcast_object_list(decision)
     if refusal is not None:
         raise refusal
-    if not path.is_dir():
-        raise InputError(f"{path}: this machine does not see the run directory; put --output-dir on shared storage")
+    if not finished:
+        try:
+            check_shared(accelerator, path)
+        except InputError:
+            if directory is not None:
+                directory.lock.release()
+            raise
     if line and not finished:
         log.info("resume    %s", line)
     return ResumePoint(directory or RunDirectory(path), start, finished, config)

@@ -179,14 +179,8 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
     `cause`: the expected error; None for a bug.
     """
     known_to_all = isinstance(cause, KNOWN_TO_ALL)  # then rank 0 writes the summary
-    recorded = run.records.directory.exit_reason() if isinstance(cause, PeerError) else None
-    if not recorded and (run.accelerator.is_main_process or not known_to_all):
-        stopped = cause.exit_reason if isinstance(cause, PreemptedError) else None
-        reason = str(stopped or cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
-        try:
-            run.records.directory.write_summary(summarize(run, {"exit_reason": reason}))
-        except OSError as failure:  # the cause may be a full disk
-            log.warning("summary.json could not be written: %s", storage.line(failure))
+    if run.accelerator.is_main_process or not known_to_all:
+        _write_reason(run, error, cause)
     if cause is not None and not known_to_all:
         device.leave()  # the other ranks notice only now, and find the reason written above
     if run.accelerator.is_main_process:
@@ -194,6 +188,28 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
     run.records.tracking.finish(exit_code_of(cause or error))
     if known_to_all:
         _leave_together(run, cause)
+
+
+def record_loss(run: Run, cause: Exception) -> None:
+    """The same where another process is gone, and the main thread may be waiting for it; called in another thread."""
+    run.records.saver.close()
+    _write_reason(run, cause, cause)
+    if run.accelerator.is_main_process:
+        report.refresh(run.records.directory.path, at_once=True)
+    run.records.tracking.finish(exit_code_of(cause))
+    run.records.directory.lock.release()
+
+
+def _write_reason(run: Run, error: Exception, cause: Exception | None) -> None:
+    """Write summary.json, unless another process is the reason and has written it."""
+    if isinstance(cause, PeerError) and run.records.directory.exit_reason():
+        return
+    stopped = cause.exit_reason if isinstance(cause, PreemptedError) else None
+    reason = str(stopped or cause or f"failed: {type(error).__name__}: {error}").partition("\n")[0]
+    try:
+        run.records.directory.write_summary(summarize(run, {"exit_reason": reason}))
+    except OSError as failure:  # the cause may be a full disk
+        log.warning("summary.json could not be written: %s", storage.line(failure))
 
 
 def _leave_together(run: Run, cause: Exception | None) -> None:
