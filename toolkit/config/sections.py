@@ -145,7 +145,8 @@ class Objective(Section):
     select_by: str | None = Field(
         None,
         description="metric on val that selects the best model, and that --patience and the plateau schedule follow: "
-        "top1, top5, loss, balanced_accuracy or macro_f1 for classification; map, micro_f1, macro_f1 or loss for "
+        "top1, top5, loss, balanced_accuracy, macro_f1, worst_class, auroc, average_precision, ece, expected_cost or "
+        "bayes_cost for classification; map, micro_f1, macro_f1, loss, worst_class, auroc or micro_auroc for "
         "multilabel (unset: the task's first, top1 or map)",
     )
 

@@ -13,6 +13,7 @@ from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.yaml_values import to_yaml
 from toolkit.models.classification import Classification
 from toolkit.runs.metrics_row import eval_column
+from toolkit.runs.resume_rules import FILES
 from toolkit.runs.run_config import learned
 from toolkit.strategies.base import Metric, at_size
 from toolkit.system.errors import printable
@@ -198,8 +199,9 @@ def _counts(card: Card) -> str:
 def _settings(loaded: LoadedRun) -> dict[str, Any]:
     """The settings that affect what was learned, without paths of this machine."""
     settings = learned(loaded.directory.config())
-    if settings.get("weights"):
-        settings["weights"] = Path(settings["weights"]).name
+    for name in FILES:
+        if settings.get(name):
+            settings[name] = Path(settings[name]).name
     return {name: _published(value) for name, value in settings.items() if name != "data_root" and value is not None}
 
 
