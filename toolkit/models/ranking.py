@@ -15,7 +15,7 @@ from toolkit.strategies.measures import Weighing, run_totals
 class Levels(NamedTuple):
     """Weights at each of K different scores of the positives, ascending, in b weighings: K x b.
 
-    `hits`: of positives with it; `least`: of all images with that score or more; `above`: with more. `total`: of all, b.
+    `hits`: of positives; `least`: of all images with that score or more; `above`: of all with more. `total`: of all, b.
     """
 
     hits: np.ndarray

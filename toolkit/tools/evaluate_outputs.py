@@ -87,9 +87,7 @@ def _rows(report: EvaluationReport, split: str) -> list[list[str]]:
     """A title and, for each eval spec, a cell: of every metric, and what else belongs to the numbers."""
     evaluation = report.evaluations[split]
     values, found = evaluation.to_json(report.loaded.classes), report.intervals.get(split, {})
-    metrics = [*report.loaded.task.metrics, *report.extra]
-    if evaluation.predictions.has_classes:
-        metrics += [metric for metric in OF_CLASSES if metric.name not in {known.name for known in metrics}]
+    metrics = shown_metrics(report)
     rows = [
         [metric.title, *(_cell(metric, of[metric.name], found.get(spec, {})) for spec, of in values.items())]
         for metric in metrics
@@ -98,9 +96,17 @@ def _rows(report: EvaluationReport, split: str) -> list[list[str]]:
         place = next((i for i, metric in enumerate(metrics) if metric.title == WORST), len(metrics) - 1)
         rows.insert(place + 1, ["  which is", *(str(of.get("worst_class", "")) for of in values.values())])
     if any(of["norm_from"] for of in values.values()):
-        lent = (f"{of['norm_from']} px" if of["norm_from"] else "its own" for of in values.values())
-        rows.append(["normalization of", *lent])
+        lent = (f"normalization of {of['norm_from']} px" if of["norm_from"] else "" for of in values.values())
+        rows.append(["note", *lent])
     return rows
+
+
+def shown_metrics(report: EvaluationReport) -> list[Metric]:
+    """The metrics of the table: the task's, further ones, and those of any task with one class an image."""
+    metrics = [*report.loaded.task.metrics, *report.extra]
+    if not all(evaluation.predictions.has_classes for evaluation in report.evaluations.values()):
+        return metrics
+    return [*metrics, *(metric for metric in OF_CLASSES if metric.name not in {known.name for known in metrics})]
 
 
 def _cell(metric: Metric, value: float | None, found: Mapping[str, Interval]) -> str:
@@ -149,6 +155,7 @@ def to_json(report: EvaluationReport) -> dict[str, Any]:
         "recalibrated": {"sizes": sizes, "images": images},
         "costs": {name: asdict(cost) for name, cost in report.costs.items()},
         "bootstrap": {"samples": report.bootstrap, "seed": 0, "level": 0.95} if report.bootstrap else None,
+        "metrics": [asdict(metric) for metric in shown_metrics(report)],
         "splits": {split: _split_json(report, split) for split in report.evaluations},
         "cascade": None if report.cascade is None else _cascade_json(report.cascade),
     }

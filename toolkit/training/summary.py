@@ -53,6 +53,7 @@ def conclude(run: Run) -> dict[str, Any]:
             log.info("  %6s  %s", spec, score.line(shown(run)))
     latency_ms = evaluator.latency_ms(specs) if main else {}
     for name, raw in [*run.state.weights.states().items()][1:]:
+        evaluator = run.evaluator.choosing(metadata.get("chosen", {}))
         evaluator.load(raw)
         evaluations[name] = evaluator.evaluate(run.data.evaluated["val"], specs)
         log.info("val, weights of the last step without averaging: %s", brief(evaluations[name].scores, run.select_by))
