@@ -218,7 +218,7 @@ class Optimization(Section):
     min_delta: float = Field(
         0.0,
         ge=0,
-        description="smallest gain that counts as an improvement, in points of a percentage or in the metric's own unit",
+        description="smallest gain that counts as an improvement, in points of a percentage or in the metric's unit",
     )
     gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm, above 0 (unset: no clipping)")
     ema_decay: float | None = Field(

@@ -45,7 +45,8 @@ class Score:
         """The given metrics as text for the console."""
         mark = f" (normalization of {self.norm_from} px)" if self.norm_from else ""
         mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""
-        return "  ".join(f"{metric.title} {metric.text(self[metric.name])}" for metric in metrics) + mark
+        told = (metric.text(self[metric.name]) if metric.name in self.values else "undefined" for metric in metrics)
+        return "  ".join(f"{metric.title} {text}" for metric, text in zip(metrics, told, strict=True)) + mark
 
 
 def brief(scores: Mapping[str, Score], metric: Metric) -> str:

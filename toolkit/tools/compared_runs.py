@@ -112,8 +112,10 @@ def selected_by_both(baseline: FinishedRun, other: FinishedRun) -> Metric | None
     if len(names) > 1 or names <= TITLES.keys() or any(config["task"] != "classification" for config in configs):
         return None
     metric = Classification.metric(names.pop())
-    costs = [run.costs() for run in (baseline, other)] if metric.costs else []
-    return None if costs and not np.array_equal(*costs) else metric
+    if not metric.costs:
+        return metric
+    ours, theirs = baseline.costs(), other.costs()
+    return metric if ours is not None and theirs is not None and np.array_equal(ours, theirs) else None
 
 
 def needs_all(metric: Metric) -> bool:

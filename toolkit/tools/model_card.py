@@ -45,7 +45,8 @@ def read_rows(loaded: LoadedRun) -> list[SizeRow]:
     found = {split: summary[split] for split in SPLITS if split in summary}
     rows, names = [], [metric.name for metric in headline(loaded)]
     for spec in loaded.strategy.eval_specs():
-        scores = {split: tuple(of[spec.name][name] for name in names) for split, of in found.items()}
+        told = {split: tuple(of[spec.name].get(name) for name in names) for split, of in found.items()}
+        scores = {split: values for split, values in told.items() if None not in values}
         if not scores and eval_column(spec.name, names[0]) in loaded.metadata:
             scores = {"val": tuple(loaded.metadata[eval_column(spec.name, name)] for name in names)}
         norm_from = next((scale for size in spec.sizes if (scale := loaded.model.norm_from(size))), None)

@@ -172,7 +172,7 @@ def rows(records: ReportData) -> list[SizeResult]:
     """A row for each size at which the best model was evaluated."""
     best, history, found = records.best_row, records.history, []
     for place, name in enumerate(records.scales):
-        splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
+        splits = {split: _known(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
         if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
             wanted = (*(metric.name for metric in records.metrics), "unreadable")
             weights = raw_column if records.best_is_raw else str
@@ -188,6 +188,11 @@ def rows(records: ReportData) -> list[SizeResult]:
             norm_from = splits["val"].get("norm_from")
             found.append(SizeResult(name, place, splits, latency, norm_from and int(norm_from)))
     return found
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that are undefined on these images."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class TimePart(NamedTuple):
