@@ -11,6 +11,7 @@ from toolkit.config.tables import TABLES, look_up
 from toolkit.models.classification import Classification
 from toolkit.models.multilabel import MultiLabel
 from toolkit.strategies.base import BoundTask, Budget
+from toolkit.strategies.measures import ImageValues, Weighing
 
 N, CLASSES = 24, 5
 NAMES = tuple("abcde")
@@ -122,6 +123,77 @@ def test_sums_of_parts_are_the_sum_of_the_whole(task: Task):
     averaged = who.average([logits()])
     parts = [who.sums(averaged[i::3], given[i::3], torch.float64) for i in range(3)]
     torch.testing.assert_close(torch.stack(parts).sum(0), who.sums(averaged, given, torch.float64))
+
+
+@every_task
+def test_the_parts_of_each_image_are_the_sums(task: Task):
+    who, given = bound(task), torch.from_numpy(labels(task))
+    averaged = who.average([logits()])
+    each = who.each(averaged, given, torch.float64)
+    assert each.shape == (len(task.summed), N)
+    torch.testing.assert_close(each.sum(1), who.sums(averaged, given, torch.float64))
+
+
+def values_of(task: Task, values: Tensor) -> ImageValues:
+    """What an evaluation keeps of the images, with a cost matrix."""
+    who, given = bound(task), torch.from_numpy(labels(task))
+    averaged = who.average([values])
+    return ImageValues(
+        labels(task),
+        who.record(averaged, given).double().numpy(),
+        CLASSES,
+        who.each(averaged, given, torch.float64).numpy(),
+        who.probabilities(averaged).T.contiguous().numpy(),
+        1 - np.eye(CLASSES),
+    )
+
+
+@every_task
+def test_weighted_metrics_are_those_of_all_images_and_of_images_that_are_there_twice(task: Task):
+    images, names = values_of(task, logits()), [metric.name for metric in task.metrics]
+    extra = [metric.name for metric in task.extra_metrics]
+
+    def measured(some: ImageValues) -> dict[str, float]:
+        sums = dict(zip(task.summed, some.summed.sum(1).tolist(), strict=True))
+        plain = task.weighted(extra, some, Weighing.plain(len(some.labels)))
+        of_task = task.measure(sums, some.labels, some.record, CLASSES)
+        return {**of_task, **{name: float(values[0]) for name, values in plain.items()}}
+
+    found = task.weighted([*names, *extra], images, Weighing.plain(N))
+    assert {*found} == {*names, *extra}
+    assert {name: pytest.approx(float(values[0]), rel=1e-5) for name, values in found.items()} == measured(images)
+    weighing = Weighing.bootstrap(N, range(3))
+    found = task.weighted([*names, *extra], images, weighing)
+    for number, counts in enumerate(weighing.counts()):
+        expected = measured(images.at(np.repeat(np.arange(N), counts)))
+        assert {name: pytest.approx(values[number], rel=1e-5) for name, values in found.items()} == expected
+
+
+@every_task
+def test_values_of_each_class_are_shares_and_name_the_worst(task: Task):
+    images = values_of(task, logits())
+    values = task.of_each_class(images)
+    for of in values.values():
+        assert of.shape == (CLASSES,)
+        assert ((of[np.isfinite(of)] >= 0) & (of[np.isfinite(of)] <= 1)).all()
+    worst = [
+        name for name in ("worst_class_accuracy", "worst_class_ap") if name in {m.name for m in task.extra_metrics}
+    ]
+    assert bool(values) == bool(worst)
+    for name in worst:
+        found = task.weighted([name], images, Weighing.plain(N))[name][0]
+        assert found == pytest.approx(100 * np.nanmin(next(iter(values.values()))))
+
+
+@every_task
+def test_better_logits_are_better_by_every_extra_metric(task: Task):
+    whole, names = bound(task).mixable(torch.from_numpy(labels(task))), [metric.name for metric in task.extra_metrics]
+    good, bad = (
+        task.weighted(names, values_of(task, values), Weighing.plain(N))
+        for values in (20 * whole - 10, 10 - 20 * whole)
+    )
+    for metric in task.extra_metrics:
+        assert metric.gain(good[metric.name][0], bad[metric.name][0]) > 0, metric
 
 
 @every_task

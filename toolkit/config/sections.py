@@ -145,7 +145,8 @@ class Objective(Section):
     select_by: str | None = Field(
         None,
         description="metric on val that selects the best model, and that --patience and the plateau schedule follow: "
-        "top1, top5, loss, balanced_accuracy or macro_f1 for classification; map, micro_f1, macro_f1 or loss for "
+        "top1, top5, loss, balanced_accuracy, macro_f1, worst_class, auroc, average_precision, ece, expected_cost or "
+        "bayes_cost for classification; map, micro_f1, macro_f1, loss, worst_class, auroc or micro_auroc for "
         "multilabel (unset: the task's first, top1 or map)",
     )
 
@@ -217,7 +218,7 @@ class Optimization(Section):
     min_delta: float = Field(
         0.0,
         ge=0,
-        description="smallest gain that counts as an improvement, in points of a percentage or in the loss's unit",
+        description="smallest gain that counts as an improvement, in points of a percentage or in the metric's unit",
     )
     gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm, above 0 (unset: no clipping)")
     ema_decay: float | None = Field(

@@ -14,6 +14,7 @@ from pydantic import model_validator
 
 from toolkit.config.base import Section
 from toolkit.config.data_roots import BUILT_IN, is_url
+from toolkit.config.metrics import Metrics
 from toolkit.config.sampling import Sampling
 from toolkit.config.scales import Scales
 from toolkit.config.sections import (
@@ -30,7 +31,7 @@ from toolkit.config.tuning import Tuning
 from toolkit.system.errors import InputError
 
 
-class Settings(Output, Machine, Tuning, Optimization, Model, Objective, Augmentation, Sampling, Data):
+class Settings(Output, Machine, Tuning, Optimization, Model, Metrics, Objective, Augmentation, Sampling, Data):
     """All settings of one run except the strategy."""
 
     elsewhere: ClassVar = dict.fromkeys(
@@ -66,6 +67,8 @@ class Settings(Output, Machine, Tuning, Optimization, Model, Objective, Augmenta
             raise InputError(f"--pretrained would be ignored: the run starts from --weights {self.weights}; drop one")
         if self.weights_sha256 and not self.weights:
             raise InputError("--weights-sha256 would be ignored: it needs --weights")
+        if self.cost_matrix_sha256 and not self.cost_matrix:
+            raise InputError("--cost-matrix-sha256 would be ignored: it needs --cost-matrix")
         if self.freeze and self.unfreeze_from is not None:
             raise InputError(f"--unfreeze-from {self.unfreeze_from} contradicts --freeze: drop one of them")
         rates = [name for name in ("layer_decay", "backbone_lr_scale") if getattr(self, name) is not None]
@@ -98,6 +101,7 @@ SECTIONS: tuple[type[Section], ...] = (
     Sampling,
     Augmentation,
     Objective,
+    Metrics,
     Model,
     Optimization,
     Tuning,

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import split_numbers
 from toolkit.config.choices import Precision
+from toolkit.config.metrics import COST_MATRIX
 from toolkit.config.tables import CLASSIFICATION, check_entry
 
 
@@ -36,3 +37,10 @@ ALONE = Field(
     description="the tasks that srun, mpirun, SageMaker or SkyPilot start are independent; without it, several tasks "
     "that do not work together are refused",
 )
+BOOTSTRAP = Field(
+    1000,
+    ge=0,
+    description="bootstrap samples of the images for 95% intervals of all metrics; 0 or more, 0: no intervals "
+    "(default: 1000)",
+)
+COST_MATRIX_FILE = Field(None, description=f"{COST_MATRIX} (unset: the run's, if it was trained with one)")

@@ -9,7 +9,16 @@ from toolkit.config.base import Folder, Numbers, Section, split_numbers
 from toolkit.config.checks import check_columns, check_compare, check_evaluate, check_output, check_predict
 from toolkit.config.choices import CACHE_GB, TOLERANCE, Cache, Format, GrayRange, OnnxInput, Split
 from toolkit.config.data_roots import BUILT_IN, SYNTHETIC
-from toolkit.config.tool_fields import ALONE, MODEL_FROM, TASK, Paths, Precisions, TaskName
+from toolkit.config.tool_fields import (
+    ALONE,
+    BOOTSTRAP,
+    COST_MATRIX_FILE,
+    MODEL_FROM,
+    TASK,
+    Paths,
+    Precisions,
+    TaskName,
+)
 
 
 class Scan(Section):
@@ -89,6 +98,7 @@ class Evaluate(Inference):
 
     groups: ClassVar = {
         "sizes": ("scales", "average", "flip", "recalibrate"),
+        "metrics": ("bootstrap", "cost_matrix"),
         "cascade": ("cascade", "confidence", "max_loss"),
         "data": ("data_root", "split", "label_column", "hf_config"),
         "model": ("model_from",),
@@ -104,6 +114,8 @@ class Evaluate(Inference):
         description="estimate normalization statistics for sizes that the run was not trained at, on up to 2048 of its "
         "training images at that size",
     )
+    bootstrap: int = BOOTSTRAP
+    cost_matrix: Folder | None = COST_MATRIX_FILE
     cascade: Numbers | None = Field(
         None,
         description="ascending sizes, px: report the compute saved by starting at the first size and moving up only "

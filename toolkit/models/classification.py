@@ -13,9 +13,11 @@ from torch import Tensor
 
 from toolkit.config.choices import ClassLoss, ClassWeights
 from toolkit.config.tables import MULTI_LABEL
-from toolkit.models import metrics
+from toolkit.models import metrics, weighted_metrics
 from toolkit.models.class_weights import weights_of
+from toolkit.models.ranking import ratio
 from toolkit.strategies.base import BoundTask, Metric, Task
+from toolkit.strategies.measures import ImageValues, Weighing
 from toolkit.system.errors import InputError
 
 TOP = 5
@@ -61,6 +63,14 @@ class Classification(Task):
         Metric("balanced_accuracy", "balanced accuracy"),
         Metric("macro_f1", "macro F1"),
     )
+    extra_metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("worst_class_accuracy", "worst class"),
+        Metric("auroc", "AUROC", scores=True),
+        Metric("average_precision", "mAP", scores=True),
+        Metric("ece", "ECE", percent=False, higher_is_better=False),
+        Metric("expected_cost", "expected cost", percent=False, higher_is_better=False, costs=True),
+        Metric("bayes_cost", "least expected cost", percent=False, higher_is_better=False, scores=True, costs=True),
+    )
 
     summed: ClassVar[tuple[str, ...]] = ("right", "among_top5", "loss")
 
@@ -93,6 +103,33 @@ class Classification(Task):
             "macro_f1": metrics.macro_f1(predictions, classes),
         }
 
+    def weighted(self, names: Sequence[str], images: ImageValues, weighing: Weighing) -> dict[str, np.ndarray]:
+        own = type(self).measure is not Classification.measure  # of a subclass, whose definitions count
+        names, others = split_names(names, self.metrics) if own else (names, [])
+        found = super().weighted(others, images, weighing) if others else {}
+        return found | weighted_metrics.of_classes(names, images, weighing)
+
+    def of_each_class(self, images: ImageValues) -> dict[str, np.ndarray]:
+        plain = Weighing.plain(len(images.labels))
+        there, right, predicted = (counts[:, 0] for counts in weighted_metrics.class_counts(images, plain))
+        values = {
+            "recall": ratio(right, there),
+            "precision": ratio(right, predicted),
+            "f1": ratio(2 * right, there + predicted),
+        }
+        if images.scores is not None:
+            found = weighted_metrics.of_each_class(images, plain, ["average_precision"])
+            values["average_precision"] = found["average_precision"][:, 0]
+        return values
+
+    def check_selection(self, metric: Metric, labels: np.ndarray, classes: Sequence[str]) -> None:
+        if metric.name in weighted_metrics.RANKING and len(present := np.unique(labels)) == 1:
+            raise InputError(
+                f"--select-by {metric.name}: all {len(labels)} validation images are of class "
+                f"{classes[present[0]]!r}, and it compares classes: select by {self.metrics[0].name}, or add images of "
+                "other classes"
+            )
+
     def answer(self, probabilities: np.ndarray, classes: Sequence[str]) -> str:
         return classes[int(probabilities.argmax())]
 
@@ -113,6 +150,12 @@ class Classification(Task):
             return counts.sum() / (len(counts) * np.maximum(counts, 1))
         share = weights_of(counts, self.class_weights, self.class_weights_power)
         return share * counts.sum() / (share * counts).sum()
+
+
+def split_names(names: Sequence[str], metrics: Sequence[Metric]) -> tuple[list[str], list[str]]:
+    """The names that are none of the metrics, and those that are."""
+    known = {metric.name for metric in metrics}
+    return [name for name in names if name not in known], [name for name in names if name in known]
 
 
 def scaled_smoothing(smoothing: float, share: float) -> float:
@@ -159,8 +202,19 @@ class CrossEntropy(BoundTask):
         loss = self._log_loss(averaged.to(dtype), labels)
         return torch.stack([right[:, 0].sum().to(dtype), right.sum().to(dtype), loss])
 
+    def each(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        if type(self).sums is not CrossEntropy.sums:  # of a subclass, which sums something else
+            return super().each(averaged, labels, dtype)
+        right = averaged.topk(min(TOP, averaged.shape[1]), 1).indices == labels[:, None]
+        losses = self._log_losses(averaged.to(dtype), labels)
+        return torch.stack([right[:, 0].to(dtype), right.any(1).to(dtype), losses])
+
     def _log_loss(self, averaged: Tensor, labels: Tensor) -> Tensor:
         return F.nll_loss(averaged, labels, reduction="sum")
+
+    def _log_losses(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        """The same of each of N images."""
+        return F.nll_loss(averaged, labels, reduction="none")
 
     def record(self, averaged: Tensor, labels: Tensor) -> Tensor:
         best, predicted = averaged.topk(1, 1)
@@ -182,6 +236,9 @@ class _OfImages(CrossEntropy):
 
     def _log_loss(self, averaged: Tensor, labels: Tensor) -> Tensor:
         return self.of_images(averaged, self.mixable(labels), 0.0).sum().to(averaged.dtype)
+
+    def _log_losses(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        return self.of_images(averaged, self.mixable(labels), 0.0).to(averaged.dtype)
 
 
 class Asymmetric(_OfImages):
@@ -226,5 +283,8 @@ class BinaryCrossEntropy(CrossEntropy):
         return averaged.sigmoid()
 
     def _log_loss(self, averaged: Tensor, labels: Tensor) -> Tensor:
+        return self._log_losses(averaged, labels).sum()
+
+    def _log_losses(self, averaged: Tensor, labels: Tensor) -> Tensor:
         whole = F.one_hot(labels, self.classes).to(averaged.dtype)
-        return F.binary_cross_entropy_with_logits(averaged, whole, reduction="none").mean(1).sum()
+        return F.binary_cross_entropy_with_logits(averaged, whole, reduction="none").mean(1)

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,82 +13,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from toolkit.config.base import frozen
 from toolkit.data.images.views import views
 from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batch
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index
-from toolkit.models.metrics import UNREADABLE, PredictionTable, class_metrics
+from toolkit.models.evaluation import ByClass, Evaluation, Score, chosen_task, measured
+from toolkit.models.gathered import Gathered, scores_fit
+from toolkit.models.metrics import UNREADABLE, PredictionTable
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.strategies.base import BoundTask, EvalSpec, Metric, Task
+from toolkit.strategies.measures import ImageValues
 from toolkit.system.errors import InputError, naming_memory
 
 WARM_UPS, LEAST_RUNS, MOST_RUNS = 3, 5, 100  # forward passes of each timing
 LATENCY_S = 0.3  # time spent on measuring one latency at a run's end
-
-
-@dataclass(frozen=True)
-class Score:
-    """The metrics of a task for one eval spec, by name.
-
-    `norm_from`: the scale whose normalization was used; None if the size has its own or all share one.
-    """
-
-    values: Mapping[str, float]
-    images: int
-    norm_from: int | None = None
-    unreadable: int = 0  # images excluded from all values above
-
-    def __getitem__(self, metric: str) -> float:
-        return self.values[metric]
-
-    def metrics(self) -> dict[str, float]:
-        """The values recorded at each evaluation."""
-        masked = {"unreadable": self.unreadable} if self.unreadable else {}
-        return {**self.values, **masked}
-
-    def to_json(self) -> dict[str, Any]:
-        rest = {"images": self.images, "norm_from": self.norm_from, "unreadable": self.unreadable}
-        return {**self.values, **rest}
-
-    def line(self, metrics: Sequence[Metric]) -> str:
-        """The given metrics as text for the console."""
-        mark = f" (normalization of {self.norm_from} px)" if self.norm_from else ""
-        mark += f" ({self.unreadable} unreadable left out)" if self.unreadable else ""
-        return "  ".join(f"{metric.title} {metric.text(self[metric.name])}" for metric in metrics) + mark
-
-
-def brief(scores: Mapping[str, Score], metric: Metric) -> str:
-    """One metric at each eval spec."""
-
-    def one(score: Score) -> str:
-        left_out = f" ({score.unreadable} unreadable left out)" if score.unreadable else ""
-        return metric.text(score[metric.name]).strip() + left_out
-
-    return "  ".join(f"{name} {one(score)}" for name, score in scores.items())
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores by name of the eval spec, and the predictions for each image; `chosen`: fields of the task, by name."""
-
-    scores: dict[str, Score]
-    predictions: PredictionTable
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Each score, with the class metrics if each image has one class; metrics of the task replace these."""
-        table = self.predictions
-        return {
-            spec: {**(class_metrics(table.of(spec), classes) if table.has_classes else {}), **score.to_json()}
-            for spec, score in self.scores.items()
-        }
-
-
-def chosen_task(task: Task, chosen: Mapping[str, Any]) -> Task:
-    """The task with the fields that were chosen on validation images, as JSON holds them."""
-    return replace(task, **{name: frozen(value) for name, value in chosen.items()}) if chosen else task
 
 
 class BadImages(Protocol):
@@ -105,7 +44,8 @@ class Evaluator:
     `model`: that copy; `batch_size`: images per process and batch, decoded by `threads` threads. `quarantine`: lists
     unreadable images, which are excluded and counted; without it they raise BadSampleError. `between`: called between
     batches, equally often on every rank; it may raise to stop the evaluation. `flip`: average the probabilities with
-    those of the mirrored image.
+    those of the mirrored image. `extra`: metrics to measure besides the task's; `costs`: C x C of --cost-matrix;
+    `each_class`: measure each class too; `keep`: keep the values of each image (on the main process).
     """
 
     accelerator: Accelerator
@@ -120,6 +60,10 @@ class Evaluator:
     quarantine: BadImages | None = None
     between: Callable[[], None] = lambda: None
     flip: bool = False
+    extra: tuple[Metric, ...] = ()
+    costs: np.ndarray | None = None
+    each_class: bool = False
+    keep: bool = False
 
     @cached_property
     def bound(self) -> BoundTask:
@@ -129,6 +73,19 @@ class Evaluator:
     def choosing(self, chosen: Mapping[str, Any]) -> "Evaluator":
         """An evaluator of the same model whose task has the fields that were chosen on validation images."""
         return replace(self, task=chosen_task(self.task, chosen))
+
+    def measuring_all(self, images: int, specs: int, keep: bool = False) -> "Evaluator":
+        """An evaluator that measures every metric that this task has, and each class.
+
+        But none of the probabilities of all classes if memory is short for `images` at so many specs; a line says so.
+        """
+        own = {metric.name for metric in self.task.metrics}
+        extra = [metric for metric in self.task.extra_metrics if metric.name not in own]
+        extra = [metric for metric in extra if self.costs is not None or not metric.costs]
+        if any(metric.scores for metric in extra):
+            fits = scores_fit(images, len(self.classes), specs, self.accelerator, keep)
+            extra = [metric for metric in extra if fits or not metric.scores]
+        return replace(self, extra=tuple(extra), each_class=True, keep=keep)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Load parameters and buffers; buffers from rank 0, because BatchNorm statistics differ between ranks."""
@@ -183,48 +140,51 @@ class Evaluator:
         `choose_at`: one of `specs`, by whose predictions the task chooses its fields, such as thresholds, before it
         measures.
         """
-        device, count = self.accelerator.device, len(images.index)
-        # Counts are exact in float64, and up to 2^24 in float32.
-        exact = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-        columns = self.task.columns(self.classes)
-        sums = torch.zeros(len(specs), len(self.task.summed), dtype=exact, device=device)
-        # Of each image: 1 if it was read, and the task's columns.
-        packed = torch.zeros(len(specs), 1 + len(columns), count, dtype=exact, device=device)
+        device, count, kept = self.accelerator.device, len(images.index), self.task.summed if self.keep else ()
+        rows, classes = len(self.task.columns(self.classes)), len(self.classes)
+        needs_scores = any(metric.scores for metric in self.extra)
+        gathered = Gathered(self.accelerator, count, len(specs), rows, len(kept), classes if needs_scores else None)
+        sums = torch.zeros(len(specs), len(self.task.summed), dtype=gathered.exact, device=device)
         for batch in self.batches(images, sorted({size for spec in specs for size in spec.sizes})):
             if not len(batch.ids):
                 continue
             targets, logits = batch.targets.to(device), self.logits(batch.images)
-            places = torch.from_numpy(batch.ids).to(device)
             for row, spec in enumerate(specs):
                 averaged = self.bound.average([logits[size] for size in spec.sizes])
-                sums[row] += self.bound.sums(averaged, targets, exact)
-                packed[row, 0, places] = 1
-                packed[row, 1:, places] = self.bound.record(averaged, targets).to(exact)
-        return self._evaluation(images.index, specs, choose_at, sums, packed)
+                sums[row] += self.bound.sums(averaged, targets, gathered.exact)
+                gathered.add(row, batch.ids, self.bound, averaged, targets)
+        return self._evaluation(images.index, specs, choose_at, sums, gathered)
 
     def _evaluation(
-        self, index: Index, specs: Sequence[EvalSpec], choose_at: EvalSpec | None, sums: Tensor, packed: Tensor
+        self, index: Index, specs: Sequence[EvalSpec], choose_at: EvalSpec | None, sums: Tensor, gathered: Gathered
     ) -> Evaluation:
         """Scores and predictions from the sums per spec, and the values of each image, of all ranks."""
         totals = self.accelerator.reduce(sums, "sum").tolist()
-        values = self.accelerator.reduce(packed, "sum").cpu().numpy()
-        there = values[0, 0] > 0
-        read, count, labels = int(there.sum()), len(index), index.labels
+        whole = gathered.records()
+        there, columns = whole[0, 0] > 0, self.task.columns(self.classes)
+        read, count = int(there.sum()), len(index)
         if not read:
             raise InputError(f"{index.root}: none of the {count} images to evaluate can be read")
         task, chosen = self.task, dict[str, Any]()
         if choose_at is not None:
-            chosen = task.choices(labels[there], values[specs.index(choose_at)][1:, there])
+            chosen = task.choices(index.labels[there], whole[specs.index(choose_at)][1 : 1 + len(columns), there])
             task = chosen_task(task, chosen)
-        scores = {}
-        for spec, summed, of_spec in zip(specs, totals, values, strict=True):
-            named = dict(zip(task.summed, summed, strict=True))
-            found = task.measure(named, labels[there], of_spec[1:, there], len(self.classes))
-            scores[spec.name] = Score(found, read, self._norm_from(spec), count - read)
-        values[:, 1, ~there] = UNREADABLE
-        columns = task.columns(self.classes)
-        table = PredictionTable(tuple(spec.name for spec in specs), labels, columns, values[:, 1:])
-        return Evaluation(scores, table, chosen)
+        scores, by_class, kept = {}, dict[str, ByClass](), dict[str, ImageValues]()
+        for row, (spec, summed) in enumerate(zip(specs, totals, strict=True)):
+            images = gathered.values(row, whole[row], index.labels, len(self.classes), self.costs)
+            found = task.measure(
+                dict(zip(task.summed, summed, strict=True)), images.labels, images.record, images.classes
+            )
+            extra, undefined = measured(task, self.extra, images)
+            scores[spec.name] = Score({**found, **extra}, read, self._norm_from(spec), count - read, undefined)
+            if self.each_class and (values := task.of_each_class(images)):
+                by_class[spec.name] = ByClass(task.class_counts(images.labels, images.classes), values)
+            if self.keep and self.accelerator.is_main_process:
+                kept[spec.name] = images
+        records = whole[:, 1 : 1 + len(columns)]
+        records[:, 0, ~there] = UNREADABLE
+        table = PredictionTable(tuple(spec.name for spec in specs), index.labels, columns, records)
+        return Evaluation(scores, table, chosen, by_class, kept)
 
     def latency_ms(self, specs: Sequence[EvalSpec]) -> dict[str, float]:
         """Median milliseconds from one uint8 image to its prediction on the host, on this rank; quick to measure.

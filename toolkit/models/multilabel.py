@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from toolkit.config.choices import ClassWeights, MultiLabelLoss
 from toolkit.models import multilabel_metrics as metrics
+from toolkit.models import weighted_metrics
 from toolkit.models.class_weights import weights_of
-from toolkit.models.classification import BinaryCrossEntropy, check_objective, scaled_smoothing
+from toolkit.models.classification import BinaryCrossEntropy, check_objective, scaled_smoothing, split_names
+from toolkit.models.ranking import ratio
 from toolkit.strategies.base import BoundTask, Metric, Task
+from toolkit.strategies.measures import ImageValues, Weighing
 from toolkit.system.errors import InputError
 
 
@@ -40,6 +43,11 @@ class MultiLabel(Task):
         Metric("micro_f1", "micro F1"),
         Metric("macro_f1", "macro F1"),
         Metric("loss", "loss", percent=False, higher_is_better=False),
+    )
+    extra_metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("worst_class_ap", "worst class"),
+        Metric("auroc", "AUROC"),
+        Metric("micro_auroc", "micro AUROC"),
     )
     summed: ClassVar[tuple[str, ...]] = ("loss",)
     several_labels: ClassVar[bool] = True
@@ -87,6 +95,34 @@ class MultiLabel(Task):
             "loss": sums["loss"] / len(labels),
         }
 
+    def weighted(self, names: Sequence[str], images: ImageValues, weighing: Weighing) -> dict[str, np.ndarray]:
+        own = type(self).measure is not MultiLabel.measure  # of a subclass, whose definitions count
+        names, others = split_names(names, self.metrics) if own else (names, [])
+        found = super().weighted(others, images, weighing) if others else {}
+        images = _with_scores(images)
+        return found | weighted_metrics.of_labels(names, images, self._predicted(images.record[:-1].T), weighing)
+
+    def of_each_class(self, images: ImageValues) -> dict[str, np.ndarray]:
+        images, plain = _with_scores(images), Weighing.plain(len(images.labels))
+        predicted = self._predicted(images.record[:-1].T)
+        right, there, found = (
+            weighted_metrics.label_counts(rows, plain)[:, 0]
+            for rows in (images.labels * predicted, images.labels, predicted)
+        )
+        return {
+            "average_precision": weighted_metrics.of_each_label(images, plain)["average_precision"][:, 0],
+            "precision": ratio(right, found),
+            "recall": ratio(right, there),
+            "f1": ratio(2 * right, there + found),
+        }
+
+    def check_selection(self, metric: Metric, labels: np.ndarray, classes: Sequence[str]) -> None:
+        if metric.name in ("auroc", "micro_auroc") and not (labels.any(0) & ~labels.all(0)).any():
+            raise InputError(
+                f"--select-by {metric.name}: no class is on some of the {len(labels)} validation images and not on "
+                f"others, and it compares these: select by {self.metrics[0].name}, or add other images"
+            )
+
     def choices(self, labels: np.ndarray, record: np.ndarray) -> dict[str, Any]:
         return {} if self.thresholds else {"thresholds": metrics.best_thresholds(labels, record[:-1].T)}
 
@@ -119,6 +155,11 @@ class MultiLabel(Task):
         return probabilities.astype(np.float64) > self._each(probabilities.shape[-1])
 
 
+def _with_scores(images: ImageValues) -> ImageValues:
+    """The probabilities of all classes are in the record, too."""
+    return replace(images, scores=images.record[:-1])
+
+
 def _binary_cross_entropy(smoothing: float, weights: Tensor | None) -> nn.Module:
     return TimmBinaryCrossEntropy(smoothing=smoothing, smooth_dense=True, weight=weights, reduction="none")
 
@@ -148,6 +189,11 @@ class SeveralLabels(BinaryCrossEntropy):
 
     def sums(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         return self.plain(averaged.to(dtype), labels.to(dtype)).mean(1).sum()[None].to(dtype)
+
+    def each(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        if type(self).sums is not SeveralLabels.sums:  # of a subclass, which sums something else
+            return BoundTask.each(self, averaged, labels, dtype)
+        return self.plain(averaged.to(dtype), labels.to(dtype)).mean(1)[None].to(dtype)
 
     def record(self, averaged: Tensor, labels: Tensor) -> Tensor:
         """The probability of each class, and the geometric mean of those of what the labels say."""

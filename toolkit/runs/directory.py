@@ -38,6 +38,7 @@ class RunDirectory:
         self.quarantine = path / "quarantine.jsonl"
         self.predictions = path / "predictions"
         self.steps = path / "steps.csv"
+        self.costs = path / "cost_matrix.csv"  # a copy of --cost-matrix
         self._metrics = path / "metrics.csv"
         self._summary = path / "summary.json"
         self._config = path / "config.yaml"

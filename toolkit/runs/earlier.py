@@ -33,6 +33,8 @@ AS_BEFORE: dict[str, Any] = {
     "freeze_bn": False,
     "label_column": None,
     "hf_config": None,
+    "cost_matrix": None,
+    "cost_matrix_sha256": None,
 }
 OF_STRATEGY: dict[str, dict[str, Any]] = {  # the same of its fields
     "progressive": {"regularization_from": 1.0, "grow_batch": "off"},

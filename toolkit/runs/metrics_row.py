@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from toolkit.models.evaluator import Score
+from toolkit.models.evaluation import Score
 from toolkit.runs import earlier
 
 PLACE = ("epoch", "step", "images_seen", "phase", "sizes")  # the first columns

@@ -22,6 +22,7 @@ from toolkit.system.run_lock import run_of
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
+FILES = ("weights", "cost_matrix")  # settings that name a file whose SHA-256 is a setting, too
 
 
 def acquire_run(
@@ -215,17 +216,24 @@ def _brief(names: Sequence[str]) -> str:
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Changed settings that affect the trained model, as `--name old, now new`; `cache: auto` keeps the old cache.
 
-    A file of weights is compared by its contents, wherever it is; by its name if the contents are unknown.
+    A file of weights or costs is compared by its contents, wherever it is; by its name if the contents are unknown.
     """
-    contents = [config.get("weights_sha256") for config in (old, new)]
-    same = {"weights_sha256", *(("weights",) if all(contents) and contents[0] == contents[1] else ())}
+    same, other_contents = {*map(_digest, FILES)}, []
+    for name in FILES:
+        contents = [config.get(_digest(name)) for config in (old, new)]
+        same |= {name} if all(contents) and contents[0] == contents[1] else set()
+        if all(contents) and contents[0] != contents[1] and old[name] == new[name]:
+            other_contents.append(f"other contents of --{name.replace('_', '-')} {new[name]}")
     names = [
         name for name in learned({**old, **new}) if (name, new.get(name)) != ("cache", "auto") and name not in same
     ]
     changes = [_change(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
-    if all(contents) and contents[0] != contents[1] and old["weights"] == new["weights"]:
-        changes.append(f"other contents of --weights {new['weights']}")
-    return changes
+    return [*changes, *other_contents]
+
+
+def _digest(name: str) -> str:
+    """The setting that holds the SHA-256 of the file that another one names."""
+    return f"{name}_sha256"
 
 
 def _change(name: str, old: Any, new: Any) -> str:

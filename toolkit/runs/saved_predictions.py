@@ -17,6 +17,7 @@ from PIL import Image
 from toolkit.data.loading.python_data import read_few
 from toolkit.data.loading.reader import ImageReader
 from toolkit.models.metrics import PredictionTable
+from toolkit.runs import class_values
 from toolkit.system import files
 from toolkit.system.errors import InputError, LoaderError, expected
 
@@ -88,7 +89,9 @@ def clear(folder: Path) -> None:
     for thumbnails in folder.glob("*-hardest"):
         for image in thumbnails.glob("*.jpg"):
             image.unlink()
-        (folder / f"{thumbnails.name.removesuffix('-hardest')}.csv").unlink(missing_ok=True)
+        split = thumbnails.name.removesuffix("-hardest")
+        (folder / f"{split}.csv").unlink(missing_ok=True)
+        class_values.remove(folder, split)
 
 
 def read(folder: Path, split: str) -> SavedPredictions | None:

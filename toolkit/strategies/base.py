@@ -16,6 +16,8 @@ from torch import Tensor
 
 from toolkit.config.choices import NORM_MODES, NormMode
 from toolkit.config.tables import entry_name
+from toolkit.strategies.measures import ImageValues, Weighing, by_measure
+from toolkit.strategies.measures import Metric as Metric
 from toolkit.system.errors import InputError
 
 
@@ -157,42 +159,28 @@ def _as_lists(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A value of every evaluation: its name in files and flags, and its title; in percent, or in its own unit."""
-
-    name: str
-    title: str
-    percent: bool = True
-    higher_is_better: bool = True
-
-    def text(self, value: float) -> str:
-        return f"{value:6.2f}%" if self.percent else f"{value:.4f}"
-
-    def gain(self, value: float, reference: float) -> float:
-        """How much better `value` is than `reference`; negative if it is worse."""
-        return value - reference if self.higher_is_better else reference - value
-
-
-@dataclass(frozen=True)
 class Task(ABC):
     """What a label is, which loss is minimized and what is measured; subclasses are frozen dataclasses.
 
     `metrics`: those of every evaluation; the first selects the best model unless `--select-by` names another.
-    `summed`: names of the sums over images that they are computed from. `several_labels`: an image has any number of
-    classes, so that sources give N rows of C zeros and ones.
+    `extra_metrics`: others, which `weighted` measures at a run's end, in `toolkit evaluate`, and where they select.
+    `summed`: names of the sums over images that `metrics` are computed from. `several_labels`: an image has any number
+    of classes, so that sources give N rows of C zeros and ones.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
+    extra_metrics: ClassVar[tuple[Metric, ...]] = ()
     summed: ClassVar[tuple[str, ...]]
     several_labels: ClassVar[bool] = False
 
     @classmethod
     def metric(cls, name: str) -> Metric:
         """The metric of that name or title; raises InputError if there is none."""
-        found = [metric for metric in cls.metrics if name in (metric.name, metric.title)]
+        known = (*cls.metrics, *cls.extra_metrics)
+        found = [metric for metric in known if name in (metric.name, metric.title, metric.title.replace(" ", "_"))]
         if not found:
-            known = ", ".join(metric.name for metric in cls.metrics)
-            raise InputError(f"--select-by {name}: {cls.__name__} measures {known}")
+            names = ", ".join(metric.name for metric in known)
+            raise InputError(f"--select-by {name}: {cls.__name__} measures {names}")
         return found[0]
 
     @classmethod
@@ -220,7 +208,21 @@ class Task(ABC):
     def measure(
         self, sums: Mapping[str, float], labels: np.ndarray, record: np.ndarray, classes: int
     ) -> dict[str, float]:
-        """Every metric by name, from `summed` over N images and their R x N `record`."""
+        """All of `metrics` by name, from `summed` over N images and their R x N `record`."""
+
+    def weighted(self, names: Sequence[str], images: ImageValues, weighing: Weighing) -> dict[str, np.ndarray]:
+        """B values of the named metrics, extra ones too, for B weighings of the images; NaN where undefined.
+
+        What cannot be measured is missing. Without a faster way, by `measure` of each weighing's images.
+        """
+        return by_measure(self.measure, self.summed, names, images, weighing)
+
+    def of_each_class(self, images: ImageValues) -> dict[str, np.ndarray]:
+        """Values of each class by name, 0 to 1 or NaN; the worst class is the lowest by the first. Empty: none."""
+        return {}
+
+    def check_selection(self, metric: Metric, labels: np.ndarray, classes: Sequence[str]) -> None:  # noqa: B027
+        """Raise InputError if the metric is undefined, or the same for any model, on images with these labels."""
 
     def choices(self, labels: np.ndarray, record: np.ndarray) -> dict[str, Any]:
         """Fields to replace by what suits N validation images, such as thresholds; `record` as in `measure`."""
@@ -284,6 +286,10 @@ class BoundTask(ABC):
     @abstractmethod
     def sums(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """`Task.summed` over N images, in that order; `dtype` keeps counts exact."""
+
+    def each(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """S x N: the part of each image in `sums`."""
+        return torch.stack([self.sums(averaged[i : i + 1], labels[i : i + 1], dtype) for i in range(len(labels))], 1)
 
     @abstractmethod
     def record(self, averaged: Tensor, labels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 
 from toolkit.models import metrics
 from toolkit.models.cascade import apply_cascade, cheapest_confidence
-from toolkit.models.evaluator import Evaluation
+from toolkit.models.evaluation import Evaluation
 from toolkit.strategies.base import at_size
 
 MAX_LOSS = 0.5  # points of top-1

@@ -8,9 +8,11 @@ from pathlib import Path
 from toolkit.config.arguments import checked
 from toolkit.config.checks import check_compare
 from toolkit.config.choices import Split
+from toolkit.models.classification import Classification
 from toolkit.models.metrics import Predictions, accuracy, balanced_accuracy, macro_f1
-from toolkit.models.paired import accuracy_difference, bootstrap_differences
+from toolkit.models.paired import accuracy_difference, bootstrap_differences, metric_difference
 from toolkit.runs.directory import RunDirectory
+from toolkit.strategies.base import Metric
 from toolkit.system import console, files, host
 from toolkit.system.errors import InputError
 from toolkit.system.places import expanded
@@ -20,9 +22,12 @@ from toolkit.tools.compared_runs import (
     WantedImages,
     at_positions,
     check_classes,
+    needs_all,
     open_finished,
     pair_images,
     predictions,
+    selected_by_both,
+    values_at,
 )
 from toolkit.tools.comparison import ComparedSize, Comparison
 
@@ -54,10 +59,13 @@ def compare(
     for other in rest:
         check_classes(baseline, other)
     specs = [_common_specs(baseline, other, scales) for other in rest]
-    first = predictions(baseline, list(dict.fromkeys(name for of_run in specs for name in of_run)), wanted)
+    selected = [selected_by_both(baseline, other) for other in rest]
+    all_specs = list(dict.fromkeys(name for of_run in specs for name in of_run))
+    first = predictions(baseline, all_specs, wanted, whole=any(metric and needs_all(metric) for metric in selected))
     sizes: list[ComparedSize] = []
-    for other, of_run in zip(rest, specs, strict=True):
-        sizes += _compared(baseline, first, other, predictions(other, of_run, wanted), of_run)
+    for other, of_run, metric in zip(rest, specs, selected, strict=True):
+        second = predictions(other, of_run, wanted, whole=metric is not None and needs_all(metric))
+        sizes += _compared(baseline, first, other, second, of_run, metric)
     comparison = Comparison(paths[0], first.split, tuple(sizes))
     if host.is_main_process() and folder is not None:
         files.write_text(folder / "comparison.txt", f"{comparison}\n")
@@ -86,9 +94,14 @@ def _common_specs(baseline: FinishedRun, other: FinishedRun, scales: Sequence[in
 
 
 def _compared(
-    baseline: FinishedRun, first: Predicted, other: FinishedRun, second: Predicted, specs: Sequence[str]
+    baseline: FinishedRun,
+    first: Predicted,
+    other: FinishedRun,
+    second: Predicted,
+    specs: Sequence[str],
+    selected: Metric | None,
 ) -> Iterator[ComparedSize]:
-    """The metrics of two runs and their differences, at each eval spec."""
+    """The metrics of two runs and their differences, at each eval spec; `selected`: one more."""
     pair, classes = pair_images(baseline, first, other, second), len(baseline.classes)
     macro: dict[str, Callable[[Predictions], float]] = {
         "balanced_accuracy": partial(balanced_accuracy, classes=classes),
@@ -101,14 +114,21 @@ def _compared(
         only_ours, only_theirs = int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
         top1 = accuracy_difference(images, only_ours, only_theirs)
         metrics = {"top1": accuracy, **macro}
+        values = [{name: metric(found) for name, metric in metrics.items()} for found in (ours, theirs)]
+        differences = {"top1": top1, **bootstrap_differences(macro, ours, theirs)}
+        if selected is not None:
+            found = values_at(baseline, first, spec, pair.first), values_at(other, second, spec, pair.second)
+            of_both = metric_difference(selected, Classification(), *found)
+            values[0][selected.name], values[1][selected.name], differences[selected.name] = of_both
         yield ComparedSize(
             run=other.path,
             spec=spec,
             images=images,
-            baseline={name: metric(ours) for name, metric in metrics.items()},
-            values={name: metric(theirs) for name, metric in metrics.items()},
-            differences={"top1": top1, **bootstrap_differences(macro, ours, theirs)},
+            baseline=values[0],
+            values=values[1],
+            differences=differences,
             only_baseline=only_ours,
             only_run=only_theirs,
             left_out=pair.left_out,
+            selected=selected,
         )

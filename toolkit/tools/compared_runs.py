@@ -3,24 +3,30 @@
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from toolkit.models.classification import Classification
+from toolkit.models.cost_matrix import read_costs
 from toolkit.models.metrics import COLUMNS, Predictions, PredictionTable
 from toolkit.runs import saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory
-from toolkit.strategies.base import at_size
+from toolkit.strategies.base import Metric, at_size
+from toolkit.strategies.measures import ImageValues
 from toolkit.system.errors import InputError
+from toolkit.tools.comparison import TITLES
 from toolkit.tools.inference import InferenceOptions, start_evaluator
 from toolkit.tools.loaded_run import load_run, read_config
 from toolkit.tools.run_data import evaluation_data
 from toolkit.training import device
 
 log = logging.getLogger(__name__)
+
+OF_SAVED = ("worst_class_accuracy", "ece", "expected_cost")  # metrics that saved predictions are enough for
 
 
 class WantedImages(NamedTuple):
@@ -34,11 +40,15 @@ class WantedImages(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """The images of a split by name, and a run's predictions for them."""
+    """The images of a split by name, and a run's predictions for them.
+
+    `images`: all that an evaluation tells of those that could be read, by eval spec; empty for saved predictions.
+    """
 
     split: str
     names: Sequence[str]
     table: PredictionTable
+    images: Mapping[str, ImageValues] = {}
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,10 @@ class FinishedRun:
     @property
     def path(self) -> Path:
         return self.directory.path
+
+    def costs(self) -> np.ndarray | None:
+        """The cost matrix that the run was trained with."""
+        return read_costs(self.directory.costs, self.classes) if self.directory.costs.exists() else None
 
     def specs(self) -> tuple[str, ...]:
         """Names of the eval specs that the run reports, such as `64px`."""
@@ -91,9 +105,36 @@ def check_classes(baseline: FinishedRun, other: FinishedRun) -> None:
     raise InputError(f"{other.path}: other classes than {baseline.path}: {', '.join(parts) or 'in another order'}")
 
 
-def predictions(run: FinishedRun, specs: Sequence[str], wanted: WantedImages) -> Predicted:
-    """The saved predictions if they hold all `specs`; else those of an evaluation of the best model."""
-    if run.saved and {*specs} <= {*run.saved.table.specs}:
+def selected_by_both(baseline: FinishedRun, other: FinishedRun) -> Metric | None:
+    """The metric that selected both runs' best models, if no comparison has it anyway."""
+    configs = [run.directory.config() for run in (baseline, other)]
+    names = {config["select_by"] for config in configs}
+    if len(names) > 1 or names <= TITLES.keys() or any(config["task"] != "classification" for config in configs):
+        return None
+    metric = Classification.metric(names.pop())
+    if not metric.costs:
+        return metric
+    ours, theirs = baseline.costs(), other.costs()
+    return metric if ours is not None and theirs is not None and np.array_equal(ours, theirs) else None
+
+
+def needs_all(metric: Metric) -> bool:
+    """Whether saved predictions are not enough to compute it."""
+    return metric.name not in OF_SAVED
+
+
+def values_at(run: FinishedRun, predicted: Predicted, spec: str, positions: np.ndarray) -> ImageValues:
+    """What metrics are computed from, of the images at `positions`."""
+    table = predicted.table
+    if spec in predicted.images:
+        return predicted.images[spec].at(np.cumsum(table.readable)[positions] - 1)
+    record = table.values[table.specs.index(spec)][:, positions]
+    return ImageValues(table.labels[positions], record, len(run.classes), costs=run.costs())
+
+
+def predictions(run: FinishedRun, specs: Sequence[str], wanted: WantedImages, whole: bool = False) -> Predicted:
+    """The saved predictions if they hold all `specs`; else, or for the `whole`, those of an evaluation of the model."""
+    if run.saved and not whole and {*specs} <= {*run.saved.table.specs}:
         return run.saved
     _, strategy = read_config(run.directory.config())
     own = {spec.name: spec for spec in strategy.eval_specs()}
@@ -108,10 +149,13 @@ def predictions(run: FinishedRun, specs: Sequence[str], wanted: WantedImages) ->
             split = wanted.split
             found = evaluation_data(loaded, wanted.data_root, split, None, {}, needs_own=False).images  # type: ignore[arg-type]
             name = "test" if "test" in found else next(iter(found))
+            if whole:
+                evaluator = replace(evaluator, costs=run.costs())
+                evaluator = evaluator.measuring_all(len(found[name].index), len(chosen), keep=True)
             evaluation = evaluator.evaluate(found[name], chosen)
         finally:
             device.stop()
-    return Predicted(name, tuple(found[name].index.names), evaluation.predictions)
+    return Predicted(name, tuple(found[name].index.names), evaluation.predictions, evaluation.images)
 
 
 class Pair(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.models.paired import Difference
+from toolkit.strategies.base import Metric
 from toolkit.system.result import Result
 
 TITLES = {"top1": "top-1 %", "balanced_accuracy": "balanced accuracy %", "macro_f1": "macro F1 %"}
@@ -18,8 +19,9 @@ NUMBERS = range(2, 7)  # columns aligned to the right
 class ComparedSize:
     """A run against the baseline at one eval spec, such as `64px`, on the same images.
 
-    `baseline` and `values`: metrics of the baseline and of the run, in percent, by name: top1, balanced_accuracy and
-    macro_f1. `differences`: run minus baseline. `only_baseline` and `only_run`: images that only this one has right.
+    `baseline` and `values`: metrics of the baseline and of the run, by name: top1, balanced_accuracy and macro_f1, in
+    percent, and `selected`, the metric that selected both, if it is another. `differences`: run minus baseline.
+    `only_baseline` and `only_run`: images that only this one has right.
     """
 
     run: Path
@@ -31,14 +33,22 @@ class ComparedSize:
     only_baseline: int
     only_run: int
     left_out: int = 0  # images that one of the two could not read
+    selected: Metric | None = None
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The cells of HEADS, a row for each metric."""
-        for name, title in TITLES.items():
+        for name, title in {**TITLES, **self._selected_title()}.items():
             values, difference = (self.baseline[name], self.values[name]), self.differences[name]
             counts = (str(self.only_baseline), str(self.only_run)) if name == "top1" else ("", "")
-            cells = (*(f"{value:.2f}" for value in values), str(difference), *counts, difference.verdict)
+            digits = 2 if difference.percent else 4
+            cells = (*(f"{value:.{digits}f}" for value in values), str(difference), *counts, difference.verdict)
             yield (self.spec if name == "top1" else "", title, *cells)
+
+    def _selected_title(self) -> dict[str, str]:
+        if self.selected is None:
+            return {}
+        notes = " %" * self.selected.percent + f" ({self.selected.direction})" * bool(self.selected.direction)
+        return {self.selected.name: f"{self.selected.title}{notes}"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,6 +101,7 @@ class Comparison(Result):
             {
                 **asdict(compared),
                 "run": str(compared.run),
+                "selected": compared.selected and compared.selected.name,
                 "differences": {
                     name: {**asdict(difference), "verdict": difference.verdict}
                     for name, difference in compared.differences.items()

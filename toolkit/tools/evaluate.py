@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -12,17 +14,20 @@ from toolkit.config.arguments import checked
 from toolkit.config.checks import check_columns, check_evaluate
 from toolkit.config.choices import Split
 from toolkit.models import recalibration
-from toolkit.models.evaluator import Evaluation, Evaluator
+from toolkit.models.cost_matrix import read_costs
+from toolkit.models.evaluation import Evaluation
+from toolkit.models.evaluator import Evaluator
+from toolkit.models.intervals import RESAMPLES, intervals
 from toolkit.models.metrics import COLUMNS
 from toolkit.models.source import Model
-from toolkit.runs import saved_predictions
+from toolkit.runs import class_values, saved_predictions
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import files, host
 from toolkit.system.errors import InputError
 from toolkit.system.places import expanded
 from toolkit.tools.cascade_report import CascadeOptions, CascadeReport, report_cascade
 from toolkit.tools.evaluate_outputs import write_files
-from toolkit.tools.evaluation_report import EvaluationReport, Recalibration
+from toolkit.tools.evaluation_report import EvaluationReport, Intervals, Recalibration
 from toolkit.tools.inference import InferenceOptions, start_evaluator
 from toolkit.tools.inference_cost import InferenceCost, measure_cost
 from toolkit.tools.loaded_run import LoadedRun, load_run
@@ -32,6 +37,7 @@ from toolkit.training import device
 log = logging.getLogger(__name__)
 
 UNREADABLE, PREDICTIONS = "unreadable.jsonl", "predictions"
+LARGE = 10**6  # images x classes, from which on intervals take more than a moment
 
 
 @checked("Evaluate")
@@ -56,6 +62,8 @@ def evaluate(
     model: Model | None = None,
     output_dir: str | Path | None = None,
     data: Mapping[str, Any] | None = None,
+    bootstrap: int = RESAMPLES,
+    cost_matrix: str | Path | None = None,
 ) -> EvaluationReport:
     """Measure the run's best model. The flags of `toolkit evaluate` describe the arguments.
 
@@ -72,7 +80,7 @@ def evaluate(
     loaded = load_run(run, [*(scales or ()), *cascaded.sizes], model=model)
     if cascaded.sizes and loaded.task.columns(loaded.classes) != COLUMNS:
         raise InputError(f"--cascade: evaluate measures its top-1, which {type(loaded.task).__name__} does not have")
-    specs = _specs(loaded, scales, cascaded.sizes, average)
+    specs, costs_of_errors = _specs(loaded, scales, cascaded.sizes, average), _cost_matrix(loaded, cost_matrix)
     if (folder / "config.yaml").exists():
         raise InputError(f"--output-dir {folder} is a run, whose own predictions/ would be overwritten: give another")
     files.make_folder(folder)
@@ -83,14 +91,29 @@ def evaluate(
         _start_writing(evaluator.accelerator, folder)
         recalibrated = _recalibrate(loaded, evaluator, images, untrained)
         costs = {spec.name: measure_cost(evaluator, spec, loaded.gmacs) for spec in specs}
-        evaluations = {name: evaluator.evaluate(of_split, specs) for name, of_split in images.images.items()}
+        largest = max(len(of_split.index) for of_split in images.images.values())
+        whole = replace(evaluator, costs=costs_of_errors).measuring_all(largest, len(specs), keep=bootstrap > 0)
+        evaluations, made = _evaluate_all(whole, specs, images, bootstrap)
         cascades = _cascade(cascaded, evaluator, specs, images, costs, evaluations)
         if evaluator.accelerator.is_main_process:
-            _write_predictions(folder / PREDICTIONS, images, evaluations)
+            _write_predictions(folder / PREDICTIONS, images, evaluations, loaded.classes)
         machine = _machine(evaluator.accelerator)
     finally:
         device.stop()
-    report = EvaluationReport(loaded, options, folder, machine, specs, costs, evaluations, recalibrated, cascades)
+    report = EvaluationReport(
+        loaded,
+        options,
+        folder,
+        machine,
+        specs,
+        costs,
+        evaluations,
+        recalibrated,
+        cascades,
+        whole.extra,
+        made,
+        bootstrap,
+    )
     if host.is_main_process(alone):
         write_files(report)
     return report
@@ -110,6 +133,36 @@ def _specs(
         averaged = EvalSpec(f"{'+'.join(map(str, sizes))}px", sizes)
         specs += [averaged] if averaged not in specs else []
     return tuple(specs)
+
+
+def _cost_matrix(loaded: LoadedRun, given: str | Path | None) -> np.ndarray | None:
+    """The costs in the given file, else those that the run was trained with; raises InputError."""
+    if given is None:
+        return read_costs(loaded.directory.costs, loaded.classes) if loaded.settings.cost_matrix else None
+    if not any(metric.costs for metric in loaded.task.extra_metrics):
+        raise InputError(
+            f"--cost-matrix {given} would be ignored: {loaded.directory.path} has the task {loaded.settings.task}, "
+            "which has no single class an image: drop it"
+        )
+    return read_costs(expanded(given), loaded.classes)
+
+
+def _evaluate_all(
+    evaluator: Evaluator, specs: Sequence[EvalSpec], data: EvaluationData, resamples: int
+) -> tuple[dict[str, Evaluation], Intervals]:
+    """The evaluation of each split, and intervals of its metrics (on the main process)."""
+    metrics, evaluations = (*evaluator.task.metrics, *evaluator.extra), dict[str, Evaluation]()
+    found: Intervals = {}
+    for split, images in data.images.items():
+        evaluation = evaluator.evaluate(images, specs)
+        if len(images.index) * len(evaluator.classes) > LARGE and evaluation.images:
+            log.info("intervals %s: %d bootstrap samples of %d images", split, resamples, len(images.index))
+        found[split] = {
+            spec: intervals(evaluator.task, metrics, evaluation.scores[spec].values, values, resamples)
+            for spec, values in evaluation.images.items()
+        }
+        evaluations[split] = replace(evaluation, images={})  # which may be large
+    return evaluations, found
 
 
 def _untrained(loaded: LoadedRun, evaluator: Evaluator, specs: Sequence[EvalSpec]) -> tuple[int, ...]:
@@ -157,10 +210,13 @@ def _cascade(
     return report_cascade(options, gmacs, evaluations, evaluate_val) if options.sizes else None
 
 
-def _write_predictions(folder: Path, data: EvaluationData, evaluations: dict[str, Evaluation]) -> None:
+def _write_predictions(
+    folder: Path, data: EvaluationData, evaluations: dict[str, Evaluation], classes: Sequence[str]
+) -> None:
     saved_predictions.clear(folder)
     for split, evaluation in evaluations.items():
         saved_predictions.write(folder, split, evaluation.predictions, data.images[split])
+        class_values.write(folder, split, evaluation.by_class, classes)
 
 
 def _machine(accelerator: Accelerator) -> str:

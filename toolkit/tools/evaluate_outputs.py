@@ -1,18 +1,27 @@
 """Write an evaluation as a table and as JSON; evaluation_plot.py draws it."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from toolkit.models.cascade import saving
-from toolkit.models.evaluator import Evaluation
+from toolkit.models.classification import Classification
+from toolkit.models.intervals import Interval
+from toolkit.strategies.base import Metric
 from toolkit.system import files
 from toolkit.tools.cascade_report import CascadeReport, SplitCascade
 from toolkit.tools.evaluation_plot import write_plot
 from toolkit.tools.evaluation_report import EvaluationReport
 
 SCHEMA = 2  # version of evaluation.json
+SPECS_IN_A_ROW = 4  # columns of a table
+WORST = "worst class"
+OF_CLASSES = [Classification.metric(name) for name in ("ece", "worst_class")]  # of any task with one class an image
+NOTE_ON_COSTS = (
+    "expected cost: mean cost, by the cost matrix, of the most probable class, which predict and exports answer",
+    "least expected cost: of the class whose expected cost is lowest under the predicted probabilities",
+)
 
 
 def write_files(report: EvaluationReport) -> None:
@@ -43,12 +52,12 @@ def _lines(report: EvaluationReport) -> Iterator[str]:
             f"{name:>{wide}}  {1000 * cost.gmacs:18.2f}  {cost.latency_p50_ms:14.2f}  {cost.latency_p95_ms:6.2f}  "
             f"{cost.images_per_s:8.0f}  {cost.peak_memory_gb:14.2f}"
         )
-    for split, evaluation in report.evaluations.items():
+    for split in report.evaluations:
         yield ""
-        some = next(iter(evaluation.scores.values()))
-        left_out = f", {some.unreadable} unreadable left out" if some.unreadable else ""
-        yield f"{split}, {some.images} images{left_out}"
-        yield from _score_lines(report, evaluation, wide)
+        yield from _split_lines(report, split)
+    if any(metric.costs for metric in report.extra):
+        yield ""
+        yield from NOTE_ON_COSTS
     if report.cascade is not None:
         for split, result in report.cascade.splits.items():
             yield ""
@@ -56,20 +65,56 @@ def _lines(report: EvaluationReport) -> Iterator[str]:
         yield f"  predict     {_predict_command(report, report.cascade)}"
 
 
-def _score_lines(report: EvaluationReport, evaluation: Evaluation, wide: int) -> Iterator[str]:
-    """The metrics of one split; a line for each eval spec."""
-    measured = report.loaded.task.metrics
-    heads = [f"{metric.title} %" if metric.percent else metric.title for metric in measured]
-    has_classes = evaluation.predictions.has_classes
-    heads += ["ECE", "worst class %"] if has_classes else []
-    yield f"{'':{wide}}  " + "  ".join(f"{head:>7}" for head in heads)
-    for name, values in evaluation.to_json(report.loaded.classes).items():
-        cells = [f"{values[metric.name]:.{2 if metric.percent else 4}f}" for metric in measured]
-        cells += [f"{values['ece']:.4f}", f"{values['worst_class_accuracy']:.2f}"] if has_classes else []
-        line = "  ".join(f"{cell:>{max(7, len(head))}}" for cell, head in zip(cells, heads, strict=True))
-        worst = f" {values['worst_class']}" if has_classes else ""
-        lent = f"  normalization of {values['norm_from']} px" if values["norm_from"] else ""
-        yield f"{name:>{wide}}  {line}{worst}{lent}"
+def _split_lines(report: EvaluationReport, split: str) -> Iterator[str]:
+    """The metrics of one split: a line for each metric, a column for each eval spec."""
+    evaluation = report.evaluations[split]
+    some = next(iter(evaluation.scores.values()))
+    left_out = f", {some.unreadable} unreadable left out" if some.unreadable else ""
+    sampled = f"; in brackets 95% intervals of {report.bootstrap} bootstrap samples" if report.bootstrap else ""
+    yield f"{split}, {some.images} images{left_out}{sampled}"
+    rows, names = _rows(report, split), [*evaluation.scores]
+    wide = max(len(row[0]) for row in rows)
+    for first in range(0, len(names), SPECS_IN_A_ROW):
+        part = slice(first, first + SPECS_IN_A_ROW)
+        cells = [names[part], *([*row[1:]][part] for row in rows)]
+        wides = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for head, row in zip(["", *(row[0] for row in rows)], cells, strict=True):
+            padded = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, wides, strict=True))
+            yield f"{head:{wide}}  {padded}".rstrip()
+
+
+def _rows(report: EvaluationReport, split: str) -> list[list[str]]:
+    """A title and, for each eval spec, a cell: of every metric, and what else belongs to the numbers."""
+    evaluation = report.evaluations[split]
+    values, found = evaluation.to_json(report.loaded.classes), report.intervals.get(split, {})
+    metrics = shown_metrics(report)
+    rows = [
+        [metric.title, *(_cell(metric, of[metric.name], found.get(spec, {})) for spec, of in values.items())]
+        for metric in metrics
+    ]
+    if any("worst_class" in of for of in values.values()):
+        place = next((i for i, metric in enumerate(metrics) if metric.title == WORST), len(metrics) - 1)
+        rows.insert(place + 1, ["  which is", *(str(of.get("worst_class", "")) for of in values.values())])
+    if any(of["norm_from"] for of in values.values()):
+        lent = (f"normalization of {of['norm_from']} px" if of["norm_from"] else "" for of in values.values())
+        rows.append(["note", *lent])
+    return rows
+
+
+def shown_metrics(report: EvaluationReport) -> list[Metric]:
+    """The metrics of the table: the task's, further ones, and those of any task with one class an image."""
+    metrics = [*report.loaded.task.metrics, *report.extra]
+    if not all(evaluation.predictions.has_classes for evaluation in report.evaluations.values()):
+        return metrics
+    return [*metrics, *(metric for metric in OF_CLASSES if metric.name not in {known.name for known in metrics})]
+
+
+def _cell(metric: Metric, value: float | None, found: Mapping[str, Interval]) -> str:
+    """A value and its interval, such as `81.20% (79.90 - 82.41)`."""
+    if value is None:
+        return "undefined"
+    interval = f" ({metric.between(*found[metric.name])})" if metric.name in found else ""
+    return f"{metric.text(value).strip()}{interval}"
 
 
 def _predict_command(report: EvaluationReport, cascade: CascadeReport) -> str:
@@ -109,8 +154,19 @@ def to_json(report: EvaluationReport) -> dict[str, Any]:
         "machine": report.machine,
         "recalibrated": {"sizes": sizes, "images": images},
         "costs": {name: asdict(cost) for name, cost in report.costs.items()},
-        "splits": {split: evaluation.to_json(loaded.classes) for split, evaluation in report.evaluations.items()},
+        "bootstrap": {"samples": report.bootstrap, "seed": 0, "level": 0.95} if report.bootstrap else None,
+        "metrics": [asdict(metric) for metric in shown_metrics(report)],
+        "splits": {split: _split_json(report, split) for split in report.evaluations},
         "cascade": None if report.cascade is None else _cascade_json(report.cascade),
+    }
+
+
+def _split_json(report: EvaluationReport, split: str) -> dict[str, dict[str, Any]]:
+    """The values of each eval spec, and the intervals of those that have one, as [low, high]."""
+    found = report.intervals.get(split, {})
+    return {
+        spec: {**values, **({"intervals": {name: [*of] for name, of in found[spec].items()}} if spec in found else {})}
+        for spec, values in report.evaluations[split].to_json(report.loaded.classes).items()
     }
 
 

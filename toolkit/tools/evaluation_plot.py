@@ -8,6 +8,7 @@ import numpy as np
 
 from toolkit.runs.report.plots import fitting
 from toolkit.runs.report.svg import INK, MUTED, STYLE, in_light_colors, scale_colors
+from toolkit.strategies.base import Metric
 from toolkit.system import files
 from toolkit.system.plotting import Axes, Figure, FixedLocator, MaxNLocator, NullLocator, rc_context
 from toolkit.tools.evaluation_report import EvaluationReport
@@ -32,7 +33,7 @@ class Point(NamedTuple):
 
 def write_plot(report: EvaluationReport, path: Path) -> None:
     """Draw the three plots next to each other as SVG; one color per split, one marker per origin."""
-    points, metric = _points(report), report.loaded.select_by
+    points, metric = _points(report), _plotted(report)
     label = metric.title + (", %" if metric.percent else "")
     drawing: Any = {**STYLE, "svg.hashsalt": "evaluation"}
     with rc_context(drawing):
@@ -67,6 +68,13 @@ def write_plot(report: EvaluationReport, path: Path) -> None:
     files.write_text(path, in_light_colors(path.read_text()))
 
 
+def _plotted(report: EvaluationReport) -> Metric:
+    """The metric that selected the model; the task's first one where these images do not have it."""
+    selects, first = report.loaded.select_by, report.loaded.task.metrics[0]
+    scores = [score for evaluation in report.evaluations.values() for score in evaluation.scores.values()]
+    return selects if all(selects.name in score.values for score in scores) else first
+
+
 def _points(report: EvaluationReport) -> list[Point]:
     """The sizes that were evaluated alone."""
     scores = next(iter(report.evaluations.values())).scores
@@ -94,7 +102,7 @@ def _draw(
 
 def _draw_combined(axes: Axes, report: EvaluationReport, split: str, color: str, name: str) -> None:
     """Averages over several sizes, and the cascade."""
-    metric, scores = report.loaded.select_by, report.evaluations[split].scores
+    metric, scores = _plotted(report), report.evaluations[split].scores
     for spec in report.specs:
         if len(spec.sizes) > 1:
             mega = 1000 * report.costs[spec.name].gmacs

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.models.evaluator import Evaluation
-from toolkit.strategies.base import EvalSpec
+from toolkit.models.evaluation import Evaluation
+from toolkit.models.intervals import Interval
+from toolkit.strategies.base import EvalSpec, Metric
 from toolkit.system.result import Result
 from toolkit.tools.cascade_report import CascadeReport
 from toolkit.tools.inference import InferenceOptions
 from toolkit.tools.inference_cost import InferenceCost
 from toolkit.tools.loaded_run import LoadedRun
+
+Intervals = dict[str, dict[str, dict[str, Interval]]]
 
 
 class Recalibration(NamedTuple):
@@ -24,7 +27,8 @@ class Recalibration(NamedTuple):
 class EvaluationReport(Result):
     """`costs` by the name of each of `specs`, `evaluations` by split; `folder` holds the written files.
 
-    `cascade` None: no cascade was requested.
+    `cascade` None: no cascade was requested. `extra`: metrics besides the task's. `intervals`: 95%, of `bootstrap`
+    samples, by split, eval spec and metric, on the main process.
     """
 
     loaded: LoadedRun
@@ -36,6 +40,9 @@ class EvaluationReport(Result):
     evaluations: dict[str, Evaluation]
     recalibrated: Recalibration
     cascade: CascadeReport | None
+    extra: tuple[Metric, ...]
+    intervals: Intervals
+    bootstrap: int
 
     @property
     def text(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from toolkit.config.base import frozen
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import Settings, make_settings
-from toolkit.models.evaluator import chosen_task
+from toolkit.models.evaluation import chosen_task
 from toolkit.models.inspection import ModelPlan
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.models.source import Model, ModelSource, make_source
@@ -22,7 +22,7 @@ from toolkit.runs.directory import RunDirectory
 from toolkit.strategies import AROUND, build, strategy_class
 from toolkit.strategies.base import BoundTask, Metric, Strategy, Task
 from toolkit.system.errors import InputError
-from toolkit.training.parts import code_digests
+from toolkit.training.parts import code_digests, selecting
 from toolkit.training.tasks import make_task
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class LoadedRun:
     @property
     def select_by(self) -> Metric:
         """The metric that selected the best model."""
-        return self.task.metric(self.settings.select_by or self.task.metrics[0].name)
+        return selecting(self.settings, self.task)
 
     @property
     def bound_task(self) -> BoundTask:

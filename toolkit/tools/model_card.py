@@ -13,6 +13,7 @@ from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.yaml_values import to_yaml
 from toolkit.models.classification import Classification
 from toolkit.runs.metrics_row import eval_column
+from toolkit.runs.resume_rules import FILES
 from toolkit.runs.run_config import learned
 from toolkit.strategies.base import Metric, at_size
 from toolkit.system.errors import printable
@@ -44,7 +45,8 @@ def read_rows(loaded: LoadedRun) -> list[SizeRow]:
     found = {split: summary[split] for split in SPLITS if split in summary}
     rows, names = [], [metric.name for metric in headline(loaded)]
     for spec in loaded.strategy.eval_specs():
-        scores = {split: tuple(of[spec.name][name] for name in names) for split, of in found.items()}
+        told = {split: tuple(of[spec.name].get(name) for name in names) for split, of in found.items()}
+        scores = {split: values for split, values in told.items() if None not in values}
         if not scores and eval_column(spec.name, names[0]) in loaded.metadata:
             scores = {"val": tuple(loaded.metadata[eval_column(spec.name, name)] for name in names)}
         norm_from = next((scale for size in spec.sizes if (scale := loaded.model.norm_from(size))), None)
@@ -198,8 +200,9 @@ def _counts(card: Card) -> str:
 def _settings(loaded: LoadedRun) -> dict[str, Any]:
     """The settings that affect what was learned, without paths of this machine."""
     settings = learned(loaded.directory.config())
-    if settings.get("weights"):
-        settings["weights"] = Path(settings["weights"]).name
+    for name in FILES:
+        if settings.get(name):
+            settings[name] = Path(settings[name]).name
     return {name: _published(value) for name, value in settings.items() if name != "data_root" and value is not None}
 
 

@@ -27,7 +27,7 @@ from toolkit.system.result import Result
 from toolkit.system.run_lock import run_of
 from toolkit.training import device
 from toolkit.training.loop import train_parts
-from toolkit.training.parts import Parts, make_parts
+from toolkit.training.parts import Parts, make_parts, selecting
 from toolkit.training.resume import fingerprint_of
 from toolkit.training.run_plan import RunPlan, make_run_plan
 
@@ -136,7 +136,7 @@ def _known(accelerator: Accelerator, settings: Settings, folder: Path) -> RateSw
 def _sweep(run_plan: RunPlan, folder: Path) -> RateSweep:
     strategy, epochs, splits = _shortened(run_plan)
     parts = replace(run_plan.parts, strategy=strategy, splits=splits)
-    metric = parts.task.metric(run_plan.settings.select_by or parts.task.metrics[0].name)
+    metric = selecting(run_plan.settings, parts.task)
     batch, middle = run_plan.settings.batch_size, run_plan.settings.learning_rate
     images = len(splits.val)
     found: dict[int, Trial] = {}

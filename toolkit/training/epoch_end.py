@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from toolkit.data.loading.sampler import Epoch
-from toolkit.models.evaluator import Evaluation, Score, brief
+from toolkit.models.evaluation import Evaluation, Score, brief
 from toolkit.runs import report
 from toolkit.runs.metrics_row import MetricsRow, all_eval_columns, eval_column, eval_columns
 from toolkit.strategies.base import EvalSpec, Metric

@@ -22,7 +22,7 @@ from toolkit.models.hub import resolved_arch
 from toolkit.models.source import Model, ModelSource, make_source
 from toolkit.runs.dashboards import dashboard_class
 from toolkit.strategies import AROUND, innermost
-from toolkit.strategies.base import Strategy, Task
+from toolkit.strategies.base import Metric, Strategy, Task
 from toolkit.strategies.schedule import Schedule
 from toolkit.system.errors import InputError
 from toolkit.training.schedules import make_schedule
@@ -80,7 +80,7 @@ def make_parts(
         names |= _task_names(task)
         _check_named(settings, names, "task")
     names["task"] = entry_name("task", type(task))
-    names["select_by"] = task.metric(settings.select_by or task.metrics[0].name).name
+    names["select_by"] = _checked_metric(settings, task).name
     if schedule is None:
         schedule = make_schedule(settings)
     else:
@@ -99,6 +99,24 @@ def make_parts(
     made = make_transform(settings.transform, transform)
     names["transform"] = made and made.name
     return settings.model_copy(update=names), Parts(strategy, task, schedule, source, data, made)
+
+
+def selecting(settings: Settings, task: Task) -> Metric:
+    """The metric that selects the best model."""
+    return task.metric(settings.select_by or task.metrics[0].name)
+
+
+def _checked_metric(settings: Settings, task: Task) -> Metric:
+    """The metric that selects; raises InputError if it lacks the cost matrix, or if the task would ignore that."""
+    metric = selecting(settings, task)
+    if settings.cost_matrix and not any(known.costs for known in (*task.metrics, *task.extra_metrics)):
+        raise InputError(
+            f"--cost-matrix {settings.cost_matrix} would be ignored by --task {entry_name('task', type(task))}, which "
+            "has no single class an image: drop it"
+        )
+    if metric.costs and not settings.cost_matrix:
+        raise InputError(f"--select-by {settings.select_by} needs --cost-matrix: give its file, or another metric")
+    return metric
 
 
 def _task_names(task: Task) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from toolkit.data.loading.levels import few_levels
 from toolkit.models.ema import slow_decay
 from toolkit.strategies import innermost
 from toolkit.strategies.base import Task
-from toolkit.training.parts import Parts
+from toolkit.training.parts import Parts, selecting
 from toolkit.training.run_plan import RunPlan
 from toolkit.training.step_plan import describe_steps
 
@@ -46,12 +46,19 @@ def describe_run(run_plan: RunPlan, of_weights: Sequence[str] = ()) -> list[str]
         *of_weights,
         f"optimizer {_optimizer(settings)}",
         *run_plan.learns,
-        f"task      {_changed(run_plan.parts.task)}, best model by {settings.select_by}",
+        f"task      {_changed(run_plan.parts.task)}, best model by {_selection(run_plan)}",
         f"regular   {_regularization(settings)}",
         *_averaging(run_plan),
         *_reopening(run_plan.parts),
         *describe_steps(run_plan.steps, strategy, len(splits.train)),
     ]
+
+
+def _selection(run_plan: RunPlan) -> str:
+    """The metric that selects, and the file of costs."""
+    metric, file = selecting(run_plan.settings, run_plan.parts.task), run_plan.settings.cost_matrix
+    note = f" ({metric.direction})" if metric.direction else ""
+    return f"{metric.name}{note}" + (f", costs of {file}" if file else "")
 
 
 def _start(settings: Settings) -> str:

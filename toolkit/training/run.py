@@ -23,7 +23,7 @@ from toolkit.system.clouds import Cloud
 from toolkit.system.preemption import Preemption
 from toolkit.training.consensus import Consensus
 from toolkit.training.monitor import Stopwatch, Throughput
-from toolkit.training.parts import Parts
+from toolkit.training.parts import Parts, selecting
 from toolkit.training.step_plan import StepPlan
 from toolkit.training.train_state import TrainState
 
@@ -91,7 +91,7 @@ class Run:
     @property
     def select_by(self) -> Metric:
         """The metric that selects the best model."""
-        return self.parts.task.metric(self.settings.select_by or self.parts.task.metrics[0].name)
+        return selecting(self.settings, self.parts.task)
 
     def epochs(self) -> Iterator[Epoch]:
         """The epochs that are not closed yet; the number of rollbacks sets their image order."""

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -21,15 +23,18 @@ from toolkit.data.sources.detect import own_source
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.python_data import data_modules
 from toolkit.data.sources.splits import absolute
+from toolkit.models.cost_matrix import read_costs
+from toolkit.models.gathered import check_memory
 from toolkit.models.inspection import ModelPlan
 from toolkit.models.learning import check_learning, freezing
 from toolkit.models.multiview import MultiView
 from toolkit.runs import dashboards, weight_files
 from toolkit.strategies import innermost
-from toolkit.strategies.base import BoundTask, Strategy
+from toolkit.strategies.base import BoundTask, Metric, Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
-from toolkit.training.parts import Parts
+from toolkit.training.costs import costs_of
+from toolkit.training.parts import Parts, selecting
 from toolkit.training.step_plan import StepPlan, make_step_plan, step_sizes
 from toolkit.training.tasks import check_weighing
 
@@ -40,7 +45,8 @@ class RunPlan:
 
     `parts`: what a user may replace. `settings`: as requested, with values that depend on launcher and data filled in,
     except `--cache`; `cache`: that setting resolved. `threads`: decoding threads per process. `learns`: lines for the
-    plan on trainable parameters and their rates, where not all are alike; `sampled`: on how often images come.
+    plan on trainable parameters and their rates, where not all are alike; `sampled`: on how often images come. `costs`:
+    C x C of --cost-matrix; None without it, and where its file is gone, as it may be for a run that is resumed.
     """
 
     parts: Parts
@@ -52,6 +58,13 @@ class RunPlan:
     threads: int
     learns: tuple[str, ...] = ()
     sampled: tuple[str, ...] = ()
+    costs: np.ndarray | None = None
+
+    @property
+    def measured_too(self) -> tuple[Metric, ...]:
+        """The metric that selects, if it is not one of every evaluation."""
+        selects = selecting(self.settings, self.parts.task)
+        return () if selects in self.parts.task.metrics else (selects,)
 
     def bound_tasks(self, device: torch.device) -> dict[float, BoundTask]:
         """The task's computations by the regularization of a phase; 1 is always among them.
@@ -93,6 +106,7 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     counts = parts.task.class_counts(splits.train.labels, len(splits.classes))
     parts.task.check_counts(counts, splits.classes)
     check_weighing(settings, parts.task, counts, len(splits.classes))
+    settings, costs = _with_costs(settings, parts, splits, accelerator)
     steps = make_step_plan(settings, strategy, len(splits.train), accelerator.num_processes)
     if settings.on_bad_sample == "fail":
         check_readable(splits)
@@ -114,22 +128,38 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     learns = _learns(settings, parts, steps, model_plan)
     sampled = tuple(describe_balance(settings, splits))
     _check_alike(splits)
-    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads, learns, sampled)
+    return RunPlan(parts, settings, cache, splits, steps, model_plan, threads, learns, sampled, costs)
 
 
-def keep_choices(run_plan: RunPlan, config: Mapping[str, Any]) -> RunPlan:
+def keep_choices(run_plan: RunPlan, config: Mapping[str, Any], costs: Path) -> RunPlan:
     """The plan of a resumed run with the cache it started with, unless `--cache` names one, and what it loaded.
 
-    `config`: the run's; empty for a new one. Raises InputError, on all ranks, if the cache does not fit into memory.
+    `config`: the run's; empty for a new one; `costs`: its copy of the cost matrix. Raises InputError, on all ranks, if
+    the cache does not fit into memory.
     """
     settings = run_plan.settings
     if config and settings.weights and settings.weights_sha256 is None:  # the file is gone, or cannot be read here
         settings = settings.model_copy(update={"weights_sha256": config["weights_sha256"]})
         run_plan = replace(run_plan, settings=settings)
+    if config and settings.cost_matrix and run_plan.costs is None:
+        settings = settings.model_copy(update={"cost_matrix_sha256": config["cost_matrix_sha256"]})
+        run_plan = replace(run_plan, settings=settings, costs=read_costs(costs, run_plan.splits.classes))
     if config.get("cache") is None or settings.cache != "auto":
         return run_plan
     settings = settings.model_copy(update={"cache": config["cache"]})
     return replace(run_plan, cache=choose_cache(settings, run_plan.splits, run_plan.steps.phases, _free_gb()))
+
+
+def _with_costs(
+    settings: Settings, parts: Parts, splits: Splits, accelerator: Accelerator
+) -> tuple[Settings, np.ndarray | None]:
+    """The settings with the digest of --cost-matrix, and its costs; raises InputError if validation cannot select."""
+    digest, costs = costs_of(settings, splits.classes, accelerator)
+    task, metric = parts.task, selecting(settings, parts.task)
+    task.check_selection(metric, splits.val.labels, splits.classes)
+    if metric.scores:
+        check_memory(f"--select-by {metric.name}", len(splits.val), len(splits.classes), accelerator)
+    return settings.model_copy(update={"cost_matrix_sha256": digest}), costs
 
 
 def _with_room(settings: Settings, parts: Parts, splits: Splits, steps: StepPlan, threads: int) -> int:

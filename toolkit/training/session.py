@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.pipeline import open_pipeline
+from toolkit.models.cost_matrix import written_costs
 from toolkit.models.evaluator import Evaluator
 from toolkit.models.multiview import MultiView
 from toolkit.runs import best_model, report
@@ -27,7 +28,7 @@ from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.saver import Saver
 from toolkit.runs.snapshot import read_snapshot
 from toolkit.strategies.base import Task
-from toolkit.system import clouds, console, host, locks, places
+from toolkit.system import clouds, console, files, host, locks, places
 from toolkit.system.errors import InputError, PreemptedError, expected
 from toolkit.system.preemption import Preemption
 from toolkit.training import device, memory, peers
@@ -103,7 +104,7 @@ def _opened(
         if point.finished:
             yield _finished(point, parts.task, accelerator.is_main_process)
             return
-        run_plan = keep_choices(run_plan, point.config)
+        run_plan = keep_choices(run_plan, point.config, point.directory.costs)
         of_weights = initial().lines if point.start is None and accelerator.is_main_process else ()
         for line in console.wrapped([*machine, *describe_run(run_plan, of_weights)]):
             log.info(line)
@@ -216,11 +217,12 @@ def open_run_directory(
     return ResumePoint(directory or RunDirectory(path), start, finished, config)
 
 
-def _open_records(
-    directory: RunDirectory, config: Mapping[str, Any], classes: Sequence[str], progress: Progress
-) -> None:
+def _open_records(directory: RunDirectory, config: Mapping[str, Any], run_plan: RunPlan, progress: Progress) -> None:
     """On rank 0: create the files of a new run, or truncate those of a resumed run to the step it resumes from."""
+    classes = run_plan.splits.classes
     directory.create(config, classes)
+    if run_plan.costs is not None:
+        files.write_text(directory.costs, written_costs(run_plan.costs, classes))
     restore_best(directory, progress)
     directory.truncate_to(progress)
 
@@ -243,7 +245,7 @@ def set_up(
     if point.start:
         restore(point.start, state, fingerprint, run_plan.steps)
     if accelerator.is_main_process:
-        _open_records(directory, config, run_plan.splits.classes, state.progress)
+        _open_records(directory, config, run_plan, state.progress)
     accelerator.wait_for_everyone()
     peak_tflops = product_tflops(accelerator.device, accelerator.mixed_precision)
     cloud = clouds.cloud(settings.cloud)
@@ -270,6 +272,8 @@ def set_up(
             settings.loader_timeout_s,
             quarantine=quarantine if settings.on_bad_sample == "quarantine" else None,
             between=consensus.raise_if_stopping,
+            extra=run_plan.measured_too,
+            costs=run_plan.costs,
         ),
         records=Records(
             directory=directory,

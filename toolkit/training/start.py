@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate.utils import broadcast
 
+from toolkit.models.cost_matrix import read_costs
 from toolkit.models.initial_weights import InitialWeights, fit
 from toolkit.models.multiview import state_tensors
 from toolkit.runs import weight_files
@@ -13,8 +14,13 @@ from toolkit.training.run_plan import RunPlan
 
 
 def initial_weights(run_plan: RunPlan) -> InitialWeights:
-    """The weights of --weights or --pretrained, fitted to the run's model; empty for random ones. Raises InputError."""
+    """The weights of --weights or --pretrained, fitted to the run's model; empty for random ones.
+
+    Raises InputError, also if the file of --cost-matrix is gone, which a new run needs too.
+    """
     settings, source = run_plan.settings, run_plan.parts.model
+    if settings.cost_matrix and run_plan.costs is None:
+        read_costs(settings.cost_matrix, run_plan.splits.classes)
     if settings.weights:
         weights = weight_files.read(settings.weights)
     elif settings.pretrained:

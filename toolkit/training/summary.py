@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from toolkit.models.evaluator import Score, brief
-from toolkit.runs import best_model, report, saved_predictions
+from toolkit.models.evaluation import Score, brief
+from toolkit.runs import best_model, class_values, report, saved_predictions
 from toolkit.runs.metrics_row import MetricsRow, eval_columns, number
 from toolkit.strategies.base import Metric
 from toolkit.system import storage
@@ -37,7 +37,8 @@ def conclude(run: Run) -> dict[str, Any]:
     records.saver.join(progress.step)
     run.control.consensus.begin()
     weights, metadata = best_model.load(directory.best)
-    evaluator = run.evaluator.choosing(metadata.get("chosen", {}))
+    largest = max(len(images.index) for images in run.data.evaluated.values())
+    evaluator = run.evaluator.choosing(metadata.get("chosen", {})).measuring_all(largest, len(specs))
     evaluator.load(weights)
     averaging = f", {metadata['weights']} weights" if "weights" in metadata else ""
     evaluations = {}
@@ -45,12 +46,14 @@ def conclude(run: Run) -> dict[str, Any]:
         evaluations[split] = evaluator.evaluate(images, specs)
         if main:
             saved_predictions.keep(directory.predictions, split, evaluations[split].predictions, images)
+            class_values.keep(directory.predictions, split, evaluations[split].by_class, evaluator.classes)
     for split, evaluation in evaluations.items():
         log.info("%s, best model (epoch %s)%s", split, metadata["epoch"] + 1, averaging)
         for spec, score in evaluation.scores.items():
             log.info("  %6s  %s", spec, score.line(shown(run)))
     latency_ms = evaluator.latency_ms(specs) if main else {}
     for name, raw in [*run.state.weights.states().items()][1:]:
+        evaluator = run.evaluator.choosing(metadata.get("chosen", {}))
         evaluator.load(raw)
         evaluations[name] = evaluator.evaluate(run.data.evaluated["val"], specs)
         log.info("val, weights of the last step without averaging: %s", brief(evaluations[name].scores, run.select_by))

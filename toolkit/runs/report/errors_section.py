@@ -43,7 +43,7 @@ def errors_section(records: ReportData, split: str = "val") -> dict[str, Any] | 
         "numbers": _numbers(predictions, records.classes),
         "matrix": _matrix(predictions, names, shown.tolist()),
         "pairs": [] if few else _pairs(predictions, names),
-        "weak": [] if few else _weak(predictions, names),
+        "weak": [] if few or records.by_class.get(split) else _weak(predictions, names),
         "reliability": Markup(reliability_diagram(reliability(predictions), scale_color(place))),
         "worst": _worst(records, found, names),
     }

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from toolkit.runs.metrics_row import eval_column, raw_column, train_column
+from toolkit.runs.report.classes_section import classes_section
 from toolkit.runs.report.commands import commands
 from toolkit.runs.report.errors_section import errors_section
 from toolkit.runs.report.plots import Line, over_epochs, over_sizes
@@ -64,6 +65,7 @@ def render(records: ReportData, errors_on: str = "val") -> str:
             key_numbers=_key_numbers(records),
             cost=_cost(records),
             errors=errors_section(records, errors_on),
+            of_classes=classes_section(records, errors_on),
             settings=settings_of(records.config),
             filled_in=[name for name in FILLED_IN if records.config.get(name) is not None],
             commands=commands(records, errors_on),

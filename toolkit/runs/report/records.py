@@ -12,10 +12,12 @@ from toolkit.config.data_roots import SYNTHETIC
 from toolkit.config.scales import default_scales
 from toolkit.config.settings import SECTIONS, Settings, make_settings
 from toolkit.config.tables import look_up
+from toolkit.models.evaluation import ByClass
 from toolkit.models.metrics import calibration_error
-from toolkit.runs import saved_predictions
+from toolkit.runs import class_values, saved_predictions
 from toolkit.runs.directory import FINISHED, RunDirectory
 from toolkit.runs.metrics_row import eval_column, raw_column
+from toolkit.runs.report.evaluated import Evaluated, read_evaluation
 from toolkit.runs.report.history import History, read_history, size_of
 from toolkit.runs.report.step_history import StepHistory, read_step_history
 from toolkit.runs.saved_predictions import SavedPredictions
@@ -38,6 +40,8 @@ class ReportData:
     steps: StepHistory
     classes: tuple[str, ...]
     predictions: dict[str, SavedPredictions]  # by split
+    by_class: dict[str, dict[str, ByClass]]  # by split and eval spec
+    evaluated: Evaluated | None  # what `toolkit evaluate` wrote
     as_of: float  # Unix time at which the newest of them was written
 
     @property
@@ -116,6 +120,8 @@ def read_records(directory: Path) -> ReportData:
         steps=read_step_history(read_steps(run.steps), rows),
         classes=run.classes() if classes.exists() else (),
         predictions={split: predictions for split, predictions in found.items() if predictions is not None and summary},
+        by_class={split: class_values.read(run.predictions, split) for split in SPLITS if summary},
+        evaluated=read_evaluation(directory, summary.get("best_epoch")),
         as_of=max(path.stat().st_mtime for path in written),
     )
 
@@ -166,7 +172,7 @@ def rows(records: ReportData) -> list[SizeResult]:
     """A row for each size at which the best model was evaluated."""
     best, history, found = records.best_row, records.history, []
     for place, name in enumerate(records.scales):
-        splits = {split: dict(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
+        splits = {split: _known(records.summary.get(split, {}).get(name, {})) for split in SPLITS}
         if not splits["val"] and best is not None:  # not evaluated at the end, or not yet
             wanted = (*(metric.name for metric in records.metrics), "unreadable")
             weights = raw_column if records.best_is_raw else str
@@ -182,6 +188,11 @@ def rows(records: ReportData) -> list[SizeResult]:
             norm_from = splits["val"].get("norm_from")
             found.append(SizeResult(name, place, splits, latency, norm_from and int(norm_from)))
     return found
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that are undefined on these images."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class TimePart(NamedTuple):
