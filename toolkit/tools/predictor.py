@@ -17,6 +17,7 @@ from toolkit.data.images.header import UNREADABLE, read_header, reason_of
 from toolkit.data.images.preprocess import valid_orientation
 from toolkit.data.images.views import normalize
 from toolkit.models.source import Model
+from toolkit.runs.mirror.copies import find_run
 from toolkit.strategies.base import BoundTask
 from toolkit.system.errors import InputError, first_line
 from toolkit.system.places import expanded
@@ -112,7 +113,7 @@ def load(
     there is one. `model`: as in `train`, for a run that was trained with a model of the user's own. Raises InputError.
     """
     place = _device(device)
-    loaded = load_run(expanded(run), device=place, model=model)
+    loaded = load_run(find_run(run), device=place, model=model)
     chosen = chosen_size(loaded, size, "size")
     return Predictor(
         run=loaded.directory.path,

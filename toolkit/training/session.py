@@ -19,6 +19,7 @@ from toolkit.runs import best_model, report
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.directory import FINISHED, RunDirectory
 from toolkit.runs.generators import seed_generators
+from toolkit.runs.mirror.place import Place, place_of
 from toolkit.runs.progress import Progress
 from toolkit.runs.quarantine import Quarantine
 from toolkit.runs.resume_rules import acquire_run
@@ -28,12 +29,13 @@ from toolkit.runs.saver import Saver
 from toolkit.runs.snapshot import read_snapshot
 from toolkit.strategies.base import Task
 from toolkit.system import clouds, console, host, locks, places
-from toolkit.system.errors import InputError, PreemptedError, expected
+from toolkit.system.errors import InputError, PreemptedError, UploadError, expected
 from toolkit.system.preemption import Preemption
 from toolkit.training import device, memory
 from toolkit.training.consensus import Consensus
 from toolkit.training.divergence import check_finite
 from toolkit.training.epoch_end import save_checkpoint
+from toolkit.training.main_work import on_main
 from toolkit.training.monitor import Stopwatch, Throughput
 from toolkit.training.parts import Parts
 from toolkit.training.plan_text import describe_run
@@ -53,13 +55,15 @@ log = logging.getLogger(__name__)
 class ResumePoint:
     """The run directory and where to continue, on every rank.
 
-    `start`: the checkpoint to continue from, None without one; `config`: the run's config.yaml, empty for a new run.
+    `start`: the checkpoint to continue from, None without one; `config`: the run's config.yaml, empty for a new run;
+    `place`: where the run lives.
     """
 
     directory: RunDirectory
     start: Path | None
     finished: bool
     config: Mapping[str, Any]
+    place: Place
 
 
 @contextlib.contextmanager
@@ -71,6 +75,8 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
     places.provide_home()
     take_over = settings.take_over and host.is_main_process(settings.alone)
     with Preemption() as preemption, locks.taking_over(take_over):
+        place = place_of(settings, preemption.ask)
+        settings = place.settings
         accelerator = device.start(settings)
         console.start(accelerator.is_main_process)
         try:
@@ -81,10 +87,11 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
             code = run_plan.own_code()
             fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, code)
             initial = functools.cache(functools.partial(initial_weights, run_plan))
-            point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint, initial)
+            point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint, initial, place)
             try:
                 if point.finished:
                     yield _finished(point, parts.task, accelerator.is_main_process)
+                    _settle(accelerator, place)
                     return
                 run_plan = keep_choices(run_plan, point.config)
                 of_weights = initial().lines if point.start is None and accelerator.is_main_process else ()
@@ -99,10 +106,18 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
                 with _recorded(run):
                     memory.try_largest_step(run)
                     yield run
+                _settle(accelerator, place)
             finally:
                 point.directory.lock.release()
         finally:
+            place.close()
             device.stop()
+
+
+def _settle(accelerator: Accelerator, place: Place) -> None:
+    """Bring a complete run to where it lives; raises UploadError, on all ranks, if that cannot be done now."""
+    if reason := on_main(accelerator, place.settle):
+        raise UploadError(f"the run is complete, but {reason}")
 
 
 def _finished(point: ResumePoint, task: Task, main: bool) -> FinishedRun:
@@ -170,11 +185,15 @@ def open_run_directory(
     recipe: str,
     fingerprint: Mapping[str, Any],
     before_new: Callable[[], Any] = lambda: None,
+    place: Place | None = None,
 ) -> ResumePoint:
     """Choose and lock the run directory on rank 0; all ranks get the same result or raise the same error.
 
-    `fingerprint`: of the run's data and settings, as in a manifest. `before_new`: as in `acquire_run`.
+    `fingerprint`: of the run's data and settings, as in a manifest. `before_new`: as in `acquire_run`. `place`: where
+    the run lives, None for a local directory.
     """
+    place = place or Place(settings)
+    on_main(accelerator, place.open)
     directory: RunDirectory | None = None
     decision: list[Any] = [None, None, False, {}, "", None]
     if accelerator.is_main_process:
@@ -192,7 +211,7 @@ def open_run_directory(
         raise InputError(f"{path}: this machine does not see the run directory; put --output-dir on shared storage")
     if line and not finished:
         log.info("resume    %s", line)
-    return ResumePoint(directory or RunDirectory(path), start, finished, config)
+    return ResumePoint(directory or RunDirectory(path), start, finished, config, place)
 
 
 def _open_records(
@@ -255,6 +274,7 @@ def set_up(
             samples=SampleLog(directory.samples if settings.record_samples else None, rank),
             quarantine=quarantine,
             tracking=Tracking.start(settings, shown, directory, strategy, state.progress, accelerator),
+            place=point.place,
             saver=Saver(accelerator, directory.store, directory.best, state.progress.at() if point.start else None),
             fingerprint=fingerprint,
         ),
