@@ -173,7 +173,7 @@ class Predict(Inference):
     }
 
     run: RunPlace = Field(description="the run directory, or its URL")
-    paths: Paths = Field(description="images, and folders of images")
+    paths: Paths = Field(description="images, and folders of images, or their URLs")
     scales: Numbers | None = Field(
         None, description="ascending sizes, px; probabilities are averaged over several (unset: the run's largest)"
     )

@@ -169,8 +169,9 @@ class ObjectStore:
     def _callback(self) -> Any:
         from fsspec.callbacks import Callback
 
-        def moved(*_: Any, **__: Any) -> None:
-            self.answered = time.monotonic()
+        def moved(_: int | None, count: int, **__: Any) -> None:
+            if count:  # 0 when it begins
+                self.answered = time.monotonic()
 
         return Callback(hooks={"answered": moved})
 

@@ -1,22 +1,23 @@
 """What other commands read of a run, or of weights, at a URL: local copies, read-only."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from toolkit.config.data_roots import is_url
 from toolkit.config.urls import run_place
-from toolkit.runs.checkpoint import COMMITTED, MANIFEST
+from toolkit.runs.committed import COMMITTED, MANIFEST
 from toolkit.runs.mirror import layout
 from toolkit.runs.mirror.pull import records_to_fetch
 from toolkit.system import console, url_copies
 from toolkit.system.errors import InputError, StoreError
 from toolkit.system.places import expanded
-from toolkit.system.stored import Stored
+from toolkit.system.stored import FileVersion, Stored
 from toolkit.system.stores import START_S, ObjectStore, within
 from toolkit.system.url_copies import ADVICE, copy_folder, refresh
 
 NOT_READ = "samples.jsonl"  # of no use to them, and large
+BESIDE = "config.json"
 CONFIG, CLASSES = "config.yaml", "class_map.json"
 IN_A_RUN = re.compile(r"(?P<run>.+?)/(?P<below>(best|checkpoints/step-\d+)(/[^/]+)?)")
 
@@ -37,7 +38,7 @@ def find_run(run: str | Path) -> Path:
     wanted = [key for key in records_to_fetch(objects) if key != NOT_READ]
     for name in layout.committed(objects)[-1:]:  # for its manifest
         wanted += [key for key in (f"{name}/{MANIFEST}", f"{name}/{COMMITTED}") if key in objects]
-    return _copied(url, url, {key: objects[key] for key in wanted}, "runs-read")
+    return _copied(url, url, _versions(objects, wanted), copy_folder(url, "runs-read"))
 
 
 def results_folder(run: str | Path, directory: Path, name: str) -> Path:
@@ -51,7 +52,11 @@ def find_weights(url: str) -> Path:
     inside = IN_A_RUN.fullmatch(url.rstrip("/"))
     root, below = (inside["run"], inside["below"]) if inside else (url.rstrip("/"), "")
     if not inside and _is_file(url, flag):
-        return url_copies.local_file(url, "--weights")
+        root, _, name = url.rpartition("/")
+        wanted = {name: url_copies.version_of(url)}
+        if _is_file(f"{root}/{BESIDE}", flag):  # an export tells the names of its classes there
+            wanted[BESIDE] = url_copies.version_of(f"{root}/{BESIDE}")
+        return _copied(root, flag, wanted, copy_folder(url, "weights")) / name
     objects = _listed(root, flag)
     if not any(key == below or key.startswith(f"{below}/" if below else "") for key in objects):
         raise InputError(f"{flag}: no such file or folder")
@@ -64,7 +69,7 @@ def find_weights(url: str) -> Path:
         ]
     else:
         found = [key for key in objects if "/" not in key.removeprefix(f"{below}/")]
-    return _copied(root, flag, {key: objects[key] for key in found}, "weights") / below
+    return _copied(root, flag, _versions(objects, found), copy_folder(url, "weights")) / below
 
 
 def _is_file(url: str, flag: str) -> bool:
@@ -86,11 +91,15 @@ def _listed(url: str, flag: str) -> dict[str, Stored]:
         raise InputError(f"{flag}: cannot be read: {error}; {ADVICE}") from None
 
 
-def _copied(url: str, flag: str, objects: Mapping[str, Stored], kind: str) -> Path:
-    folder = copy_folder(url, kind)
+def _versions(objects: Mapping[str, Stored], keys: Iterable[str]) -> dict[str, FileVersion]:
+    return {key: objects[key].version for key in keys}
+
+
+def _copied(url: str, flag: str, wanted: Mapping[str, FileVersion], folder: Path) -> Path:
+    """The folder with what is wanted of a URL; raises InputError in one line that begins with `flag`."""
     console.show_as(str(folder), url)
     try:
-        return refresh(ObjectStore(url), {key: stored.version for key, stored in objects.items()}, folder)
+        return refresh(ObjectStore(url), wanted, folder)
     except (StoreError, FileNotFoundError) as error:
         raise InputError(f"{flag}: cannot be read: {error}; {ADVICE}") from None
 

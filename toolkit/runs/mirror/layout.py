@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.runs.checkpoint import COMMITTED, FORMER, MANIFEST
+from toolkit.runs.committed import COMMITTED, FORMER, MANIFEST
 from toolkit.system.stored import Stored
 
 WRITER = ".writer.json"  # who may write here; a note like that of a lock

@@ -1,21 +1,19 @@
 """Where a run lives: in a local directory, or in one that stands for a URL while the run is here."""
 
 import contextlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.config.data_roots import is_url
 from toolkit.config.settings import Settings
 from toolkit.runs.mirror import layout
-from toolkit.runs.mirror.layout import FileState
 from toolkit.runs.mirror.pull import pull
-from toolkit.runs.mirror.push import Push, Pushed
-from toolkit.runs.mirror.uploader import Uploader, left_behind
+from toolkit.runs.mirror.sender import Job
+from toolkit.runs.mirror.state import State
+from toolkit.runs.mirror.uploader import Uploader
 from toolkit.runs.mirror.writer import Note, Writer
 from toolkit.system import console, files, locks, run_urls, stores
 from toolkit.system.errors import InputError, StoreError
@@ -54,25 +52,6 @@ def place_of(settings: Settings, lost: Callable[[str], object] = lambda _: None)
     return Place(settings) if url is None else Mirror(settings, url, lost)
 
 
-@dataclass
-class State:
-    """What this machine last knew of the store. `tokens`: of writers after whom the directory here is not outdated."""
-
-    tokens: tuple[str, ...] = ()
-    records: dict[str, FileState] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> "State":
-        try:
-            values: dict[str, Any] = json.loads(path.read_text())
-            return cls(tuple(values["tokens"]), {key: FileState(*state) for key, state in values["records"].items()})
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls()
-
-    def write(self, path: Path, url: str) -> None:
-        files.write_json(path, {"url": url, "tokens": self.tokens, "records": self.records})
-
-
 class Mirror(Place):
     """A local directory, in the cache, that stands for a URL; all of it happens on rank 0."""
 
@@ -81,12 +60,11 @@ class Mirror(Place):
         self._folder = run_urls.mirror_folder(url, cache)
         self._store, self._keep, self._wait_s = ObjectStore(url), settings.keep, settings.upload_wait_s
         self._step = None if not is_url(settings.resume) else run_urls.step_in(settings.resume)
+        self._flag = f"{'--output-dir' if isinstance(settings.output_dir, str) else '--resume'} {url}"
         self._lost = lost
         self._lock = Lock(self._folder.parent / ".lock")
         self._state_file = self._folder.parent / "mirror.json"
         self._state = State()
-        self._writer: Writer | None = None
-        self._push: Push | None = None
         self._uploader: Uploader | None = None
         console.show_as(str(self._folder), url)
         own: dict[str, Any] = {}
@@ -104,7 +82,7 @@ class Mirror(Place):
                 note = Note.read(self._store.read(layout.WRITER))
                 self._state = State.read(self._state_file)
                 self._reconcile(objects, note.token if note else None)
-                self._state.write(self._state_file, self._store.url)
+                self._state.write(self._state_file)
             finally:
                 self._lock.release()
 
@@ -122,35 +100,32 @@ class Mirror(Place):
         within(START_S, store.list)  # before anything is written there
         self._state = State.read(self._state_file)
         self._state.tokens = (*self._state.tokens, writer.token)  # before it is in the store: a kill may come between
-        self._saved()
-        self._writer = writer
+        self._state.write(self._state_file)
         last = within(START_S, lambda: writer.claim(self._state.tokens), store)
-        writer.start(self._lost)
-        pushed = within(START_S, lambda: Pushed.find(store, store.list()), store)
-        self._reconcile(store.list(), last)
-        pushed.records = self._state.records
+        try:
+            self._reconcile(store.list(), last)
+        except BaseException:
+            within(RELEASE_S, lambda: writer.release(wrote=False))
+            raise
         self._state.tokens = (*([last] if last else []), writer.token)
-        self._push = Push(store, self._folder, self._keep, writer.holds, pushed)
-        self._saved()
-        self._uploader = Uploader(self._push, self._saved)
+        self._state.write(self._state_file)
+        note, before = writer.notes
+        job = Job(store.url, str(self._folder), self._keep, str(self._state_file), note, before)
+        self._uploader = Uploader(job, self._lost)
+        log.info("output    %s, sent there from %s while it trains", store.url, self._folder)
 
     def settle(self) -> str:
-        if self._uploader is None or self._push is None:
+        if self._uploader is None or not (reason := self._uploader.settle(self._wait_s)):
             return ""
-        reason = self._uploader.settle(self._wait_s)
-        return left_behind(self._push, reason) if reason else ""
+        return (
+            f"{self._uploader.left() / 1e6:.1f} MB are not in {self._store.url} ({reason}), but in {self._folder} on "
+            "this machine; the same command uploads them from here"
+        )
 
     def close(self) -> None:
         if self._uploader is not None:
             self._uploader.close()
-        if (writer := self._writer) is not None:
-            wrote = self._push is not None and self._push.wrote
-            with contextlib.suppress(StoreError):
-                within(RELEASE_S, lambda: writer.release(wrote))
         self._lock.release()
-
-    def _saved(self) -> None:
-        self._state.write(self._state_file, self._store.url)
 
     @contextlib.contextmanager
     def _in_words(self) -> Any:
@@ -159,23 +134,21 @@ class Mirror(Place):
             yield
         except StoreError as error:
             advice = "are the name, the credentials and the network right?"
-            raise InputError(f"--output-dir {self._store.url}: {error}; {advice}") from None
+            raise InputError(f"{self._flag}: {error}; {advice}") from None
         except FileNotFoundError as error:
             if Path(str(error.filename or "")).is_absolute():  # a file of this machine
                 raise
-            raise InputError(f"--output-dir {self._store.url}: there is no such bucket: make it first") from None
+            raise InputError(f"{self._flag}: there is no such bucket: make it first") from None
 
     def _take_folder(self) -> None:
         """Lock the local directory; raises InputError if another run of this machine uses it."""
         if missing := stores.missing_extra(self._store.url):
-            raise InputError(f"--output-dir {self._store.url}: needs a package that is not installed: {missing}")
+            raise InputError(f"{self._flag}: needs a package that is not installed: {missing}")
         files.make_folders(self._folder.parent)
         if not self._lock.acquire() and not (locks.may_take_over() and self._lock.take_over()):
             holder = self._lock.holder()
             told = f" ({holder})" if holder else ""
-            raise InputError(
-                f"--output-dir {self._store.url}: another run is using it{told}; wait for it, or choose another"
-            )
+            raise InputError(f"{self._flag}: another run is using it{told}; wait for it, or choose another")
 
     def _reconcile(self, objects: Mapping[str, Stored], last: str | None) -> None:
         """Keep the local directory if nobody else wrote into the store since, else fetch what is there."""
@@ -188,9 +161,7 @@ class Mirror(Place):
         self._state = State((last,) if last else ())
         there = [key for key in objects if layout.is_record(key) or key.startswith(layout.CHECKPOINTS)]
         if there and "config.yaml" not in objects:
-            raise InputError(
-                f"--output-dir {self._store.url}: there are other files, such as {sorted(there)[0]}; give another place"
-            )
+            raise InputError(f"{self._flag}: there are other files, such as {sorted(there)[0]}; give another place")
         if there:
             fresh = self._folder.with_name(f".tmp-{self._folder.name}")
             shutil.rmtree(fresh, ignore_errors=True)

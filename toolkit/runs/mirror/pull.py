@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
-from toolkit.runs import checkpoint
-from toolkit.runs.checkpoint import MANIFEST
+from toolkit.runs import committed
+from toolkit.runs.committed import MANIFEST, STAGED
 from toolkit.runs.mirror import layout
 from toolkit.runs.mirror.layout import FETCHED
 from toolkit.system.errors import InputError
@@ -58,15 +58,12 @@ def fetch_checkpoint(store: ObjectStore, objects: Mapping[str, Stored], folder: 
     source = layout.source_of(name, objects)
     keys = layout.files_of(source, objects)
     final = folder / name
-    staging = final.with_name(f"{checkpoint.STAGED}fetched-{final.name}")
+    staging = final.with_name(f"{STAGED}fetched-{final.name}")
     shutil.rmtree(staging, ignore_errors=True)
     size = sum(objects[key].size for key in keys)
     log.info("resume    fetching %s (%.1f MB) from %s", final.name, size / 1e6, store.url)
     together(partial(store.fetch, key, staging / key.removeprefix(f"{source}/")) for key in keys)
-    try:
-        checkpoint.check(staging)
-    except InputError as error:
-        fault = str(error).removeprefix(f"{staging}: ")
+    if fault := committed.fault(staging, hashes=True):
         log.warning("%s/%s: %s; the one before it is used", store.url, source, fault)
         shutil.rmtree(staging)
         return False

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from toolkit.runs import checkpoint
-from toolkit.runs.checkpoint import COMMITTED, MANIFEST, REPLACED, Store
-from toolkit.runs.directory import WENT_BACK
+from toolkit.runs.committed import COMMITTED, MANIFEST, REPLACED, WENT_BACK, committed, read_manifest, step_of
 from toolkit.runs.mirror import layout
 from toolkit.runs.mirror.layout import Checkpoint, FileState
 from toolkit.system import stores
@@ -82,12 +80,11 @@ class Push:
 
     def pending(self) -> list[Path]:
         """Committed checkpoints to send, the newest last: that, and the one of the best model that it names."""
-        local = Store(self.folder / layout.CHECKPOINTS)
-        newest = local.newest()
-        if newest is None:
+        local = committed(self.folder / layout.CHECKPOINTS)
+        if not local:
             return []
-        best = layout.best_step((newest / MANIFEST).read_bytes())
-        needed = [*([local.path(best)] if best is not None else []), newest]
+        best = layout.best_step((local[-1] / MANIFEST).read_bytes())
+        needed = [*([self.folder / layout.step_folder(best)] if best is not None else []), local[-1]]
         return [path for path in dict.fromkeys(needed) if not self._is_there(path)]
 
     def left(self) -> int:
@@ -201,9 +198,7 @@ class Push:
 
         The run writes these steps again, maybe otherwise.
         """
-        newest, limits = Store(self.folder / layout.CHECKPOINTS).newest(), list[int]()
-        if newest is not None:
-            limits.append(checkpoint.step_of(newest))
+        limits = [step_of(path) for path in committed(self.folder / layout.CHECKPOINTS)[-1:]]
         note = self.folder / WENT_BACK
         if note.exists() and self.pushed.records.get(WENT_BACK) != layout.state_of(note):
             limits.append(layout.step_of(note.read_text().strip()))
@@ -237,7 +232,7 @@ def linked(path: Path, target: Path) -> None:
     Raises FileNotFoundError if it is deleted already.
     """
     shutil.rmtree(target, ignore_errors=True)
-    for name in (*checkpoint.read_manifest(path)["files"], MANIFEST, COMMITTED):
+    for name in (*read_manifest(path)["files"], MANIFEST, COMMITTED):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path / name, target / name)

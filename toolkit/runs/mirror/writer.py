@@ -54,13 +54,17 @@ class Note:
 
 
 class Writer:
-    """The right of this process to write into a store."""
+    """The right to write into a store, of this process, or of that which took it with `note`.
 
-    def __init__(self, store: ObjectStore) -> None:
+    `before`: the note that was there before.
+    """
+
+    def __init__(self, store: ObjectStore, note: bytes | None = None, before: bytes | None = None) -> None:
         self._store = store
         since = f"{datetime.now().astimezone():%c %Z}"
-        self._note = Note(uuid.uuid4().hex, replace(locks.myself(), since=since, at=time.time()))
-        self._before: bytes | None = None
+        own = Note(uuid.uuid4().hex, replace(locks.myself(), since=since, at=time.time()))
+        self._note = Note.read(note) or own
+        self._before = before
         self._over = threading.Event()
         self._beating: threading.Thread | None = None
         self.lost_to: Note | None = None  # who took over
@@ -68,6 +72,12 @@ class Writer:
     @property
     def token(self) -> str:
         return self._note.token
+
+    @property
+    def notes(self) -> tuple[str, str | None]:
+        """The note of this writer, and the one before it: what another process needs to go on."""
+        before = None if self._before is None else self._before.decode(errors="replace")
+        return self._note.to_bytes().decode(), before
 
     def claim(self, known: Collection[str]) -> str | None:
         """Take the right to write; returns the token of the last writer, None if there was none.
