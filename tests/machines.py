@@ -1,15 +1,17 @@
 """Runs in object stores: machines that are lost, and what two runs have in common."""
 
+import contextlib
 import csv
 import json
 import os
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import fsspec
@@ -27,11 +29,31 @@ BUILT_IN = ("--synthetic-count", "60", "--synthetic-size", "32")
 MARK = "/COMMITTED"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ended:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that goes on in a process."""
+
+    process: Any
+    log: Path
+
+    def ended(self) -> Ended:
+        """How it ended."""
+        code = self.process.wait(PATIENCE_S)
+        return Ended(code, *((self.log / name).read_text() for name in ("out", "err")))
+
+    def wait_until(self, true: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not true():
+            assert self.process.poll() is None, self.ended()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 @dataclass(frozen=True)
@@ -47,22 +69,22 @@ class Machine:
         return [sys.executable, str(ROOT / "recipes/multiscale.py"), *words]
 
     @contextmanager
-    def training(self, url: str, *flags: str) -> Iterator[Any]:
+    def training(self, url: str, *flags: str) -> Iterator[Training]:
         """A training that goes on; killed at the end."""
-        self.disk.mkdir(parents=True, exist_ok=True)
-        words = self.words(url, *flags)
-        process = forkserver.Popen(words, env=dict(os.environ), cwd=self.disk, stdout=PIPE, stderr=PIPE, text=True)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+        log = Path(tempfile.mkdtemp(prefix=f"{self.disk.name}-", dir=self.disk.parent))
+        self.disk.mkdir(exist_ok=True)
+        with (log / "out").open("w") as out, (log / "err").open("w") as err:
+            process = forkserver.Popen(self.words(url, *flags), env=dict(os.environ), cwd=log, stdout=out, stderr=err)
+            try:
+                yield Training(process, log)
+            finally:
+                process.kill()
+                process.wait()
 
     def train(self, url: str, *flags: str) -> Ended:
         """A training to its end."""
-        with self.training(url, *flags) as process:
-            out, err = process.communicate(timeout=PATIENCE_S)
-            return Ended(process.returncode, out, err)
+        with self.training(url, *flags) as training:
+            return training.ended()
 
     def lose(self) -> None:
         shutil.rmtree(self.disk)
@@ -73,19 +95,20 @@ class Machine:
         return next(path for path in state.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def killing_at(storage: Storage, process: Any, due: Callable[[Request], bool], before: bool) -> None:
+def killing_at(storage: Storage, training: Training, due: Callable[[Request], bool], before: bool) -> None:
     """Kill a process, as a machine that is gone, before or after the first request that is due."""
 
     def gate(request: Request) -> bool:
-        if process.returncode is not None or (before and due(request)):
-            process.kill()
+        if before and due(request):
+            training.process.kill()
+            storage.gate = lambda _: False  # what it still sends never arrives
             return False
         return True
 
     def after(request: Request) -> None:
         if not before and due(request):
-            process.kill()
-            storage.gate = lambda _: False  # what it still sent never arrives
+            training.process.kill()
+            storage.gate = lambda _: False  # the same
 
     storage.gate, storage.after = gate, after
 
@@ -94,21 +117,23 @@ def reopen(storage: Storage) -> None:
     storage.gate, storage.after = lambda _: True, lambda _: None
 
 
+def objects(url: str) -> dict[str, bytes]:
+    """The content of all objects at a URL, but for those that are deleted meanwhile."""
+    there, root = fsspec.core.url_to_fs(url)
+    there.invalidate_cache()
+    found = {}
+    for name in there.find(root):
+        with contextlib.suppress(FileNotFoundError):
+            found[name.removeprefix(f"{root}/")] = there.cat_file(name)
+    return found
+
+
 def fetched(url: str, folder: Path) -> Path:
     """All objects at a URL, as files."""
-    there, root = fsspec.core.url_to_fs(url)
-    there.invalidate_cache()
-    for name in there.find(root):
-        file = folder / name.removeprefix(f"{root}/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(there.cat_file(name))
+    for name, content in objects(url).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     return folder
-
-
-def objects(url: str) -> dict[str, bytes]:
-    there, root = fsspec.core.url_to_fs(url)
-    there.invalidate_cache()
-    return {name.removeprefix(f"{root}/"): there.cat_file(name) for name in there.find(root)}
 
 
 def steps_in(url: str) -> list[int]:

@@ -27,7 +27,7 @@ class Output(Section):
         120.0,
         gt=0,
         le=1e6,
-        description="with a URL as --output-dir: how long the end of a run waits for a store that does not answer, s",
+        description="with a URL as --output-dir: how long the end of a run waits while nothing arrives there, s",
     )
     take_over: bool = Field(
         False,

@@ -71,9 +71,7 @@ def sha256(given: Path | str) -> str | None:
 def read(given: Path | str) -> StoredWeights:
     """The weights that --weights names; raises InputError if they cannot be read. Runs no code of a file."""
     path = find(given)
-    flag = (
-        f"--weights {given}" if isinstance(given, str) or run_of(given) == given else f"--weights {given} ({path.name})"
-    )
+    flag = f"--weights {given}" if run_of(Path(given)) == Path(given) else f"--weights {given} ({path.name})"
     try:
         metadata: Mapping[str, str] = {}
         found: Any

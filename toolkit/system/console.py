@@ -29,12 +29,13 @@ def shown(line: str) -> str:
     return line
 
 
-def say(line: str, stream: TextIO) -> None:
-    """Print a line; if its reader is gone, such as a `tee` that Ctrl-C ended first, discard all further output.
+def say(line: str, stream: TextIO, plain: bool = False) -> None:
+    """Print a line; `plain`: with paths as they are, in place of what `show_as` says.
 
-    Otherwise the rest of the buffer would change the exit code of the process.
+    If its reader is gone, such as a `tee` that Ctrl-C ended first, discard all further output: the rest of the buffer
+    would change the exit code of the process.
     """
-    line = shown(line)
+    line = line if plain else shown(line)
     try:
         print(line, file=stream, flush=True)
     except UnicodeEncodeError:  # a file name that the stream's encoding lacks

@@ -117,10 +117,13 @@ class ObjectStore:
             raise StoreError(f"there is no such bucket: {first_line(error)}") from None
         return True
 
-    def send(self, file: Path, key: str) -> None:
-        """Copy a local file into the store; raises StoreError, and FileNotFoundError if the file is gone."""
+    def send(self, file: Path, key: str, moved: Callable[[], object] = lambda: None) -> None:
+        """Copy a local file into the store; `moved`: called whenever a part of it has arrived.
+
+        Raises StoreError, and FileNotFoundError if the file is gone.
+        """
         try:
-            self._ask(key, lambda there, path: there.put_file(str(file), path, callback=self._callback()))
+            self._ask(key, lambda there, path: there.put_file(str(file), path, callback=self._callback(moved)))
         except FileNotFoundError as error:
             if not file.exists():
                 raise
@@ -166,14 +169,15 @@ class ObjectStore:
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{key} is gone") from None
 
-    def _callback(self) -> Any:
+    def _callback(self, moved: Callable[[], object] = lambda: None) -> Any:
         from fsspec.callbacks import Callback
 
-        def moved(_: int | None, count: int, **__: Any) -> None:
+        def answered(_: int | None, count: int, **__: Any) -> None:
             if count:  # 0 when it begins
                 self.answered = time.monotonic()
+                moved()
 
-        return Callback(hooks={"answered": moved})
+        return Callback(hooks={"answered": answered})
 
 
 class _DiskFullError(InputError):

@@ -208,7 +208,7 @@ def open_run_directory(
     if refusal is not None:
         raise refusal
     if not path.is_dir():
-        raise InputError(f"{path}: this machine does not see the run directory; put --output-dir on shared storage")
+        raise InputError(f"{path}: this machine does not see the run directory; {place.to_share}")
     if line and not finished:
         log.info("resume    %s", line)
     return ResumePoint(directory or RunDirectory(path), start, finished, config, place)

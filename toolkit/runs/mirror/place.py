@@ -15,7 +15,7 @@ from toolkit.runs.mirror.sender import Job
 from toolkit.runs.mirror.state import State
 from toolkit.runs.mirror.uploader import Uploader
 from toolkit.runs.mirror.writer import Note, Writer
-from toolkit.system import console, files, locks, run_urls, stores
+from toolkit.system import console, files, locks, run_urls, storage, stores
 from toolkit.system.errors import InputError, StoreError
 from toolkit.system.locks import Lock
 from toolkit.system.stored import Stored
@@ -27,7 +27,12 @@ RELEASE_S = 10.0  # longest wait at the end of a run for the store to take its l
 
 
 class Place:
-    """A local directory: there is nothing to fetch and nothing to send. `settings`: with local paths."""
+    """A local directory: there is nothing to fetch and nothing to send. `settings`: with local paths.
+
+    `to_share`: what to do where not all machines see the directory.
+    """
+
+    to_share = "put --output-dir on shared storage"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -54,6 +59,8 @@ def place_of(settings: Settings, lost: Callable[[str], object] = lambda _: None)
 
 class Mirror(Place):
     """A local directory, in the cache, that stands for a URL; all of it happens on rank 0."""
+
+    to_share = "put the cache, in which the run is while it trains, on shared storage: --cache-dir"
 
     def __init__(self, settings: Settings, url: str, lost: Callable[[str], object]) -> None:
         cache = settings.cache_dir
@@ -144,7 +151,15 @@ class Mirror(Place):
         """Lock the local directory; raises InputError if another run of this machine uses it."""
         if missing := stores.missing_extra(self._store.url):
             raise InputError(f"{self._flag}: needs a package that is not installed: {missing}")
-        files.make_folders(self._folder.parent)
+        place = self._folder.parent
+        try:
+            files.make_folders(place)
+            files.try_folder(place)
+        except InputError as error:
+            told = str(error).removeprefix(f"--output-dir {place}: ")
+            raise InputError(f"{place}: {told}; --cache-dir names another place") from None
+        except OSError as error:
+            raise InputError(f"{storage.line(error, place)}; --cache-dir names another place") from None
         if not self._lock.acquire() and not (locks.may_take_over() and self._lock.take_over()):
             holder = self._lock.holder()
             told = f" ({holder})" if holder else ""

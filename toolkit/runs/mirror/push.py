@@ -8,6 +8,7 @@ with its marker first.
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,6 +63,23 @@ def erase(store: ObjectStore, objects: Mapping[str, Stored], folder: str) -> Non
     together(partial(store.remove, key) for key in keys[1:])
 
 
+class Progress:
+    """`at`: when something last arrived for good; parts of a file count too, but not once an attempt has failed."""
+
+    def __init__(self) -> None:
+        self.at, self._failed = time.monotonic(), False
+
+    def part(self) -> None:
+        if not self._failed:
+            self.at = time.monotonic()
+
+    def done(self) -> None:
+        self.at, self._failed = time.monotonic(), False
+
+    def failed(self) -> None:
+        self._failed = True
+
+
 @dataclass
 class Push:
     """Brings a store up to what a run's directory is.
@@ -76,6 +94,7 @@ class Push:
     holds: Callable[[], bool]
     pushed: Pushed
     sent: set[str] = field(default_factory=set)
+    progress: Progress = field(default_factory=Progress)
     wrote: bool = False  # whether anything was
 
     def pending(self) -> list[Path]:
@@ -144,6 +163,7 @@ class Push:
             raise StoreError("another machine has taken over")
         self.wrote = True
         self.store.send(outgoing / COMMITTED, f"{folder}/{COMMITTED}")
+        self.progress.done()
         self.pushed.checkpoints[folder] = Checkpoint(mark, layout.best_step(manifest))
         self.sent.clear()
         erase(self.store, objects, layout.former(folder))
@@ -153,8 +173,9 @@ class Push:
         name = file.relative_to(outgoing).as_posix()
         if f"{mark}{name}" not in self.sent:
             self.wrote = True
-            self.store.send(file, f"{folder}/{name}")
+            self.store.send(file, f"{folder}/{name}", self.progress.part)
             self.sent.add(f"{mark}{name}")
+            self.progress.done()
 
     def _verify(self, outgoing: Path, folder: str, objects: Mapping[str, Stored]) -> None:
         """Raise StoreError unless every file is there, in its size, and with its MD5 where the store tells it."""
@@ -175,10 +196,11 @@ class Push:
 
         def send(key: str, state: FileState) -> None:
             try:
-                self.store.send(self.folder / key, key)
+                self.store.send(self.folder / key, key, self.progress.part)
             except FileNotFoundError:
                 return  # replaced or deleted meanwhile
             self.pushed.records[key] = state
+            self.progress.done()
 
         if changed or self.pushed.records.keys() - local.keys():
             if not self.holds():

@@ -73,9 +73,10 @@ class Sender:
         self._job, self._telling = job, telling
         self._store, self._folder = ObjectStore(job.url), Path(job.folder)
         before = None if job.before is None else job.before.encode()
-        self._writer = Writer(self._store, job.note.encode(), before)
+        self._writer = Writer(ObjectStore(job.url), job.note.encode(), before)
         self._state = State.read(Path(job.state))
         self._push: Push | None = None
+        self._began = time.monotonic()
         self._asked = self._settled = 0  # numbers of requests to settle
         self._parent = os.getppid()
         self._seen: int | None = None
@@ -113,6 +114,8 @@ class Sender:
                 pause = LOOK_S
             except Exception as error:
                 failures += 1
+                if self._push is not None:
+                    self._push.progress.failed()
                 self._fail(error, failures)
                 pause = min(LONGEST_PAUSE_S, 2.0**failures)
             with self._changed:
@@ -146,14 +149,14 @@ class Sender:
             log.warning(text, self._job.url, reason)
 
     def _report(self) -> None:
-        """Tell each second for how long the store has not answered, while the run waits; end with the run."""
+        """Tell each second for how long nothing arrived, while the run waits; end with the run."""
         while True:
             time.sleep(1.0)
             if os.getppid() != self._parent:  # the end of the input may be held open by processes that the run forked
                 os._exit(0)
             if self._asked > self._settled:
-                left = self._push.left() if self._push else 0
-                self._telling.tell(silent_s=time.monotonic() - self._store.answered, left=left)
+                left, since = (self._push.left(), self._push.progress.at) if self._push else (0, self._began)
+                self._telling.tell(silent_s=time.monotonic() - since, left=left)
 
 
 def main() -> None:

@@ -28,25 +28,26 @@ class Uploader:
         self._job, self._lost = job, lost
         self._settled = self._asked = 0
         self._failure, self._left, self._over = "", 0, False
-        self._answered = time.monotonic()
+        self._is_lost = False
+        self._arrived = time.monotonic()
         self._changed = threading.Condition()
         self._process = self._started()
 
     def settle(self, wait_s: float) -> str:
-        """Wait until the store has everything; returns why it has not if it gives no answer for `wait_s`."""
+        """Wait until the store has everything; returns why it has not if nothing arrives there for `wait_s`."""
         began, told = time.monotonic(), 0.0
         with self._changed:
             self._asked = request = self._asked + 1
-            self._answered = began
+            self._arrived = began
         self._ask(f"{SETTLE} {request}")
         while True:
             with self._changed:
                 if self._settled >= request:
                     return ""
                 self._changed.wait(0.2)
-                silent = time.monotonic() - self._answered
-            if silent > wait_s:
-                return self._failure or f"no answer for {wait_s:g} s"
+                silent = time.monotonic() - self._arrived
+                if self._is_lost or silent > wait_s:
+                    return self._failure or f"no answer for {wait_s:g} s"
             now = time.monotonic()
             if now - began > SILENT_S and now - told > LIFE_SIGN_S:
                 told = now
@@ -109,6 +110,7 @@ class Uploader:
         if "log" in told:
             log.log(told["level"], "%s", told["log"])
         if "lost" in told:
+            self._is_lost = True
             self._lost(told["lost"])
         with self._changed:
             self._failure = told.get("failed", self._failure)
@@ -116,5 +118,5 @@ class Uploader:
             if "settled" in told:
                 self._settled, self._failure = told["settled"], ""
             if "silent_s" in told:
-                self._answered = max(self._answered, time.monotonic() - told["silent_s"])
+                self._arrived = max(self._arrived, time.monotonic() - told["silent_s"])
             self._changed.notify_all()
