@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,14 +28,39 @@ class Fetch(NamedTuple):
     start: int
 
 
+class Request(NamedTuple):
+    """What a store is asked: the method, the unquoted path with its query, headers in lower case, and the content."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def key(self) -> str:
+        """The object's name; of Google's uploads it is in the query."""
+        name = parse_qs(urlsplit(self.path).query).get("name")
+        path = name[0] if name else urlsplit(self.path).path
+        return path.partition("/o/")[2] or path
+
+    @property
+    def writes(self) -> bool:
+        return self.method in ("PUT", "POST", "DELETE")
+
+
 @dataclass
 class Storage:
-    """`url` shows the files of a local folder, as they were when `put` was last called."""
+    """`url` shows the files of a local folder, as they were when `put` was last called.
+
+    `gate`: whether a request may reach the server; else the connection is cut. `after`: called once one is answered.
+    """
 
     url: str
     put: Callable[[Path], None]
     fetches: list[Fetch] = field(default_factory=list)
     delay_s: float = 0.0  # before what is fetched is sent
+    gate: Callable[[Request], bool] = lambda _: True
+    after: Callable[[Request], object] = lambda _: None
 
     def of_shards(self) -> list[Fetch]:
         return [fetch for fetch in self.fetches if fetch.name.endswith(".tar")]
@@ -120,6 +145,12 @@ def counted(backend: tuple[str, int], storage: Storage) -> Iterator[int]:
 
         def forward(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            request = Request(self.command, unquote(self.path), headers, content)
+            if not storage.gate(request):
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
             part = re.match(r"bytes=(\d+)-", self.headers.get("Range", self.headers.get("x-ms-range", "")))
             if self.command == "GET" and part:
                 storage.fetches.append(Fetch(unquote(urlsplit(self.path).path).rsplit("/", 1)[-1], int(part[1])))
@@ -136,6 +167,7 @@ def counted(backend: tuple[str, int], storage: Storage) -> Iterator[int]:
             self.end_headers()
             self.wfile.write(body)
             connection.close()
+            storage.after(request)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815
 

@@ -1,10 +1,13 @@
 """What a training command does after its flags are parsed: show the plan, benchmark, train."""
 
 import logging
+from pathlib import Path
 
 from toolkit.config.cli import Command
 from toolkit.config.settings import Settings
 from toolkit.data.sources.folders import unlabeled_test
+from toolkit.runs.mirror.copies import publish
+from toolkit.runs.mirror.place import place_of
 from toolkit.runs.report.rate_search import RATE_SWEEP
 from toolkit.runs.resume_rules import check_start, has_checkpoint
 from toolkit.runs.run_config import config_of
@@ -16,6 +19,7 @@ from toolkit.tools.predict import predict
 from toolkit.tools.rate_sweep import find_rate
 from toolkit.training import device
 from toolkit.training.loop import train_parts
+from toolkit.training.main_work import on_main
 from toolkit.training.parts import make_parts
 from toolkit.training.plan_text import describe_run
 from toolkit.training.precision_speed import compare_precisions
@@ -30,12 +34,15 @@ TEST_PREDICTIONS = "test_predictions.csv"
 
 def plan_of(settings: Settings, strategy: Strategy, recipe: str) -> list[str]:
     """What a run would do and cost, as lines of text; raises InputError for the same reasons as the run."""
+    place = place_of(settings)
+    settings = place.settings
     accelerator = device.start(settings)
     console.start(accelerator.is_main_process)
     try:
         run_plan = make_run_plan(accelerator, *make_parts(settings, strategy))
         config = config_of(run_plan.settings, run_plan.parts.strategy)
         fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, run_plan.own_code())
+        on_main(accelerator, place.look)
         check_start(settings, recipe, fingerprint)
         compare_precisions(accelerator, run_plan)
         of_weights = () if has_checkpoint(settings) else initial_weights(run_plan).lines
@@ -75,3 +82,5 @@ def _carry_out(command: Command, strategy: Strategy, recipe: str) -> None:
         workers, alone = settings.num_workers, settings.alone
         predict(run.path, [str(folder)], num_workers=workers, alone=alone, model=model, output=output, overwrite=True)
         log.info("wrote     %s: predictions of the images in %s", output, folder)
+        if host.is_main_process(alone):
+            publish(settings.run_url or run.path, Path(output))

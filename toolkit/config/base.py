@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,9 +19,9 @@ from pydantic import (
 )
 
 from toolkit.config.other_tools import answer
+from toolkit.config.urls import local, without_secret
 from toolkit.config.yaml_values import fit, kinds_of, meaning, read_value
 from toolkit.system.errors import InputError
-from toolkit.system.places import expanded
 
 
 def split_numbers(value: Any) -> Any:
@@ -56,7 +55,7 @@ def _meant(value: Any) -> Any:
 
 
 Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(split_numbers), Field(min_length=1)]
-Folder = Annotated[Path, AfterValidator(expanded)]  # or a file; a shell leaves the ~ in --output-dir=~/run
+Folder = Annotated[Path, BeforeValidator(local)]  # or a file; a shell leaves the ~ in --output-dir=~/run
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_meant)]
 
 
@@ -143,4 +142,4 @@ def explain(error: ValidationError, name: str = "settings") -> str:
     flag = name if alone else "--" + str(first["loc"][0]).replace("_", "-")
     rule = RULES.get(first["type"])  # other messages may hold braces of the user's
     text = rule.format(**first.get("ctx", {})) if rule else first["msg"].removeprefix("Value error, ")
-    return f"{flag} {first['input']}: {text}"
+    return f"{flag} {without_secret(str(first['input']))}: {text}"

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.config.choices import check_ascending
+from toolkit.config.data_roots import is_url
 from toolkit.system.errors import InputError
+from toolkit.system.places import expanded
 
 
 def check_cascade(sizes: Sequence[int] | None, confidence: float | None) -> None:
@@ -28,12 +30,12 @@ def check_evaluate(
         raise InputError(f"--max-loss {max_loss:g} would be ignored: it needs --cascade without --confidence")
 
 
-def check_compare(runs: Sequence[Path], scales: Sequence[int] | None) -> None:
+def check_compare(runs: Sequence[Path | str], scales: Sequence[int] | None) -> None:
     """Check the runs to compare, the baseline first."""
     check_ascending("--scales", scales)
     if len(runs) < 2:
         raise InputError("one run only: name another to compare it with, such as RUN OTHER")
-    places = [run.resolve() for run in runs]
+    places = [str(run).rstrip("/") if is_url(str(run)) else expanded(run).resolve() for run in runs]
     if twice := [run for i, run in enumerate(runs) if places[i] in places[:i]]:
         raise InputError(f"{twice[0]} is given twice: a run is compared with others")
 
@@ -61,6 +63,8 @@ def check_predict(
 
 def check_output(output: str, overwrite: bool) -> None:
     """Check the output file of predictions; `-` is standard output."""
+    if is_url(output):
+        raise InputError(f"--output {output}: must be a local file, not a URL")
     if output != "-" and not output.endswith((".csv", ".jsonl")):
         raise InputError(f"--output {output}: must end in .csv or .jsonl")
     if output == "-" and overwrite:

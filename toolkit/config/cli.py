@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict, TypeVar, get_args
 
 import tyro
@@ -22,6 +23,7 @@ from toolkit.config.planning import Planning, make_planning
 from toolkit.config.scales import Scales, make_scales
 from toolkit.config.settings import SECTIONS, Settings
 from toolkit.config.tables import TABLES, import_module, import_modules, import_named
+from toolkit.config.urls import readable, without_secret
 from toolkit.config.words import (
     ALIASES,
     bare_path,
@@ -37,7 +39,6 @@ from toolkit.config.words import (
 from toolkit.config.yaml_values import read_written
 from toolkit.system import console
 from toolkit.system.errors import InputError
-from toolkit.system.places import expanded
 
 S = TypeVar("S", bound=Section)
 RULE = re.compile("[─╰╯+-]*")  # a line of a box, or an empty one
@@ -166,6 +167,20 @@ def _plain(box: str) -> str:
     return re.sub(r"^Missing from [^:]*: (\S+) (.*) \(required\)$", r"\1 is missing: \2", told)
 
 
+def config_file(given: str) -> Path:
+    """The file of --config, of a URL a copy; raises InputError."""
+    try:
+        place = readable(given)
+    except ValueError as error:
+        raise InputError(f"--config {without_secret(given)}: {error}") from None
+    if isinstance(place, Path):
+        return place
+
+    from toolkit.system.url_copies import local_file  # imported here: few give a URL
+
+    return local_file(place, "--config")
+
+
 def _import_given(given: Mapping[str, Any]) -> None:
     """Import the module of each MODULE:NAME on the command line itself; one in a --config file may be a run's."""
     for name in CODE.keys() & given.keys():
@@ -201,7 +216,7 @@ def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scal
     others = {name: given.pop(name, False) for name in OTHER}
     import_modules(others["import"] or ())
     _import_given(given)
-    written = read_written(expanded(others["config"])) if others["config"] else {}
+    written = read_written(config_file(others["config"])) if others["config"] else {}
     written = {ALIASES.get(name, name): value for name, value in written.items()}
     values = settings.as_recorded(written) if written else {}
     values = move_own_fields(values, known)

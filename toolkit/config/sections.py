@@ -9,6 +9,7 @@ from toolkit.config.base import Folder, KeyValues, Section
 from toolkit.config.choices import CACHE_GB, Cache, ClassLoss, ClassWeights, Fit, GrayRange
 from toolkit.config.data_roots import BUILT_IN, CHARACTERS, SYNTHETIC
 from toolkit.config.tables import MULTI_LABEL, check_entry
+from toolkit.config.urls import DataRoot, Readable
 
 WANDB_PROJECT = "toolkit"  # default of --wandb-project
 
@@ -16,7 +17,7 @@ WANDB_PROJECT = "toolkit"  # default of --wandb-project
 class Data(Section):
     """Data"""
 
-    data_root: str = Field(
+    data_root: DataRoot = Field(
         SYNTHETIC,
         description="folder with train/ val/ test/, with train.csv, or of class folders; folder or URL (s3:// gs:// "
         "az://) of tar shards; hf:FOLDER or hf:NAME of a Hugging Face dataset; 'synthetic' (built-in shapes) or "
@@ -169,7 +170,7 @@ class Model(Section):
         "YAML 1.2: numbers, true, false, null, [lists], {mappings}, else text",
     )
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
-    weights: Folder | None = Field(
+    weights: Readable | None = Field(
         None,
         description="start from the weights in FILE (.safetensors, .pth, .pt, .bin), in RUN (its best model) or in an "
         "exported folder (unset: none)",
@@ -271,45 +272,3 @@ class Machine(Section):
     seed: int = Field(
         0, ge=0, le=2**63 - 1, description="random seed (initial weights, order, augmentation), 0 or more"
     )
-
-
-class Output(Section):
-    """Output"""
-
-    output_dir: Folder | None = Field(
-        None, description="run directory, alias --checkpoint-dir (unset: runs/RECIPE-ARCH-TIME)"
-    )
-    resume: str = Field(
-        "auto",
-        description="auto: continue an unfinished run with the same settings; never: start a new run; "
-        "or the path of a run or checkpoint",
-    )
-    take_over: bool = Field(
-        False,
-        description="take over a run directory or a cache that a machine which is gone still has locked; a process "
-        "that lives on this machine keeps its lock",
-    )
-    save_every_steps: PositiveInt | None = Field(
-        None, description="steps between additional checkpoints (default: off)"
-    )
-    save_every_minutes: float = Field(10.0, gt=0, description="longest time between checkpoints, minutes")
-    keep: int = Field(3, ge=2, description="newest checkpoints to keep, 2 or more; the best one is kept too")
-    log_with: Annotated[str, AfterValidator(partial(check_entry, "dashboard", "--log-with"))] = Field(
-        "wandb",
-        description="dashboard; trackio runs on this machine, without an account; one of your own: MODULE:CLASS",
-        json_schema_extra={"seam": "dashboard"},
-    )
-    wandb_project: str | None = Field(
-        None,
-        description="name of the project in wandb, trackio or a dashboard of your own (unset: $WANDB_PROJECT or "
-        "toolkit)",
-    )
-    wandb_mode: Literal["auto", "online", "offline"] = Field(
-        "auto",
-        description="auto: $WANDB_MODE, else online with an API key and a network, else offline",
-    )
-    wandb_artifact: bool = Field(False, description="upload the best model to wandb at the end of the run")
-    hourly_cost: float | None = Field(
-        None, gt=0, description="price of one machine per hour, in any currency, to report a run's cost (default: off)"
-    )
-    record_samples: bool = Field(False, description="log every sample served to samples.jsonl, to verify determinism")

@@ -15,6 +15,7 @@ from pydantic import model_validator
 from toolkit.config.base import Section
 from toolkit.config.data_roots import BUILT_IN, is_url
 from toolkit.config.metrics import Metrics
+from toolkit.config.output import Output
 from toolkit.config.sampling import Sampling
 from toolkit.config.scales import Scales
 from toolkit.config.sections import (
@@ -25,10 +26,11 @@ from toolkit.config.sections import (
     Model,
     Objective,
     Optimization,
-    Output,
 )
 from toolkit.config.tuning import Tuning
+from toolkit.config.urls import NO_SECRETS, check_resume, holds_secret
 from toolkit.system.errors import InputError
+from toolkit.system.run_urls import run_url
 
 
 class Settings(Output, Machine, Tuning, Optimization, Model, Metrics, Objective, Augmentation, Sampling, Data):
@@ -42,11 +44,12 @@ class Settings(Output, Machine, Tuning, Optimization, Model, Metrics, Objective,
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
         builtin = self.data_root in BUILT_IN
-        if is_url(self.data_root) and re.search(r"//[^/]*:[^/]*@|[?#]", self.data_root):
-            raise InputError(
-                "--data-root: a URL must hold no password, token or query, for it is written down with the run: "
-                "put credentials into the environment, as the storage's own tools want them"
-            )
+        if holds_secret(self.data_root):
+            raise InputError(f"--data-root: {NO_SECRETS}")
+        if is_url(self.resume):
+            check_resume(self.resume)
+        if self.upload_wait_s != Settings.model_fields["upload_wait_s"].default and not self.run_url:
+            raise InputError("--upload-wait-s would be ignored: it needs a URL as --output-dir")
         own = [name for name in ("size", "count", "classes") if getattr(self, f"synthetic_{name}") is not None]
         if not builtin and own:
             raise InputError(f"--synthetic-{own[0]} would be ignored with --data-root {self.data_root}: drop it")
@@ -89,6 +92,11 @@ class Settings(Output, Machine, Tuning, Optimization, Model, Metrics, Objective,
                 "or the learning rate never reaches its peak"
             )
         return self
+
+    @property
+    def run_url(self) -> str | None:
+        """Where the run lives, if that is an object store."""
+        return run_url(self.output_dir, self.resume)
 
     @property
     def model_name(self) -> str:

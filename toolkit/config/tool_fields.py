@@ -10,12 +10,13 @@ from toolkit.config.base import split_numbers
 from toolkit.config.choices import Precision
 from toolkit.config.metrics import COST_MATRIX
 from toolkit.config.tables import CLASSIFICATION, check_entry
+from toolkit.config.urls import read_place
 
 
 def as_paths(given: Any) -> tuple[str, ...]:
-    """One path or several, as text."""
+    """One path or several, as text; URLs stay as they are."""
     several = [given] if isinstance(given, str | Path) else given
-    return tuple(str(path) if isinstance(path, Path) else path for path in several)
+    return tuple(read_place(str(path) if isinstance(path, Path) else path) for path in several)
 
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(as_paths)]

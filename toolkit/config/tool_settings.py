@@ -19,6 +19,7 @@ from toolkit.config.tool_fields import (
     Precisions,
     TaskName,
 )
+from toolkit.config.urls import DataRoot, RunPlace
 
 
 class Scan(Section):
@@ -31,7 +32,7 @@ class Scan(Section):
         "machine": ("num_workers", "cache_dir", "cache_gb"),
     }
 
-    data: str = Field(description="the data set, in any form that --data-root accepts")
+    data: DataRoot = Field(description="the data set, in any form that --data-root accepts")
     task: TaskName = TASK
     label_column: str | None = Field(None, description="as for training (unset: the usual names)")
     hf_config: str | None = Field(None, description="as for training (unset: the only one)")
@@ -106,7 +107,7 @@ class Evaluate(Inference):
         "output": ("output_dir",),
     }
 
-    run: Folder = Field(description="the run directory")
+    run: RunPlace = Field(description="the run directory, or its URL")
     scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that the run reports)")
     average: bool = Field(False, description="also report probabilities averaged over all --scales")
     recalibrate: bool = Field(
@@ -131,7 +132,7 @@ class Evaluate(Inference):
     max_loss: float | None = Field(
         None, ge=0, description="points of top-1 that --cascade may lose on val (unset: 0.5)"
     )
-    data_root: str | None = Field(
+    data_root: DataRoot | None = Field(
         None,
         description="new path of the run's data; or other data with the same classes, in any form that training "
         "accepts or as a folder of class folders (unset: the run's)",
@@ -156,11 +157,11 @@ class Compare(Section):
 
     groups: ClassVar = {"sizes": ("scales",), "data": ("split", "data_root"), "output": ("output_dir",)}
 
-    run: Folder = Field(description="the run directory of the baseline")
-    others: tuple[Folder, ...] = Field(description="run directories to compare with it")
+    run: RunPlace = Field(description="the run directory of the baseline")
+    others: tuple[RunPlace, ...] = Field(description="run directories to compare with it")
     scales: Numbers | None = Field(None, description="ascending sizes, px (unset: those that both runs report)")
     split: Split | None = Field(None, description="the split to compare on (unset: test if all runs have it, else val)")
-    data_root: str | None = Field(
+    data_root: DataRoot | None = Field(
         None,
         description="evaluate all runs on this data, in any form that `toolkit evaluate` accepts (unset: use the "
         "predictions that each run saved, and evaluate only what is missing)",
@@ -184,8 +185,8 @@ class Predict(Inference):
         "output": ("output", "overwrite"),
     }
 
-    run: Folder = Field(description="the run directory")
-    paths: Paths = Field(description="images, and folders of images")
+    run: RunPlace = Field(description="the run directory, or its URL")
+    paths: Paths = Field(description="images, and folders of images, or their URLs")
     scales: Numbers | None = Field(
         None, description="ascending sizes, px; probabilities are averaged over several (unset: the run's largest)"
     )
@@ -230,7 +231,7 @@ class Export(Section):
         "output": ("output_dir", "overwrite"),
     }
 
-    run: Folder = Field(description="the run directory")
+    run: RunPlace = Field(description="the run directory, or its URL")
     scale: PositiveInt | None = Field(
         None, description="size to export, px, with its normalization (unset: the size that selected the best model)"
     )
@@ -249,7 +250,7 @@ class Export(Section):
         description="largest difference allowed between a logit of a file and of the run's model: X * (1 + largest "
         f"absolute logit of the image); the top-1 must be the same (default: {TOLERANCE:g})",
     )
-    data_root: str | None = Field(
+    data_root: DataRoot | None = Field(
         None, description="path of the run's images, for the check (unset: the run's --data-root)"
     )
     output_dir: Folder | None = Field(None, description="folder for the export (unset: RUN/export)")
@@ -280,7 +281,7 @@ class Benchmark(Section):
     precisions: Precisions | None = Field(
         None, description="float32, bf16, fp16, comma-separated (unset: all that the device supports)"
     )
-    data_root: str = Field(SYNTHETIC, description="data to time the loader on, in any form that training accepts")
+    data_root: DataRoot = Field(SYNTHETIC, description="data to time the loader on, in any form that training accepts")
     num_workers: int | None = Field(
         None, ge=0, description="decoding threads per process; 0: none (unset: the CPU quota over local processes)"
     )
@@ -300,7 +301,7 @@ class Report(Section):
 
     groups: ClassVar = {"page": ("errors_on",)}
 
-    run: Folder = Field(description="a run directory")
+    run: RunPlace = Field(description="a run directory, or its URL")
     errors_on: Literal["val", "test"] = Field("val", description="the split whose errors are shown")
 
 

@@ -69,6 +69,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return meaning(read_written(path))
 
 
+def yaml_mapping(text: str) -> dict[str, Any]:
+    """The mapping in the text of a YAML file that a run wrote; empty if it holds none."""
+    values = meaning(yaml.load(text, _Loader))
+    return values if isinstance(values, dict) else {}
+
+
 def read_written(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, its values without quotes as `Plain`; raises InputError naming the file."""
     try:

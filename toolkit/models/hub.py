@@ -9,10 +9,11 @@ import timm
 from huggingface_hub import hf_hub_download
 
 from toolkit.config.settings import Settings
-from toolkit.config.yaml_values import read_yaml
+from toolkit.config.yaml_values import read_yaml, yaml_mapping
 from toolkit.models.initial_weights import names_in_order
 from toolkit.system.errors import InputError, first_line
 from toolkit.system.run_lock import run_of
+from toolkit.system.stores import query
 
 HUB, LOCAL = "hf-hub", "local-dir"
 # Of its pretrained_cfg: preprocessing, and the names of its layers; the rest is of its training.
@@ -87,11 +88,21 @@ def _read(source: str, name: str) -> dict[str, Any]:
     return config
 
 
+def _config_of_run(settings: Settings) -> dict[str, Any]:
+    """config.yaml of the run of --output-dir or --resume; empty if there is none."""
+    if (url := settings.run_url) is not None:
+        try:
+            return yaml_mapping(query(f"{url}/config.yaml", lambda there, path: there.cat_file(path)).decode())
+        except FileNotFoundError:
+            return {}
+    place = settings.output_dir or run_of(Path(settings.resume))
+    path = Path(place) / "config.yaml"
+    return read_yaml(path) if path.is_file() else {}
+
+
 def _recorded(settings: Settings, source: str, name: str) -> dict[str, Any]:
     """What the run of --output-dir or --resume has resolved the same name to; empty if there is none."""
-    folder = settings.output_dir or run_of(Path(settings.resume))
-    path = folder / "config.yaml"
-    config = read_yaml(path) if path.is_file() else {}
+    config = _config_of_run(settings)
     kwargs = config.get("model_kwargs") or {}
     if source == HUB:
         same = (kwargs.get("pretrained_cfg") or {}).get("hf_hub_id") == name

@@ -5,8 +5,6 @@ the SHA-256 of the manifest. The folder is written as `.tmp-step-...`, fsynced, 
 """
 
 import contextlib
-import errno
-import hashlib
 import json
 import logging
 import os
@@ -20,30 +18,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from toolkit.runs.committed import (
+    COMMITTED,
+    CORRUPT,
+    FORMER,
+    MANIFEST,
+    REPLACED,
+    STAGED,
+    committed,
+    fault,
+    folders,
+    read_manifest,
+    step_of,
+)
 from toolkit.system import files, storage
 from toolkit.system.errors import InputError, SaveError
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
-MANIFEST, COMMITTED = "MANIFEST.json", "COMMITTED"
-STAGED, FORMER, CORRUPT, REPLACED = ".tmp-", ".former-", ".corrupt-", ".replaced-"
 Tensors = Mapping[str, Tensor]
 Contents = Mapping[str, Tensors | Mapping[str, Any]]  # by file name: *.safetensors, *.json
-
-
-def step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
 
 
 def rank_file(rank: int) -> str:
     """The file with the state of one process, relative to the checkpoint."""
     return f"rng/rank-{rank:05d}.safetensors"
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a committed checkpoint."""
-    return json.loads((path / MANIFEST).read_text())
 
 
 @dataclass(frozen=True)
@@ -143,15 +143,18 @@ class Store:
 
     def committed(self) -> list[Path]:
         """Committed checkpoints, oldest step first. Checks manifests and file sizes, but not the files' hashes."""
-        return [path for path in self._folders() if not _fault(path, hashes=False)]
+        return committed(self.root)
 
     def newest(self) -> Path | None:
         found = self.committed()
         return found[-1] if found else None
 
-    def _folders(self) -> list[Path]:
-        found = (path for path in self.root.glob("step-*") if path.name.removeprefix("step-").isdecimal())
-        return sorted(found, key=step_of)
+    def newest_manifest(self) -> dict[str, Any]:
+        """The manifest of the newest committed checkpoint, whose other files need not be here; empty without one."""
+        vouched = (
+            read_manifest(path) for path in reversed(folders(self.root)) if not fault(path, hashes=False, alone=True)
+        )
+        return next(vouched, {})
 
     def recover(self) -> Path | None:
         """The newest checkpoint with correct hashes; None if there is none. Sets damaged newer ones aside.
@@ -162,11 +165,11 @@ class Store:
         self._put_back_former()
         for leftover in self.root.glob(f"{STAGED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for path in reversed(self._folders()):
-            fault = _fault(path, hashes=True)
-            if not fault:
+        for path in reversed(folders(self.root)):
+            damage = fault(path, hashes=True)
+            if not damage:
                 return path
-            log.warning("%s: %s; set aside as %s", path, fault, set_aside(path, CORRUPT).name)
+            log.warning("%s: %s; set aside as %s", path, damage, set_aside(path, CORRUPT).name)
         damaged = sorted(self.root.glob(f"{CORRUPT}*"))
         if damaged:
             raise InputError(
@@ -177,7 +180,7 @@ class Store:
 
     def go_back_to(self, start: Path) -> None:
         """Set aside the checkpoints after `start`, because the run will write these steps again."""
-        for path in self._folders():
+        for path in folders(self.root):
             if step_of(path) > step_of(start):
                 log.warning("%s: set aside as %s", path, set_aside(path, REPLACED).name)
 
@@ -214,36 +217,16 @@ def bytes_of(content: Tensors | Mapping[str, Any]) -> int:
     return sum(value.nbytes if isinstance(value, Tensor) else len(str(value)) for value in content.values())
 
 
-def _fault(path: Path, hashes: bool) -> str:
-    """The first fault of a checkpoint, with the file's name; empty if there is none. `hashes`: read every byte."""
-    try:
-        mark, manifest = (path / COMMITTED).read_bytes(), (path / MANIFEST).read_bytes()
-        if mark != f"{hashlib.sha256(manifest).hexdigest()}\n".encode():
-            return f"{COMMITTED} does not fit {MANIFEST}"
-        for name, entry in json.loads(manifest)["files"].items():
-            if (path / name).stat().st_size != entry["bytes"]:
-                return f"{name} has {(path / name).stat().st_size} bytes instead of {entry['bytes']}"
-            if hashes and files.sha256(path / name) != entry["sha256"]:
-                return f"{name} was changed since it was saved"
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-            raise  # a storage error, not a damaged checkpoint
-        return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
-    return ""
-
-
 def is_committed(path: Path) -> bool:
     """Whether the folder is a committed checkpoint: COMMITTED matches the manifest, and all files have their sizes."""
-    return not _fault(path, hashes=False)
+    return not fault(path, hashes=False)
 
 
 def check(path: Path) -> None:
     """Verify all hashes of a checkpoint; raises InputError on a mismatch or a missing file."""
-    fault = _fault(path, hashes=True)
-    if fault:
-        raise InputError(f"{path}: {fault}")
+    damage = fault(path, hashes=True)
+    if damage:
+        raise InputError(f"{path}: {damage}")
 
 
 def load(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:

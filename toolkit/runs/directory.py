@@ -12,7 +12,8 @@ from toolkit.config.scales import Scales
 from toolkit.config.settings import Settings
 from toolkit.config.yaml_values import fit, read_written, to_yaml
 from toolkit.runs import earlier, sample_log
-from toolkit.runs.checkpoint import STAGED, Store
+from toolkit.runs.checkpoint import Store
+from toolkit.runs.committed import STAGED, WENT_BACK
 from toolkit.runs.metrics_row import MetricsRow
 from toolkit.runs.progress import Progress
 from toolkit.runs.step_log import truncate_steps
@@ -24,7 +25,6 @@ from toolkit.system.system_files import is_system
 log = logging.getLogger(__name__)
 
 FINISHED = ("done", "early stop")
-WENT_BACK = ".went-back-to"
 
 
 class RunDirectory:

@@ -37,8 +37,7 @@ def acquire_run(
     try:
         if settings.resume not in ("auto", "never"):
             return _named(settings, Path(settings.resume), recipe, fingerprint)
-        if settings.output_dir is not None:
-            run = RunDirectory(settings.output_dir, settings.keep)
+        if (run := _of_output_dir(settings)) is not None:
             return _given(settings, run, recipe, fingerprint, before_new)
         found = _unfinished(recipe, fingerprint, settings.keep) if settings.resume == "auto" else None
         if found is not None:
@@ -56,15 +55,22 @@ def check_start(settings: Settings, recipe: str, fingerprint: Mapping[str, Any])
     """Raise the InputErrors of `acquire_run` that need no lock, for `--dry-run`; changes nothing."""
     if settings.resume not in ("auto", "never"):
         _check_named(settings, Path(settings.resume), recipe, fingerprint)
-    elif settings.output_dir is not None:
-        _check_given(settings, RunDirectory(settings.output_dir), recipe, fingerprint)
+    elif (run := _of_output_dir(settings)) is not None:
+        _check_given(settings, run, recipe, fingerprint)
 
 
 def has_checkpoint(settings: Settings) -> bool:
     """Whether `--resume PATH` or `--output-dir` names a run with a checkpoint, so that nothing is loaded before."""
     if settings.resume not in ("auto", "never"):
         return True
-    return settings.output_dir is not None and RunDirectory(settings.output_dir).store.newest() is not None
+    run = _of_output_dir(settings)
+    return run is not None and run.store.newest() is not None
+
+
+def _of_output_dir(settings: Settings) -> RunDirectory | None:
+    """The directory of `--output-dir`; that of a URL is local by now (`runs/mirror`)."""
+    assert not isinstance(settings.output_dir, str)
+    return None if settings.output_dir is None else RunDirectory(settings.output_dir, settings.keep)
 
 
 def _new(recipe: str, settings: Settings) -> RunDirectory:
@@ -162,7 +168,8 @@ def _check_named(settings: Settings, path: Path, recipe: str, fingerprint: Mappi
     is_checkpoint = run.path != path
     if not (checkpoint.is_committed(path) if is_checkpoint else run.store.newest()):
         raise InputError(f"--resume {path}: neither auto, never, nor a run or checkpoint that was committed")
-    if settings.output_dir is not None and settings.output_dir.resolve() != run.path.resolve():
+    given = _of_output_dir(settings)
+    if given is not None and given.path.resolve() != run.path.resolve():
         raise InputError(f"--resume {path} continues the run in {run.path}: drop --output-dir {settings.output_dir}")
     if is_checkpoint and run.exit_reason() in FINISHED:
         raise InputError(

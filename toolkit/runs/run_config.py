@@ -14,5 +14,12 @@ def learned(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_of(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     """The resolved settings that have an effect, except where and how it was started, and the strategy: config.yaml."""
-    left_out = {"output_dir", "resume", "alone", "take_over", *(OF_TIMM if settings.model_from else ())}
+    left_out = {
+        "output_dir",
+        "resume",
+        "alone",
+        "take_over",
+        "upload_wait_s",
+        *(OF_TIMM if settings.model_from else ()),
+    }
     return {**settings.model_dump(mode="json", exclude=left_out), **strategy.to_dict()}

@@ -12,9 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from toolkit.config.data_roots import is_url
 from toolkit.models.initial_weights import StoredWeights, names_in_order
 from toolkit.runs.best_model import BEST
 from toolkit.runs.directory import RunDirectory
+from toolkit.runs.mirror.copies import find_weights
 from toolkit.runs.snapshot import EMA, MODEL, TRAINER
 from toolkit.system import files, places
 from toolkit.system.errors import InputError, first_line
@@ -34,10 +36,10 @@ HARMLESS: list[Any] = [
 OF_CLASSES = ("class_to_idx", "label_names", "class_names", "classes")  # keys beside the tensors, in others' files
 
 
-def find(given: Path) -> Path:
-    """The file of tensors that --weights names; raises InputError if there is none."""
+def find(given: Path | str) -> Path:
+    """The file of tensors that --weights names, of a URL a copy; raises InputError if there is none."""
     flag, text = f"--weights {given}", str(given)
-    path = places.expanded(text.removeprefix(LOCAL))
+    path = find_weights(text) if is_url(text) else places.expanded(text.removeprefix(LOCAL))
     if path.is_file():
         return path
     if not path.is_dir():
@@ -58,7 +60,7 @@ def find(given: Path) -> Path:
     return found
 
 
-def sha256(given: Path) -> str | None:
+def sha256(given: Path | str) -> str | None:
     """SHA-256 of the file that --weights names; None if there is none."""
     try:
         return files.sha256(find(given))
@@ -66,10 +68,10 @@ def sha256(given: Path) -> str | None:
         return None
 
 
-def read(given: Path) -> StoredWeights:
+def read(given: Path | str) -> StoredWeights:
     """The weights that --weights names; raises InputError if they cannot be read. Runs no code of a file."""
     path = find(given)
-    flag = f"--weights {given}" if run_of(given) == given else f"--weights {given} ({path.name})"
+    flag = f"--weights {given}" if run_of(Path(given)) == Path(given) else f"--weights {given} ({path.name})"
     try:
         metadata: Mapping[str, str] = {}
         found: Any

@@ -15,11 +15,27 @@ LIFE_SIGN_S = 60.0
 INDENT = 10  # columns of the word at the head of a plan's line
 
 
-def say(line: str, stream: TextIO) -> None:
-    """Print a line; if its reader is gone, such as a `tee` that Ctrl-C ended first, discard all further output.
+_names: dict[str, str] = {}  # paths -> what is shown instead
 
-    Otherwise the rest of the buffer would change the exit code of the process.
+
+def show_as(path: str, name: str) -> None:
+    """From now on show `name` in place of a path that the user did not give; a line that has both stays as it is."""
+    _names[path] = name
+
+
+def shown(line: str) -> str:
+    for path, name in _names.items():
+        line = line if name in line else line.replace(path, name)
+    return line
+
+
+def say(line: str, stream: TextIO, plain: bool = False) -> None:
+    """Print a line; `plain`: with paths as they are, in place of what `show_as` says.
+
+    If its reader is gone, such as a `tee` that Ctrl-C ended first, discard all further output: the rest of the buffer
+    would change the exit code of the process.
     """
+    line = line if plain else shown(line)
     try:
         print(line, file=stream, flush=True)
     except UnicodeEncodeError:  # a file name that the stream's encoding lacks

@@ -41,6 +41,14 @@ class SaveError(RuntimeError):
     """A checkpoint could not be written, raised on all ranks: one line naming the file and its size, exit code 1."""
 
 
+class StoreError(RuntimeError):
+    """An object store did not do what was asked: one line with the reason, exit code 1."""
+
+
+class UploadError(RuntimeError):
+    """A run is complete on this machine, but not in the object store where it lives: one line, exit code 1."""
+
+
 class DiskError(RuntimeError):
     """Another file could not be written, raised on one rank: one line naming it, exit code 1."""
 
@@ -82,6 +90,8 @@ EXPECTED = (
     NonFiniteError,
     LoaderError,
     SaveError,
+    StoreError,
+    UploadError,
     DiskError,
     PreemptedError,
     ResumeError,

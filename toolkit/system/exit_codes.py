@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from toolkit.system import console, environment, host, places, preemption
-from toolkit.system.errors import InputError, PreemptedError, expected, printable
+from toolkit.system.errors import DiskError, InputError, PreemptedError, SaveError, expected, printable
 
 DONE, FAILED = 0, 1
 EXIT_CODES = {InputError: 2, PreemptedError: preemption.EXIT_CODE}
@@ -40,7 +40,7 @@ def report_once(cause: Exception) -> None:
         head = "" if rank == "0" else f"rank {rank}: "
     else:
         head = "error: " if rank == "0" else f"error on rank {rank}: "
-    console.say(f"{head}{text}", sys.stderr)
+    console.say(f"{head}{text}", sys.stderr, plain=isinstance(cause, SaveError | DiskError))  # of a disk
 
 
 def exit_code(work: Callable[[], Any]) -> int:

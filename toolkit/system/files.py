@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -157,6 +158,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def free_name(path: Path) -> Path:
+    """The path itself if there is nothing, else with the first number that is free behind it."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{i}") for i in itertools.count(1)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def sha256(path: Path) -> str:

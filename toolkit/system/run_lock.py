@@ -58,13 +58,13 @@ def run_of(path: Path) -> Path:
     return path.parent.parent if is_checkpoint else path
 
 
-def refuse_if_locked(output_dir: Path | None, resume: str, take_over: bool = False) -> None:
-    """Raise InputError if another run is using the directory; called before slow imports.
+def refuse_if_locked(output_dir: Path | str | None, resume: str, take_over: bool = False) -> None:
+    """Raise InputError if another run is using the directory; called before slow imports. URLs are left to the run.
 
     `take_over`: wait with that until the run itself locks its directory.
     """
-    folder = output_dir or (None if resume in ("auto", "never") else run_of(Path(resume)))
-    if folder is not None and not take_over and host.is_main_process() and (folder / LOCK).exists():
+    folder = output_dir or (None if resume in ("auto", "never") or "://" in resume else run_of(Path(resume)))
+    if isinstance(folder, Path) and not take_over and host.is_main_process() and (folder / LOCK).exists():
         try:
             lock = RunLock(folder)
             lock.probe()

@@ -12,6 +12,7 @@ from toolkit.models.classification import Classification
 from toolkit.models.metrics import Predictions, accuracy, balanced_accuracy, macro_f1
 from toolkit.models.paired import accuracy_difference, bootstrap_differences, metric_difference
 from toolkit.runs.directory import RunDirectory
+from toolkit.runs.mirror.copies import find_run
 from toolkit.strategies.base import Metric
 from toolkit.system import console, files, host
 from toolkit.system.errors import InputError
@@ -48,12 +49,12 @@ def compare(
     Uses the predictions that the runs saved; evaluates what is missing, and everything with `data_root`. Writes
     comparison.txt and comparison.json to `output_dir`, if given. Raises InputError.
     """
-    paths = [expanded(path) for path in (run, *others)]
-    check_compare(paths, scales)
+    check_compare((run, *others), scales)
     folder = None if output_dir is None else expanded(output_dir)
     if folder is not None:
         files.make_folder(folder)
     console.start(host.is_main_process())
+    paths = [find_run(path) for path in (run, *others)]
     wanted = WantedImages(split or _common_split(paths, data_root), data_root)
     baseline, *rest = [open_finished(path, wanted) for path in paths]
     for other in rest:

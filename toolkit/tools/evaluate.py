@@ -21,6 +21,7 @@ from toolkit.models.intervals import RESAMPLES, intervals
 from toolkit.models.metrics import COLUMNS
 from toolkit.models.source import Model
 from toolkit.runs import class_values, saved_predictions
+from toolkit.runs.mirror.copies import find_run, results_folder
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import files, host
 from toolkit.system.errors import InputError
@@ -69,15 +70,15 @@ def evaluate(
 
     `model`: as in `train`, for a run that was trained with a model of the user's own. `data`: map-style data sets by
     split, in place of `data_root`; the run's own if they hold its images. Writes evaluation.txt, .json, .svg and
-    predictions/ to `output_dir` (None: RUN/evaluation). Raises InputError.
+    predictions/ to `output_dir` (None: RUN/evaluation; NAME-evaluation here for a run at a URL). Raises InputError.
     """
     check_evaluate(scales, cascade, confidence, max_loss)
     columns = check_columns(data_root, label_column, hf_config)
     options = InferenceOptions(batch_size, num_workers, amp, flip, alone)
     cascaded = CascadeOptions(tuple(cascade or ()), confidence, max_loss)
-    run = expanded(run)
-    folder = run / "evaluation" if output_dir is None else expanded(output_dir)
-    loaded = load_run(run, [*(scales or ()), *cascaded.sizes], model=model)
+    directory = find_run(run)
+    folder = results_folder(run, directory, "evaluation") if output_dir is None else expanded(output_dir)
+    loaded = load_run(directory, [*(scales or ()), *cascaded.sizes], model=model)
     if cascaded.sizes and loaded.task.columns(loaded.classes) != COLUMNS:
         raise InputError(f"--cascade: evaluate measures its top-1, which {type(loaded.task).__name__} does not have")
     specs, costs_of_errors = _specs(loaded, scales, cascaded.sizes, average), _cost_matrix(loaded, cost_matrix)

@@ -39,7 +39,7 @@ def table(report: EvaluationReport) -> str:
 
 def _lines(report: EvaluationReport) -> Iterator[str]:
     wide = max(6, *(len(spec.name) for spec in report.specs))
-    yield f"run       {report.loaded.directory.path}, best model (epoch {report.loaded.metadata['epoch'] + 1})"
+    yield f"run       {report.loaded.name}, best model (epoch {report.loaded.metadata['epoch'] + 1})"
     yield f"machine   {report.machine}"
     sizes, images = report.recalibrated
     if sizes:
@@ -124,7 +124,7 @@ def _predict_command(report: EvaluationReport, cascade: CascadeReport) -> str:
         sizes = ", ".join(map(str, fresh))
         return f"would differ: the statistics of {sizes} px that were estimated here are in no run"
     sizes = ",".join(map(str, cascade.sizes))
-    words = [str(report.loaded.directory.path), "PATH", "--cascade", sizes, "--confidence", str(cascade.confidence)]
+    words = [report.loaded.name, "PATH", "--cascade", sizes, "--confidence", str(cascade.confidence)]
     words += ["--flip"] if report.options.flip else []
     words += [] if report.options.amp is None else ["--amp" if report.options.amp else "--no-amp"]
     return shlex.join(["toolkit", "predict", *words])
@@ -148,7 +148,7 @@ def to_json(report: EvaluationReport) -> dict[str, Any]:
     loaded, (sizes, images) = report.loaded, report.recalibrated
     return {
         "schema": SCHEMA,
-        "run": str(loaded.directory.path),
+        "run": loaded.name,
         "epoch": loaded.metadata["epoch"],
         "classes": loaded.classes,
         "machine": report.machine,

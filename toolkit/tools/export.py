@@ -20,6 +20,7 @@ from toolkit.data.images import preprocess, views
 from toolkit.data.images.preprocess import Preprocess
 from toolkit.models.portable import PortableModel
 from toolkit.models.source import Model
+from toolkit.runs.mirror.copies import find_run, results_folder
 from toolkit.system import files, storage
 from toolkit.system.errors import ExportError, InputError, first_line
 from toolkit.system.places import expanded
@@ -95,11 +96,11 @@ def export(
     passed to `train`, in place of `data_root`. Raises InputError, and ExportError if a format in `formats`, or
     safetensors, cannot be made or its logits differ; the formats that passed are written before.
     """
-    run = expanded(run)
-    folder = run / "export" if output_dir is None else expanded(output_dir)
+    directory = find_run(run)
+    folder = results_folder(run, directory, "export") if output_dir is None else expanded(output_dir)
     refuse_existing_export(folder, overwrite)
     chosen = {name: writers(onnx_input)[name] for name in choose(formats, onnx_input)}
-    loaded = load_run(run, model=model)
+    loaded = load_run(directory, model=model)
     exported = describe(loaded, scale)
     splits = own_splits(loaded, data_root, data)
     prepare = Preprocess(exported.size, exported.mean, exported.std, loaded.settings.range, exported.fit)

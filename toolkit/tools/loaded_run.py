@@ -17,10 +17,11 @@ from toolkit.models.evaluation import chosen_task
 from toolkit.models.inspection import ModelPlan
 from toolkit.models.multiview import MultiView, copy_state
 from toolkit.models.source import Model, ModelSource, make_source
-from toolkit.runs import best_model, checkpoint
+from toolkit.runs import best_model
 from toolkit.runs.directory import RunDirectory
 from toolkit.strategies import AROUND, build, strategy_class
 from toolkit.strategies.base import BoundTask, Metric, Strategy, Task
+from toolkit.system import console
 from toolkit.system.errors import InputError
 from toolkit.training.parts import code_digests, selecting
 from toolkit.training.tasks import make_task
@@ -50,6 +51,11 @@ class LoadedRun:
     gmacs: dict[int, float]
 
     @property
+    def name(self) -> str:
+        """The run as the user names it: its directory or URL."""
+        return console.shown(str(self.directory.path))
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes that the run reports, px, ascending."""
         return eval_sizes(self.strategy)
@@ -66,8 +72,7 @@ class LoadedRun:
 
     def manifest(self) -> dict[str, Any]:
         """Manifest of the newest checkpoint; empty if there is no checkpoint."""
-        newest = self.directory.store.newest()
-        return checkpoint.read_manifest(newest) if newest else {}
+        return self.directory.store.newest_manifest()
 
     def precision(self) -> str | None:
         """Precision of the training, set by a flag or the launcher: "no", "bf16" or "fp16"; None if not recorded."""
@@ -125,8 +130,7 @@ def load_run(
 
 def _warn_of_changed_code(directory: RunDirectory, plan: ModelPlan) -> None:
     """Log which source files of the model are not those that the run was trained with, as far as it recorded them."""
-    newest = directory.store.newest() if plan.modules else None
-    then = checkpoint.read_manifest(newest).get("code", {}) if newest else {}
+    then = directory.store.newest_manifest().get("code", {}) if plan.modules else {}
     for name, digest in code_digests(plan.modules).items():
         if then.get(name, digest) != digest:
             log.warning("code of %s changed since the run was trained", name)

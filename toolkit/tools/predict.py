@@ -21,10 +21,10 @@ from toolkit.data.sources.python_data import index_unlabeled
 from toolkit.models.cascade import Cascade
 from toolkit.models.multiview import MultiView
 from toolkit.models.source import Model
+from toolkit.runs.mirror.copies import find_run
 from toolkit.strategies.base import EvalSpec, at_size
 from toolkit.system import console, host
 from toolkit.system.errors import InputError
-from toolkit.system.places import expanded
 from toolkit.tools.inference import InferenceOptions, start_evaluator
 from toolkit.tools.interruption import interruptible
 from toolkit.tools.loaded_run import load_run
@@ -69,7 +69,7 @@ def predict(
     if output is not None and host.is_main_process(alone):
         refuse_existing(output, overwrite)
     options = InferenceOptions(batch_size, num_workers, amp, flip, alone)
-    loaded = load_run(expanded(run), [*(scales or ()), *(cascade or ())], model=model)
+    loaded = load_run(find_run(run), [*(scales or ()), *(cascade or ())], model=model)
     exits = _exits(scales or (loaded.strategy.selection().sizes[-1],), cascade, confidence)
     listed, images = _images(paths, data, loaded.settings)
     evaluator = start_evaluator(loaded, options)

@@ -1,4 +1,4 @@
-"""Prediction rows for files on disk, batch by batch; each file is read and decoded once and not kept."""
+"""Prediction rows for files on disk or at URLs, batch by batch; each is read and decoded once and not kept."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.config.data_roots import is_url
 from toolkit.config.settings import Settings
 from toolkit.data.images.decode import decode
 from toolkit.data.images.header import read_header
@@ -15,6 +16,7 @@ from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.paths import Listed
 from toolkit.data.sources.read import read_bytes
+from toolkit.data.sources.url_paths import read_url
 from toolkit.models.cascade import Cascade
 from toolkit.models.evaluator import Evaluator
 from toolkit.system.errors import BadSampleError
@@ -26,8 +28,8 @@ TOP = 5  # most classes in a row
 class Files:
     """Image reader that reads each file once, header and pixels together; an index would read all headers first."""
 
-    def __init__(self, index: Index, unreadable: Mapping[int, str]) -> None:
-        self.index, self._unreadable = index, unreadable
+    def __init__(self, index: Index, unreadable: Mapping[int, str], names: Sequence[str]) -> None:
+        self.index, self._unreadable, self._given = index, unreadable, names
 
     @classmethod
     def of(cls, listed: Listed, settings: Settings) -> "Files":
@@ -35,13 +37,14 @@ class Files:
         here, names = str(Path.cwd())[1:], listed.names
         inside = [name[1:] if name.startswith("/") else f"{here}/{name}" for name in names]
         reasons = {i: listed.unreadable[name] for i, name in enumerate(names) if name in listed.unreadable}
-        return cls(Index.of_files(Path("/"), inside, [0] * len(inside)).seen_by(settings), reasons)
+        return cls(Index.of_files(Path("/"), inside, [0] * len(inside)).seen_by(settings), reasons, names)
 
     def whole(self, i: int) -> np.ndarray:
         """Image i, upright, H x W x 3 uint8, decoded at full resolution; raises BadSampleError."""
         if i in self._unreadable:
             raise BadSampleError(self.index.names[i], self._unreadable[i])
-        content = read_bytes(self.index, i)
+        name = self._given[i]
+        content = read_url(name) if is_url(name) else read_bytes(self.index, i)
         try:
             return decode(content, orientation=read_header(io.BytesIO(content)).orientation, gray=self.index.gray)
         except ValueError as error:

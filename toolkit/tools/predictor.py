@@ -11,12 +11,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from toolkit.config.choices import Fit, GrayRange
+from toolkit.config.data_roots import is_url
 from toolkit.data.images.augment import seen_box
 from toolkit.data.images.decode import crop_and_resize, decode, from_pil, upright
 from toolkit.data.images.header import UNREADABLE, read_header, reason_of
 from toolkit.data.images.preprocess import valid_orientation
 from toolkit.data.images.views import normalize
+from toolkit.data.sources.url_paths import read_url
 from toolkit.models.source import Model
+from toolkit.runs.mirror.copies import find_run
 from toolkit.strategies.base import BoundTask
 from toolkit.system.errors import InputError, first_line
 from toolkit.system.places import expanded
@@ -29,7 +32,8 @@ from toolkit.tools.loaded_run import load_run
 class EvalTransform:
     """An image to 3 x S x S float32 as evaluation sees it: upright, square by `fit`, antialiased resize, normalized.
 
-    Takes a path, bytes of a file, a PIL image, or an H x W x 3 uint8 array. Raises InputError if it cannot be read.
+    Takes a path or URL, bytes of a file, a PIL image, or an H x W x 3 uint8 array. Raises InputError if it cannot be
+    read.
     """
 
     size: int
@@ -48,7 +52,7 @@ class EvalTransform:
         name = str(image) if isinstance(image, str | Path) else f"a {type(image).__name__}"
         try:
             if isinstance(image, str | Path):
-                image = expanded(image).read_bytes()
+                image = read_url(name) if is_url(name) else expanded(image).read_bytes()
             if isinstance(image, bytes | bytearray | memoryview):
                 image = bytes(image)
                 return decode(image, orientation=read_header(io.BytesIO(image)).orientation, gray=self.gray)
@@ -112,7 +116,7 @@ def load(
     there is one. `model`: as in `train`, for a run that was trained with a model of the user's own. Raises InputError.
     """
     place = _device(device)
-    loaded = load_run(expanded(run), device=place, model=model)
+    loaded = load_run(find_run(run), device=place, model=model)
     chosen = chosen_size(loaded, size, "size")
     return Predictor(
         run=loaded.directory.path,

@@ -114,14 +114,14 @@ def _folder(accelerator: Accelerator, run_plan: RunPlan) -> Path:
     config = config_of(run_plan.settings, run_plan.parts.strategy)
     told = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, run_plan.own_code())
     output = run_plan.settings.output_dir
-    parent = RUNS if output is None else output.resolve().parent
+    parent = output.resolve().parent if isinstance(output, Path) else RUNS
     return parent / ".lr_find" / files.key(json.dumps(told, sort_keys=True, default=str))
 
 
 def _known(accelerator: Accelerator, settings: Settings, folder: Path) -> RateSweep | None:
     """What was found before for the same training, there or in the run that is continued."""
     resumed = None if settings.resume in ("auto", "never") else run_of(Path(settings.resume))
-    runs = [path for path in (settings.output_dir, resumed) if path is not None]
+    runs = [path for path in (settings.output_dir, resumed) if isinstance(path, Path)]
     found: list[Any] = [None]
     for path in [folder.with_suffix(".json"), *(run / RATE_SWEEP for run in runs)]:
         if accelerator.is_main_process and found[0] is None and path.exists():

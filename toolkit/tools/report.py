@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from toolkit.config.arguments import checked
+from toolkit.runs.mirror.copies import find_run, publish
 from toolkit.runs.report import write_report
-from toolkit.system.places import expanded
 from toolkit.system.result import Result
 
 
@@ -23,5 +23,8 @@ class ReportPage(Result):
 
 @checked("Report")
 def report(run: str | Path, *, errors_on: Literal["val", "test"] = "val") -> ReportPage:
-    """Write report.html of a run, finished or not, with the errors on one split. Raises InputError."""
-    return ReportPage(write_report(expanded(run), errors_on))
+    """Write report.html of a run, finished or not, with the errors on one split; that of a run at a URL is
+    uploaded there. Raises InputError."""
+    page = write_report(find_run(run), errors_on)
+    publish(run, page)
+    return ReportPage(page)

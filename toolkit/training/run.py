@@ -14,6 +14,7 @@ from toolkit.data.loading.sampler import Epoch
 from toolkit.models.evaluator import Evaluator
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.directory import RunDirectory
+from toolkit.runs.mirror.place import Place
 from toolkit.runs.quarantine import Quarantine
 from toolkit.runs.sample_log import SampleLog
 from toolkit.runs.saver import Saver
@@ -30,9 +31,10 @@ from toolkit.training.train_state import TrainState
 
 @dataclass(frozen=True)
 class Records:
-    """What the run writes; `fingerprint`: of data and settings, as in a checkpoint's manifest."""
+    """What the run writes, and where it lives; `fingerprint`: of data and settings, as in a checkpoint's manifest."""
 
     directory: RunDirectory
+    place: Place
     samples: SampleLog
     quarantine: Quarantine
     tracking: Tracking

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.settings import Settings
@@ -34,6 +34,7 @@ from toolkit.strategies.base import BoundTask, Metric, Strategy
 from toolkit.system import host
 from toolkit.system.errors import InputError
 from toolkit.training.costs import costs_of
+from toolkit.training.main_work import on_main
 from toolkit.training.parts import Parts, selecting
 from toolkit.training.step_plan import StepPlan, make_step_plan, step_sizes
 from toolkit.training.tasks import check_weighing
@@ -270,8 +271,8 @@ def _weights_sha256(settings: Settings, accelerator: Accelerator) -> str | None:
 
     A run that is resumed does not need the file.
     """
-    found = [weight_files.sha256(settings.weights) if settings.weights and accelerator.is_main_process else None]
-    now, wanted = broadcast_object_list(found)[0], settings.weights_sha256
+    given, wanted = settings.weights, settings.weights_sha256
+    now = on_main(accelerator, lambda: weight_files.sha256(given)) if given else None
     if now and wanted and now != wanted.lower():
         raise InputError(f"--weights {settings.weights}: its SHA-256 is {now}, not {wanted} (--weights-sha256)")
     return now or wanted

@@ -20,6 +20,7 @@ from toolkit.runs import best_model, report
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.directory import FINISHED, RunDirectory
 from toolkit.runs.generators import seed_generators
+from toolkit.runs.mirror.place import Place, place_of
 from toolkit.runs.progress import Progress
 from toolkit.runs.quarantine import Quarantine
 from toolkit.runs.resume_rules import acquire_run
@@ -29,12 +30,13 @@ from toolkit.runs.saver import Saver
 from toolkit.runs.snapshot import read_snapshot
 from toolkit.strategies.base import Task
 from toolkit.system import clouds, console, files, host, locks, places
-from toolkit.system.errors import InputError, PreemptedError, expected
+from toolkit.system.errors import InputError, PreemptedError, UploadError, expected
 from toolkit.system.preemption import Preemption
 from toolkit.training import device, memory, peers
 from toolkit.training.consensus import Consensus
 from toolkit.training.divergence import check_finite
 from toolkit.training.epoch_end import save_checkpoint
+from toolkit.training.main_work import on_main
 from toolkit.training.monitor import Stopwatch, Throughput
 from toolkit.training.parts import Parts
 from toolkit.training.plan_text import describe_run
@@ -55,13 +57,15 @@ log = logging.getLogger(__name__)
 class ResumePoint:
     """The run directory and where to continue, on every rank.
 
-    `start`: the checkpoint to continue from, None without one; `config`: the run's config.yaml, empty for a new run.
+    `start`: the checkpoint to continue from, None without one; `config`: the run's config.yaml, empty for a new run;
+    `place`: where the run lives.
     """
 
     directory: RunDirectory
     start: Path | None
     finished: bool
     config: Mapping[str, Any]
+    place: Place
 
 
 @contextlib.contextmanager
@@ -73,36 +77,40 @@ def open_run(settings: Settings, parts: Parts, recipe: str, notes: Mapping[str, 
     places.provide_home()
     take_over = settings.take_over and host.is_main_process(settings.alone)
     with Preemption() as preemption, locks.taking_over(take_over):
+        place = place_of(settings, preemption.ask)
+        settings = place.settings
         accelerator = device.start(settings)
         console.start(accelerator.is_main_process)
         try:
-            with peers.naming(), _opened(accelerator, settings, parts, recipe, notes, preemption) as run:
+            with peers.naming(), _opened(accelerator, place, parts, recipe, notes, preemption) as run:
                 yield run
         finally:
+            place.close()
             device.stop()
 
 
 @contextlib.contextmanager
 def _opened(
     accelerator: Accelerator,
-    settings: Settings,
+    place: Place,
     parts: Parts,
     recipe: str,
     notes: Mapping[str, Any],
     preemption: Preemption,
 ) -> Iterator[Run | FinishedRun]:
     """The same, once all processes have found each other."""
-    machine = device.describe_machine(settings, accelerator)
-    run_plan = make_run_plan(accelerator, settings, parts)
+    machine = device.describe_machine(place.settings, accelerator)
+    run_plan = make_run_plan(accelerator, place.settings, parts)
     built = build_train_state(accelerator, run_plan)
     config = config_of(run_plan.settings, parts.strategy)
     code = run_plan.own_code()
     fingerprint = fingerprint_of(accelerator, config, run_plan.splits, run_plan.steps, code)
     initial = functools.cache(functools.partial(initial_weights, run_plan))
-    point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint, initial)
+    point = open_run_directory(accelerator, run_plan.settings, recipe, fingerprint, initial, place)
     try:
         if point.finished:
             yield _finished(point, parts.task, accelerator.is_main_process)
+            _settle(accelerator, place)
             return
         run_plan = keep_choices(run_plan, point.config, point.directory.costs)
         of_weights = initial().lines if point.start is None and accelerator.is_main_process else ()
@@ -117,8 +125,15 @@ def _opened(
         with _recorded(run):
             memory.try_largest_step(run)
             yield run
+        _settle(accelerator, place)
     finally:
         point.directory.lock.release()
+
+
+def _settle(accelerator: Accelerator, place: Place) -> None:
+    """Bring a complete run to where it lives; raises UploadError, on all ranks, if that cannot be done now."""
+    if reason := on_main(accelerator, place.settle):
+        raise UploadError(f"the run is complete, but {reason}")
 
 
 def _finished(point: ResumePoint, task: Task, main: bool) -> FinishedRun:
@@ -187,11 +202,15 @@ def open_run_directory(
     recipe: str,
     fingerprint: Mapping[str, Any],
     before_new: Callable[[], Any] = lambda: None,
+    place: Place | None = None,
 ) -> ResumePoint:
     """Choose and lock the run directory on rank 0; all ranks get the same result or raise the same error.
 
-    `fingerprint`: of the run's data and settings, as in a manifest. `before_new`: as in `acquire_run`.
+    `fingerprint`: of the run's data and settings, as in a manifest. `before_new`: as in `acquire_run`. `place`: where
+    the run lives, None for a local directory.
     """
+    place = place or Place(settings)
+    on_main(accelerator, place.open)
     directory: RunDirectory | None = None
     decision: list[Any] = [None, None, False, {}, "", None]
     if accelerator.is_main_process:
@@ -207,14 +226,14 @@ def open_run_directory(
         raise refusal
     if not finished:
         try:
-            check_shared(accelerator, path)
+            check_shared(accelerator, path, place.to_share)
         except InputError:
             if directory is not None:
                 directory.lock.release()
             raise
     if line and not finished:
         log.info("resume    %s", line)
-    return ResumePoint(directory or RunDirectory(path), start, finished, config)
+    return ResumePoint(directory or RunDirectory(path), start, finished, config, place)
 
 
 def _open_records(directory: RunDirectory, config: Mapping[str, Any], run_plan: RunPlan, progress: Progress) -> None:
@@ -280,6 +299,7 @@ def set_up(
             samples=SampleLog(directory.samples if settings.record_samples else None, rank),
             quarantine=quarantine,
             tracking=Tracking.start(settings, shown, directory, strategy, state.progress, accelerator),
+            place=point.place,
             saver=Saver(accelerator, directory.store, directory.best, state.progress.at() if point.start else None),
             fingerprint=fingerprint,
         ),

@@ -18,8 +18,8 @@ SEEN_WITHIN_S = 10.0  # network file systems may show a new file late
 POLL_S = 0.25
 
 
-def check_shared(accelerator: Accelerator, folder: Path) -> None:
-    """Raise InputError on all ranks unless each machine reads what rank 0 has just written into `folder`."""
+def check_shared(accelerator: Accelerator, folder: Path, advice: str) -> None:
+    """Raise InputError, with `advice`, on all ranks unless each machine reads what rank 0 has just written there."""
     if accelerator.num_processes == 1:
         return
     told: list[tuple[str, str, Exception | None]] = [("", "", None)]
@@ -35,10 +35,7 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
         shutil.rmtree(trial, ignore_errors=True)
     if others := [place for place in found if place]:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
-        raise InputError(
-            f"--output-dir {folder}: {others[0]}{more} does not see what {writer} wrote there: give a folder on "
-            "storage that all machines share, under the same path"
-        )
+        raise InputError(f"--output-dir {folder}: {others[0]}{more} does not see what {writer} wrote there: {advice}")
 
 
 def _write(trial: Path) -> Exception | None:

@@ -18,6 +18,7 @@ from toolkit.system import storage
 from toolkit.system.errors import NonFiniteError, PeerError, PreemptedError, SaveError
 from toolkit.system.exit_codes import exit_code_of, report_once
 from toolkit.training import device
+from toolkit.training.main_work import on_main
 from toolkit.training.monitor import peak_memory_gb
 from toolkit.training.run import Run
 
@@ -189,8 +190,16 @@ def record_failure(run: Run, error: Exception, cause: Exception | None) -> None:
     if run.accelerator.is_main_process:
         report.refresh(run.records.directory.path, at_once=True)
     run.records.tracking.finish(exit_code_of(cause or error))
+    run.records.saver.close()
     if known_to_all:
         _leave_together(run, cause)
+    elif run.accelerator.is_main_process:
+        _warn(run.records.place.settle())
+
+
+def _warn(reason: str) -> None:
+    if reason:
+        log.warning("%s", reason)
 
 
 def record_loss(run: Run, cause: Exception) -> None:
@@ -219,6 +228,8 @@ def _leave_together(run: Run, cause: Exception | None) -> None:
     """Wait until all ranks printed the error and rank 0 closed its records: the launcher kills the rest on an exit."""
     if cause is not None and run.accelerator.num_processes > 1:
         report_once(cause)
+    with contextlib.suppress(RuntimeError):
+        _warn(on_main(run.accelerator, run.records.place.settle))
     if isinstance(cause, PreemptedError):
         run.control.preemption.saved()
     with contextlib.suppress(RuntimeError):  # another rank is gone already: everything is reported

@@ -1,10 +1,12 @@
-"""Images named on a command line: each file as given, each folder with all images under it."""
+"""Images named on a command line, on disk or at URLs: each file as given, each folder with all images under it."""
 
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from toolkit.config.data_roots import is_url
 from toolkit.data.sources.listing import NOT_REGULAR, search_folder
+from toolkit.data.sources.url_paths import search_url
 from toolkit.system.errors import InputError
 from toolkit.system.system_files import is_system
 
@@ -35,8 +37,8 @@ def list_paths(paths: Sequence[str]) -> Listed:
     # What a shell's `photos/*` names too; one that begins with a dot is meant.
     system = [path for path in paths if is_system(name := _name(path)) and name[0] != "." and len(paths) > 1]
     for path in (path for path in paths if path not in system):
-        if os.path.isdir(path):
-            listing = search_folder(path)
+        listing = search_url(path) if is_url(path) else search_folder(path) if os.path.isdir(path) else None
+        if listing is not None:
             below = sorted([*listing.images, *listing.unreadable], key=lambda name: name.split("/"))
             above = path.rstrip("/")
             if not below:
@@ -48,7 +50,7 @@ def list_paths(paths: Sequence[str]) -> Listed:
             system += listing.system
         else:
             names.append(path)
-            if os.path.exists(path) and not os.path.isfile(path):
+            if not is_url(path) and os.path.exists(path) and not os.path.isfile(path):
                 unreadable[path] = NOT_REGULAR
     if not names or all(unreadable.get(name) == EMPTY for name in names):
         raise InputError(f"{' '.join(names or paths)}: {EMPTY}")

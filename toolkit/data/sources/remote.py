@@ -6,69 +6,25 @@ All threads, loader processes and ranks of a machine share the cache; the first 
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from toolkit.system import files, storage
-from toolkit.system.errors import InputError, LoaderError, first_line
+from toolkit.system.errors import InputError, LoaderError
 from toolkit.system.locks import locked
+from toolkit.system.stored import FileVersion
+from toolkit.system.stores import query
 
 BLOCK = 8 * 2**20  # bytes; less if the bound is small
 LEAST_BLOCKS = 16  # minimum number of blocks that fit into the bound
 LOCKS = 64  # lock files; blocks share them, so that their number stays small
 POLL_S = 0.01  # between attempts to take a lock that another thread or process holds
-# storage metadata that changes with the content, the most reliable first
-VERSION_KEYS = ("generation", "ETag", "etag", "LastModified", "last_modified", "modificationTime", "mtime")
-PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-
-T = TypeVar("T")
 
 
 class ReplacedError(InputError):
     """A file changed since it was listed; unlike an unreadable image, it has no substitute."""
-
-
-class FileVersion(NamedTuple):
-    """Size of a file in bytes, and a text that changes with its content."""
-
-    size: int
-    version: str
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any], keys: Iterable[str] = VERSION_KEYS) -> "FileVersion":
-        """The version from a storage's metadata, by the first of `keys` in it."""
-        known = ((key, str(entry.get(key) or "").strip('"')) for key in keys)  # Azure quotes a tag only in some replies
-        return cls(entry["size"], next((f"{key} {value}" for key, value in known if value), ""))
-
-    def fit(self, entry: Mapping[str, Any]) -> bool:
-        """Whether the current metadata matches this version, as far as the storage gives it."""
-        now = FileVersion.of(entry, [self.version.split(" ")[0]])
-        return self.size == now.size and now.version in ("", self.version)
-
-
-def query(url: str, question: Callable[[Any, str], T]) -> T:
-    """The result of `question(file system, path)`; raises FileNotFoundError, or InputError in one line.
-
-    Gets the file system from fsspec on each call, because none survives a fork; fsspec keeps one per process.
-    """
-    import fsspec  # imported here: takes 0.1 s, which local data does not need
-
-    protocol = url.split("://")[0]
-    try:
-        return question(*fsspec.core.url_to_fs(url))
-    except (FileNotFoundError, ReplacedError):
-        raise
-    except ImportError as error:
-        package = PACKAGES.get(protocol)
-        advice = f"pip install {package}" if package else str(error)
-        raise InputError(f"{url}: needs a package for {protocol}:// that is not installed: {advice}") from None
-    except Exception as error:  # each storage has its own error types
-        reason = first_line(error)
-        raise InputError(
-            f"{url}: cannot be read: {reason}; are the name, the credentials and the network right?"
-        ) from None
 
 
 def listed(url: str) -> dict[str, FileVersion | None]:

@@ -23,10 +23,12 @@ from toolkit.data.sources.index import Found
 from toolkit.data.sources.labels import CLASS_NAMES, check_known, count_classes, named, parse_label
 from toolkit.data.sources.layouts import NAMES, check_single, find_layout, spellings, split_of
 from toolkit.data.sources.listing import EXTENSIONS, is_image
-from toolkit.data.sources.remote import BlockCache, FileVersion, RemoteFile, listed, query
+from toolkit.data.sources.remote import BlockCache, RemoteFile, listed
 from toolkit.system import storage
 from toolkit.system.errors import InputError
 from toolkit.system.places import expanded
+from toolkit.system.stored import FileVersion
+from toolkit.system.stores import query
 from toolkit.system.system_files import is_system
 
 SUFFIX = ".tar"

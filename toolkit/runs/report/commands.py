@@ -7,6 +7,7 @@ from typing import Any
 from toolkit.config.data_roots import PYTHON_DATA
 from toolkit.config.tables import TABLES
 from toolkit.runs.report.records import ReportData
+from toolkit.system import console
 
 SEAMS = ("strategy", "task", "scheduler", "log_with")  # settings that may name a class of the user's own
 CODE = ("model_from", "transform")  # settings that name a function, whose flags allow importing its module
@@ -14,7 +15,7 @@ CODE = ("model_from", "transform")  # settings that name a function, whose flags
 
 def commands(records: ReportData, errors_on: str) -> list[tuple[str, str]]:
     """(purpose, command) pairs: to repeat the run and to write this page again."""
-    run, summary = str(records.directory), records.summary
+    run, summary = console.shown(str(records.directory)), records.summary
     processes, device = summary.get("processes", 1), summary.get("device")
     kind = {"cpu": "cpu", "cuda": "gpu"}.get(str(device))
     launch = ["toolkit"]
