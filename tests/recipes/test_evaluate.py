@@ -67,7 +67,7 @@ def test_the_figures_are_those_of_the_run_when_nothing_else_is_asked_for(finishe
             for figure in ("top1", "top5", "images"):
                 assert figures[name][figure] == expected[figure]
             assert figures[name]["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-            assert figures[name].keys() == expected.keys()
+            assert figures[name].keys() - {"intervals"} == expected.keys()
             assert figures[name]["worst_class"] == expected["worst_class"]
         assert figures["24px"]["norm_from"] == 32
         assert 0 <= figures["32px"]["ece"] <= 1
@@ -103,9 +103,10 @@ def test_what_is_left_can_be_read_by_people_when_a_run_was_evaluated(whole: str)
     text = Path(whole, "evaluation.txt").read_text()
     for words in (
         "latency p50 ms",
-        "top-1 %",
+        "top-1 ",
         "ECE",
-        "worst class %",
+        "worst class ",
+        "95% intervals of 1000 bootstrap samples",
         "normalization of 32 px",
         "cascade on test, confidence 0.",
     ):
@@ -126,7 +127,10 @@ def test_two_processes_say_the_same_of_every_image(run: Runner, finished: Path, 
     one, two = report(whole)["splits"], report("two")["splits"]
     for split, figures in one.items():
         for name, score in figures.items():
-            assert two[split][name] == {**score, "loss": pytest.approx(score["loss"], abs=1e-5), "ece": two_ece(score)}
+            close = {"loss": pytest.approx(score["loss"], abs=1e-5), "ece": two_ece(score)}
+            intervals = score["intervals"]
+            close |= {"intervals": {metric: pytest.approx(of, abs=1e-3) for metric, of in intervals.items()}}
+            assert two[split][name] == {**score, **close}
         names, numbers = said(whole, split)
         assert said("two", split)[0] == names
         np.testing.assert_allclose(said("two", split)[1], numbers, atol=1e-5)
@@ -269,7 +273,8 @@ def test_nothing_of_an_earlier_evaluation_is_left_when_another_is_written_there(
     Path("out/predictions/mine.csv").write_text("all my work")
     for split in ("val", "test"):
         assert evaluate(finished, "--scales", "16", "--split", split, "--output-dir", "out") == 0
-    assert sorted(path.name for path in Path("out/predictions").glob("*.csv")) == ["mine.csv", "test.csv"]
+    names = sorted(path.name for path in Path("out/predictions").glob("*.csv"))
+    assert names == ["mine.csv", "test-classes.csv", "test.csv"]
     assert [path.parent.name for path in Path("out").rglob("*.jpg")] == ["test-hardest"] * 24
 
 

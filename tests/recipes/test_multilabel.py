@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from tests.conftest import PATIENCE_S, ROOT, TIMES, recipe, write_folders
 from tests.forkserver import run_ranks
@@ -101,6 +101,36 @@ def test_the_metrics_are_scikit_learns_on_the_same_predictions(run: Path, split:
     predicted = p > np.array(thresholds(run))
     for average in ("micro", "macro"):
         assert found[f"{average}_f1"] == pytest.approx(100 * f1_score(labels, predicted, average=average), abs=1e-6)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_rankings_are_scikit_learns_and_the_worst_class_is_named(run: Path, split: str):
+    labels, p = saved(run, split)
+    found = summary(run)[split]["24px"]
+    precisions = {name: average_precision_score(labels[:, i], p[:, i]) for i, name in enumerate(sorted(NAMES))}
+    assert found["auroc"] == pytest.approx(100 * roc_auc_score(labels, p, average="macro"), abs=1e-6)
+    assert found["micro_auroc"] == pytest.approx(100 * roc_auc_score(labels, p, average="micro"), abs=1e-6)
+    assert found["worst_class_ap"] == pytest.approx(100 * min(precisions.values()), abs=1e-6)
+    assert found["worst_class"] == min(precisions, key=precisions.__getitem__)
+    page = (run / "report.html").read_text().partition("<h2>Each class</h2>")[2].partition("</section>")[0]
+    if split == "val":
+        worst_first = sorted(precisions, key=precisions.__getitem__)
+        assert sorted(NAMES, key=lambda name: page.index(f"<th>{name}</th>")) == worst_first
+        assert "lowest average precision first" in page
+
+
+def test_it_selects_by_auroc_and_evaluate_has_intervals(data: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    assert recipe("multiscale")(command(data, run, "--select-by", "auroc")) == 0
+    told = summary(run)
+    assert told["best_auroc"] == told["val"]["24px"]["auroc"] == max(row["24px/auroc"] for row in epochs(run))
+    assert recipe("evaluate")([str(run), "--bootstrap", "100"]) == 0
+    values = json.loads((run / "evaluation" / "evaluation.json").read_text())["splits"]["test"]["24px"]
+    names = {"map", "micro_f1", "macro_f1", "loss", "worst_class_ap", "auroc", "micro_auroc"}
+    assert {*values["intervals"]} == names
+    for name, (low, high) in values["intervals"].items():
+        assert low <= values[name] <= high
+        assert values[name] == pytest.approx(told["test"]["24px"][name], abs=1e-4)
 
 
 def test_the_best_model_is_that_of_the_highest_map_with_thresholds_of_its_validation(run: Path):

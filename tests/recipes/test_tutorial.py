@@ -25,6 +25,7 @@ from tests.documents import blocks, commands, exception
 
 COMMANDS = [line for page, line in commands() if page == "tutorial.md" and not exception(line)]
 MAKE_PHOTOS, SERVE = (code for page, code in blocks("python") if page == "tutorial.md")
+(COSTS,) = (text for page, text in blocks("csv") if page == "tutorial.md")
 pytestmark = pytest.mark.slow
 OFFLINE = {
     **{name: value for name, value in os.environ.items() if not re.search("OFFLINE|WANDB|_proxy", name, re.IGNORECASE)},
@@ -63,6 +64,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     (folder / "make_photos.py").write_text(MAKE_PHOTOS)
+    (folder / "costs.csv").write_text(COSTS)
     do(sys.executable, "make_photos.py", folder=folder)
     programs = {name: str(Path(sys.executable).with_name(name)) for name in ("accelerate", "python", "toolkit")}
     for command in COMMANDS:

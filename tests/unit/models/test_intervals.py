@@ -50,7 +50,7 @@ def test_they_hold_the_true_value_in_about_95_of_100_samples():
                 middle, half = (found.low + found.high) / 2, (found.high - found.low) / 2
                 held[name] += found.low <= truth[name] <= found.high
                 narrow[name] += abs(truth[name] - middle) <= half / 2
-    assert {name: count / trials for name, count in held.items() if not 0.89 <= count / trials <= 0.99} == {}
+    assert {name: count / trials for name, count in held.items() if not 0.86 <= count / trials <= 0.99} == {}
     assert max(narrow.values()) / trials < 0.8  # control: half as wide they hold it in about 67 of 100
 
 
@@ -77,7 +77,7 @@ def test_every_metric_has_one_that_holds_its_value_also_where_samples_are_biased
     assert {*found} == {metric.name for metric in ALL}
     for name, (low, high) in found.items():
         assert low <= values[name] <= high
-        assert low < high or name == "top5"  # of three classes
+        assert low < high
     samples = resample(Classification(), ["worst_class_accuracy"], images, 300)["worst_class_accuracy"]
     assert samples.mean() < values["worst_class_accuracy"]  # control: they are biased
     assert found["top1"].high <= 100
@@ -100,6 +100,15 @@ def test_a_task_of_ones_own_is_measured_by_its_own_definition():
     np.testing.assert_allclose(own["top1"], 2 * ours["top1"])
     np.testing.assert_allclose(own["loss"], ours["loss"])
     np.testing.assert_allclose(own["auroc"], ours["auroc"])
+
+
+def test_where_all_images_are_right_their_share_has_the_exact_interval_and_other_metrics_have_none():
+    images = drawn(np.random.default_rng(6), 60)
+    right = images.at(np.flatnonzero(images.record[0] == images.labels)[:30])
+    found = of(right, 100)
+    assert found["top1"] == (pytest.approx(88.43, abs=0.01), 100)  # as tables of binomial proportions have it
+    assert not {"balanced_accuracy", "macro_f1", "worst_class_accuracy"} & found.keys()
+    assert found["loss"].low < found["loss"].high
 
 
 def test_a_metric_that_most_samples_lack_has_none():

@@ -129,6 +129,18 @@ def test_values_that_do_not_fit_are_refused(fields: dict, told: str):
     assert str(error.value) == told
 
 
+def test_a_class_that_some_images_have_and_others_have_not_is_needed_to_select_by_auroc():
+    task, labels = MultiLabel(), np.array([[1, 0], [1, 0]])
+    for name in ("auroc", "micro_auroc"):
+        with pytest.raises(InputError) as error:
+            task.check_selection(task.metric(name), labels, ["a", "b"])
+        assert str(error.value).startswith(
+            f"--select-by {name}: no class is on some of the 2 validation images and not"
+        )
+        task.check_selection(task.metric(name), np.array([[1, 0], [1, 1]]), ["a", "b"])
+    task.check_selection(task.metric("map"), labels, ["a", "b"])
+
+
 def test_thresholds_for_another_number_of_classes_are_refused():
     with pytest.raises(InputError, match="--task-kwargs thresholds: 2 for 3 classes: give one, or one for each"):
         MultiLabel(thresholds=(0.5, 0.5)).check_labels(np.ones((4, 3), dtype=np.int64), 3)
