@@ -160,6 +160,6 @@ def test_the_plan_tells_how_often_the_rarest_and_the_commonest_come():
     assert "an image of 'c', the rarest class (2 image(s)), comes 3.94 times" in several
     assert "one of 'a', the commonest (15) and no rarer one, 0.525 times" in several
     (even,) = described(np.arange(40) % 5, sampling="balanced")
-    assert even == "sampling  balanced, power 1: no other than plain, since all classes have 8 images"
+    assert even == "sampling  balanced, power 1: the same as plain, because all classes have 8 images"
     _, warning = described(LABELS, sampling="balanced", class_weights="inverse")
     assert warning.startswith("warning   --class-weights inverse and --sampling balanced both favor rare classes")

@@ -103,7 +103,7 @@ def describe_balance(settings: Settings, splits: Splits) -> list[str]:
     few = many * float(images[rare] / images[common]) ** settings.sampling_power
     head = f"sampling  balanced, power {settings.sampling_power:g}"
     if images[rare] == images[common]:
-        return [f"{head}: no other than plain, since all classes have {images[common]} images"]
+        return [f"{head}: the same as plain, because all classes have {images[common]} images"]
     alone = " and no rarer one" if labels.ndim > 1 else ""
     lines = [
         f"{head}: on average an image of {splits.classes[rare]!r}, the rarest class ({images[rare]} image(s)), comes "
