@@ -124,9 +124,12 @@ class Mirror(Place):
     def settle(self) -> str:
         if self._uploader is None or not (reason := self._uploader.settle(self._wait_s)):
             return ""
+        size = f"{self._uploader.left() / 1e6:.1f} MB"
+        if self._uploader.is_lost:
+            return f"{size} are in {self._folder} only: another machine has taken over {self._store.url}"
         return (
-            f"{self._uploader.left() / 1e6:.1f} MB are not in {self._store.url} ({reason}), but in {self._folder} on "
-            "this machine; the same command uploads them from here"
+            f"{size} are not in {self._store.url} ({reason}), but in {self._folder} on this machine; the same command "
+            "uploads them from here"
         )
 
     def close(self) -> None:

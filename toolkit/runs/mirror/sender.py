@@ -116,6 +116,9 @@ class Sender:
                 failures += 1
                 if self._push is not None:
                     self._push.progress.failed()
+                if self._writer.lost_to is not None:
+                    self._telling.tell(lost=self._writer.lost())
+                    return
                 self._fail(error, failures)
                 pause = min(LONGEST_PAUSE_S, 2.0**failures)
             with self._changed:
@@ -155,8 +158,10 @@ class Sender:
             if os.getppid() != self._parent:  # the end of the input may be held open by processes that the run forked
                 os._exit(0)
             if self._asked > self._settled:
-                left, since = (self._push.left(), self._push.progress.at) if self._push else (0, self._began)
-                self._telling.tell(silent_s=time.monotonic() - since, left=left)
+                since = self._push.progress.at if self._push else self._began
+                with contextlib.suppress(OSError):  # what it counts may be deleted meanwhile
+                    self._telling.tell(left=self._push.left() if self._push else 0)
+                self._telling.tell(silent_s=time.monotonic() - since)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ class Uploader:
         self._job, self._lost = job, lost
         self._settled = self._asked = 0
         self._failure, self._left, self._over = "", 0, False
-        self._is_lost = False
+        self.is_lost = False  # another machine has taken over
         self._arrived = time.monotonic()
         self._changed = threading.Condition()
         self._process = self._started()
@@ -46,7 +46,7 @@ class Uploader:
                     return ""
                 self._changed.wait(0.2)
                 silent = time.monotonic() - self._arrived
-                if self._is_lost or silent > wait_s:
+                if self.is_lost or silent > wait_s:
                     return self._failure or f"no answer for {wait_s:g} s"
             now = time.monotonic()
             if now - began > SILENT_S and now - told > LIFE_SIGN_S:
@@ -110,7 +110,7 @@ class Uploader:
         if "log" in told:
             log.log(told["level"], "%s", told["log"])
         if "lost" in told:
-            self._is_lost = True
+            self.is_lost = True
             self._lost(told["lost"])
         with self._changed:
             self._failure = told.get("failed", self._failure)

@@ -148,12 +148,16 @@ class Writer:
         while not self._over.wait(BEAT_S):
             try:
                 if not self.holds():
-                    lost(f"{self.lost_to and self.lost_to.holder}, which took over {self._store.url}")
+                    lost(self.lost())
                     return
                 self._note = replace(self._note, beat=self._note.beat + 1)
                 self._store.write(WRITER, self._note.to_bytes())
             except Exception as error:  # the next one may succeed
                 log.debug("no sign of life: %s", error)
+
+    def lost(self) -> str:
+        """Who took over."""
+        return f"{self.lost_to and self.lost_to.holder}, which took over {self._store.url}"
 
     def holds(self) -> bool:
         """Whether the note still names this process; raises StoreError if the store does not tell."""
