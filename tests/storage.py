@@ -21,6 +21,9 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
+FORBIDDEN = object()
+
+
 class Fetch(NamedTuple):
     """A read of a part of a file: its name and the first byte."""
 
@@ -52,14 +55,15 @@ class Request(NamedTuple):
 class Storage:
     """`url` shows the files of a local folder, as they were when `put` was last called.
 
-    `gate`: whether a request may reach the server; else the connection is cut. `after`: called once one is answered.
+    `gate`: whether a request may reach the server; else the connection is cut, or it is FORBIDDEN. `after`: called once
+    one is answered.
     """
 
     url: str
     put: Callable[[Path], None]
     fetches: list[Fetch] = field(default_factory=list)
     delay_s: float = 0.0  # before what is fetched is sent
-    gate: Callable[[Request], bool] = lambda _: True
+    gate: Callable[[Request], object] = lambda _: True
     after: Callable[[Request], object] = lambda _: None
 
     def of_shards(self) -> list[Fetch]:
@@ -147,7 +151,13 @@ def counted(backend: tuple[str, int], storage: Storage) -> Iterator[int]:
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = Request(self.command, unquote(self.path), headers, content)
-            if not storage.gate(request):
+            passes = storage.gate(request)
+            if passes is FORBIDDEN:
+                self.send_response(403)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if not passes:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return

@@ -4,6 +4,8 @@ The store is a real S3 server, which writes down every request.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from tests import storage as servers
-from tests.storage import Request, Storage
+from tests.storage import FORBIDDEN, Request, Storage
 from toolkit import InputError, Settings
 from toolkit.runs import checkpoint
 from toolkit.runs.checkpoint import Store
@@ -21,6 +23,7 @@ from toolkit.runs.mirror import layout
 from toolkit.runs.mirror.place import place_of
 from toolkit.runs.mirror.pull import pull
 from toolkit.runs.mirror.push import Push, Pushed
+from toolkit.runs.mirror.writer import Writer, read_note
 from toolkit.system.errors import StoreError
 from toolkit.system.stores import ObjectStore
 
@@ -57,9 +60,19 @@ class Run:
         (self.folder / WENT_BACK).write_text(f"step-{step:09d}\n")
 
 
-def push_of(url: str, run: Run) -> Push:
+@contextmanager
+def pushing(url: str, run: Run) -> Iterator[Push]:
+    """What sends a run, with the right to."""
     store = ObjectStore(url)
-    return Push(store, run.folder, KEEP, lambda: True, Pushed.find(store, store.list()))
+    writer = Writer(store)
+    writer.claim(())
+    yield Push(store, run.folder, KEEP, writer, Pushed.find(store, store.list(), writer))
+    writer.release()
+
+
+def send(url: str, run: Run) -> None:
+    with pushing(url, run) as push:
+        push.run(everything=True)
 
 
 def pulled(url: str, folder: Path, step: int | None = None) -> tuple[int, float, int] | None:
@@ -98,18 +111,18 @@ def test_what_is_in_the_store_can_be_resumed_after_every_request(storage: Storag
     run = Run(tmp_path / "run")
     ends: list[tuple[int, tuple[int, float]]] = []  # requests so far, and the step and content that are then there
 
-    def send(step: int, content: float) -> None:
-        push_of("s3://bucket/every", run).run(everything=True)
+    def sent(step: int, content: float) -> None:
+        send("s3://bucket/every", run)
         ends.append((len(requests), (step, content)))
 
     for step in (5, 10, 15, 20):
         run.save(step, step, best=5)
-        send(step, step)
+        sent(step, step)
     run.save(20, 21, best=5)  # the same step again, as after a stop within an evaluation
-    send(20, 21)
+    sent(20, 21)
     run.go_back(15)
     run.save(18, 180, best=5)
-    send(18, 180)
+    sent(18, 180)
     storage.after = lambda _: None
 
     assert len(requests) > 60
@@ -126,8 +139,9 @@ def test_what_is_in_the_store_can_be_resumed_after_every_request(storage: Storag
     assert state == (18, 180.0)
     left = ObjectStore("s3://bucket/again").list()
     assert left.keys() == ObjectStore("s3://bucket/every").list().keys()
-    assert layout.committed(left) == [layout.step_folder(step) for step in (5, 15, 18)]
-    assert not layout.unmarked(left)
+    kept = [layout.step_folder(step) for step in (5, 15, 18)]
+    assert layout.committed(left) == kept
+    assert not layout.leftovers(left, kept)
     assert any(".replaced-step-000000020" in key for key in left)
 
 
@@ -135,28 +149,73 @@ def test_what_is_in_the_store_can_be_resumed_after_every_request(storage: Storag
 def test_an_upload_goes_on_where_it_was_interrupted(storage: Storage, tmp_path: Path):
     run, url = Run(tmp_path / "run"), "s3://bucket/part"
     run.save(5, 1)
-    push = push_of(url, run)
     sent: list[str] = []
 
-    def gate(request: Request) -> bool:
-        return not (request.method == "PUT" and request.key.endswith("MANIFEST.json"))
+    def gate(request: Request) -> object:
+        return FORBIDDEN if request.method == "PUT" and request.key.endswith("MANIFEST.json") else True
 
-    storage.gate = gate
-    storage.after = lambda request: sent.append(request.key) if request.method == "PUT" else None
-    with pytest.raises(StoreError):
+    with pushing(url, run) as push:
+        storage.gate = gate
+        storage.after = lambda request: sent.append(request.key) if request.method == "PUT" else None
+        with pytest.raises(StoreError, match="Forbidden"):
+            push.run(everything=False)
+        assert pulled(url, tmp_path / "before") is None
+        storage.gate = lambda _: True
         push.run(everything=False)
-    assert pulled(url, tmp_path / "before") is None
-    storage.gate = lambda _: True
-    push.run(everything=False)
-    assert len(sent) == len(set(sent))
+    again = [key for key in sent if sent.count(key) > 1]
+    assert {*again} <= {key for key in sent if key.endswith(".writer.json")}
     assert pulled(url, tmp_path / "after") == (5, 1.0, 5)
+
+
+@pytest.mark.slow
+def test_whatever_fails_is_done_when_it_is_tried_again(storage: Storage, tmp_path: Path):
+    """Each request is refused once, of the same step saved again and of going back, and sending is tried again."""
+    total = 0
+    for number in range(200):
+        run, url, seen = Run(tmp_path / f"run-{number}"), f"s3://bucket/again-{number}", [0]
+        for step in (5, 10):
+            run.save(step, step)
+        send(url, run)
+        run.save(15, 15)
+        send(url, run)
+        run.save(15, 16)
+        refused: list[Request] = []
+
+        def gate(
+            request: Request, seen: list[int] = seen, refused: list[Request] = refused, due: int = number
+        ) -> object:
+            seen[0] += request.writes
+            if request.writes and seen[0] == due + 1 and not refused:
+                refused.append(request)
+                return FORBIDDEN
+            return True
+
+        with pushing(url, run) as push:
+            storage.gate = gate
+            for _ in range(2):
+                with suppress(StoreError):
+                    push.run(everything=True)
+            found = pulled(url, tmp_path / f"first-{number}")
+            assert found == (15, 16.0, 15), refused
+            run.go_back(10)
+            run.save(12, 120)
+            for _ in range(2):
+                with suppress(StoreError):
+                    push.run(everything=True)
+            total = seen[0]
+            storage.gate = lambda _: True
+        assert pulled(url, tmp_path / f"second-{number}") == (12, 120.0, 12), refused
+        if not refused:
+            break
+    assert number > 30
+    assert number == total
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_are_refused(storage: Storage, tmp_path: Path, caplog):
     run, url = Run(tmp_path / "run"), "s3://bucket/damaged"
     for step in (5, 10):
         run.save(step, step)
-        push_of(url, run).run(everything=True)
+        send(url, run)
     there, root = fsspec.core.url_to_fs(url)
     name = f"{root}/checkpoints/step-000000010/model.safetensors"
     there.pipe_file(name, bytes(len(there.cat_file(name))))
@@ -178,12 +237,12 @@ def test_an_object_that_arrives_short_is_noticed_before_the_marker(storage: Stor
             there.pipe_file(f"{root}/checkpoints/step-000000005/model.safetensors", b"short")
         return True
 
-    storage.gate = gate
-    push = push_of(url, run)
-    with pytest.raises(StoreError, match=r"model\.safetensors has 5 bytes instead of"):
+    with pushing(url, run) as push:
+        storage.gate = gate
+        with pytest.raises(StoreError, match=r"model\.safetensors has 5 bytes instead of"):
+            push.run(everything=False)
+        assert pulled(url, tmp_path / "before") is None
         push.run(everything=False)
-    assert pulled(url, tmp_path / "before") is None
-    push.run(everything=False)
     assert pulled(url, tmp_path / "after") == (5, 1.0, 5)
 
 
@@ -191,10 +250,15 @@ def test_another_writer_is_noticed_before_the_marker(storage: Storage, tmp_path:
     run, url = Run(tmp_path / "run"), "s3://bucket/lost"
     run.save(5, 1)
     store = ObjectStore(url)
-    push = Push(store, run.folder, KEEP, lambda: False, Pushed())
-    with pytest.raises(StoreError, match="another machine has taken over"):
-        push.run(everything=True)
+    with pushing(url, run) as push:
+        push.right.begin()
+        note = read_note(store)
+        assert note is not None
+        store.write(layout.WRITER, replace(note, token="another").to_bytes())
+        with pytest.raises(StoreError, match="another machine has taken over"):
+            push.run(everything=True)
     assert not layout.committed(store.list())
+    assert read_note(store) == replace(note, token="another")
 
 
 def test_records_that_are_gone_here_go_there_and_what_was_never_here_stays(storage: Storage, tmp_path: Path):
@@ -202,13 +266,20 @@ def test_records_that_are_gone_here_go_there_and_what_was_never_here_stays(stora
     for name in ("summary.json", "wandb/run-1.wandb", ".lock", ".owner.json", ".dashboard-wandb.json", ".tmp-12-a"):
         (run.folder / name).parent.mkdir(exist_ok=True)
         (run.folder / name).write_text(name)
-    push = push_of(url, run)
     ObjectStore(url).write("evaluation/evaluation.txt", b"of another machine")
-    push.run(everything=True)
-    names = {"config.yaml", "summary.json", "wandb/run-1.wandb", ".dashboard-wandb.json", "evaluation/evaluation.txt"}
-    assert ObjectStore(url).list().keys() == names
-    (run.folder / "summary.json").unlink()
-    push.run(everything=True)
+    names = {
+        ".writer.json",
+        "config.yaml",
+        "summary.json",
+        "wandb/run-1.wandb",
+        ".dashboard-wandb.json",
+        "evaluation/evaluation.txt",
+    }
+    with pushing(url, run) as push:
+        push.run(everything=True)
+        assert ObjectStore(url).list().keys() == names
+        (run.folder / "summary.json").unlink()
+        push.run(everything=True)
     assert ObjectStore(url).list().keys() == names - {"summary.json"}
 
 
@@ -225,7 +296,7 @@ def test_the_checkpoint_that_resume_names_is_fetched_besides_the_newest(storage:
     run, url = Run(tmp_path / "run"), "s3://bucket/named"
     for step in (5, 10):
         run.save(step, step)
-        push_of(url, run).run(everything=True)
+        send(url, run)
     assert steps(local_folder(url, tmp_path / "one")) == [10]
     named = f"{url}/checkpoints/step-000000005"
     assert steps(local_folder(url, tmp_path / "two", resume=named)) == [5, 10]
@@ -238,7 +309,7 @@ def steps(folder: Path) -> Sequence[int]:
 def test_a_look_changes_nothing_in_the_store(storage: Storage, tmp_path: Path):
     run, url = Run(tmp_path / "run"), "s3://bucket/look"
     run.save(5, 1)
-    push_of(url, run).run(everything=True)
+    send(url, run)
     before = ObjectStore(url).list()
     assert steps(local_folder(url, tmp_path / "cache")) == [5]
     assert steps(local_folder(url, tmp_path / "cache")) == [5]

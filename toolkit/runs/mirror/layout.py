@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,13 +77,13 @@ def committed(objects: Mapping[str, Stored]) -> list[str]:
     return sorted(steps | {folder for folder in instead if folder.rsplit("-", 1)[-1].isdecimal()}, key=step_of)
 
 
-def unmarked(objects: Mapping[str, Stored]) -> set[str]:
-    """Folders of checkpoints without a marker."""
-    folders = {
-        "/".join(key.split("/")[:2]) for key in objects if key.startswith(f"{CHECKPOINTS}/") and key.count("/") > 1
-    }
-    names = {folder for folder in folders if folder.rsplit("/", 1)[-1].removeprefix(FORMER).startswith("step-")}
-    return {folder for folder in names if f"{folder}/{COMMITTED}" not in objects}
+def leftovers(objects: Mapping[str, Stored], kept: Collection[str]) -> set[str]:
+    """Folders of checkpoints that interrupted attempts left: without a marker, or former ones that were replaced."""
+    folders = {"/".join(key.split("/")[:2]) for key in objects if key.startswith(f"{CHECKPOINTS}/")}
+    plain = {folder: f"{CHECKPOINTS}/{folder.rsplit('/', 1)[-1].removeprefix(FORMER)}" for folder in folders}
+    named = {folder: name for folder, name in plain.items() if name.startswith(f"{CHECKPOINTS}/step-")}
+    marked = {folder for folder in named if f"{folder}/{COMMITTED}" in objects}
+    return {folder for folder, name in named.items() if folder not in kept and (folder not in marked or name in kept)}
 
 
 def source_of(folder: str, objects: Mapping[str, Stored]) -> str:

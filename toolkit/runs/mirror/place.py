@@ -10,11 +10,12 @@ from typing import Any
 from toolkit.config.data_roots import is_url
 from toolkit.config.settings import Settings
 from toolkit.runs.mirror import layout
+from toolkit.runs.mirror.layout import FileState
 from toolkit.runs.mirror.pull import pull
 from toolkit.runs.mirror.sender import Job
 from toolkit.runs.mirror.state import State
 from toolkit.runs.mirror.uploader import Uploader
-from toolkit.runs.mirror.writer import Note, Writer
+from toolkit.runs.mirror.writer import Note, Writer, read_note
 from toolkit.system import console, files, locks, run_urls, storage, stores
 from toolkit.system.errors import InputError, StoreError
 from toolkit.system.locks import Lock
@@ -71,7 +72,6 @@ class Mirror(Place):
         self._lost = lost
         self._lock = Lock(self._folder.parent / ".lock")
         self._state_file = self._folder.parent / "mirror.json"
-        self._state = State()
         self._uploader: Uploader | None = None
         console.show_as(str(self._folder), url)
         own: dict[str, Any] = {}
@@ -86,10 +86,7 @@ class Mirror(Place):
             self._take_folder()
             try:
                 objects = within(START_S, self._store.list)
-                note = Note.read(self._store.read(layout.WRITER))
-                self._state = State.read(self._state_file)
-                self._reconcile(objects, note.token if note else None)
-                self._state.write(self._state_file)
+                self._reconcile(objects, read_note(self._store))
             finally:
                 self._lock.release()
 
@@ -105,19 +102,15 @@ class Mirror(Place):
     def _open(self) -> None:
         store, writer = self._store, Writer(self._store)
         within(START_S, store.list)  # before anything is written there
-        self._state = State.read(self._state_file)
-        self._state.tokens = (*self._state.tokens, writer.token)  # before it is in the store: a kill may come between
-        self._state.write(self._state_file)
-        last = within(START_S, lambda: writer.claim(self._state.tokens), store)
+        known = State.read(self._state_file).authors
+        found = within(START_S, lambda: writer.claim(known), store)
         try:
-            self._reconcile(store.list(), last)
+            self._reconcile(store.list(), found, writer.note.token)
         except BaseException:
-            within(RELEASE_S, lambda: writer.release(wrote=False))
+            within(RELEASE_S, writer.release)
             raise
-        self._state.tokens = (*([last] if last else []), writer.token)
-        self._state.write(self._state_file)
-        note, before = writer.notes
-        job = Job(store.url, str(self._folder), self._keep, str(self._state_file), note, before)
+        note = writer.note.to_bytes().decode()
+        job = Job(store.url, str(self._folder), self._keep, str(self._state_file), note)
         self._uploader = Uploader(job, self._lost)
         log.info("output    %s, sent there from %s while it trains", store.url, self._folder)
 
@@ -168,34 +161,45 @@ class Mirror(Place):
             told = f" ({holder})" if holder else ""
             raise InputError(f"{self._flag}: another run is using it{told}; wait for it, or choose another")
 
-    def _reconcile(self, objects: Mapping[str, Stored], last: str | None) -> None:
-        """Keep the local directory if nobody else wrote into the store since, else fetch what is there."""
-        if last in self._state.tokens:
-            known = self._state.records
-            same = {key: state for key, state in known.items() if key in objects and objects[key].size == state.size}
-            self._state.records = same
-            return
-        self._leave_behind(objects)
-        self._state = State((last,) if last else ())
+    def _reconcile(self, objects: Mapping[str, Stored], note: Note | None, own: str = "") -> None:
+        """Keep the local directory if nobody else wrote into the store since, else fetch what is there.
+
+        `note`: of who wrote there last; `own`: the token of this start. Once it is in the state, the directory is not
+        outdated, even if this process is killed.
+        """
+        state = State.read(self._state_file)
+        author = note.author if note else None
+        last = {author, note.token} if note else set[str | None]()
+        if self._folder.exists() and note and (last & {*state.authors} or author is None):
+            known = state.records.items()
+            records = {key: sent for key, sent in known if key in objects and objects[key].size == sent.size}
+        else:
+            self._leave_behind(objects, state)
+            records = self._fetched(objects)
+        State(tuple(filter(None, (author, own))), records).write(self._state_file)
+
+    def _fetched(self, objects: Mapping[str, Stored]) -> dict[str, FileState]:
+        """Fetch the run, if there is one; returns its records."""
         there = [key for key in objects if layout.is_record(key) or key.startswith(layout.CHECKPOINTS)]
         if there and "config.yaml" not in objects:
             raise InputError(f"{self._flag}: there are other files, such as {sorted(there)[0]}; give another place")
-        if there:
-            fresh = self._folder.with_name(f".tmp-{self._folder.name}")
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir()
-            within(START_S, lambda: pull(self._store, objects, fresh, self._step), self._store)
-            fresh.rename(self._folder)
-            self._state.records = dict(layout.records(self._folder))
+        if not there:
+            return {}
+        fresh = self._folder.with_name(f".tmp-{self._folder.name}")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        within(START_S, lambda: pull(self._store, objects, fresh, self._step), self._store)
+        fresh.rename(self._folder)
+        return dict(layout.records(self._folder))
 
-    def _leave_behind(self, objects: Mapping[str, Stored]) -> None:
+    def _leave_behind(self, objects: Mapping[str, Stored], state: State) -> None:
         """Make room for what the store has; a local directory that holds more than was sent is kept beside."""
         if not self._folder.exists():
             return
         sent = {layout.step_of(name) for name in layout.committed(objects)}
         steps = {layout.step_of(path.name) for path in (self._folder / layout.CHECKPOINTS).glob("step-*")}
         newer = max(steps, default=-1) > max(sent, default=-1)
-        if not newer and dict(layout.records(self._folder)) == self._state.records:
+        if not newer and dict(layout.records(self._folder)) == state.records:
             shutil.rmtree(self._folder)
             return
         kept = files.free_name(self._folder.with_name(f"{self._folder.name}.left"))

@@ -9,10 +9,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from toolkit.runs.committed import COMMITTED, MANIFEST, REPLACED, WENT_BACK, committed, read_manifest, step_of
 from toolkit.runs.mirror import layout
@@ -25,6 +26,17 @@ from toolkit.system.stores import ObjectStore, together
 log = logging.getLogger(__name__)
 
 
+class Right(Protocol):
+    """The right to write. `begin` comes before anything is changed, `check` before what counts.
+
+    Both raise StoreError.
+    """
+
+    def begin(self) -> None: ...
+
+    def check(self) -> None: ...
+
+
 @dataclass
 class Pushed:
     """What the store holds of this machine's directory: records by key, and checkpoints by folder."""
@@ -33,11 +45,12 @@ class Pushed:
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, store: ObjectStore, objects: Mapping[str, Stored]) -> "Pushed":
+    def find(cls, store: ObjectStore, objects: Mapping[str, Stored], right: Right) -> "Pushed":
         """The checkpoints in a store; a former one that was not replaced gets its own folder back."""
         found = cls()
         for folder in layout.committed(objects):
             if (source := layout.source_of(folder, objects)) != folder:
+                right.begin()
                 move(store, objects, source, folder)
             marks = (store.read(f"{folder}/{name}") for name in (COMMITTED, MANIFEST))
             mark, manifest = marks
@@ -46,12 +59,16 @@ class Pushed:
 
 
 def move(store: ObjectStore, objects: Mapping[str, Stored], source: str, target: str) -> None:
-    """Move a checkpoint within the store; what is at `target` goes first, and the marker comes last."""
-    erase(store, objects, target)
-    keys = layout.files_of(source, objects)
-    *others, mark = [partial(store.copy, key, f"{target}/{key.removeprefix(f'{source}/')}") for key in keys]
-    together(others)
-    mark()
+    """Move a checkpoint within the store; what is at `target` goes first, and the marker comes last.
+
+    If the marker at `source` is gone, all was moved by an attempt that was interrupted while it cleared away.
+    """
+    if f"{source}/{COMMITTED}" in objects:
+        erase(store, objects, target)
+        keys = layout.files_of(source, objects)
+        *others, mark = [partial(store.copy, key, f"{target}/{key.removeprefix(f'{source}/')}") for key in keys]
+        together(others)
+        mark()
     erase(store, objects, source)
 
 
@@ -84,18 +101,17 @@ class Progress:
 class Push:
     """Brings a store up to what a run's directory is.
 
-    `keep`: newest checkpoints to keep there. `holds`: whether this machine may still write. `sent`: files of the
-    checkpoint that is being sent which are there already, so that an interrupted one goes on.
+    `keep`: newest checkpoints to keep there. `sent`: files of the checkpoint that is being sent which are there
+    already, so that an interrupted one goes on.
     """
 
     store: ObjectStore
     folder: Path
     keep: int
-    holds: Callable[[], bool]
+    right: Right
     pushed: Pushed
     sent: set[str] = field(default_factory=set)
     progress: Progress = field(default_factory=Progress)
-    wrote: bool = False  # whether anything was
 
     def pending(self) -> list[Path]:
         """Committed checkpoints to send, the newest last: that, and the one of the best model that it names."""
@@ -118,6 +134,7 @@ class Push:
         Raises StoreError, and OSError if the directory cannot be read.
         """
         for path in self.pending():
+            self.right.begin()
             self._checkpoint(path)
         if self._newer():
             self._set_newer_aside(self.store.list())
@@ -159,9 +176,7 @@ class Push:
         self.store.send(outgoing / MANIFEST, f"{folder}/{MANIFEST}")
         objects = self.store.list()
         self._verify(outgoing, folder, objects)
-        if not self.holds():
-            raise StoreError("another machine has taken over")
-        self.wrote = True
+        self.right.check()
         self.store.send(outgoing / COMMITTED, f"{folder}/{COMMITTED}")
         self.progress.done()
         self.pushed.checkpoints[folder] = Checkpoint(mark, layout.best_step(manifest))
@@ -172,7 +187,6 @@ class Push:
     def _send_file(self, file: Path, folder: str, outgoing: Path, mark: str) -> None:
         name = file.relative_to(outgoing).as_posix()
         if f"{mark}{name}" not in self.sent:
-            self.wrote = True
             self.store.send(file, f"{folder}/{name}", self.progress.part)
             self.sent.add(f"{mark}{name}")
             self.progress.done()
@@ -203,9 +217,8 @@ class Push:
             self.progress.done()
 
         if changed or self.pushed.records.keys() - local.keys():
-            if not self.holds():
-                raise StoreError("another machine has taken over")
-            self.wrote = True
+            self.right.begin()
+            self.right.check()
         together(partial(send, key, state) for key, state in changed.items())
         for key in [key for key in self.pushed.records if key not in local]:
             self.store.remove(key)
@@ -228,7 +241,8 @@ class Push:
 
     def _set_newer_aside(self, objects: Mapping[str, Stored]) -> None:
         for folder in self._newer():
-            self.wrote = True
+            self.right.begin()
+            erase(self.store, objects, layout.former(folder))  # else it would count in its place
             move(self.store, objects, folder, f"{layout.CHECKPOINTS}/{REPLACED}{folder.rsplit('/', 1)[-1]}")
             del self.pushed.checkpoints[folder]
 
@@ -242,9 +256,10 @@ class Push:
             if (best := self.pushed.checkpoints[folder].best_step) is not None
         }
         for folder in [folder for folder in found if folder not in kept]:
+            erase(self.store, objects, layout.former(folder))
             erase(self.store, objects, folder)
             del self.pushed.checkpoints[folder]
-        for folder in layout.unmarked(objects) - {*self.pushed.checkpoints}:  # what an interrupted start left
+        for folder in layout.leftovers(objects, self.pushed.checkpoints):
             erase(self.store, objects, folder)
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 from toolkit.runs.mirror.layout import CHECKPOINTS
 from toolkit.runs.mirror.push import Push, Pushed
 from toolkit.runs.mirror.state import State
-from toolkit.runs.mirror.writer import Writer
+from toolkit.runs.mirror.writer import Note, Writer
 from toolkit.system import storage
 from toolkit.system.errors import StoreError
 from toolkit.system.stores import ObjectStore
@@ -34,14 +34,13 @@ SETTLE, CLOSE = "settle", "close"
 
 @dataclass(frozen=True)
 class Job:
-    """What to send where; `note`: of the right to write, which was taken already; `before`: the note before it."""
+    """What to send where; `note`: of the right to write, which was taken already."""
 
     url: str
     folder: str
     keep: int
     state: str
     note: str
-    before: str | None
 
     def to_line(self) -> str:
         return f"{json.dumps(asdict(self))}\n"
@@ -72,8 +71,7 @@ class Sender:
     def __init__(self, job: Job, telling: Telling) -> None:
         self._job, self._telling = job, telling
         self._store, self._folder = ObjectStore(job.url), Path(job.folder)
-        before = None if job.before is None else job.before.encode()
-        self._writer = Writer(ObjectStore(job.url), job.note.encode(), before)
+        self._writer = Writer(ObjectStore(job.url), Note.read(job.note.encode()))
         self._state = State.read(Path(job.state))
         self._push: Push | None = None
         self._began = time.monotonic()
@@ -97,7 +95,7 @@ class Sender:
         """Give the right to write back; what is being sent is given up."""
         self._over = True
         with contextlib.suppress(StoreError):
-            self._writer.release(self._push is not None and self._push.wrote)
+            self._writer.release()
 
     def _work(self) -> None:
         failures = 0
@@ -128,9 +126,9 @@ class Sender:
                 self._changed.wait_for(lambda before=asked: self._over or self._asked > before, pause)  # type: ignore[misc]
 
     def _opened(self) -> Push:
-        pushed = Pushed.find(self._store, self._store.list())
+        pushed = Pushed.find(self._store, self._store.list(), self._writer)
         pushed.records = self._state.records
-        return Push(self._store, self._folder, self._job.keep, self._writer.holds, pushed)
+        return Push(self._store, self._folder, self._job.keep, self._writer, pushed)
 
     def _is_new(self, push: Push) -> bool:
         """Whether a checkpoint was committed or set aside since the last success."""

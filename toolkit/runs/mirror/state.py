@@ -11,9 +11,9 @@ from toolkit.system import files
 
 @dataclass
 class State:
-    """`tokens`: of writers after whom the directory here is not outdated; `records`: as they were when sent."""
+    """`authors`: if one of them wrote last, the directory is up to date or ahead; `records`: as they were when sent."""
 
-    tokens: tuple[str, ...] = ()
+    authors: tuple[str, ...] = ()
     records: dict[str, FileState] = field(default_factory=dict)
 
     @classmethod
@@ -21,9 +21,9 @@ class State:
         """Empty if there is none, or none that can be read."""
         try:
             values: dict[str, Any] = json.loads(path.read_text())
-            return cls(tuple(values["tokens"]), {key: FileState(*state) for key, state in values["records"].items()})
+            return cls(tuple(values["authors"]), {key: FileState(*state) for key, state in values["records"].items()})
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
 
     def write(self, path: Path) -> None:
-        files.write_json(path, {"tokens": self.tokens, "records": dict(self.records)})
+        files.write_json(path, {"authors": self.authors, "records": dict(self.records)})

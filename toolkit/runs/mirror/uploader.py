@@ -17,6 +17,7 @@ from toolkit.system.console import LIFE_SIGN_S
 log = logging.getLogger(__name__)
 
 SILENT_S = 5.0  # from when on a line says that uploads are waited for
+MOST_DEATHS = 5  # of the process, by which it is given up
 CLOSE_S = 15.0  # longest wait for the right to write to be given back
 MODULE = "toolkit.runs.mirror.sender"
 
@@ -27,7 +28,7 @@ class Uploader:
     def __init__(self, job: Job, lost: Callable[[str], object]) -> None:
         self._job, self._lost = job, lost
         self._settled = self._asked = 0
-        self._failure, self._left, self._over = "", 0, False
+        self._failure, self._left, self._deaths, self._over = "", 0, 0, False
         self.is_lost = False  # another machine has taken over
         self._arrived = time.monotonic()
         self._changed = threading.Condition()
@@ -99,9 +100,13 @@ class Uploader:
         code = process.wait()
         if self._over:
             return
-        log.warning("the process that uploads to %s ended (%d); it is started again", self._job.url, code)
+        self._deaths += 1
+        told = "it is started again" if self._deaths < MOST_DEATHS else "nothing more is uploaded"
+        log.warning("the process that uploads to %s ended (%d); %s", self._job.url, code, told)
+        with self._changed:
+            self._failure = f"the process that uploads ended ({code})"
         time.sleep(SILENT_S)
-        if not self._over:
+        if not self._over and self._deaths < MOST_DEATHS:
             self._process = self._started()
             if self._asked > self._settled:
                 self._ask(f"{SETTLE} {self._asked}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from toolkit.runs.mirror.layout import WRITER
 from toolkit.system import locks
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, StoreError
 from toolkit.system.locks import Holder
 from toolkit.system.stores import ObjectStore
 
@@ -31,15 +31,25 @@ SETTLE_S = 1.0  # between taking over and looking whether another one did too
 
 @dataclass(frozen=True)
 class Note:
-    """`token`: of the start of a run that wrote it; `beat`: number of its sign of life; `released`: it has ended."""
+    """`token`: of one start of a run; `former`: the author before it; `wrote`: whether it has changed the run.
+
+    `beat`: number of its sign of life; `released`: it has ended.
+    """
 
     token: str
     holder: Holder
+    former: str | None = None
+    wrote: bool = False
     beat: int = 0
     released: bool = False
 
+    @property
+    def author(self) -> str | None:
+        """The token of the start that last changed the run; None if none has."""
+        return self.token if self.wrote else self.former
+
     def to_bytes(self) -> bytes:
-        own = {"token": self.token, "beat": self.beat, "released": self.released}
+        own = {field.name: getattr(self, field.name) for field in fields(Note) if field.name != "holder"}
         return f"{json.dumps({**own, **asdict(self.holder)})}\n".encode()
 
     @classmethod
@@ -47,61 +57,51 @@ class Note:
         """None if there is no note, or none that can be read."""
         try:
             values: dict[str, Any] = json.loads(content or b"")
-            known = {field.name: values[field.name] for field in fields(Holder) if field.name in values}
-            return cls(str(values["token"]), Holder(**known), int(values["beat"]), bool(values["released"]))
+            holder = Holder(**{field.name: values[field.name] for field in fields(Holder) if field.name in values})
+            own = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+            return cls(**{**own, "holder": holder})
         except (ValueError, KeyError, TypeError):
             return None
 
 
+def read_note(store: ObjectStore) -> Note | None:
+    """Who writes, or wrote last; raises StoreError."""
+    return Note.read(store.read(WRITER))
+
+
 class Writer:
-    """The right to write into a store, of this process, or of that which took it with `note`.
+    """The right to write into a store: of this process, or passed on from the one that took it, by `note`."""
 
-    `before`: the note that was there before.
-    """
-
-    def __init__(self, store: ObjectStore, note: bytes | None = None, before: bytes | None = None) -> None:
+    def __init__(self, store: ObjectStore, note: Note | None = None) -> None:
         self._store = store
         since = f"{datetime.now().astimezone():%c %Z}"
-        own = Note(uuid.uuid4().hex, replace(locks.myself(), since=since, at=time.time()))
-        self._note = Note.read(note) or own
-        self._before = before
+        self.note = note or Note(uuid.uuid4().hex, replace(locks.myself(), since=since, at=time.time()))
+        self._writing = threading.Lock()
         self._over = threading.Event()
         self._beating: threading.Thread | None = None
         self.lost_to: Note | None = None  # who took over
 
-    @property
-    def token(self) -> str:
-        return self._note.token
-
-    @property
-    def notes(self) -> tuple[str, str | None]:
-        """The note of this writer, and the one before it: what another process needs to go on."""
-        before = None if self._before is None else self._before.decode(errors="replace")
-        return self._note.to_bytes().decode(), before
-
-    def claim(self, known: Collection[str]) -> str | None:
-        """Take the right to write; returns the token of the last writer, None if there was none.
+    def claim(self, known: Collection[str]) -> Note | None:
+        """Take the right to write; returns the note that was there.
 
         `known`: tokens of earlier starts on this machine, whose processes are gone. Waits for a writer that may be
         gone. Raises InputError if it lives, and StoreError.
         """
-        self._before = self._store.read(WRITER)
-        found = Note.read(self._before)
-        if self._before is None:
-            if self._store.write(WRITER, self._note.to_bytes(), new=True):
-                return None
-            self._before = self._store.read(WRITER)  # another one came first
-            found = Note.read(self._before)
+        content = self._store.read(WRITER)
+        if content is None and self._store.write(WRITER, self.note.to_bytes(), new=True):
+            return None
+        found = Note.read(content) or read_note(self._store)  # another one came first
         free = found is None or found.released or found.token in known or found.holder.is_alive is False
-        if not free:
-            assert found is not None
-            self._wait_for(found)
-        self._store.write(WRITER, self._note.to_bytes())
+        if found is not None:
+            if not free:
+                self._wait_for(found)
+            self.note = replace(self.note, former=found.author)
+        self._store.write(WRITER, self.note.to_bytes())
         if not free:
             time.sleep(SETTLE_S)
-            if (now := Note.read(self._store.read(WRITER))) and now.token != self.token:
+            if (now := read_note(self._store)) and now.token != self.note.token:
                 raise self._in_use(now)
-        return found.token if found else None
+        return found
 
     def _wait_for(self, found: Note) -> None:
         """Return once a writer counts as gone; raises InputError as soon as it shows that it lives."""
@@ -119,16 +119,16 @@ class Writer:
                 )
                 told = True
             time.sleep(LOOK_S)
-            now = Note.read(self._store.read(WRITER))
+            now = read_note(self._store)
             if now is None or now.released:
                 return
-            if (now.token, now.beat) != (found.token, found.beat):
+            if (now.token, now.beat, now.wrote) != (found.token, found.beat, found.wrote):
                 raise self._in_use(now)
         log.warning("%s: taken over from %s, which gives no sign", self._store.url, found.holder)
 
     def _silent_s(self) -> float:
         """How long the note is unchanged, by the store's own clock; 0 if it does not tell."""
-        probe = f"{WRITER}.{self.token}"
+        probe = f"{WRITER}.{self.note.token}"
         self._store.write(probe, b"")
         objects = self._store.list()
         self._store.remove(probe)
@@ -140,42 +140,52 @@ class Writer:
         return InputError(f"--output-dir {self._store.url}: another run is using it ({found.holder}); {remedy}")
 
     def start(self, lost: Callable[[str], object]) -> None:
-        """Begin to give signs of life; `lost`: called once with the reason when another machine has taken over."""
+        """Begin to give signs of life; `lost`: called with the reason when another machine has taken over."""
         self._beating = threading.Thread(target=self._beat, args=(lost,), daemon=True, name="writer")
         self._beating.start()
 
     def _beat(self, lost: Callable[[str], object]) -> None:
         while not self._over.wait(BEAT_S):
             try:
-                if not self.holds():
-                    lost(self.lost())
-                    return
-                self._note = replace(self._note, beat=self._note.beat + 1)
-                self._store.write(WRITER, self._note.to_bytes())
+                self._rewrite(beat=self.note.beat + 1)
             except Exception as error:  # the next one may succeed
                 log.debug("no sign of life: %s", error)
+            if self.lost_to is not None:
+                lost(self.lost())
+                return
+
+    def begin(self) -> None:
+        """Note that from now on the run is changed; raises StoreError if another machine has taken over."""
+        if not self.note.wrote:
+            self._rewrite(wrote=True)
+
+    def _rewrite(self, **changes: Any) -> None:
+        with self._writing:
+            self.check()
+            self._store.write(WRITER, replace(self.note, **changes).to_bytes())
+            self.note = replace(self.note, **changes)
+
+    def check(self) -> None:
+        """Raise StoreError if the note names another start, or the store does not tell."""
+        found = read_note(self._store)
+        if found is not None and found.token != self.note.token:
+            self.lost_to = found
+        if self.lost_to is not None:
+            raise StoreError("another machine has taken over")
 
     def lost(self) -> str:
         """Who took over."""
         return f"{self.lost_to and self.lost_to.holder}, which took over {self._store.url}"
 
-    def holds(self) -> bool:
-        """Whether the note still names this process; raises StoreError if the store does not tell."""
-        found = Note.read(self._store.read(WRITER))
-        if found is not None and found.token != self.token:
-            self.lost_to = found
-        return self.lost_to is None
-
-    def release(self, wrote: bool) -> None:
-        """End the right to write. Without `wrote` the token of the last writer is put back: the run was not changed."""
+    def release(self) -> None:
+        """End the right to write; raises StoreError."""
         self._over.set()
         if self._beating is not None:
             self._beating.join(BEAT_S)
-        if self.lost_to is not None or not self.holds():
+        if self.lost_to is not None:
             return
-        if wrote:
-            self._store.write(WRITER, replace(self._note, released=True).to_bytes())
-        elif (former := Note.read(self._before)) is not None:
-            self._store.write(WRITER, replace(former, released=True).to_bytes())
-        else:
+        if self.note.author is None:  # nothing was ever written
+            self.check()
             self._store.remove(WRITER)
+        else:
+            self._rewrite(released=True)
