@@ -16,7 +16,7 @@ import psutil
 import pytest
 from victim import newest
 
-from tests.conftest import ALL, PATIENCE_S, ROOT
+from tests.conftest import ALL, PATIENCE_S, ROOT, SLOW
 from tests.forkserver import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -90,6 +90,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_ranks([RECIPE, *FLAGS, "--output-dir", str(output)], timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return output
+
+
+@SLOW
+def test_torch_alone_does_not_come_back_from_a_restart(tmp_path: Path):
+    """The control: with the keys of torch, a process looks for its peers where they were before."""
+    (tmp_path / "worker.py").write_text(
+        "import datetime, os, signal\n"
+        "import torch.distributed as dist\n"
+        "dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=20))\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and dist.get_rank() == 1:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "dist.barrier()\n"
+    )
+    command = [*LAUNCHERS["static"], str(tmp_path / "worker.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode != 0
 
 
 CASES = [(name, rank) for name in LAUNCHERS for rank in (0, 1)] if ALL else [("static", 0), ("c10d", 1)]
