@@ -4,9 +4,12 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,6 +70,31 @@ class Machine:
         data = () if "--data-root" in flags else BUILT_IN
         words = (*FLAGS, *data, "--output-dir", url, "--cache-dir", str(self.disk), *flags)
         return [sys.executable, str(ROOT / "recipes/multiscale.py"), *words]
+
+    @contextmanager
+    def in_step(self, url: str, storage: Storage, *flags: str) -> Iterator[Training]:
+        """A training that goes on, and stands still while the store has not got its newest checkpoint."""
+        over = threading.Event()
+        with self.training(url, *flags) as training:
+            pacer = threading.Thread(target=self._pace, args=(training, storage, len(storage.written), over))
+            pacer.start()
+            try:
+                yield training
+            finally:
+                over.set()
+                pacer.join()
+
+    def _pace(self, training: Training, storage: Storage, first: int, over: threading.Event) -> None:
+        while not over.wait(0.02) and training.process.poll() is None:
+            here = [layout.step_of(path.name) for path in self.disk.glob("runs/*/*/checkpoints/step-*")]
+            there = [layout.step_of(key.removesuffix(MARK)) for key in storage.written[first:] if key.endswith(MARK)]
+            behind = max(here, default=0) > max(there, default=0) and max(here) > self.fetched(training)
+            training.process.send_signal(signal.SIGSTOP if behind else signal.SIGCONT)
+
+    def fetched(self, training: Training) -> int:
+        """The step of the newest checkpoint that a training found in the store."""
+        found = re.findall(r"fetching step-(\d+)", (training.log / "out").read_text())
+        return max(map(int, found), default=0)
 
     @contextmanager
     def training(self, url: str, *flags: str) -> Iterator[Training]:

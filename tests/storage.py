@@ -63,6 +63,7 @@ class Storage:
     put: Callable[[Path], None]
     fetches: list[Fetch] = field(default_factory=list)
     delay_s: float = 0.0  # before what is fetched is sent
+    written: list[str] = field(default_factory=list)  # names of objects
     gate: Callable[[Request], object] = lambda _: True
     after: Callable[[Request], object] = lambda _: None
 
@@ -177,6 +178,7 @@ def counted(backend: tuple[str, int], storage: Storage) -> Iterator[int]:
             self.end_headers()
             self.wfile.write(body)
             connection.close()
+            storage.written.extend([request.key] * (request.method in ("PUT", "POST")))
             storage.after(request)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815

@@ -80,7 +80,7 @@ def test_a_run_on_shards_of_a_store_ends_alike_when_its_machine_is_lost(cloud: S
         marks.extend([request.key] * is_mark(request))
         return len(marks) == 2
 
-    with lost.training(url, *on_shards) as training:
+    with lost.in_step(url, cloud, *on_shards) as training:
         killing_at(cloud, training, second_mark, before=False)
         assert training.ended().code == -signal.SIGKILL
     reopen(cloud)
@@ -104,7 +104,7 @@ def test_a_run_ends_alike_when_each_of_its_machines_is_lost_at_a_drawn_request(
             left[0] -= request.writes
             return left[0] <= 0
 
-        with machine.training(url) as training:
+        with machine.in_step(url, storage) as training:
             killing_at(storage, training, due, before=bool(rng.integers(2)))
             told = training.ended()
         reopen(storage)
@@ -170,7 +170,7 @@ def test_what_a_stopped_run_saved_is_in_the_store_before_it_ends(
     storage: Storage, whole: dict[str, Any], tmp_path: Path
 ):
     lost, fresh, url = Machine(tmp_path / "lost"), Machine(tmp_path / "fresh"), place_of(storage, "e")
-    with lost.training(url) as training:
+    with lost.in_step(url, storage) as training:
         training.wait_until(lambda: steps_in(url))
         training.process.terminate()
         told = training.ended()
@@ -196,7 +196,7 @@ def test_a_machine_that_is_gone_is_waited_for_a_minute_and_one_that_lives_is_not
     storage: Storage, whole: dict[str, Any], tmp_path: Path
 ):
     lost, fresh, url = Machine(tmp_path / "lost"), Machine(tmp_path / "fresh"), place_of(storage, "f")
-    with lost.training(url) as training:
+    with lost.in_step(url, storage) as training:
         training.wait_until(lambda: steps_in(url))
     of_another_machine(url)
     with fresh.training(url) as training:

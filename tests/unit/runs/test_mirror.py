@@ -122,6 +122,7 @@ def test_what_is_in_the_store_can_be_resumed_after_every_request(storage: Storag
     sent(20, 21)
     run.go_back(15)
     run.save(18, 180, best=5)
+    (run.folder / "summary.json").write_text("{}")
     sent(18, 180)
     storage.after = lambda _: None
 
@@ -136,6 +137,7 @@ def test_what_is_in_the_store_can_be_resumed_after_every_request(storage: Storag
         gone_back = [(15, 15.0)] if done == len(ends) - 1 else []  # and nothing new is there yet
         assert state in [*there[done : done + 2], *gone_back], (number, request.method, request.key)
         assert number < ends[done][0] or state == there[done + 1]
+        assert state == there[-1] or not (tmp_path / f"fresh-{number}/summary.json").exists()
     assert state == (18, 180.0)
     left = ObjectStore("s3://bucket/again").list()
     assert left.keys() == ObjectStore("s3://bucket/every").list().keys()

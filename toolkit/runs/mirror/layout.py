@@ -12,6 +12,7 @@ from toolkit.system.stored import Stored
 
 WRITER = ".writer.json"  # who may write here; a note like that of a lock
 CHECKPOINTS = "checkpoints"
+LAST = ("summary.json",)  # says that a run is finished, and so vouches for all else
 KEPT_HIDDEN = (".went-back-to", ".dashboard-")  # other hidden files are about this machine
 FETCHED = ("best", "predictions")  # folders that a run goes on writing; others, such as wandb/, only grow in the store
 

@@ -2,14 +2,14 @@
 
 Objects are replaced whole. A checkpoint's files come first, then the records, which so hold at least what the
 checkpoint needs, then its manifest and, once all sizes are verified, its marker. Only then older checkpoints go, each
-with its marker first.
+with its marker first. How the run ended comes last of all.
 """
 
 import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -140,6 +140,7 @@ class Push:
             self._set_newer_aside(self.store.list())
         if everything:
             self._records()
+            self._records(layout.LAST)
 
     def _is_there(self, path: Path) -> bool:
         """Whether the store has it; a checkpoint that is gone here is nothing to send."""
@@ -203,9 +204,9 @@ class Push:
                 there = "is not there" if found is None else f"has {found.size} bytes instead of {size}"
                 raise StoreError(f"{folder}/{name} {there if found is None or found.size != size else 'was damaged'}")
 
-    def _records(self) -> None:
-        """Send the records that changed, and delete those that are gone here."""
-        local = dict(layout.records(self.folder))
+    def _records(self, last: Collection[str] = ()) -> None:
+        """Send the records that changed, delete those that are gone here; `last`: also these, which come after all."""
+        local = {key: state for key, state in layout.records(self.folder) if key not in layout.LAST or key in last}
         changed = {key: state for key, state in local.items() if self.pushed.records.get(key) != state}
 
         def send(key: str, state: FileState) -> None:
@@ -216,11 +217,12 @@ class Push:
             self.pushed.records[key] = state
             self.progress.done()
 
-        if changed or self.pushed.records.keys() - local.keys():
+        gone = [key for key in self.pushed.records if key not in local and not (self.folder / key).exists()]
+        if changed or gone:
             self.right.begin()
             self.right.check()
         together(partial(send, key, state) for key, state in changed.items())
-        for key in [key for key in self.pushed.records if key not in local]:
+        for key in gone:
             self.store.remove(key)
             del self.pushed.records[key]
 

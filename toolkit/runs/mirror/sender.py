@@ -23,6 +23,7 @@ from toolkit.runs.mirror.state import State
 from toolkit.runs.mirror.writer import Note, Writer
 from toolkit.system import storage
 from toolkit.system.errors import StoreError
+from toolkit.system.preemption import ORPHANED, SIGNALS
 from toolkit.system.stores import ObjectStore
 
 log = logging.getLogger("toolkit.upload")
@@ -163,8 +164,8 @@ class Sender:
 
 
 def main() -> None:
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)  # the run decides when it is enough
+    for number in (*SIGNALS, *([ORPHANED] if ORPHANED else [])):
+        signal.signal(number, signal.SIG_IGN)  # the run decides when it is enough
     telling = Telling(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)  # what a library prints
     logging.getLogger("toolkit").addHandler(telling)
