@@ -12,6 +12,7 @@ EXCEPTIONS = {
     "make [!d]*": "minutes, and among them this very suite: its rules are looked up (make -n)",
     "python benchmarks/*": "minutes to hours",
     "python3 -m venv *": "installs packages from an index, as any checkout's tests have done before",
+    "* s3://BUCKET/*": "needs a bucket: tests/faults/test_lost_machines.py trains in one",
     "pip install *": "installs packages from an index: that the extra exists is looked up",
     "wandb *": "needs an account and its servers: tests/recipes/test_sweeps.py does what an agent does",
     "toolkit dashboard *": "needs an account: tests/recipes/test_dashboards.py runs it without one",
@@ -19,6 +20,7 @@ EXCEPTIONS = {
     "trackio *": "runs until it is stopped: tests/recipes/test_dashboards.py reads what it shows",
     "python serve.py *": "runs until it is stopped: tests/recipes/test_tutorial.py starts and stops it",
     "curl *": "asks that server, as tests/recipes/test_tutorial.py does",
+    "*//BUCKET*": "needs a bucket: tests/recipes/test_urls.py and tests/faults/test_lost_machines.py have one",
     "* alternating.py": "tests/recipes/test_strategy_guide.py runs it",
     "python tests/unit/test_api_page.py": "writes the page that this test compares with the code",
 }

@@ -101,7 +101,7 @@ def test_each_run_is_compared_with_the_first_when_there_are_several(finished: Pa
     for at in sizes[1:]:  # the same predictions
         assert at["differences"]["top1"] == pytest.approx(
             {"value": 0, "low": -100 * 1.96 * math.sqrt(2 / 102**2), "high": 100 * 1.96 * math.sqrt(2 / 102**2)}
-            | {"verdict": "undecided"}
+            | {"percent": True, "higher_is_better": True, "verdict": "undecided"}
         )
         assert (at["only_baseline"], at["only_run"]) == (0, 0)
 

@@ -48,6 +48,11 @@ OTHERS = {
     "--ntasks-per-node",
     "--num_processes",
     "--shutdown_timeout",
+    "--max_restarts",
+    "--max-restarts",
+    "--rdzv-backend",
+    "--master-port",
+    "--main_process_port",
 }
 NO_GPUS = "--config_file accelerate_configs/multi_gpu.yaml "  # tests/recipes/test_accelerate_configs.py reads the file
 LAUNCHER = re.compile(r"^(?:accelerate launch|torchrun)(?: --(?:quiet|standalone)| --[\w-]+ \S+)* (?=recipes/)")

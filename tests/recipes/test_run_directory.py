@@ -89,7 +89,7 @@ def test_a_run_directory_holds_all_its_files_when_a_run_is_done(finished: Path):
 
 def test_the_config_holds_everything_resolved_but_the_directory_when_a_run_is_done(finished: Path):
     config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert set(Settings.model_fields) - {"output_dir", "resume", "alone", "take_over"} <= set(config)
+    assert set(Settings.model_fields) - {"output_dir", "resume", "alone", "take_over", "upload_wait_s"} <= set(config)
     assert (config["arch"], config["epochs"], config["learning_rate"], config["batch_size"]) == (
         "test_resnet",
         2,

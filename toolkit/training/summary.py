@@ -209,6 +209,8 @@ def record_loss(run: Run, cause: Exception) -> None:
     if run.accelerator.is_main_process:
         report.refresh(run.records.directory.path, at_once=True)
     run.records.tracking.finish(exit_code_of(cause))
+    if run.accelerator.is_main_process:
+        _warn(run.records.place.settle())
     run.records.directory.lock.release()
 
 

@@ -49,7 +49,7 @@ def test_settings_are_the_same_when_written_to_yaml_and_read_again(tmp_path: Pat
 
 def test_config_holds_every_learning_setting_when_written():
     written = config_of(Settings(), Progressive((20, 32)))
-    assert set(Settings.model_fields) - set(written) == {"output_dir", "resume", "alone", "take_over"}
+    assert set(Settings.model_fields) - set(written) == {"output_dir", "resume", "alone", "take_over", "upload_wait_s"}
     assert None not in (written["arch"], written["epochs"], written["learning_rate"])
 
 
