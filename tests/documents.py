@@ -20,7 +20,6 @@ EXCEPTIONS = {
     "trackio *": "runs until it is stopped: tests/recipes/test_dashboards.py reads what it shows",
     "python serve.py *": "runs until it is stopped: tests/recipes/test_tutorial.py starts and stops it",
     "curl *": "asks that server, as tests/recipes/test_tutorial.py does",
-    "*//BUCKET*": "needs a bucket: tests/recipes/test_urls.py and tests/faults/test_lost_machines.py have one",
     "* alternating.py": "tests/recipes/test_strategy_guide.py runs it",
     "python tests/unit/test_api_page.py": "writes the page that this test compares with the code",
 }
