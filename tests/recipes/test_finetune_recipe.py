@@ -109,12 +109,14 @@ def test_classes_get_weights_where_they_are_uneven(base: Path, tmp_path: Path):
     uneven = Path(shutil.copytree(even, tmp_path / "uneven"))
     for i in range(30):
         write_image(uneven / "train" / "cat" / f"more-{i}.png", seed=100 + i)
+    usual = Settings(data_root=str(uneven), arch="test_resnet", weights=base)
+    balanced = Settings(data_root=str(uneven), arch="test_resnet", weights=base, sampling="balanced")
     made = [
-        finetuning(Settings(data_root=str(root), arch="test_resnet", weights=base), SingleScale(16)).settings
-        for root in (even, uneven)
+        finetuning(settings, SingleScale(16)).settings
+        for settings in (Settings(data_root=str(even), arch="test_resnet", weights=base), usual, balanced)
     ]
-    assert [settings.class_weights for settings in made] == ["none", "inverse"]
-    assert [settings.class_weights_power for settings in made] == [1.0, 0.5]
+    assert [settings.class_weights for settings in made] == ["none", "inverse", "none"]
+    assert [settings.class_weights_power for settings in made] == [1.0, 0.5, 1.0]
 
 
 SWEPT = (*QUICK, "--epochs", "4", "--lr-find")

@@ -62,7 +62,8 @@ def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None =
     if not (model.batch_norms or settings.freeze or settings.model_from):
         fill("layer_decay", LAYER_DECAY)
     fill("ema_decay", round(1 - 1 / max(10.0, REACH * per_epoch * epochs), 4))
-    if _are_uneven(settings, splits) and fill("class_weights", "inverse") != "none":
+    plain = settings.sampling == "plain"  # else rare classes are favored already
+    if plain and _are_uneven(settings, splits) and fill("class_weights", "inverse") != "none":
         fill("class_weights_power", POWER)
     told = filled | ({"head_epochs": head_epochs} if head_epochs else {})
     words = (
