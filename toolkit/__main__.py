@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from toolkit.commands import TABLE, Entry
-from toolkit.config.base import nearest
 from toolkit.system import console
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, nearest
 from toolkit.system.exit_codes import exit_code
 
 ENTRIES = [entry for group in TABLE.values() for entry in group]

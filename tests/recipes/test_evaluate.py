@@ -273,8 +273,8 @@ def test_nothing_of_an_earlier_evaluation_is_left_when_another_is_written_there(
     Path("out/predictions/mine.csv").write_text("all my work")
     for split in ("val", "test"):
         assert evaluate(finished, "--scales", "16", "--split", split, "--output-dir", "out") == 0
-    names = sorted(path.name for path in Path("out/predictions").glob("*.csv"))
-    assert names == ["mine.csv", "test-classes.csv", "test.csv"]
+    names = sorted(path.name for path in Path("out/predictions").rglob("*.csv"))
+    assert names == ["mine.csv", "test.csv", "test.csv"]
     assert [path.parent.name for path in Path("out").rglob("*.jpg")] == ["test-hardest"] * 24
 
 

@@ -170,7 +170,7 @@ REFUSED = [
     (("--backbone-lr-scale", "0"), "--backbone-lr-scale 0: must be above 0"),
     (("--head-epochs", "3"), "--head-epochs 3: at most 2 of 3 epochs"),
     (("--head-epochs", "2"), "--warmup-epochs 1 must be smaller than the 1 epoch(s) behind the 2 of --head-epochs"),
-    (("--head-epochs", "0"), "--head-epochs 0: must be above 0"),
+    (("--head-epochs", "-1"), "--head-epochs -1: must be 0 or more"),
 ]
 
 

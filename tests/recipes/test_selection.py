@@ -231,7 +231,7 @@ def test_evaluate_tells_every_metric_with_its_interval_and_both_costs(
     for title in ("AUROC", "mAP", "worst class", "expected cost", "least expected cost", "which is"):
         assert title in out
     assert "most probable class" in out
-    with (tmp_path / "out/predictions/test-classes.csv").open(newline="") as file:
+    with (tmp_path / "out/predictions/classes/test.csv").open(newline="") as file:
         of_classes = {row["class"]: row for row in csv.DictReader(file)}
     assert [int(row["images"]) for row in of_classes.values()] == list(COUNTS["test"])
     assert float(of_classes[values["worst_class"]]["24px/recall"]) == pytest.approx(
@@ -349,7 +349,7 @@ def test_the_page_lists_the_classes_the_worst_first_and_what_evaluate_measured(b
     assert recipe("report")([str(run)]) == 0
     page = (run / "report.html").read_text()
     section = page.partition("<h2>Each class</h2>")[2].partition("</section>")[0]
-    with (run / "predictions" / "val-classes.csv").open(newline="") as file:
+    with (run / "predictions" / "classes" / "val.csv").open(newline="") as file:
         recall = {row["class"]: float(row["24px/recall"]) for row in csv.DictReader(file)}
     names = sorted(section.index(f"<th>{name}</th>") for name in CLASSES)
     assert [recall[name] for name in sorted(CLASSES, key=lambda name: section.index(f"<th>{name}</th>"))] == sorted(
@@ -378,6 +378,7 @@ def one_class_in_val(trees: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         (["--select-by", "expected_cost"], "--select-by expected_cost needs --cost-matrix: give its file, or another"),
         (["--select-by", "bayes_cost"], "--select-by bayes_cost needs --cost-matrix"),
         (["--select-by", "aurocc"], "--select-by aurocc: Classification measures top1, top5, loss"),
+        (["--select-by", "aurocc"], "did you mean auroc?"),
         (["--cost-matrix", "gone.csv"], "--cost-matrix gone.csv: no such file"),
         (["--cost-matrix", "few.csv"], "--cost-matrix few.csv, first row: 1 of 3 classes are missing: 'cedar'"),
         (

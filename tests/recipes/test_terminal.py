@@ -72,6 +72,7 @@ def commands(run: Path, data: Path) -> dict[str, list[str]]:
     few = ["--arch", "test_resnet", "--scales", "16", "--batch-sizes", "8", "--precisions", "float32", "--steps", "1"]
     return {
         "single_scale": plan,
+        "finetune": [*plan, "--weights", str(run)],
         "multiscale": [*plan, "--scales", "16,32"],
         "benchmark": few,
         "evaluate": [str(run), "--scales", "16", "--output-dir", "evaluation"],

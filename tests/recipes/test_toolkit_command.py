@@ -45,7 +45,7 @@ def test_the_list_of_commands_has_each_in_a_line(words: tuple[str, ...]):
         ("evaluate RUN --no-flip=off", "--no-flip takes no value: write --no-flip, or --flip=off"),
         ("evaluate RUN --lr 3", "there is no flag --lr; here it is --learning-rate, which only toolkit train has"),
         ("train multi --epochs --amp", "--epochs needs a value"),
-        ("evaluate --scales 32", "RUN is missing: the run directory"),
+        ("evaluate --scales 32", "RUN is missing: the run directory, or its URL"),
         ("train", "toolkit train: say which: toolkit train multi, single or finetune"),
         ("train --epochs 3", "toolkit train --epochs: say which: toolkit train multi, single or finetune"),
     ],

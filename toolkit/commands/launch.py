@@ -22,9 +22,8 @@ from typing import NoReturn
 
 import psutil
 
-from toolkit.config.base import nearest
 from toolkit.system import console
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, nearest
 from toolkit.system.exit_codes import DONE, FAILED, exit_code
 from toolkit.system.preemption import EXIT_CODE, HANGUP, SAME_EVENT_S, SIGNALS
 

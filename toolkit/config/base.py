@@ -1,6 +1,5 @@
 """Parts of settings: strict sections, lists, key=value pairs, and error messages. Imports no torch."""
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from pydantic import (
 from toolkit.config.other_tools import answer
 from toolkit.config.urls import local, without_secret
 from toolkit.config.yaml_values import fit, kinds_of, meaning, read_value
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, nearest
 
 
 def split_numbers(value: Any) -> Any:
@@ -62,12 +61,6 @@ KeyValues = Annotated[dict[str, Any], BeforeValidator(_meant)]
 def frozen(value: Any) -> Any:
     """A value of a YAML file as a field of a frozen dataclass holds it: lists as tuples."""
     return tuple(map(frozen, value)) if isinstance(value, list) else value
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the known name closest to a mistyped one; empty if none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def hint(name: str, known: Iterable[str]) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.config.base import nearest
-from toolkit.system.errors import InputError, first_line
+from toolkit.system.errors import InputError, first_line, nearest
 
 Seam = Literal["strategy", "task", "schedule", "dashboard", "source"]
 

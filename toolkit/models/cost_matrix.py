@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.config.base import nearest
-from toolkit.system.errors import InputError, expected
+from toolkit.system.errors import InputError, expected, nearest
 
 SHOWN = 3  # names in a message
 

@@ -11,13 +11,12 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from toolkit.config.base import nearest
 from toolkit.config.settings import Settings
 from toolkit.models.hub import label_names
 from toolkit.models.initial_weights import StoredWeights
 from toolkit.models.multiview import MultiView, replace_norms
 from toolkit.strategies.base import NormPolicy
-from toolkit.system.errors import InputError, first_line
+from toolkit.system.errors import InputError, first_line, nearest
 
 SAFE_CHANNELS = 16  # per group; see `_skip_pixels_first`
 # What timm and its hub client raise for a missing network, hub or file; it differs between their releases.

@@ -10,9 +10,8 @@ from timm.layers import RmsNorm
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from toolkit.config.base import nearest
 from toolkit.models.multiview import BATCH_NORMS, MultiView, ScaleNorm
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, nearest
 
 HEAD, LAST_NORM = "head", "last_norm"  # parts of `Phase.trainable`
 CLASSIFIERS = ("head", "classifier", "fc", "heads")  # children that are one, as timm and torchvision name them

@@ -7,10 +7,9 @@ import timm.optim
 import torch
 from torch import nn
 
-from toolkit.config.base import nearest
 from toolkit.config.settings import Settings
 from toolkit.models.optimizer_state import split_optimizer
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, nearest
 
 
 def create_optimizer(

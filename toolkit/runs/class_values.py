@@ -25,7 +25,7 @@ def keep(folder: Path, split: str, by_class: Mapping[str, ByClass], classes: Seq
 
 
 def write(folder: Path, split: str, by_class: Mapping[str, ByClass], classes: Sequence[str]) -> None:
-    """Write SPLIT-classes.csv, a row per class: its name, its images, and its values at each eval spec by name.
+    """Write classes/SPLIT.csv, a row per class: its name, its images, and its values at each eval spec by name.
 
     A cell is empty where a class has no such value. Nothing is written if the task tells nothing of classes.
     """
@@ -41,8 +41,9 @@ def write(folder: Path, split: str, by_class: Mapping[str, ByClass], classes: Se
         writer.writerow(
             [name, int(images[label]), *(f"{value:.6f}" if math.isfinite(value) else "" for value in cells)]
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(_path(folder, split), text.getvalue())
+    path = _path(folder, split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, text.getvalue())
 
 
 def read(folder: Path, split: str) -> dict[str, ByClass]:
@@ -68,4 +69,4 @@ def remove(folder: Path, split: str) -> None:
 
 
 def _path(folder: Path, split: str) -> Path:
-    return folder / f"{split}-classes.csv"
+    return folder / "classes" / f"{split}.csv"

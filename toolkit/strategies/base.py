@@ -18,7 +18,7 @@ from toolkit.config.choices import NORM_MODES, NormMode
 from toolkit.config.tables import entry_name
 from toolkit.strategies.measures import ImageValues, Weighing, by_measure
 from toolkit.strategies.measures import Metric as Metric
-from toolkit.system.errors import InputError
+from toolkit.system.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ class Task(ABC):
         found = [metric for metric in known if name in (metric.name, metric.title, metric.title.replace(" ", "_"))]
         if not found:
             names = ", ".join(metric.name for metric in known)
-            raise InputError(f"--select-by {name}: {cls.__name__} measures {names}")
+            hint = nearest(name, [metric.name for metric in known])
+            raise InputError(f"--select-by {name}: {cls.__name__} measures {names}{hint}")
         return found[0]
 
     @classmethod

@@ -1,10 +1,11 @@
 """Expected errors of a run; everything else is a bug and keeps its traceback."""
 
 import contextlib
+import difflib
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from toolkit.system import storage
 
@@ -198,3 +199,9 @@ def _of_the_system(error: OSError) -> Exception | None:
     if error.errno is None and (misused or not str(error).strip()):
         return None
     return (InputError if storage.is_of_path(error) else DiskError)(storage.line(error))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the known name closest to a mistyped one; empty if none is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

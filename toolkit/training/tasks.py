@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from toolkit.config.base import frozen, nearest
+from toolkit.config.base import frozen
 from toolkit.config.settings import Settings, default_of
 from toolkit.config.tables import TABLES, look_up
 from toolkit.models.classification import Classification
 from toolkit.models.multilabel import MultiLabel
 from toolkit.strategies.base import Task
-from toolkit.system.errors import InputError, first_line
+from toolkit.system.errors import InputError, first_line, nearest
 
 T = TypeVar("T")
 OURS = (Classification, MultiLabel)  # and tasks derived from them

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, Subset
 
-from toolkit.config.base import nearest
 from toolkit.config.data_roots import PYTHON_DATA
 from toolkit.data.sources.index import Found, Index
 from toolkit.data.sources.items import Items
 from toolkit.data.sources.label_rows import ADVICE, as_rows, count_in
 from toolkit.data.sources.labels import MOST_CLASSES, check_splits, count_classes
-from toolkit.system.errors import BadSampleError, InputError, first_line
+from toolkit.system.errors import BadSampleError, InputError, first_line, nearest
 
 SPLITS = ("train", "val", "test")
 

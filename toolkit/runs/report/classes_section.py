@@ -7,7 +7,7 @@ import numpy as np
 
 from toolkit.runs.report.records import ReportData
 
-MOST_CLASSES = 40  # rows; predictions/SPLIT-classes.csv has all
+MOST_CLASSES = 40  # rows; predictions/classes/SPLIT.csv has all
 TITLES = {"recall": "recall", "precision": "precision", "f1": "F1", "average_precision": "average precision"}
 
 
