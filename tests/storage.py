@@ -41,9 +41,12 @@ class Request(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The object's name; of Google's uploads it is in the query."""
-        name = parse_qs(urlsplit(self.path).query).get("name")
-        path = name[0] if name else urlsplit(self.path).path
+        """The object's name; of Google's uploads it is in the query, or in a part of the content before the object's."""
+        path = urlsplit(self.path).path
+        if path.startswith("/upload/"):
+            name = parse_qs(urlsplit(self.path).query).get("name")
+            described = re.search(rb'"name": *("(?:[^"\\]|\\.)*")', self.content[:4096])
+            return name[0] if name else json.loads(described[1]) if described else path
         return path.partition("/o/")[2] or path
 
     @property
