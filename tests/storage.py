@@ -41,7 +41,7 @@ class Request(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The object's name; of Google's uploads it is in the query, or in a part of the content before the object's."""
+        """The object's name; of Google's uploads it is in the query, or in the content before the object's own."""
         path = urlsplit(self.path).path
         if path.startswith("/upload/"):
             name = parse_qs(urlsplit(self.path).query).get("name")
