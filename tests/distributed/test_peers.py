@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests import forkserver
-from tests.conftest import PATIENCE_S, ROOT, recipe
+from tests.conftest import PATIENCE_S, ROOT, SLOW, recipe
 
 RECIPE = str(ROOT / "recipes" / "single_scale.py")
 LONG = ("--synthetic-count", "240", "--img-size", "16", "--batch-size", "24", "--epochs", "500", "--num-workers", "1")
@@ -124,7 +124,7 @@ def test_all_are_named_by_the_first_of_three(tmp_path: Path):
     assert texts == [f"error: {told}", f"error on rank 1: {told}"]
 
 
-@pytest.mark.slow
+@SLOW
 def test_processes_that_were_stopped_together_go_on(tmp_path: Path):
     """Ctrl-Z, a laptop that sleeps: time in which a process itself stands still is no silence of the others."""
     output = tmp_path / "run"
@@ -141,7 +141,7 @@ def test_processes_that_were_stopped_together_go_on(tmp_path: Path):
         assert [process.wait(PATIENCE_S) for process in processes] == [75, 75]
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_process_that_is_slow_is_waited_for(tmp_path: Path):
     """One rank takes more than twice the timeout to start, then the other in work that only it does."""
     output = tmp_path / "run"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests import storage as servers
-from tests.conftest import ALL
+from tests.conftest import ALL, SLOW
 from tests.machines import (
     MARK,
     Machine,
@@ -34,7 +34,7 @@ from toolkit.system import locks
 pytestmark = pytest.mark.slow
 
 KILLS = 20 if ALL else 3
-CLOUDS = ("s3", pytest.param("gs", marks=NEEDS_GCS), pytest.param("az", marks=NEEDS_AZURE))
+CLOUDS = ("s3", pytest.param("gs", marks=[NEEDS_GCS, SLOW]), pytest.param("az", marks=[NEEDS_AZURE, SLOW]))
 
 
 @pytest.fixture(params=CLOUDS)
@@ -122,6 +122,7 @@ def test_a_run_ends_alike_when_each_of_its_machines_is_lost_at_a_drawn_request(
     assert result(fetched(url, tmp_path / "copy")) == whole
 
 
+@SLOW
 def test_training_goes_on_when_the_store_does_not_answer_and_the_same_command_uploads_later(
     storage: Storage, whole: dict[str, Any], tmp_path: Path
 ):
@@ -149,6 +150,7 @@ def test_training_goes_on_when_the_store_does_not_answer_and_the_same_command_up
     assert result(fetched(url, tmp_path / "copy")) == whole
 
 
+@SLOW
 def test_uploads_work_again_when_the_store_answers_again(storage: Storage, whole: dict[str, Any], tmp_path: Path):
     machine, url, refused = Machine(tmp_path / "machine"), place_of(storage, "d"), list[Request]()
 
@@ -192,6 +194,7 @@ def of_another_machine(url: str, **changes: Any) -> None:
     there.pipe_file(f"{root}/.writer.json", json.dumps({**note, **elsewhere}).encode())
 
 
+@SLOW
 def test_a_machine_that_is_gone_is_waited_for_a_minute_and_one_that_lives_is_not_displaced(
     storage: Storage, whole: dict[str, Any], tmp_path: Path
 ):
@@ -245,6 +248,7 @@ def test_a_machine_stops_when_another_one_takes_over(storage: Storage, tmp_path:
     assert json.loads(after[".writer.json"])["token"] == "another"
 
 
+@SLOW
 def test_a_second_run_of_the_same_machine_is_refused(storage: Storage, tmp_path: Path):
     machine, url = Machine(tmp_path / "machine"), place_of(storage, "h")
     other = Machine(tmp_path / "other")  # another cache: only the store tells
@@ -258,6 +262,7 @@ def test_a_second_run_of_the_same_machine_is_refused(storage: Storage, tmp_path:
         assert locks.myself().host in told.err
 
 
+@SLOW
 def test_a_copy_that_another_machine_has_gone_past_is_kept_aside(
     storage: Storage, whole: dict[str, Any], tmp_path: Path
 ):

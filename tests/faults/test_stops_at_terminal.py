@@ -17,7 +17,7 @@ import pytest
 from test_signals import FLAGS, RECIPE, delivered, gone, handles, pids_of
 from victim import newest, slow_disk
 
-from tests.conftest import PATIENCE_S, ROOT, TORCHRUN
+from tests.conftest import PATIENCE_S, ROOT, SLOW, TORCHRUN
 
 CONFIG = str(ROOT / "accelerate_configs/multi_cpu.yaml")
 TOOLKIT = (sys.executable, "-m", "toolkit")
@@ -102,7 +102,7 @@ def check_end(terminal: Terminal, output: Path, name: str) -> None:
     assert gone(output)
 
 
-@pytest.mark.parametrize("launcher", [*(pytest.param(name, marks=slow) for name in [*OURS][:2]), "two processes"])
+@pytest.mark.parametrize("launcher", ["two processes", *(pytest.param(name, marks=SLOW) for name in [*OURS][:2])])
 def test_ctrl_c_ends_in_one_line_after_the_save(launcher: str, tmp_path: Path):
     output = tmp_path / "run"
     with training(output, OURS[launcher]) as terminal:
@@ -111,7 +111,7 @@ def test_ctrl_c_ends_in_one_line_after_the_save(launcher: str, tmp_path: Path):
 
 
 @slow
-@pytest.mark.parametrize("launcher", OURS)
+@pytest.mark.parametrize("launcher", [*[*OURS][:2], pytest.param("two processes", marks=SLOW)])
 def test_sigterm_to_the_program_ends_in_one_line_after_the_save(launcher: str, tmp_path: Path):
     output = tmp_path / "run"
     with training(output, OURS[launcher]) as terminal:
@@ -119,7 +119,7 @@ def test_sigterm_to_the_program_ends_in_one_line_after_the_save(launcher: str, t
         check_end(terminal, output, "SIGTERM")
 
 
-@pytest.mark.parametrize("launcher", ["python", *(pytest.param(name, marks=slow) for name in [*OURS][1:])])
+@pytest.mark.parametrize("launcher", ["python", *(pytest.param(name, marks=SLOW) for name in [*OURS][1:])])
 def test_a_run_is_saved_when_its_terminal_is_closed(launcher: str, tmp_path: Path):
     output = tmp_path / "run"
     with training(output, OURS[launcher]) as terminal:
@@ -129,7 +129,7 @@ def test_a_run_is_saved_when_its_terminal_is_closed(launcher: str, tmp_path: Pat
     assert newest(output) == delivered(output)[-1]["step"] + 1
 
 
-@slow
+@SLOW
 def test_a_run_goes_on_when_its_terminal_is_closed_and_nohup_started_it(tmp_path: Path):
     output = tmp_path / "run"
     with training(output, PYTHON, ignored=signal.SIGHUP) as terminal:
@@ -140,7 +140,7 @@ def test_a_run_goes_on_when_its_terminal_is_closed_and_nohup_started_it(tmp_path
         assert len(delivered(output)) >= steps + 5
 
 
-@slow
+@SLOW
 def test_torchrun_adds_its_own_words_but_only_after_the_save(tmp_path: Path):
     output = tmp_path / "run"
     with training(output, (*TORCHRUN, RECIPE)) as terminal:
@@ -170,7 +170,7 @@ def test_the_exit_code_is_that_of_the_command(launch: tuple[str, ...], tmp_path:
 
 
 @slow
-@pytest.mark.parametrize(("launcher", "rank"), [("one process", ""), ("two processes", "1")])
+@pytest.mark.parametrize(("launcher", "rank"), [pytest.param("one process", "", marks=SLOW), ("two processes", "1")])
 def test_a_process_that_is_killed_is_named(launcher: str, rank: str, tmp_path: Path):
     output = tmp_path / "run"
     with training(output, OURS[launcher]) as terminal:
@@ -200,7 +200,7 @@ def test_the_last_line_names_the_signal_that_only_another_rank_got(tmp_path: Pat
 
 
 @slow
-@pytest.mark.parametrize("launcher", ["python", "two processes"])
+@pytest.mark.parametrize("launcher", [pytest.param("python", marks=SLOW), "two processes"])
 def test_a_terminal_that_is_closed_after_ctrl_c_does_not_cut_the_save_off(launcher: str, tmp_path: Path):
     output = tmp_path / "run"
     (tmp_path / "sitecustomize.py").write_text(slow_disk("/checkpoints/", 3))
@@ -214,7 +214,7 @@ def test_a_terminal_that_is_closed_after_ctrl_c_does_not_cut_the_save_off(launch
 
 
 @slow
-@pytest.mark.parametrize("launcher", ["one process", "two processes"])
+@pytest.mark.parametrize("launcher", [pytest.param("one process", marks=SLOW), "two processes"])
 def test_a_second_ctrl_c_ends_a_save_that_takes_forever(launcher: str, tmp_path: Path):
     output = tmp_path / "run"
     (tmp_path / "sitecustomize.py").write_text(slow_disk("/checkpoints/", 2 * PATIENCE_S))

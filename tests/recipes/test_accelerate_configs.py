@@ -125,7 +125,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.mark.slow
+@SLOW
 def test_two_launchers_train_together_with_the_file_for_several_machines(run: Runner, tmp_path: Path):
     words = ("--synthetic-count", "60", "--batch-size", "12", "--epochs", "1", "--log-with", "none", "--record-samples")
     port = str(free_port())

@@ -163,8 +163,10 @@ def test_a_documented_command_works(page: str, line: str, request, monkeypatch: 
 
 def command_of(words: Sequence[str]) -> str:
     """The name of the script or of the command of `toolkit`."""
+    if "train" in words[:-1]:
+        return {"multi": "multiscale", "single": "single_scale"}.get(kind := words[words.index("train") + 1], kind)
     if words[0] == "toolkit":
-        return words[1] if words[1] != "launch" else words[words.index("train")]
+        return words[1]
     return next(Path(word).stem for word in words if word.endswith(".py"))
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import TORCHRUN, Runner, recipe, write_folders, write_image
+from tests.conftest import SLOW, TORCHRUN, Runner, recipe, write_folders, write_image
 from toolkit import Settings, SingleScale
 from toolkit.runs.checkpoint import Store
 from toolkit.strategies import HeadFirst
@@ -182,7 +182,7 @@ def test_a_strategy_that_cannot_be_shorter_is_refused(tmp_path: Path, capsys: py
     assert "has no training of at most 2 of 4 epochs" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@SLOW
 def test_two_processes_find_the_same_rate(run: Runner, tmp_path: Path):
     model = ("--arch", "test_vit", "--model-kwargs", "patch_size=8")  # without BatchNorm, whose batches are a process's
     words = ["recipes/single_scale.py", *SWEPT, *model]

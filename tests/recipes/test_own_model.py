@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests import forkserver
-from tests.conftest import PATIENCE_S, ROOT, write_image
+from tests.conftest import PATIENCE_S, ROOT, SLOW, write_image
 from toolkit import InputError, Settings, Simultaneous, train
 from toolkit.tools.evaluate import evaluate
 from toolkit.tools.export import export
@@ -286,7 +286,7 @@ def test_a_config_of_a_run_imports_nothing_when_it_is_repeated(home: Path):
     works(home, "multiscale", "--config", "whole/config.yaml", *OWN, "--dry-run")  # control
 
 
-@pytest.mark.slow
+@SLOW
 def test_runs_are_compared_at_a_new_size_when_the_module_is_imported(home: Path):
     shutil.copytree(home / "whole", home / "twin")
     works(home, "compare", "whole", "twin")  # by their saved predictions: no model is needed

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tests.conftest import PATIENCE_S, ROOT, TIMES, recipe
+from tests.conftest import PATIENCE_S, ROOT, SLOW, TIMES, recipe
 from tests.forkserver import run_ranks
 from toolkit import load
 from toolkit.config.cli import TABLES
@@ -136,10 +136,10 @@ def test_the_best_epoch_has_the_lowest_cost_and_the_page_says_that_lower_is_bett
 @pytest.mark.parametrize(
     ("name", "canonical", "best"),
     [
-        ("average_precision", "average_precision", max),
-        ("worst_class", "worst_class_accuracy", max),
         ("bayes_cost", "bayes_cost", min),
-        ("ece", "ece", min),
+        pytest.param("average_precision", "average_precision", max, marks=SLOW),
+        pytest.param("worst_class", "worst_class_accuracy", max, marks=SLOW),
+        pytest.param("ece", "ece", min, marks=SLOW),
     ],
 )
 def test_every_other_new_metric_selects_too(trees: Path, tmp_path: Path, name: str, canonical: str, best: Any):
@@ -147,7 +147,7 @@ def test_every_other_new_metric_selects_too(trees: Path, tmp_path: Path, name: s
     check_selected(tmp_path / "run", canonical, best)
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("strategy", [name for name in TABLES["strategy"] if name != "single"])
 def test_every_strategy_selects_by_it(trees: Path, tmp_path: Path, strategy: str):
     scales = ["--scales", "12,16,24", "--epochs", "6"]
