@@ -10,6 +10,7 @@ import ctypes
 import gc
 import importlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -124,7 +125,7 @@ class Forked:
         start_new_session: bool = False,
     ) -> None:
         assert text or subprocess.PIPE not in (stdout, stderr), "only text is read"
-        self.args, self.returncode = [*args], None
+        self.args, self.returncode, self._reading = [*args], None, threading.Lock()
         self.stdout: IO[str] | None = None
         self.stderr: IO[str] | None = None
         ours: list[int] = []
@@ -158,16 +159,26 @@ class Forked:
                 os.close(number)
 
     def _wait(self, timeout: float | None) -> int | None:
-        if self.returncode is None:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._report, selectors.EVENT_READ)
-                if not selector.select(timeout):
-                    return None
-            told = self._report.readline()
-            assert told, "the server is gone"
-            self.returncode = int(told)
-            self._report.close()
-        return self.returncode
+        """The exit code; None if it still runs. Several threads may wait, so that none may hold the report for long."""
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        while True:
+            left = deadline - time.monotonic()
+            with self._reading:
+                if self.returncode is not None or self._told(min(max(left, 0), 0.05)):
+                    return self.returncode
+            if left <= 0:
+                return None
+
+    def _told(self, timeout: float) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._report, selectors.EVENT_READ)
+            if not selector.select(timeout):
+                return False
+        told = self._report.readline()
+        assert told, "the server is gone"
+        self.returncode = int(told)
+        self._report.close()
+        return True
 
     def poll(self) -> int | None:
         return self._wait(0)
