@@ -32,9 +32,12 @@ ADDED = {
     "benchmark": ("--arch", "test_resnet", "--steps", "1", "--precisions", "float32", "--scales", "32"),
     "scan": ("--output-dir", "scan"),
 }
-# An alias, and those of other programs.
+# An alias, those of other programs, and those of benchmarks/scaling_model.py.
 OTHERS = {
     "--checkpoint-dir",
+    "--set",
+    "--inputs",
+    "--check",
     "--help",
     "--quiet",
     "--config_file",

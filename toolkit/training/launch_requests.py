@@ -20,7 +20,8 @@ OFF = ("", "0", "1", "no", "none", "false", "off", "auto")  # values of Accelera
 # Accelerate joins processes on CPUs by these, without torchrun; the last is everyone's.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 WHOLE_MODEL = (
-    "every process holds the whole model: give distributed_type MULTI_GPU, as in accelerate_configs/multi_gpu.yaml"
+    "every process holds the whole model (docs/scaling.md says why): give distributed_type MULTI_GPU, as in "
+    "accelerate_configs/multi_gpu.yaml"
 )
 
 
