@@ -11,7 +11,8 @@ from PIL import Image
 from tests.conftest import paths_of, write_folders, write_image, write_manifest
 from toolkit import InputError, Settings
 from toolkit.data.loading.reader import ImageReader
-from toolkit.data.sources.index import Index, Splits
+from toolkit.data.sources import index as index_module
+from toolkit.data.sources.index import Index, Names, Splits
 from toolkit.data.sources.splits import open_splits
 
 
@@ -340,3 +341,13 @@ def test_a_class_missing_in_the_validation_manifest_is_told(tmp_path: Path, capl
     caplog.set_level(logging.INFO)
     assert len(opened(tmp_path).val) == 2
     assert "val has no images of 1 of 3 classes: 2" in caplog.text
+
+
+@pytest.mark.parametrize("taken", [3, 2**18])
+def test_names_are_taken_in_any_order_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch, taken: int):
+    monkeypatch.setattr(index_module, "TAKEN", taken)
+    texts = ["", *(f"{'é' * (i % 5)}{i}\udcff" for i in range(20)), ""]
+    found = Names.of(texts)
+    for ids in ([], [0], [0, 21], [4], [7, 7, 1], [*range(22)][::-1]):
+        assert [*found.take(np.array(ids, dtype=np.int64))] == [texts[i] for i in ids]
+    assert [*Names.of([]).take(np.arange(0))] == []

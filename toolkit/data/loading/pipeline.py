@@ -124,8 +124,9 @@ def _shards(index: Index) -> Shards | None:
     if index.blocks is None:
         return None
     sizes = tuple(index.blocks.files[url].size for url in index.containers)
-    ids = tuple(np.flatnonzero(index.container == shard) for shard in range(len(sizes)))
-    return Shards(ids, sizes, index.blocks.bound // 2)
+    by_shard = np.argsort(index.container, kind="stable")
+    ends = np.cumsum(np.bincount(index.container, minlength=len(sizes)))
+    return Shards(tuple(np.split(by_shard, ends[:-1])), sizes, index.blocks.bound // 2)
 
 
 def check_readable(splits: Splits) -> None:
