@@ -27,7 +27,7 @@ from toolkit import InputError, Settings, SingleScale
 from toolkit.data.loading.balance import make_balance
 from toolkit.data.loading.cache import choose_cache
 from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
-from toolkit.data.loading.sampler import RankShare
+from toolkit.data.loading.sampler import Epoch, RankShare
 from toolkit.data.sources import shards
 from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.read import read_bytes
@@ -90,6 +90,10 @@ def forget(data: Path) -> None:
         file.unlink()
 
 
+def in_order(pipeline: DataPipeline, epoch: Epoch) -> list[int]:
+    return [i for spec in pipeline.sampler.batch_specs(epoch) for i in spec.ids.tolist()]
+
+
 def test_remote_images_are_those_of_the_same_local_shards_when_they_are_read(storage: Storage, data: Path):
     storage.put(data)
     (splits, _), (local, _) = opened(settings_of(storage.url, data, 4)), opened(settings_of(str(data), data, 4))
@@ -120,6 +124,31 @@ def test_each_shard_is_fetched_once_an_epoch_when_the_cache_holds_a_third(storag
     assert seen[0] != seen[1]
 
 
+@pytest.mark.parametrize(("nodes", "times"), [(2, 1), (3, 2)])
+def test_every_block_is_fetched_by_one_node_when_their_number_divides_the_lanes(data: Path, nodes: int, times: int):
+    """Each node has a disk of its own. The control: three do not divide the four lanes."""
+    with servers.s3() as storage:
+        storage.put(data)
+        settings = settings_of(storage.url, data, 8).model_copy(update={"batch_size": 12})
+        delivered: list[list[list[int]]] = []
+        epoch = next(iter(make_step_plan(settings, STRATEGY, 96, 1).epochs()))
+        pipelines = [
+            opened(settings.model_copy(update={"cache_dir": data.parent / f"disk-{node}"}))[1] for node in range(nodes)
+        ]
+        for node in range(nodes):
+            for file in (data.parent / f"disk-{node}/blocks").iterdir():
+                file.unlink()
+        storage.fetches.clear()
+        for node, pipeline in enumerate(pipelines):
+            delivered.append([batch.ids.tolist() for batch in pipeline.batches(epoch, 0, RankShare(node, nodes, 1))])
+        of_shards = Counter(storage.of_shards())
+        assert pipelines[0].sampler.lanes(epoch) == 4
+    assert len({fetch.name for fetch in of_shards}) == SHARDS
+    assert max(of_shards.values()) == times
+    whole = [[i for part in parts for i in part] for parts in zip(*delivered, strict=True)]
+    assert [i for batch in whole for i in batch] == in_order(pipelines[0], epoch)
+
+
 def test_no_shard_is_fetched_twice_an_epoch_when_classes_are_balanced(storage: Storage, data: Path):
     """Images of a rare class come again within the window in which their shard is held."""
     storage.put(data)
@@ -131,7 +160,7 @@ def test_no_shard_is_fetched_twice_an_epoch_when_classes_are_balanced(storage: S
         forget(data)
         storage.fetches.clear()
         seen = [i for batch in balanced.batches(epoch, 0, RankShare(0, 1, 1)) for i in batch.ids.tolist()]
-        assert seen == balanced.sampler.permutation(epoch.number).tolist()
+        assert seen == in_order(balanced, epoch)
         assert len({*seen}) < 60
         assert abs(int(labels[seen].sum()) - 48) <= 1
         assert set(Counter(storage.of_shards()).values()) == {1}
@@ -162,11 +191,10 @@ def test_the_next_window_is_fetched_while_one_is_drawn_from_when_both_fit(
         forget(data)
         storage.fetches.clear()
         storage.delay_s = 0.02
-        windows = pipeline.sampler.windows(0)[:windows_held]
-        shards_held = {f"{shard:02d}.tar" for window in windows for shard in window}
-        batches = pipeline.batches(
-            next(iter(make_step_plan(settings, STRATEGY, 96, 1).epochs())), 0, RankShare(0, 1, 1)
-        )
+        epoch = next(iter(make_step_plan(settings, STRATEGY, 96, 1).epochs()))
+        windows = [window for lane in pipeline.sampler.windows(epoch) for window in lane[:windows_held]]
+        shards_held = {f"{shard:02d}.tar" for window in windows for shard in window.shards}
+        batches = pipeline.batches(epoch, 0, RankShare(0, 1, 1))
         seen = [i for _ in range(2) for i in next(batches).ids.tolist()]
         wait_until_quiet(storage)
         assert {fetch.name for fetch in storage.fetches} == shards_held
@@ -178,7 +206,7 @@ def test_the_next_window_is_fetched_while_one_is_drawn_from_when_both_fit(
         with pytest.raises(BadSampleError, match="is not there any more"):
             seen.extend(i for batch in batches for i in batch.ids.tolist())
     # the batch with the first image that was not held is the one that failed
-    assert seen == pipeline.sampler.permutation(0)[: PER_SHARD * len(shards_held)].tolist()
+    assert seen == in_order(pipeline, epoch)[: PER_SHARD * len(shards_held)]
 
 
 @pytest.mark.slow

@@ -123,6 +123,73 @@ def test_images_are_mixed_within_windows_of_shards_when_these_are_remote():
     assert any(order[:10] != sorted(order[:10]) and len({i // 5 for i in order[:5]}) > 1 for order in orders)
 
 
+def lanes_of(shards: Shards, lanes: int, seed: int = 0, counts: np.ndarray | None = None) -> np.ndarray:
+    return shards.order(np.random.default_rng(seed), lanes, counts)
+
+
+def made(images: list[int], window: int) -> Shards:
+    """Shards of so many images, of 10 bytes each."""
+    parts = np.split(np.arange(sum(images)), np.cumsum(images)[:-1])
+    return Shards(tuple(parts), tuple(10 * count for count in images), window)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("lanes", [1, 2, 8])
+def test_lanes_hold_every_image_once_and_what_they_shuffle_fits_their_share(lanes: int, counted: bool):
+    shards = made([5, 9, 3, 7, 12, 1, 8, 8, 6, 9, 4, 5], 400)
+    shard_of = np.repeat(np.arange(12), [len(ids) for ids in shards.ids])
+    counts = np.arange(77) % 3 if counted else np.ones(77, dtype=np.int64)
+    for seed in range(10):
+        order = lanes_of(shards, lanes, seed, counts)
+        assert order.shape == (lanes, counts.sum() // lanes)
+        left_out = counts - np.bincount(order.ravel(), minlength=77)
+        assert left_out.min() == 0
+        assert left_out.sum() < lanes
+        for lane, windows in zip(order, shards.windows(np.random.default_rng(seed), lanes, counts), strict=True):
+            assert windows[-1].end == len(lane)
+            for (_, _, begin), window in pairwise([((), (), 0), *windows]):
+                assert {*shard_of[lane[begin : window.end]].tolist()} <= {*window.shards}
+                assert len(window.shards) == 1 or sum(shards.sizes[i] for i in window.shards) <= 400 // lanes
+
+
+@pytest.mark.parametrize(
+    ("images", "window", "batches", "lanes"),
+    [
+        ([10] * 100, 10**5, [64], 64),
+        ([10] * 100, 10**5, [256, 128], 64),  # at most
+        ([10] * 100, 10**5, [256, 96], 32),
+        ([10] * 100, 10**5, [7], 1),
+        ([10] * 12, 10**5, [64], 8),  # no more than shards
+        ([10] * 100, 1000, [64], 8),  # each lane needs room for a shard
+        ([10] * 99 + [200], 1000, [64], 1),
+    ],
+)
+def test_the_number_of_lanes_follows_from_data_and_batches(
+    images: list[int], window: int, batches: list[int], lanes: int
+):
+    assert made(images, window).lanes(batches) == lanes
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 8])
+def test_a_node_needs_the_shards_of_its_own_lanes_only(nodes: int):
+    shards = made([10] * 40, 10**5)
+    sampler = Sampler(400, 0, STRATEGIES["simultaneous"], shards)
+    epoch = next(iter(make_step_plan(Settings(epochs=1, batch_size=16), sampler.strategy, 400, 1).epochs()))
+    assert sampler.lanes(epoch) == 16
+    specs = [*sampler.batch_specs(epoch)]
+    needed = [
+        {
+            i // 10
+            for spec in specs
+            for part in micro_batches(spec, RankShare(node, nodes, 1))
+            for i in part.ids.tolist()
+        }
+        for node in range(nodes)
+    ]
+    assert sum(map(len, needed)) <= 40 + nodes - 1
+    assert [spec.taken for spec in specs] == [16 * i for i in range(25)]
+
+
 def test_shards_come_one_by_one_when_none_fits_the_window():
     ids = (np.arange(5), np.arange(5, 10), np.arange(10, 15))
     order = Sampler(15, 0, STRATEGIES["simultaneous"], Shards(ids, (70, 80, 90), 60)).permutation(0)

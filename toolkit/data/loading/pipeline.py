@@ -63,9 +63,7 @@ class DataPipeline:
 
         if not builder.pixels.remote:
             return load(batch_specs)
-        return fetching_ahead(
-            load, batch_specs, builder.pixels.index, self.sampler.windows(epoch.number, epoch.rollbacks), share.rank
-        )
+        return fetching_ahead(load, batch_specs, builder.pixels.index, self.sampler.windows(epoch), share)
 
 
 def make_augmenter(settings: Settings, transform: Transform | None) -> Augmenter:

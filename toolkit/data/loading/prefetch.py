@@ -1,12 +1,12 @@
-"""Fetches the next window of remote shards while training uses the current one, so that no process has to wait."""
+"""Fetches the next windows of remote shards while training uses the current ones, so that no process has to wait."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from toolkit.data.loading.batches import Batch
-from toolkit.data.loading.sampler import BatchSpec
+from toolkit.data.loading.sampler import BatchSpec, RankShare, Window
 from toolkit.data.loading.workers import Threads
 from toolkit.data.sources.index import Index
 from toolkit.system import host
@@ -14,56 +14,92 @@ from toolkit.system import host
 STREAMS = 4  # fetching threads; each fetches one block at a time
 
 
+@dataclass
+class Lane:
+    """A lane of the order, and numbers of its windows: last delivered, last requested, last that started a prefetch.
+
+    `released`: the first that may still be needed.
+    """
+
+    windows: Sequence[Window]
+    drawn: int = -1
+    requested: int = -1
+    begun: int = -1
+    released: int = 0
+
+    def at(self, image: int) -> int:
+        """The window of an image, by its place in the lane."""
+        return bisect_right(self.windows, image, key=lambda window: window.end)
+
+
 def fetching_ahead(
     load: Callable[[Iterable[BatchSpec]], Iterator[Batch]],
     batch_specs: Iterable[BatchSpec],
     index: Index,
-    windows: Sequence[Sequence[int]],
-    rank: int,
+    windows: Sequence[Sequence[Window]],
+    share: RankShare,
 ) -> Iterator[Batch]:
-    """The batches that `load` builds from the specs of an epoch; `windows`: numbers of the shards shuffled together.
+    """The batches that `load` builds from one process's specs of an epoch; `windows`: of each lane of their order.
 
-    The processes of a machine share the fetching. Errors of fetching are ignored here: the worker that needs the block
-    fetches it and raises the same error.
+    Processes of a machine that draw from the same lane share the fetching. Errors of fetching are ignored here: the
+    worker that needs the block fetches it and raises the same error.
     """
     assert index.blocks is not None
-    cache, local = index.blocks, host.local_processes()
-    own, everything = slice(rank % local, None, local), slice(None)
-    window_of = np.empty(len(index.containers), dtype=np.int64)
-    for number, shards in enumerate(windows):
-        window_of[shards] = number
-    drawn = requested = begun = -1  # windows: last delivered, last requested, last that started a prefetch
+    cache, count = index.blocks, len(windows)
+    first, last = share.rank * count // share.processes, -(-(share.rank + 1) * count // share.processes)
+    lanes = [Lane(of_lane) for of_lane in windows[first:last]]
+    sharing = host.local_processes() if count % share.processes else 1
+    own, everything = slice(share.rank % sharing, None, sharing), slice(None)
+    requested: list[BatchSpec] = []
 
     def noted() -> Iterator[BatchSpec]:
-        nonlocal requested
         for spec in batch_specs:
-            requested = int(window_of[index.container[spec.ids]].max())
+            requested.append(spec)
+            for lane in lanes:
+                lane.requested = lane.at((spec.taken + spec.step.batch_size) // count - 1)
             yield spec
 
-    def urls(window: int) -> list[str]:
-        return [index.containers[shard] for shard in windows[window]]
+    def urls(window: Window) -> list[str]:
+        return [index.containers[shard] for shard in window.shards]
 
-    def fit(first: int, second: int) -> bool:
-        return sum(cache.files[url].size for url in urls(first) + urls(second)) <= cache.bound
+    def fit(*both: Window) -> bool:
+        return sum(cache.files[url].size for window in both for url in urls(window)) <= cache.bound // count
 
-    def hold(window: int, url: str, block: int) -> None:
-        if window >= drawn:
+    def hold(lane: Lane, window: int, url: str, block: int) -> None:
+        if window >= lane.drawn:
             cache.hold(url, block)
+
+    def release(lane: Lane) -> None:
+        for window in lane.windows[lane.released : lane.drawn]:
+            for url in urls(window):
+                cache.release(url)
+        lane.released = lane.drawn
+
+    def fetch(lane: Lane, threads: Threads) -> None:
+        # All of this window before any of the next: the cache drops the least recently used blocks first, and
+        # this window is still in use.
+        for window, part in ((lane.drawn, own), (lane.drawn, everything), (lane.drawn + 1, own)):
+            blocks = [(url, block) for url in urls(lane.windows[window]) for block in range(cache.count(url))]
+            for url, block in blocks[part]:
+                threads.submit(partial(hold, lane, window, url, block))
 
     threads = Threads(STREAMS)
     try:
         for batch in load(noted()):
             yield batch
             # The caller takes the next batch after a step is complete. Then every process has completed that step, and
-            # none needs an earlier window. The two halves of the cache have room for this window and the next.
-            drawn = int(window_of[index.container[batch.ids]].min())
-            if drawn == requested > begun and drawn + 1 < len(windows) and fit(drawn, drawn + 1):
-                begun = drawn
-                # All of this window before any of the next: the cache drops the least recently used blocks first, and
-                # this window is still in use.
-                for window, part in ((drawn, own), (drawn, everything), (drawn + 1, own)):
-                    blocks = [(url, block) for url in urls(window) for block in range(cache.count(url))]
-                    for url, block in blocks[part]:
-                        threads.submit(partial(hold, window, url, block))
+            # none needs an earlier window. The two halves of the cache have room for these windows and the next.
+            spec = requested.pop(0)
+            for lane in lanes:
+                lane.drawn = lane.at(spec.taken // count)
+                release(lane)
+                following = lane.drawn + 1
+                if (
+                    lane.drawn == lane.requested > lane.begun
+                    and following < len(lane.windows)
+                    and fit(lane.windows[lane.drawn], lane.windows[following])
+                ):
+                    lane.begun = lane.drawn
+                    fetch(lane, threads)
     finally:
         threads.close()

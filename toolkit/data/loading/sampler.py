@@ -3,7 +3,8 @@
 An image may come several times an epoch, or not at all, if classes are balanced.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from toolkit.data.loading.balance import Balance, repeats
 from toolkit.strategies.base import Phase, Step, Strategy
 
+LANES = 64  # at most
 ORDER_STREAM = 0  # separates this generator from those of augmentation
 
 
@@ -56,6 +58,7 @@ class BatchSpec(NamedTuple):
     epoch: int
     regularization: float
     keys: np.ndarray | None = None
+    taken: int = 0  # images of the epoch that came before the global batch
 
     @property
     def draw_keys(self) -> np.ndarray:
@@ -66,33 +69,89 @@ class BatchSpec(NamedTuple):
         """A part of the images."""
         return self._replace(ids=self.ids[places], keys=None if self.keys is None else self.keys[places])
 
+    def columns(self, places: slice) -> "BatchSpec":
+        """Of lanes x images, some of each lane, one lane after the other."""
+        ids, keys = (None if part is None else part[:, places].ravel() for part in (self.ids, self.keys))
+        assert ids is not None
+        return self._replace(ids=ids, keys=keys)
+
+
+class Window(NamedTuple):
+    """Shards whose images are shuffled together in a lane; `parts`: of each shard's images, those that belong to it.
+
+    `end`: how many images of the lane there are up to the window's last.
+    """
+
+    shards: tuple[int, ...]
+    parts: tuple[slice, ...]
+    end: int
+
 
 @dataclass(frozen=True)
 class Shards:
-    """Remote files that hold the images: the ids in each, its size in bytes, and how much is shuffled at a time."""
+    """Remote files that hold the images: the ids in each, its size in bytes, and how much is shuffled at a time.
+
+    The images of an epoch come in lanes of equal length: every batch takes as many of each, so that a process, whose
+    share of a batch is contiguous, needs the shards of its own lanes only.
+    """
 
     ids: tuple[np.ndarray, ...]
     sizes: tuple[int, ...]
     window: int  # bytes
 
-    def windows(self, rng: np.random.Generator) -> list[list[int]]:
-        """The shards in random order, grouped into windows of at most `window` bytes, or of one larger shard."""
-        windows: list[list[int]] = []
-        room = 0
-        for shard in rng.permutation(len(self.ids)).tolist():
-            if not windows or self.sizes[shard] > room:
-                windows.append([])
-                room = self.window
-            windows[-1].append(shard)
-            room -= self.sizes[shard]
+    def lanes(self, batches: Iterable[int]) -> int:
+        """The number of lanes for batches of these sizes, a power of two: it does not depend on the processes.
+
+        The most of which every batch takes as many images, and whose windows have room for a shard each.
+        """
+        most, common, lanes = min(LANES, len(self.ids), self.window // max(self.sizes)), math.gcd(*batches), 1
+        while 2 * lanes <= most and common % (2 * lanes) == 0:
+            lanes *= 2
+        return lanes
+
+    def windows(self, rng: np.random.Generator, lanes: int, counts: np.ndarray | None = None) -> list[list[Window]]:
+        """The windows of each lane: the shards in random order, cut into lanes of as many images.
+
+        Each has at most `window` / `lanes` bytes, or one larger shard. `counts`: how often each image comes.
+        """
+        shards = rng.permutation(len(self.ids)).tolist()
+        images = [len(self.ids[shard]) if counts is None else int(counts[self.ids[shard]].sum()) for shard in shards]
+        length, begin = sum(images) // lanes, 0
+        parts: list[list[tuple[int, slice]]] = [[] for _ in range(lanes)]
+        for shard, count in zip(shards, images, strict=True):
+            for lane in range(begin // length, min(-(-(begin + count) // length), lanes)):
+                start, stop = lane * length - begin, (lane + 1) * length - begin
+                parts[lane].append((shard, slice(max(start, 0), min(stop, count))))
+            begin += count
+        # Every other lane goes backwards: both parts of a shard that was cut come at the same end of the epoch.
+        return [self._grouped(part[:: -1 if lane % 2 else 1], self.window // lanes) for lane, part in enumerate(parts)]
+
+    def _grouped(self, parts: list[tuple[int, slice]], most: int) -> list[Window]:
+        windows: list[Window] = []
+        room = end = 0
+        for shard, part in parts:
+            end += part.stop - part.start
+            fits = bool(windows) and self.sizes[shard] <= room
+            room = (room if fits else most) - self.sizes[shard]
+            before = windows.pop() if fits else Window((), (), 0)
+            windows.append(Window((*before.shards, shard), (*before.parts, part), end))
         return windows
 
-    def permutation(self, rng: np.random.Generator, counts: np.ndarray | None = None) -> np.ndarray:
-        """All images, as often as `counts` says, one window after the other, and shuffled within their window."""
-        mixed = [np.concatenate([self.ids[shard] for shard in window]) for window in self.windows(rng)]
-        if counts is not None:
-            mixed = [np.repeat(ids, counts[ids]) for ids in mixed]
-        return np.concatenate([rng.permutation(ids) for ids in mixed])
+    def order(self, rng: np.random.Generator, lanes: int, counts: np.ndarray | None = None) -> np.ndarray:
+        """The images of each lane, lanes x images, shuffled within their windows."""
+
+        def shuffled(window: Window) -> np.ndarray:
+            pairs = zip(window.shards, window.parts, strict=True)
+            return rng.permutation(np.concatenate([self._repeated(shard, counts)[part] for shard, part in pairs]))
+
+        return np.stack(
+            [np.concatenate([shuffled(window) for window in lane]) for lane in self.windows(rng, lanes, counts)]
+        )
+
+    def _repeated(self, shard: int, counts: np.ndarray | None) -> np.ndarray:
+        """The images of a shard, as often as they come."""
+        ids = self.ids[shard]
+        return ids if counts is None else np.repeat(ids, counts[ids])
 
 
 @dataclass(frozen=True)
@@ -108,28 +167,42 @@ class Sampler:
     def _rng(self, epoch: int, rollbacks: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, ORDER_STREAM, epoch, rollbacks))
 
-    def permutation(self, epoch: int, rollbacks: int = 0) -> np.ndarray:
-        rng = self._rng(epoch, rollbacks)
-        counts = None if self.balance is None else self.balance.counts(epoch)
+    def _counts(self, epoch: int) -> np.ndarray | None:
+        return None if self.balance is None else self.balance.counts(epoch)
+
+    def permutation(self, epoch: int, rollbacks: int = 0, lanes: int = 1) -> np.ndarray:
+        """The images of an epoch, in order; of several lanes: lanes x images."""
+        rng, counts = self._rng(epoch, rollbacks), self._counts(epoch)
         if self.shards is not None:
-            return self.shards.permutation(rng, counts)
+            order = self.shards.order(rng, lanes, counts)
+            return order if lanes > 1 else order[0]
         return rng.permutation(self.images if counts is None else np.repeat(np.arange(self.images), counts))
 
-    def windows(self, epoch: int, rollbacks: int = 0) -> list[list[int]]:
-        """The shards that are shuffled together, in the order of the epoch; empty if the images are not in shards."""
-        return [] if self.shards is None else self.shards.windows(self._rng(epoch, rollbacks))
+    def lanes(self, epoch: Epoch) -> int:
+        """The lanes of an epoch; 1 if the images are not in shards."""
+        return 1 if self.shards is None else self.shards.lanes(step.batch_size for step in self._steps(epoch))
+
+    def windows(self, epoch: Epoch) -> list[list[Window]]:
+        """What is shuffled together in each lane, in the order of the epoch; empty if the images are not in shards."""
+        if self.shards is None:
+            return []
+        rng = self._rng(epoch.number, epoch.rollbacks)
+        return self.shards.windows(rng, self.lanes(epoch), self._counts(epoch.number))
+
+    def _steps(self, epoch: Epoch) -> Iterator[Step]:
+        return (self.strategy.step(epoch.phase, epoch.first + i) for i in range(epoch.steps))
 
     def batch_specs(self, epoch: Epoch, from_step: int = 0) -> Iterator[BatchSpec]:
         """The global batches of one epoch, in order, without those of steps before `from_step` of the run."""
-        order, taken = self.permutation(epoch.number, epoch.rollbacks), 0
-        keys = None if self.balance is None else order + self.images * repeats(order)
-        for i in range(epoch.steps):
-            step = self.strategy.step(epoch.phase, epoch.first + i)
-            places = slice(taken, taken + step.batch_size)
+        lanes = self.lanes(epoch)
+        order = self.permutation(epoch.number, epoch.rollbacks, lanes).reshape(lanes, -1)
+        keys = None if self.balance is None else order + self.images * repeats(order.ravel()).reshape(order.shape)
+        taken = 0
+        for number, step in enumerate(self._steps(epoch), epoch.start):
+            spec = BatchSpec(order, step, number, epoch.number, epoch.phase.regularization, keys, taken)
+            if number >= from_step:
+                yield spec.columns(slice(taken // lanes, (taken + step.batch_size) // lanes))
             taken += step.batch_size
-            if epoch.start + i >= from_step:
-                number, regularization = epoch.start + i, epoch.phase.regularization
-                yield BatchSpec(order, step, number, epoch.number, regularization, keys).part(places)
 
 
 def micro_batches(spec: BatchSpec, share: RankShare) -> Iterator[BatchSpec]:

@@ -3,6 +3,7 @@
 All threads, loader processes and ranks of a machine share the cache; the first that needs a block fetches it.
 """
 
+import contextlib
 import io
 import os
 import time
@@ -113,6 +114,12 @@ class BlockCache:
             _touch(path)
         except FileNotFoundError:
             self._fetched(url, number, path)
+
+    def release(self, url: str) -> None:
+        """Mark the blocks of a file as used longest ago: they make room first."""
+        for number in range(self.count(url)):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self._path(url, number), ns=(0, 0))
 
     def _part(self, url: str, number: int, start: int, count: int) -> bytes:
         path = self._path(url, number)
