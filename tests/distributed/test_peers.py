@@ -91,7 +91,10 @@ def test_a_stopped_process_is_named_by_the_other_which_keeps_its_checkpoint(tmp_
         assert newest(output) >= 3
         processes[victim].send_signal(signal.SIGCONT)  # as after Ctrl-Z: it finds that the other has left
         late = processes[victim].communicate(timeout=PATIENCE_S)[1]
-        assert f"rank {1 - victim} on host {HOST} stopped without a word" in late
+        # Whether the closed connection or the silence is noticed first depends on the moment.
+        assert re.search(
+            rf"(no answer from )?rank {1 - victim} on host {HOST} (stopped without a word|for {TIMEOUT_S} s)", late
+        )
         assert late.count("\n") == 1
         assert processes[victim].returncode == 1
 

@@ -270,6 +270,30 @@ def test_a_block_is_fetched_once_when_many_threads_and_processes_want_it(storage
     assert set(Counter(storage.of_shards()).values()) == {1}
 
 
+def test_blocks_are_listed_only_when_room_is_needed_and_those_that_were_passed_go_together(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    left: list[int] = []
+    original = BlockCache._make_room
+
+    def noted(cache: BlockCache, blocks: Path, size: int) -> int:
+        left.append(original(cache, blocks, size))
+        return left[-1]
+
+    with servers.s3() as storage:
+        storage.put(data)
+        splits, _ = opened(settings_of(storage.url, data, 40))
+        assert splits.train.blocks is not None
+        half = replace(splits.train.blocks, folder=tmp_path / "half", bound=SHARDS // 2 * size_of_shard(data))
+        monkeypatch.setattr(BlockCache, "_make_room", noted)
+        for url in half.files:
+            half.read(url, 0, half.files[url].size)
+            half.release(url)
+            assert sum(file.stat().st_size for file in (tmp_path / "half/blocks").iterdir()) <= half.bound
+    assert len(left) <= 4  # at the first block, and whenever half of all was read
+    assert sum(map(half.count, half.files)) > 10 * len(left)
+
+
 def test_a_block_is_fetched_again_when_it_was_cut_short_on_disk(storage: Storage, data: Path):
     storage.put(data)
     splits, _ = opened(settings_of(storage.url, data, 40))

@@ -21,6 +21,7 @@ from toolkit.system.stores import query
 BLOCK = 8 * 2**20  # bytes; less if the bound is small
 LEAST_BLOCKS = 16  # minimum number of blocks that fit into the bound
 LOCKS = 64  # lock files; blocks share them, so that their number stays small
+RELEASED = 0  # time at which a block was used, in ns: nobody needs it in this epoch
 POLL_S = 0.01  # between attempts to take a lock that another thread or process holds
 
 
@@ -119,7 +120,7 @@ class BlockCache:
         """Mark the blocks of a file as used longest ago: they make room first."""
         for number in range(self.count(url)):
             with contextlib.suppress(FileNotFoundError):
-                os.utime(self._path(url, number), ns=(0, 0))
+                os.utime(self._path(url, number), ns=(RELEASED, RELEASED))
 
     def _part(self, url: str, number: int, start: int, count: int) -> bytes:
         path = self._path(url, number)
@@ -162,20 +163,38 @@ class BlockCache:
         return content
 
     def _keep(self, path: Path, content: bytes) -> None:
-        """Write a block after making room; half-written files of killed processes count and are deleted like blocks."""
-        with os.scandir(path.parent) as entries:
-            stats = [(entry.path, entry.stat()) for entry in entries]
-        known = sorted((stat.st_mtime_ns, stat.st_size, name) for name, stat in stats)
-        total = sum(size for _, size, _ in known) + len(content)
-        for _, size, oldest in known:
-            if total <= self.bound:
-                break
-            Path(oldest).unlink()  # processes that have it open can still read it
-            total -= size
+        """Write a block after making room. Call it with the lock of the room."""
+        noted = (
+            self.folder / "blocks.bytes"
+        )  # what all blocks take, or more: a folder of 10^5 blocks takes long to list
+        try:
+            used = int(noted.read_text())
+        except (FileNotFoundError, ValueError):
+            used = self.bound
+        if used + len(content) > self.bound:
+            used = self._make_room(path.parent, len(content))
+        noted.write_text(f"{used + len(content)}\n")  # first, so that it is never too little
         staging = path.with_name(f".tmp-{path.name}")
         staging.write_bytes(content)
         _touch(staging)
         os.replace(staging, path)
+
+    def _make_room(self, blocks: Path, size: int) -> int:
+        """Delete the least recently used blocks, and all that are released, if `size` bytes do not fit; what is left.
+
+        Half-written files of killed processes count and are deleted like blocks.
+        """
+        with os.scandir(blocks) as entries:
+            stats = [(entry.path, entry.stat()) for entry in entries]
+        known = sorted((stat.st_mtime_ns, stat.st_size, name) for name, stat in stats)
+        used = sum(length for _, length, _ in known)
+        short = used + size > self.bound
+        for used_ns, length, oldest in known:
+            if used + size <= self.bound and not (short and used_ns == RELEASED):
+                break
+            Path(oldest).unlink()  # processes that have it open can still read it
+            used -= length
+        return used
 
 
 class RemoteFile(io.RawIOBase):
