@@ -90,6 +90,9 @@ def test_two_nodes_deliver_what_one_does_and_what_they_read_is_counted(storage: 
     for rank in range(NODES):
         flags = words(data, storage.url, output)
         flags[flags.index("--cache-dir") + 1] = str(tmp_path / f"disk-{rank}")
+        flags[flags.index("--cache-gb") + 1] = str(
+            8 * (data / "train/00.tar").stat().st_size / 1e9
+        )  # room for two lanes
         commands.append([recipe, *flags])
     train_nodes(commands)
     reads = Counter(fetch for fetch in storage.of_shards() if fetch.name != "0.tar")  # by block

@@ -28,7 +28,7 @@ from toolkit.data.loading.balance import make_balance
 from toolkit.data.loading.cache import choose_cache
 from toolkit.data.loading.pipeline import DataPipeline, open_pipeline
 from toolkit.data.loading.sampler import Epoch, RankShare
-from toolkit.data.sources import shards
+from toolkit.data.sources import remote, shards
 from toolkit.data.sources.index import Index, Splits
 from toolkit.data.sources.read import read_bytes
 from toolkit.data.sources.remote import BlockCache, FileVersion
@@ -126,7 +126,7 @@ def test_each_shard_is_fetched_once_an_epoch_when_the_cache_holds_a_third(storag
 
 @pytest.mark.parametrize(("nodes", "times"), [(2, 1), (3, 2)])
 def test_every_block_is_fetched_by_one_node_when_their_number_divides_the_lanes(data: Path, nodes: int, times: int):
-    """Each node has a disk of its own. The control: three do not divide the four lanes."""
+    """Each node has a disk of its own. The control: three do not divide the two lanes."""
     with servers.s3() as storage:
         storage.put(data)
         settings = settings_of(storage.url, data, 8).model_copy(update={"batch_size": 12})
@@ -142,11 +142,31 @@ def test_every_block_is_fetched_by_one_node_when_their_number_divides_the_lanes(
         for node, pipeline in enumerate(pipelines):
             delivered.append([batch.ids.tolist() for batch in pipeline.batches(epoch, 0, RankShare(node, nodes, 1))])
         of_shards = Counter(storage.of_shards())
-        assert pipelines[0].sampler.lanes(epoch) == 4
+        assert pipelines[0].sampler.lanes(epoch) == 2
     assert len({fetch.name for fetch in of_shards}) == SHARDS
     assert max(of_shards.values()) == times
     whole = [[i for part in parts for i in part] for parts in zip(*delivered, strict=True)]
     assert [i for batch in whole for i in batch] == in_order(pipelines[0], epoch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_shard_that_two_lanes_share_is_held_until_both_have_passed(tmp_path: Path, seed: int):
+    """Shards of several lengths are cut between lanes; what the epoch before left in the cache makes room first."""
+    for shard in range(24):
+        write_tar(tmp_path / f"data/train/{shard:02d}.tar", samples(20 * shard, 6 + 5 * shard % 9))
+    write_tar(tmp_path / "data/val/0.tar", samples(1000, 4))
+    data = tmp_path / "data"
+    with servers.s3() as storage:
+        storage.put(data)
+        largest = max(file.stat().st_size for file in (data / "train").iterdir())
+        settings = settings_of(storage.url, data, 17 * largest / size_of_shard(data), seed=seed)
+        splits, pipeline = opened(settings)
+        for epoch in make_step_plan(settings, STRATEGY, len(splits.train), 1).epochs():
+            assert pipeline.sampler.lanes(epoch) == 4
+            storage.fetches.clear()
+            assert [i for batch in pipeline.batches(epoch, 0, RankShare(0, 1, 1)) for i in batch.ids.tolist()]
+            assert set(Counter(storage.of_shards()).values()) == {1}
 
 
 def test_no_shard_is_fetched_twice_an_epoch_when_classes_are_balanced(storage: Storage, data: Path):
@@ -286,12 +306,12 @@ def test_blocks_are_listed_only_when_room_is_needed_and_those_that_were_passed_g
         assert splits.train.blocks is not None
         half = replace(splits.train.blocks, folder=tmp_path / "half", bound=SHARDS // 2 * size_of_shard(data))
         monkeypatch.setattr(BlockCache, "_make_room", noted)
+        monkeypatch.setattr(remote, "BLOCK", 512)
         for url in half.files:
             half.read(url, 0, half.files[url].size)
             half.release(url)
             assert sum(file.stat().st_size for file in (tmp_path / "half/blocks").iterdir()) <= half.bound
-    assert len(left) <= 4  # at the first block, and whenever half of all was read
-    assert sum(map(half.count, half.files)) > 10 * len(left)
+    assert len(left) < sum(map(half.count, half.files)) / 10
 
 
 def test_a_block_is_fetched_again_when_it_was_cut_short_on_disk(storage: Storage, data: Path):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from toolkit import Progressive, Settings, Simultaneous
-from toolkit.data.loading.sampler import BatchSpec, RankShare, Sampler, Shards, micro_batches
+from toolkit.data.loading.prefetch import lanes_of as lanes_drawn
+from toolkit.data.loading.sampler import BatchSpec, RankShare, Sampler, Shards, Window, micro_batches
 from toolkit.training.step_plan import make_step_plan
 
 IMAGES, BATCH = 50, 16  # 3 steps an epoch, 2 images left out of each
@@ -153,21 +154,42 @@ def test_lanes_hold_every_image_once_and_what_they_shuffle_fits_their_share(lane
 
 
 @pytest.mark.parametrize(
-    ("images", "window", "batches", "lanes"),
+    ("images", "window", "batch", "lanes"),
     [
-        ([10] * 100, 10**5, [64], 64),
-        ([10] * 100, 10**5, [256, 128], 64),  # at most
-        ([10] * 100, 10**5, [256, 96], 32),
-        ([10] * 100, 10**5, [7], 1),
-        ([10] * 12, 10**5, [64], 8),  # no more than shards
-        ([10] * 100, 1000, [64], 8),  # each lane needs room for a shard
-        ([10] * 99 + [200], 1000, [64], 1),
+        ([10] * 100, 10**5, 64, 64),
+        ([10] * 100, 10**5, 256, 64),  # at most
+        ([10] * 100, 10**5, 96, 32),
+        ([10] * 100, 10**5, 7, 1),
+        ([10] * 12, 10**5, 64, 8),  # no more than shards
+        ([10] * 12 + [0] * 9, 10**5, 64, 8),  # that have images
+        ([10] * 100, 1000, 64, 4),  # each lane needs room for two shards
+        ([10] * 99 + [200], 1000, 64, 1),
     ],
 )
-def test_the_number_of_lanes_follows_from_data_and_batches(
-    images: list[int], window: int, batches: list[int], lanes: int
+def test_the_number_of_lanes_follows_from_data_and_batches(images: list[int], window: int, batch: int, lanes: int):
+    assert made(images, window).lanes(batch) == lanes
+
+
+def test_shards_without_images_take_no_room():
+    with_empty, without = made([5, 0, 9, 0, 3], 200), made([5, 9, 3], 200)
+    for seed in range(5):
+        (windows,) = with_empty.windows(np.random.default_rng(seed), 1)
+        assert {shard for window in windows for shard in window.shards} == {0, 2, 4}
+    assert sorted(lanes_of(with_empty, 1).ravel().tolist()) == sorted(lanes_of(without, 1).ravel().tolist())
+
+
+@pytest.mark.parametrize("local", [2, 8])
+@pytest.mark.parametrize(("lanes", "processes"), [(1, 8), (4, 8), (8, 8), (8, 2), (4, 6), (64, 24), (2, 16)])
+def test_the_processes_of_a_machine_share_all_blocks_of_each_lane_they_draw_from(
+    lanes: int, processes: int, local: int
 ):
-    assert made(images, window).lanes(batches) == lanes
+    windows = [[Window((lane,), (slice(0, 9),), 9)] for lane in range(lanes)]
+    for machine in range(-(-processes // local)):
+        fetched: dict[int, list[int]] = {}
+        for rank in range(machine * local, min((machine + 1) * local, processes)):
+            for lane in lanes_drawn(windows, RankShare(rank, processes, 1), local):
+                fetched.setdefault(lane.windows[0].shards[0], []).extend([*range(24)][lane.share])
+        assert all(sorted(blocks) == [*range(24)] for blocks in fetched.values())
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4, 8])

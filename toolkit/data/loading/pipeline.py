@@ -61,9 +61,9 @@ class DataPipeline:
         def load(batch_specs: Iterable[BatchSpec]) -> Iterator[Batch]:
             return by(batch_specs, builder, self.workers, self.timeout_s, waiting)
 
-        if not builder.pixels.remote:
+        if not builder.pixels.remote or not (windows := self.sampler.windows(epoch)):
             return load(batch_specs)
-        return fetching_ahead(load, batch_specs, builder.pixels.index, self.sampler.windows(epoch), share)
+        return fetching_ahead(load, batch_specs, builder.pixels.index, windows, share)
 
 
 def make_augmenter(settings: Settings, transform: Transform | None) -> Augmenter:

@@ -3,8 +3,7 @@
 An image may come several times an epoch, or not at all, if classes are balanced.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from toolkit.data.loading.balance import Balance, repeats
 from toolkit.strategies.base import Phase, Step, Strategy
 
 LANES = 64  # at most
+MIXED = 2  # the least number of largest shards that are shuffled together
 ORDER_STREAM = 0  # separates this generator from those of augmentation
 
 
@@ -99,13 +99,14 @@ class Shards:
     sizes: tuple[int, ...]
     window: int  # bytes
 
-    def lanes(self, batches: Iterable[int]) -> int:
-        """The number of lanes for batches of these sizes, a power of two: it does not depend on the processes.
+    def lanes(self, batch: int) -> int:
+        """The number of lanes for batches of that size, a power of two: it does not depend on the processes.
 
-        The most of which every batch takes as many images, and whose windows have room for a shard each.
+        The most of which every batch takes as many images, and whose windows have room for MIXED shards each.
         """
-        most, common, lanes = min(LANES, len(self.ids), self.window // max(self.sizes)), math.gcd(*batches), 1
-        while 2 * lanes <= most and common % (2 * lanes) == 0:
+        used, lanes = sum(len(ids) > 0 for ids in self.ids), 1
+        most = min(LANES, used, self.window // (MIXED * max(self.sizes)))
+        while 2 * lanes <= most and batch % (2 * lanes) == 0:
             lanes *= 2
         return lanes
 
@@ -119,7 +120,7 @@ class Shards:
         length, begin = sum(images) // lanes, 0
         parts: list[list[tuple[int, slice]]] = [[] for _ in range(lanes)]
         for shard, count in zip(shards, images, strict=True):
-            for lane in range(begin // length, min(-(-(begin + count) // length), lanes)):
+            for lane in range(begin // length, min(-(-(begin + count) // length), lanes) if count else 0):
                 start, stop = lane * length - begin, (lane + 1) * length - begin
                 parts[lane].append((shard, slice(max(start, 0), min(stop, count))))
             begin += count
@@ -127,15 +128,19 @@ class Shards:
         return [self._grouped(part[:: -1 if lane % 2 else 1], self.window // lanes) for lane, part in enumerate(parts)]
 
     def _grouped(self, parts: list[tuple[int, slice]], most: int) -> list[Window]:
-        windows: list[Window] = []
-        room = end = 0
+        groups: list[list[tuple[int, slice]]] = []
+        room = 0
         for shard, part in parts:
-            end += part.stop - part.start
-            fits = bool(windows) and self.sizes[shard] <= room
-            room = (room if fits else most) - self.sizes[shard]
-            before = windows.pop() if fits else Window((), (), 0)
-            windows.append(Window((*before.shards, shard), (*before.parts, part), end))
-        return windows
+            if not groups or self.sizes[shard] > room:
+                groups.append([])
+                room = most
+            groups[-1].append((shard, part))
+            room -= self.sizes[shard]
+        ends = np.cumsum([sum(part.stop - part.start for _, part in group) for group in groups]).tolist()
+        return [
+            Window(tuple(shard for shard, _ in group), tuple(part for _, part in group), end)
+            for group, end in zip(groups, ends, strict=True)
+        ]
 
     def order(self, rng: np.random.Generator, lanes: int, counts: np.ndarray | None = None) -> np.ndarray:
         """The images of each lane, lanes x images, shuffled within their windows."""
@@ -180,7 +185,7 @@ class Sampler:
 
     def lanes(self, epoch: Epoch) -> int:
         """The lanes of an epoch; 1 if the images are not in shards."""
-        return 1 if self.shards is None else self.shards.lanes(step.batch_size for step in self._steps(epoch))
+        return 1 if self.shards is None else self.shards.lanes(epoch.phase.batch_size)
 
     def windows(self, epoch: Epoch) -> list[list[Window]]:
         """What is shuffled together in each lane, in the order of the epoch; empty if the images are not in shards."""
@@ -189,18 +194,16 @@ class Sampler:
         rng = self._rng(epoch.number, epoch.rollbacks)
         return self.shards.windows(rng, self.lanes(epoch), self._counts(epoch.number))
 
-    def _steps(self, epoch: Epoch) -> Iterator[Step]:
-        return (self.strategy.step(epoch.phase, epoch.first + i) for i in range(epoch.steps))
-
     def batch_specs(self, epoch: Epoch, from_step: int = 0) -> Iterator[BatchSpec]:
         """The global batches of one epoch, in order, without those of steps before `from_step` of the run."""
         lanes = self.lanes(epoch)
         order = self.permutation(epoch.number, epoch.rollbacks, lanes).reshape(lanes, -1)
         keys = None if self.balance is None else order + self.images * repeats(order.ravel()).reshape(order.shape)
         taken = 0
-        for number, step in enumerate(self._steps(epoch), epoch.start):
-            spec = BatchSpec(order, step, number, epoch.number, epoch.phase.regularization, keys, taken)
+        for i in range(epoch.steps):
+            step, number = self.strategy.step(epoch.phase, epoch.first + i), epoch.start + i
             if number >= from_step:
+                spec = BatchSpec(order, step, number, epoch.number, epoch.phase.regularization, keys, taken)
                 yield spec.columns(slice(taken // lanes, (taken + step.batch_size) // lanes))
             taken += step.batch_size
 

@@ -119,7 +119,7 @@ class BlockCache:
     def release(self, url: str) -> None:
         """Mark the blocks of a file as used longest ago: they make room first."""
         for number in range(self.count(url)):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # only a hint
                 os.utime(self._path(url, number), ns=(RELEASED, RELEASED))
 
     def _part(self, url: str, number: int, start: int, count: int) -> bytes:
@@ -180,17 +180,18 @@ class BlockCache:
         os.replace(staging, path)
 
     def _make_room(self, blocks: Path, size: int) -> int:
-        """Delete the least recently used blocks, and all that are released, if `size` bytes do not fit; what is left.
+        """Delete the least recently used blocks if `size` bytes do not fit; what is left, in bytes.
 
-        Half-written files of killed processes count and are deleted like blocks.
+        Of released ones a sixteenth of the bound more, so that it is long until the next time. Half-written files of
+        killed processes count and are deleted like blocks.
         """
         with os.scandir(blocks) as entries:
             stats = [(entry.path, entry.stat()) for entry in entries]
         known = sorted((stat.st_mtime_ns, stat.st_size, name) for name, stat in stats)
         used = sum(length for _, length, _ in known)
-        short = used + size > self.bound
+        goal = self.bound if used + size <= self.bound else self.bound - self.bound // LEAST_BLOCKS
         for used_ns, length, oldest in known:
-            if used + size <= self.bound and not (short and used_ns == RELEASED):
+            if used + size <= (goal if used_ns == RELEASED else self.bound):
                 break
             Path(oldest).unlink()  # processes that have it open can still read it
             used -= length
