@@ -125,6 +125,8 @@ def build_train_state(
     check_optimizer(settings, accelerator.device)
     graphs = Graphs(settings.compile)
     graphs.compile(model)
+    # In channels_last order a 1 x 1 kernel has two strides that mean the same; torch takes one of them for slow.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     with warnings.catch_warnings():  # torch 2.14 renames the option; older releases and Accelerate have only this name
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, optimizer = accelerator.prepare(model, optimizer)
