@@ -240,6 +240,9 @@ def test_two_processes_evaluate_the_same(run: Path, tmp_path: Path, capsys: pyte
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "evaluation.json").read_text())["splits"] for name in ("one", "two"))
     for split in ("val", "test"):
+        intervals, others = (found[split]["24px"].pop("intervals") for found in (one, two))
+        for name, ends in intervals.items():
+            assert others[name] == pytest.approx(ends, abs=1e-4)
         for name, value in one[split]["24px"].items():
             assert two[split]["24px"][name] == pytest.approx(value, abs=1e-6)
             assert summary(run)[split]["24px"][name] == pytest.approx(value, abs=1e-6)
