@@ -79,12 +79,9 @@ def evaluate(
     directory = find_run(run)
     folder = results_folder(run, directory, "evaluation") if output_dir is None else expanded(output_dir)
     loaded = load_run(directory, [*(scales or ()), *cascaded.sizes], model=model)
-    if cascaded.sizes and loaded.task.columns(loaded.classes) != COLUMNS:
-        raise InputError(f"--cascade: evaluate measures its top-1, which {type(loaded.task).__name__} does not have")
+    _check_cascade(cascaded, loaded)
     specs, costs_of_errors = _specs(loaded, scales, cascaded.sizes, average), _cost_matrix(loaded, cost_matrix)
-    if (folder / "config.yaml").exists():
-        raise InputError(f"--output-dir {folder} is a run, whose own predictions/ would be overwritten: give another")
-    files.make_folder(folder)
+    _make_folder(folder)
     evaluator = start_evaluator(loaded, options, folder / UNREADABLE)
     try:
         images = evaluation_data(loaded, data_root, split, data, columns, needs_own=recalibrate or cascaded.needs_val)
@@ -118,6 +115,18 @@ def evaluate(
     if host.is_main_process(alone):
         write_files(report)
     return report
+
+
+def _check_cascade(cascaded: CascadeOptions, loaded: LoadedRun) -> None:
+    if cascaded.sizes and loaded.task.columns(loaded.classes) != COLUMNS:
+        raise InputError(f"--cascade: evaluate measures its top-1, which {type(loaded.task).__name__} does not have")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the results; raises InputError if it is a run's own."""
+    if (folder / "config.yaml").exists():
+        raise InputError(f"--output-dir {folder} is a run, whose own predictions/ would be overwritten: give another")
+    files.make_folder(folder)
 
 
 def _specs(

@@ -108,9 +108,9 @@ def test_epochs_follow_each_other_and_close_their_phases_when_a_plan_is_made(str
 def test_images_are_mixed_within_windows_of_shards_when_these_are_remote():
     sizes = (30, 30, 30, 50, 10, 30)
     ids = tuple(np.arange(5 * shard, 5 * shard + 5) for shard in range(6))
-    sampler = Sampler(30, 3, STRATEGIES["simultaneous"], Shards(ids, sizes, 60))
-    orders = [sampler.permutation(epoch).tolist() for epoch in range(20)]
-    assert orders == [sampler.permutation(epoch).tolist() for epoch in range(20)]
+    shards = Shards(ids, sizes, 60)
+    orders = [lanes_of(shards, 1, seed)[0].tolist() for seed in range(20)]
+    assert orders == [lanes_of(shards, 1, seed)[0].tolist() for seed in range(20)]
     assert len(set(map(tuple, orders))) == 20
     for order in orders:
         assert sorted(order) == list(range(30))
@@ -214,5 +214,5 @@ def test_a_node_needs_the_shards_of_its_own_lanes_only(nodes: int):
 
 def test_shards_come_one_by_one_when_none_fits_the_window():
     ids = (np.arange(5), np.arange(5, 10), np.arange(10, 15))
-    order = Sampler(15, 0, STRATEGIES["simultaneous"], Shards(ids, (70, 80, 90), 60)).permutation(0)
+    (order,) = lanes_of(Shards(ids, (70, 80, 90), 60), 1)
     assert [len({i // 5 for i in part.tolist()}) for part in np.split(order, 3)] == [1, 1, 1]

@@ -1,6 +1,7 @@
 """Fetches the next windows of remote shards while training uses the current ones, so that no process has to wait."""
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from toolkit.data.loading.batches import Batch
 from toolkit.data.loading.sampler import BatchSpec, RankShare, Window
 from toolkit.data.loading.workers import Threads
 from toolkit.data.sources.index import Index
+from toolkit.data.sources.remote import BlockCache
 from toolkit.system import host
 
 STREAMS = 4  # fetching threads; each fetches one block at a time
@@ -52,6 +54,69 @@ def last_uses(windows: Sequence[Sequence[Window]]) -> list[tuple[int, int]]:
     return sorted((end, shard) for shard, end in ends.items())
 
 
+@dataclass
+class Ahead:
+    """What a process fetches ahead; `uses`: as from `last_uses`, of which the first `passed` are over.
+
+    `count`: number of all lanes, of which it draws from `lanes`. Errors of fetching are ignored here: the worker that
+    needs the block fetches it and raises the same error.
+    """
+
+    cache: BlockCache
+    containers: Sequence[str]
+    count: int
+    lanes: Sequence[Lane]
+    uses: Sequence[tuple[int, int]]
+    threads: Threads
+    passed: int = 0
+
+    def request(self, spec: BatchSpec) -> None:
+        """A batch is about to be loaded."""
+        for lane in self.lanes:
+            lane.requested = lane.at((spec.taken + spec.step.batch_size) // self.count - 1)
+
+    def deliver(self, spec: BatchSpec) -> None:
+        """All processes have completed the batches before this one: none needs an earlier window."""
+        place = spec.taken // self.count
+        while self.passed < len(self.uses) and self.uses[self.passed][0] <= place:
+            self.threads.submit(partial(self.cache.release, self.containers[self.uses[self.passed][1]]))
+            self.passed += 1
+        for lane in self.lanes:
+            lane.drawn = lane.at(place)
+        # All current windows before any next one: the cache drops the least recently used blocks first, and the
+        # current ones are still in use.
+        begin = [lane for lane in self.lanes if self._due(lane)]
+        for lane in begin:
+            lane.begun = lane.drawn
+            self._fetch(lane, lane.drawn, lane.share)
+        for lane in begin:
+            self._fetch(lane, lane.drawn, slice(None))
+        for lane in begin:
+            self._fetch(lane, lane.drawn + 1, lane.share)
+
+    def _due(self, lane: Lane) -> bool:
+        """Whether a next window can be fetched: the two halves of the cache have room for the current ones and it."""
+        if not lane.drawn == lane.requested > lane.begun or lane.drawn + 1 == len(lane.windows):
+            return False
+        both = lane.windows[lane.drawn : lane.drawn + 2]
+        return sum(self.cache.files[url].size for window in both for url in self._urls(window)) <= (
+            self.cache.bound // self.count
+        )
+
+    def _fetch(self, lane: Lane, window: int, part: slice) -> None:
+        urls = self._urls(lane.windows[window])
+        blocks = [(url, block) for url in urls for block in range(self.cache.count(url))]
+        for url, block in blocks[part]:
+            self.threads.submit(partial(self._hold, lane, window, url, block))
+
+    def _hold(self, lane: Lane, window: int, url: str, block: int) -> None:
+        if window >= lane.drawn:
+            self.cache.hold(url, block)
+
+    def _urls(self, window: Window) -> list[str]:
+        return [self.containers[shard] for shard in window.shards]
+
+
 def fetching_ahead(
     load: Callable[[Iterable[BatchSpec]], Iterator[Batch]],
     batch_specs: Iterable[BatchSpec],
@@ -59,61 +124,21 @@ def fetching_ahead(
     windows: Sequence[Sequence[Window]],
     share: RankShare,
 ) -> Iterator[Batch]:
-    """The batches that `load` builds from one process's specs of an epoch; `windows`: of each lane of their order.
-
-    Errors of fetching are ignored here: the worker that needs the block fetches it and raises the same error.
-    """
+    """The batches that `load` builds from one process's specs of an epoch; `windows`: of each lane of their order."""
     assert index.blocks is not None
-    cache, count, passed = index.blocks, len(windows), 0
-    lanes, uses = lanes_of(windows, share, host.local_processes()), last_uses(windows)
-    requested: list[BatchSpec] = []
+    lanes, threads = lanes_of(windows, share, host.local_processes()), Threads(STREAMS)
+    ahead = Ahead(index.blocks, index.containers, len(windows), lanes, last_uses(windows), threads)
+    requested: deque[BatchSpec] = deque()
 
     def noted() -> Iterator[BatchSpec]:
         for spec in batch_specs:
             requested.append(spec)
-            for lane in lanes:
-                lane.requested = lane.at((spec.taken + spec.step.batch_size) // count - 1)
+            ahead.request(spec)
             yield spec
 
-    def urls(window: Window) -> list[str]:
-        return [index.containers[shard] for shard in window.shards]
-
-    def due(lane: Lane) -> bool:
-        if not lane.drawn == lane.requested > lane.begun or lane.drawn + 1 == len(lane.windows):
-            return False
-        both = lane.windows[lane.drawn : lane.drawn + 2]
-        return sum(cache.files[url].size for window in both for url in urls(window)) <= cache.bound // count
-
-    def hold(lane: Lane, window: int, url: str, block: int) -> None:
-        if window >= lane.drawn:
-            cache.hold(url, block)
-
-    def fetch(lane: Lane, window: int, part: slice) -> None:
-        blocks = [(url, block) for url in urls(lane.windows[window]) for block in range(cache.count(url))]
-        for url, block in blocks[part]:
-            threads.submit(partial(hold, lane, window, url, block))
-
-    threads = Threads(STREAMS)
     try:
         for batch in load(noted()):
             yield batch
-            # The caller takes the next batch after a step is complete. Then every process has completed that step, and
-            # none needs an earlier window. The two halves of the cache have room for these windows and the next.
-            place = requested.pop(0).taken // count
-            while passed < len(uses) and uses[passed][0] <= place:
-                threads.submit(partial(cache.release, index.containers[uses[passed][1]]))
-                passed += 1
-            for lane in lanes:
-                lane.drawn = lane.at(place)
-            # All current windows before any next one: the cache drops the least recently used blocks first, and
-            # the current ones are still in use.
-            begin = [lane for lane in lanes if due(lane)]
-            for lane in begin:
-                lane.begun = lane.drawn
-                fetch(lane, lane.drawn, lane.share)
-            for lane in begin:
-                fetch(lane, lane.drawn, slice(None))
-            for lane in begin:
-                fetch(lane, lane.drawn + 1, lane.share)
+            ahead.deliver(requested.popleft())  # the caller takes the next batch after a step is complete
     finally:
         threads.close()

@@ -69,12 +69,6 @@ class BatchSpec(NamedTuple):
         """A part of the images."""
         return self._replace(ids=self.ids[places], keys=None if self.keys is None else self.keys[places])
 
-    def columns(self, places: slice) -> "BatchSpec":
-        """Of lanes x images, some of each lane, one lane after the other."""
-        ids, keys = (None if part is None else part[:, places].ravel() for part in (self.ids, self.keys))
-        assert ids is not None
-        return self._replace(ids=ids, keys=keys)
-
 
 class Window(NamedTuple):
     """Shards whose images are shuffled together in a lane; `parts`: of each shard's images, those that belong to it.
@@ -175,17 +169,21 @@ class Sampler:
     def _counts(self, epoch: int) -> np.ndarray | None:
         return None if self.balance is None else self.balance.counts(epoch)
 
-    def permutation(self, epoch: int, rollbacks: int = 0, lanes: int = 1) -> np.ndarray:
-        """The images of an epoch, in order; of several lanes: lanes x images."""
+    def permutation(self, epoch: int, rollbacks: int = 0) -> np.ndarray:
+        """The images of an epoch, in order, where they are not in shards."""
         rng, counts = self._rng(epoch, rollbacks), self._counts(epoch)
-        if self.shards is not None:
-            order = self.shards.order(rng, lanes, counts)
-            return order if lanes > 1 else order[0]
         return rng.permutation(self.images if counts is None else np.repeat(np.arange(self.images), counts))
 
     def lanes(self, epoch: Epoch) -> int:
         """The lanes of an epoch; 1 if the images are not in shards."""
         return 1 if self.shards is None else self.shards.lanes(epoch.phase.batch_size)
+
+    def order(self, epoch: Epoch) -> np.ndarray:
+        """The images of an epoch: lanes x images."""
+        if self.shards is None:
+            return self.permutation(epoch.number, epoch.rollbacks)[None]
+        rng = self._rng(epoch.number, epoch.rollbacks)
+        return self.shards.order(rng, self.lanes(epoch), self._counts(epoch.number))
 
     def windows(self, epoch: Epoch) -> list[list[Window]]:
         """What is shuffled together in each lane, in the order of the epoch; empty if the images are not in shards."""
@@ -196,15 +194,14 @@ class Sampler:
 
     def batch_specs(self, epoch: Epoch, from_step: int = 0) -> Iterator[BatchSpec]:
         """The global batches of one epoch, in order, without those of steps before `from_step` of the run."""
-        lanes = self.lanes(epoch)
-        order = self.permutation(epoch.number, epoch.rollbacks, lanes).reshape(lanes, -1)
+        order, taken = self.order(epoch), 0
         keys = None if self.balance is None else order + self.images * repeats(order.ravel()).reshape(order.shape)
-        taken = 0
         for i in range(epoch.steps):
             step, number = self.strategy.step(epoch.phase, epoch.first + i), epoch.start + i
+            of_lane = slice(taken // len(order), (taken + step.batch_size) // len(order))
             if number >= from_step:
-                spec = BatchSpec(order, step, number, epoch.number, epoch.phase.regularization, keys, taken)
-                yield spec.columns(slice(taken // lanes, (taken + step.batch_size) // lanes))
+                ids, of_ids = order[:, of_lane].ravel(), None if keys is None else keys[:, of_lane].ravel()
+                yield BatchSpec(ids, step, number, epoch.number, epoch.phase.regularization, of_ids, taken)
             taken += step.batch_size
 
 

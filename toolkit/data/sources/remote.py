@@ -164,9 +164,7 @@ class BlockCache:
 
     def _keep(self, path: Path, content: bytes) -> None:
         """Write a block after making room. Call it with the lock of the room."""
-        noted = (
-            self.folder / "blocks.bytes"
-        )  # what all blocks take, or more: a folder of 10^5 blocks takes long to list
+        noted = self.folder / "blocks.bytes"  # what all take, or more: 10^5 blocks take long to list
         try:
             used = int(noted.read_text())
         except (FileNotFoundError, ValueError):
