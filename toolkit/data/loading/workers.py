@@ -248,7 +248,21 @@ def by_processes(
             raise
         raise LoaderError(f"{WORKER_DIED}: it left half a batch behind") from None
     finally:
-        del batches, iterator  # the last references: torch now stops the workers and waits for them
+        with _deaths_ignored():
+            del batches, iterator  # the last references: torch now stops the workers and waits for them
+
+
+@contextlib.contextmanager
+def _deaths_ignored() -> Iterator[None]:
+    """A worker that is killed meanwhile raises nothing: else torch's handler of SIGCHLD would, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _end(processes: Iterable[Any]) -> None:
