@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor
 
 from toolkit.data.images.views import views
@@ -18,6 +17,7 @@ from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batc
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index
+from toolkit.models.collectives import end_step, overwrite_from_main
 from toolkit.models.evaluation import ByClass, Evaluation, Score, chosen_task, measured
 from toolkit.models.gathered import Gathered, scores_fit
 from toolkit.models.metrics import UNREADABLE, PredictionTable
@@ -90,9 +90,7 @@ class Evaluator:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Load parameters and buffers; buffers from rank 0, because BatchNorm statistics differ between ranks."""
         copy_state(state, self.model)
-        if self.accelerator.num_processes > 1:
-            for buffer in self.model.buffers():
-                buffer.copy_(broadcast(buffer, from_process=0))
+        overwrite_from_main(self.model.buffers())
 
     def batches(self, images: ImageReader, sizes: Sequence[int]) -> Iterator[EvalBatch]:
         """This rank's share of the images, each decoded once for all sizes; unreadable ones go to the quarantine."""
@@ -153,6 +151,7 @@ class Evaluator:
                 averaged = self.bound.average([logits[size] for size in spec.sizes])
                 sums[row] += self.bound.sums(averaged, targets, gathered.exact)
                 gathered.add(row, batch.ids, self.bound, averaged, targets)
+            end_step()
         return self._evaluation(images.index, specs, choose_at, sums, gathered)
 
     def _evaluation(

@@ -5,9 +5,9 @@ import logging
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
+from toolkit.models.collectives import gather_objects
 from toolkit.strategies.base import BoundTask
 from toolkit.strategies.measures import ImageValues
 from toolkit.system import host
@@ -100,7 +100,7 @@ def _too_large(images: int, classes: int, specs: int, accelerator: Accelerator, 
     """How much memory is missing; empty if there is enough on all ranks."""
     whole, ranks = 4e-9 * images * classes, accelerator.num_processes
     needed = whole * specs / ranks + whole * (specs if kept and ranks > 1 else 1)
-    free = min(gather_object([host.free_memory_gb() / host.local_processes()]))
+    free = min(gather_objects(host.free_memory_gb() / host.local_processes()))
     if needed <= MOST_OF_FREE * free:
         return ""
     sizes = f" at {specs} sizes" if specs > 1 else ""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
+from toolkit.models.collectives import gather_objects
 from toolkit.runs import best_model, checkpoint
 from toolkit.runs.checkpoint import Store, Tensors
 from toolkit.runs.generators import generator_state
@@ -101,7 +101,7 @@ class Saver:
         except Exception as error:  # a bug: the other processes must fail, too
             log.exception("the checkpoint of step %d could not be written", step)
             failure = f"the checkpoint of step {step} could not be written: {type(error).__name__}: {error}"
-        failures = gather_object([failure])
+        failures = gather_objects(failure)
         if not any(failures):
             return
         if self._accelerator.is_main_process:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from toolkit.config.arguments import checked
@@ -19,6 +18,7 @@ from toolkit.data.loading.reader import ImageReader
 from toolkit.data.sources.paths import Listed, list_paths
 from toolkit.data.sources.python_data import index_unlabeled
 from toolkit.models.cascade import Cascade
+from toolkit.models.collectives import gather_objects
 from toolkit.models.multiview import MultiView
 from toolkit.models.source import Model
 from toolkit.runs.mirror.copies import find_run
@@ -145,7 +145,7 @@ def _write(stream: PredictionStream, output: str | None) -> _Tally:
     with interruptible() as requests, bar:
         own = stream.rows()
         for _ in range(stream.rounds):
-            gathered = gather_object([(next(own, []), bool(requests), file is not None and file.closed)])
+            gathered = gather_objects((next(own, []), bool(requests), file is not None and file.closed))
             for rows, _, _ in gathered:
                 if file is not None:
                     file.add(rows)

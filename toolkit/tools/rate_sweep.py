@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from toolkit.config.settings import Settings
 from toolkit.data.sources.index import Index, Splits
+from toolkit.models.collectives import from_main
 from toolkit.runs.report.rate_search import RATE_SWEEP
 from toolkit.runs.resume_rules import RUNS
 from toolkit.runs.run_config import config_of
@@ -122,12 +122,12 @@ def _known(accelerator: Accelerator, settings: Settings, folder: Path) -> RateSw
     """What was found before for the same training, there or in the run that is continued."""
     resumed = None if settings.resume in ("auto", "never") else run_of(Path(settings.resume))
     runs = [path for path in (settings.output_dir, resumed) if isinstance(path, Path)]
-    found: list[Any] = [None]
+    found: dict[str, Any] | None = None
     for path in [folder.with_suffix(".json"), *(run / RATE_SWEEP for run in runs)]:
-        if accelerator.is_main_process and found[0] is None and path.exists():
+        if accelerator.is_main_process and found is None and path.exists():
             with contextlib.suppress(ValueError, OSError):
-                found[0] = json.loads(path.read_text())
-    values: dict[str, Any] | None = broadcast_object_list(found)[0]
+                found = json.loads(path.read_text())
+    values = from_main(found)
     if values is None:
         return None
     return RateSweep.from_json({name: value for name, value in values.items() if name != "of"})

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from toolkit.config.settings import Settings
+from toolkit.models.collectives import from_main
 from toolkit.models.cost_matrix import read_costs
 from toolkit.system import files
 from toolkit.system.errors import InputError
@@ -20,13 +21,13 @@ def costs_of(
 
     Raises InputError, on all ranks.
     """
-    found: list[str | np.ndarray | None] = [settings.cost_matrix_sha256, None, None]
+    found: list[Any] = [settings.cost_matrix_sha256, None, None]
     if accelerator.is_main_process and settings.cost_matrix is not None and settings.cost_matrix.is_file():
         try:
             found[:2] = _checked(settings, settings.cost_matrix, classes)
         except (InputError, OSError) as error:
             found[2] = str(error)
-    digest, costs, refusal = broadcast_object_list(found)
+    digest, costs, refusal = from_main(found)
     if refusal is not None:
         raise InputError(refusal)
     return digest, costs

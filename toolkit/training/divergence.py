@@ -4,8 +4,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
-
+from toolkit.models.collectives import from_main
 from toolkit.system.errors import InputError, NonFiniteError
 from toolkit.training.resume import restore, restore_best
 from toolkit.training.run import Run
@@ -60,8 +59,8 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
 
 def _verified(run: Run) -> Path | None:
     """The newest intact checkpoint, found by rank 0 for all ranks; None if there is none."""
-    found: list[Path | None] = [None]
+    found: Path | None = None
     if run.accelerator.is_main_process:
         with contextlib.suppress(InputError):  # all are damaged; already logged
-            found = [run.records.directory.store.recover()]
-    return broadcast_object_list(found)[0]
+            found = run.records.directory.store.recover()
+    return from_main(found)

@@ -58,7 +58,7 @@ def close_epoch(run: Run, epoch: Epoch, metrics: Mapping[str, float]) -> None:
     records.tracking.log_epoch(row, {f"best_{run.select_by.name}": progress.best_score})
     if run.accelerator.is_main_process:
         records.directory.add_metrics(row)
-    run.state.running_means.restart({}, run.accelerator.device)
+    run.state.running_means.restart({})
     save_checkpoint(run, epoch, improved)
     if run.accelerator.is_main_process:
         report.refresh(records.directory.path)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch
+from toolkit.models.collectives import end_step
 from toolkit.models.source import Model
 from toolkit.runs.metrics_row import train_columns
 from toolkit.runs.step_log import StepRow, add_steps
@@ -86,6 +87,7 @@ def train_epoch(run: Run, epoch: Epoch) -> dict[str, float]:
             run.records.samples.add(batch, rate)
             loss = train_step(state, batch, epoch.phase, rate)
             state.running_means.add({"train_loss": loss.total, **train_columns(loss.parts)})
+            end_step()
             if run.accelerator.sync_gradients:
                 progress.step = batch.number + 1
                 progress.images_seen += batch.step.batch_size

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+
+from toolkit.models.collectives import from_main
 
 T = TypeVar("T")
 
@@ -31,8 +32,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     while True:
         if accelerator.is_main_process:
             thread.join(MEET_S)
-        told: list[Any] = [bool(done or errors), done, errors]
-        over, result, raised = broadcast_object_list(told)
+        over, result, raised = from_main((bool(done or errors), done, errors))
         if over:
             break
     if raised:

@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import gather_object
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolkit.data.loading.batches import empty_batch
+from toolkit.models.collectives import gather_objects
 from toolkit.models.optimizer import check_optimizer
 from toolkit.strategies.base import Phase
 from toolkit.system import host
@@ -160,7 +160,7 @@ def _missing(run: Run, case: Case, compiled: bool = False, keep: bool = True) ->
             smaller = next(iter(run.plan.smaller_micro_batches(case.images // 2 + 1, _in_pairs(run))), None)
             raise _refusal(run, case, missing, smaller) from None
     device.give_back_memory(collect=bool(missing))
-    return next(filter(None, gather_object([missing])), "")
+    return next(filter(None, gather_objects(missing)), "")
 
 
 def _fitting(run: Run, case: Case) -> int | None:

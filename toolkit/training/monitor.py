@@ -24,14 +24,14 @@ T = TypeVar("T")
 class RunningMeans:
     """Means of loss parts and gradient norms over several steps; the sums stay on the device until they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.zero = torch.tensor(0.0, device=device)  # all first terms are added to it: XLA compiles one graph less
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.sums[name] = self.sums.get(name, self.zero) + value.detach().float()
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
@@ -46,10 +46,10 @@ class RunningMeans:
         pairs = {name: (float(total), self.counts[name]) for name, total in self.sums.items()}
         return {f"{SAVED}{name}": torch.tensor(pair, dtype=torch.float64) for name, pair in pairs.items()}
 
-    def restart(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+    def restart(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a saved state, ignoring other tensors in `state`; an empty one resets to zero."""
         pairs = {name.removeprefix(SAVED): pair.tolist() for name, pair in state.items() if name.startswith(SAVED)}
-        self.sums = {name: torch.tensor(total, device=device) for name, (total, _) in pairs.items()}
+        self.sums = {name: torch.tensor(total, device=self.zero.device) for name, (total, _) in pairs.items()}
         self.counts = {name: round(count) for name, (_, count) in pairs.items()}
 
 

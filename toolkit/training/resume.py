@@ -107,10 +107,10 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan
     if all(saved[name] == fingerprint[name] for name in ("processes", "device")):
         held = load(start, [own])[own]
         generators.restore_generators(held)
-        state.running_means.restart(held, accelerator.device)
+        state.running_means.restart(held)
     else:
         parts = load(start, [rank_file(rank) for rank in range(saved["processes"])])
-        state.running_means.restart(averaged([*parts.values()]), accelerator.device)
+        state.running_means.restart(averaged([*parts.values()]))
         generators.seed_generators(fingerprint["config"]["seed"], progress.step, accelerator.process_index)
 
 

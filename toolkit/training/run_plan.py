@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from toolkit.config.data_roots import BUILT_IN
 from toolkit.config.settings import Settings
@@ -23,6 +22,7 @@ from toolkit.data.sources.detect import own_source
 from toolkit.data.sources.index import Splits
 from toolkit.data.sources.python_data import data_modules
 from toolkit.data.sources.splits import absolute
+from toolkit.models.collectives import gather_objects
 from toolkit.models.cost_matrix import read_costs
 from toolkit.models.gathered import check_memory
 from toolkit.models.inspection import ModelPlan
@@ -187,12 +187,12 @@ def _check_own_code(settings: Settings, parts: Parts, splits: Splits, steps: Ste
 
 def _free_gb() -> float:
     """Free memory per process, GB: the minimum over all ranks, so that all make the same choice."""
-    return min(gather_object([host.free_memory_gb() / host.local_processes()]))
+    return min(gather_objects(host.free_memory_gb() / host.local_processes()))
 
 
 def _check_alike(splits: Splits) -> None:
     """Raise InputError on all ranks unless all found the same images: otherwise sample ids differ in meaning."""
-    found = gather_object([splits.digests()])
+    found = gather_objects(splits.digests())
     strange = next((rank for rank, other in enumerate(found) if other != found[0]), None)
     if strange is not None:
         raise InputError(

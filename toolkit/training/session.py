@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.pipeline import open_pipeline
+from toolkit.models.collectives import from_main
 from toolkit.models.cost_matrix import written_costs
 from toolkit.models.evaluator import Evaluator
 from toolkit.models.multiview import MultiView
@@ -221,7 +221,7 @@ def open_run_directory(
             decision = [directory.path, start, finished, directory.config(), line, None]
         except (InputError, OSError) as error:
             decision[-1] = expected(error)
-    path, start, finished, config, line, refusal = broadcast_object_list(decision)
+    path, start, finished, config, line, refusal = from_main(decision)
     if refusal is not None:
         raise refusal
     if not finished:

@@ -8,8 +8,8 @@ import uuid
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 
+from toolkit.models.collectives import from_main, gather_objects
 from toolkit.system import files
 from toolkit.system.errors import InputError, expected
 from toolkit.system.exit_codes import is_first_here
@@ -22,15 +22,15 @@ def check_shared(accelerator: Accelerator, folder: Path, advice: str) -> None:
     """Raise InputError, with `advice`, on all ranks unless each machine reads what rank 0 has just written there."""
     if accelerator.num_processes == 1:
         return
-    told: list[tuple[str, str, Exception | None]] = [("", "", None)]
+    told: tuple[str, str, Exception | None] = "", "", None
     trial = folder / f"{files.TRIAL}{uuid.uuid4().hex}"
     if accelerator.is_main_process:
-        told = [(trial.name, f"rank 0 on host {socket.gethostname()}", _write(trial))]
-    name, writer, failure = broadcast_object_list(told)[0]
+        told = trial.name, f"rank 0 on host {socket.gethostname()}", _write(trial)
+    name, writer, failure = from_main(told)
     if failure is not None:
         raise failure
     blind = is_first_here() and not _reads(folder / name)
-    found = gather_object([f"rank {accelerator.process_index} on host {socket.gethostname()}" if blind else ""])
+    found = gather_objects(f"rank {accelerator.process_index} on host {socket.gethostname()}" if blind else "")
     if accelerator.is_main_process:
         shutil.rmtree(trial, ignore_errors=True)
     if others := [place for place in found if place]:

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from accelerate.utils import broadcast
-
+from toolkit.models.collectives import overwrite_from_main
 from toolkit.models.cost_matrix import read_costs
 from toolkit.models.initial_weights import InitialWeights, fit
 from toolkit.models.multiview import state_tensors
@@ -38,7 +37,5 @@ def load_initial(run: Run, initial: Callable[[], InitialWeights]) -> None:
     network: Any = run.state.weights.model
     if run.accelerator.is_main_process:
         initial().copy_to(network)
-    if run.accelerator.num_processes > 1:
-        for tensor in state_tensors(network).values():
-            tensor.data.copy_(broadcast(tensor.data.contiguous()))
+    overwrite_from_main(state_tensors(network).values())
     run.state.weights.restore(state_tensors(network), updates=0)

@@ -145,7 +145,7 @@ def build_train_state(
         mean=torch.tensor(run_plan.model.mean, device=accelerator.device),
         std=torch.tensor(run_plan.model.std, device=accelerator.device),
         non_finite=NonFiniteMonitor(accelerator.device, gradients=accelerator.scaler is None),
-        running_means=RunningMeans(),
+        running_means=RunningMeans(accelerator.device),
         weights=make_weights(unwrapped, settings),
         graphs=graphs,
     )

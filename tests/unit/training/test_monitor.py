@@ -38,12 +38,12 @@ CPU = torch.device("cpu")
 
 
 def test_a_mean_counts_only_the_steps_that_had_the_part_when_parts_come_and_go(accelerator: Accelerator):
-    running_means = RunningMeans()
+    running_means = RunningMeans(CPU)
     running_means.add({"loss": torch.tensor(1.0), "loss/16px": torch.tensor(4.0)})
     running_means.add({"loss": torch.tensor(2.0)})
     running_means.add({"loss": torch.tensor(6.0, dtype=torch.bfloat16)})
     assert running_means.means(accelerator) == {"loss": 3.0, "loss/16px": 4.0}
-    assert RunningMeans().means(accelerator) == {}
+    assert RunningMeans(CPU).means(accelerator) == {}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
