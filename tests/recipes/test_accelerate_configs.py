@@ -20,7 +20,7 @@ from tests.conftest import ACCELERATE, ROOT, SLOW, Runner
 FOLDER = ROOT / "accelerate_configs"
 CLOUDS = ("aws", "gcp", "azure")
 SEVERAL_MACHINES = ("multi_node", *(f"{cloud}_multi_node" for cloud in CLOUDS))
-NAMES = ("cpu", "multi_cpu", "single_gpu", "multi_gpu", *CLOUDS, *SEVERAL_MACHINES)
+NAMES = ("cpu", "multi_cpu", "single_gpu", "multi_gpu", "gcp_tpu", *CLOUDS, *SEVERAL_MACHINES)
 every_file = pytest.mark.parametrize("name", NAMES)
 
 # What the launcher reads while it validates, before it builds a command: see `_validate_launch_command`.
@@ -52,6 +52,8 @@ def keys_read(file: Path) -> set[str]:
     for more in ((), ("--num_machines", "2", "--main_process_ip", "10.0.0.1", "--main_process_port", "29500")):
         words = ["--config_file", str(file), *more, "script.py"]
         arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+        if arguments.tpu:
+            return found | {"num_processes", "main_training_function"}  # by its check, and by `tpu_launcher`
         if more and not arguments.multi_gpu:
             continue
         watched = Watched(read=set(), **vars(arguments))
@@ -77,8 +79,8 @@ def test_there_is_a_file_for_every_kind_of_machine_when_the_folder_is_listed():
 @every_file
 def test_a_file_is_understood_when_accelerate_loads_it(name: str):
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
-    several = name not in ("cpu", "single_gpu")
-    assert config.distributed_type == (DistributedType.MULTI_GPU if several else DistributedType.NO)
+    kinds = {"cpu": DistributedType.NO, "single_gpu": DistributedType.NO, "gcp_tpu": DistributedType.XLA}
+    assert config.distributed_type == kinds.get(name, DistributedType.MULTI_GPU)
     assert config.use_cpu is name.endswith("cpu")
     machines = 2 if name in SEVERAL_MACHINES else 1
     assert config.num_processes == {"cpu": 1, "single_gpu": 1, "multi_cpu": 2}.get(name, 8 * machines)

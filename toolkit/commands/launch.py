@@ -108,7 +108,7 @@ def flags_of(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
             word = flags.training_script
             raise InputError(f"{word}: neither a script nor a command of toolkit{nearest(word, commands)}")
         flags.training_script_args = [flags.training_script, *flags.training_script_args]
-        flags.module, flags.training_script = True, "toolkit"
+        flags.module, flags.training_script, flags.main_training_function = True, "toolkit.__main__", "run"
     return flags
 
 

@@ -6,34 +6,26 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
+
+from toolkit.models import xla
 
 T = TypeVar("T")
 
 
 def gather_objects(own: T) -> list[T]:
     """The picklable objects of all processes, by rank; every process must call it."""
-    state = PartialState()
-    if state.num_processes == 1:
+    if PartialState().num_processes == 1:
         return [own]
-    return _over_xla(own) if state.distributed_type == DistributedType.XLA else gather_object([own])
+    return _over_xla(own) if xla.on_xla() else gather_object([own])
 
 
 def from_main(own: T) -> T:
     """The picklable object of the main process, on all processes; every process must call it."""
-    state = PartialState()
-    if state.num_processes == 1:
+    if PartialState().num_processes == 1:
         return own
-    return _over_xla(own)[0] if state.distributed_type == DistributedType.XLA else broadcast_object_list([own])[0]
-
-
-def end_step() -> None:
-    """On TPUs, carry out what was requested since the last call, as one graph; does nothing elsewhere."""
-    if PartialState().distributed_type == DistributedType.XLA:
-        import torch_xla
-
-        torch_xla.sync()
+    return _over_xla(own)[0] if xla.on_xla() else broadcast_object_list([own])[0]
 
 
 @torch.no_grad()
@@ -52,6 +44,4 @@ def overwrite_from_main(tensors: Iterable[Tensor]) -> None:
 
 def _over_xla(own: T) -> list[T]:
     """The same as `gather_objects` on TPUs, for which Accelerate exchanges tensors only."""
-    import torch_xla.core.xla_model as xm  # installed only where there is a TPU
-
-    return [pickle.loads(other) for other in xm.rendezvous("toolkit", pickle.dumps(own))]
+    return [pickle.loads(other) for other in xla.model().rendezvous("toolkit", pickle.dumps(own))]

@@ -17,11 +17,12 @@ from toolkit.data.loading.batches import EvalBatch, EvalBatchBuilder, empty_batc
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.workers import by_need
 from toolkit.data.sources.index import Index
-from toolkit.models.collectives import end_step, overwrite_from_main
+from toolkit.models.collectives import overwrite_from_main
 from toolkit.models.evaluation import ByClass, Evaluation, Score, chosen_task, measured
 from toolkit.models.gathered import Gathered, scores_fit
 from toolkit.models.metrics import UNREADABLE, PredictionTable
 from toolkit.models.multiview import MultiView, copy_state
+from toolkit.models.xla import end_step
 from toolkit.strategies.base import BoundTask, EvalSpec, Metric, Task
 from toolkit.strategies.measures import ImageValues
 from toolkit.system.errors import InputError, naming_memory

@@ -1,4 +1,4 @@
-"""The global random generators of a process: torch, Python, NumPy, CUDA."""
+"""The global random generators of a process: torch, Python, NumPy, and that of the device."""
 
 import hashlib
 import random
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
+
+from toolkit.models import xla
 
 
 def generator_state() -> dict[str, Tensor]:
@@ -21,8 +23,10 @@ def generator_state() -> dict[str, Tensor]:
         ),
         "gauss": torch.tensor([gauss or 0.0, float(gauss is not None), legacy["gauss"]], dtype=torch.float64),
     }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if (kind := _accelerator()) is not None:
+        states[kind] = torch.get_device_module(kind).get_rng_state()
+    if xla.on_xla():
+        states["xla"] = torch.tensor(xla.model().get_rng_state(), dtype=torch.uint64)
     return states
 
 
@@ -33,8 +37,10 @@ def restore_generators(states: Mapping[str, Tensor]) -> None:
     random.setstate((version, tuple(keys), gauss if has_gauss else None))
     *words, position, numpy_has_gauss = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, numpy_has_gauss, cached))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    if (kind := _accelerator()) is not None and kind in states:
+        torch.get_device_module(kind).set_rng_state(states[kind])
+    if "xla" in states and xla.on_xla():
+        xla.model().set_rng_state(int(states["xla"].numpy()))
 
 
 def seed_generators(*key: int) -> None:
@@ -44,3 +50,11 @@ def seed_generators(*key: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(int.from_bytes(digest[4:12], "little") >> 1)
+    if xla.on_xla():
+        xla.model().set_rng_state(seed)
+
+
+def _accelerator() -> str | None:
+    """The kind of GPU, "cuda" for example, whose generator `torch.manual_seed` seeds too; None without one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return None if found is None else found.type

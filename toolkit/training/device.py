@@ -12,11 +12,15 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from toolkit.config.settings import Settings
+from toolkit.models import xla
 from toolkit.system import clouds, environment, host
 from toolkit.system.errors import InputError, first_line
 from toolkit.training import launch_requests, peers
@@ -30,15 +34,14 @@ ACCELERATES = {"float32": "no"}  # Accelerate's names of precisions, where they 
 
 def has_accelerator() -> bool:
     """Whether there is a GPU of any vendor or a TPU, and the launcher allows its use."""
-    refused = parse_flag_from_env("ACCELERATE_USE_CPU") or os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu"
-    return not refused and (torch.accelerator.is_available() or "PJRT_DEVICE" in os.environ)
+    return not xla.only_cpu() and (torch.accelerator.is_available() or xla.on_xla())
 
 
 def precisions() -> tuple[str, ...]:
     """The precisions that the hardware supports, without emulation, the best one last: "float32", "fp16", "bf16"."""
     if not has_accelerator():
         return ("float32", "bf16") if torch.cpu._is_avx512_bf16_supported() else ("float32",)
-    if "PJRT_DEVICE" in os.environ:
+    if xla.on_xla():
         return ("float32", "bf16")
     if torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from toolkit.config.settings import Settings
 from toolkit.data.loading.sampler import Epoch
-from toolkit.models.collectives import end_step
 from toolkit.models.source import Model
+from toolkit.models.xla import end_step
 from toolkit.runs.metrics_row import train_columns
 from toolkit.runs.step_log import StepRow, add_steps
 from toolkit.strategies.base import Strategy, Task

@@ -75,9 +75,9 @@ def capture(state: TrainState) -> Snapshot:
 
 
 def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan: StepPlan) -> None:
-    """Load the run's own, verified checkpoint into the training state and this rank's generators and means."""
+    """Load the run's own, verified checkpoint into the training state; `restore_rank` must follow."""
     accelerator, saved, snapshot = state.accelerator, read_manifest(start), read_snapshot(start)
-    progress, own = state.progress, rank_file(accelerator.process_index)
+    progress = state.progress
     try:
         copy_state(snapshot.model, state.weights.model)
     except RuntimeError as error:  # the user's own code makes another model now
@@ -104,6 +104,12 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit-exact: %s", ", ".join(changes))
+
+
+def restore_rank(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> None:
+    """Load this rank's generators and running means, after all ranks have met: on TPUs each meeting draws numbers."""
+    accelerator, saved, progress = state.accelerator, read_manifest(start), state.progress
+    own = rank_file(accelerator.process_index)
     if all(saved[name] == fingerprint[name] for name in ("processes", "device")):
         held = load(start, [own])[own]
         generators.restore_generators(held)

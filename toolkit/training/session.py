@@ -41,7 +41,7 @@ from toolkit.training.monitor import Stopwatch, Throughput
 from toolkit.training.parts import Parts
 from toolkit.training.plan_text import describe_run
 from toolkit.training.precision_speed import compare_precisions
-from toolkit.training.resume import fingerprint_of, restore, restore_best
+from toolkit.training.resume import fingerprint_of, restore, restore_best, restore_rank
 from toolkit.training.roofline import product_tflops
 from toolkit.training.run import Clocks, Control, FinishedRun, Records, Run
 from toolkit.training.run_plan import RunPlan, keep_choices, make_run_plan
@@ -266,6 +266,8 @@ def set_up(
     if accelerator.is_main_process:
         _open_records(directory, config, run_plan, state.progress)
     accelerator.wait_for_everyone()
+    if point.start:
+        restore_rank(point.start, state, fingerprint)
     peak_tflops = product_tflops(accelerator.device, accelerator.mixed_precision)
     cloud = clouds.cloud(settings.cloud)
     preemption.watch(cloud.provider)
