@@ -20,8 +20,8 @@ from tests.conftest import ALL as EVERYTHING
 from tests.conftest import PATIENCE_S, ROOT, SLOW, TIMES
 from tests.forkserver import run_ranks
 from toolkit.config.tables import TABLES
-from toolkit.runs import generators
 from toolkit.runs.directory import RunDirectory
+from toolkit.training import run as running
 
 PAGE = ROOT / "docs" / "reliability.md"
 TABLE = re.compile(r"<!-- combinations -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -137,11 +137,11 @@ def test_on_two_processes(name: str, pairs: Path, alone: Callable[[str], Path]):
         assert all(bool((tensor == fresh[key.rpartition(".")[2]]).all()) for key, tensor in normalizing.items())
 
 
-def test_one_that_does_not_restore_its_generators_ends_elsewhere(
+def test_one_that_does_not_seed_its_generators_ends_elsewhere(
     alone: Callable[[str], Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The control of all comparisons: dropout draws from a generator that a checkpoint must hold."""
-    monkeypatch.setattr(generators, "restore_generators", lambda states: None)
+    """The control of all comparisons: dropout draws from a generator that starts anew for each step."""
+    monkeypatch.setattr(running, "seed_generators", lambda *key: None)
     resumed = interrupted(alone(QUICK[0]), tmp_path / "resumed")
     ALL[QUICK[0]].train(data, resumed)
     assert different(resumed, alone(QUICK[0]))

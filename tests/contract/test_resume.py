@@ -24,11 +24,12 @@ from toolkit import Progressive, Settings, train
 from toolkit.config.choices import NormMode
 from toolkit.config.tables import TABLES
 from toolkit.models.regularization import DropRates
-from toolkit.runs import checkpoint, generators
+from toolkit.runs import checkpoint
 from toolkit.runs.checkpoint import Store
 from toolkit.runs.directory import RunDirectory
 from toolkit.runs.progress import Progress
 from toolkit.strategies.base import Budget, Phase
+from toolkit.training import run as running
 from toolkit.training import session
 from toolkit.training.train_state import TrainState
 
@@ -164,11 +165,11 @@ def test_a_resumed_run_ends_elsewhere_when_nothing_but_the_progress_is_loaded(
 
 
 @one_strategy
-def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_restored(
+def test_a_resumed_run_ends_elsewhere_when_its_generators_are_not_seeded(
     case: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The control: dropout draws from a generator that a checkpoint must hold."""
-    monkeypatch.setattr(generators, "restore_generators", lambda states: None)
+    """The control: dropout draws from a generator that starts anew for each step."""
+    monkeypatch.setattr(running, "seed_generators", lambda *key: None)
     assert different(case.go_on(tmp_path / "resumed"), case.whole)
 
 

@@ -130,7 +130,7 @@ def test_two_ranks_go_on_to_the_same_end_when_started_again_from_a_checkpoint(fo
     assert different(folder / "resumed", folder / "whole") == []
 
 
-def test_two_ranks_end_elsewhere_when_one_of_them_forgets_its_generators(folder: Path):
-    """The control: each rank draws its own dropout, and must go on with its own generators."""
+def test_two_ranks_end_elsewhere_when_one_of_them_does_not_seed_its_generators(folder: Path):
+    """The control: each rank draws its own dropout, in each step from a start of its own."""
     assert delivered(folder / "forgetful") == delivered(folder / "whole")
     assert different(folder / "forgetful", folder / "whole")

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from toolkit import Settings, Strategy, train
 from toolkit.data.loading.batches import load
 from toolkit.data.loading.sampler import micro_batches
-from toolkit.runs import generators
 from toolkit.runs.run_config import config_of
 from toolkit.system.preemption import Preemption
 from toolkit.training import device
+from toolkit.training import run as running
 from toolkit.training.parts import make_parts
 from toolkit.training.resume import fingerprint_of
 from toolkit.training.run import Run
@@ -89,7 +89,7 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
 def interrupt(whole: Settings, folder: Path) -> None:
     """From a finished run, make two that stopped after their first epoch, and go on with them.
 
-    FOLDER/resumed as it should be; FOLDER/forgetful without the generators of rank 1.
+    FOLDER/resumed as it should be; FOLDER/forgetful without seeding the generators of rank 1.
     """
     strategy, rank = EXAMPLES["simultaneous"], int(os.environ["RANK"])
     train(whole, strategy)
@@ -103,7 +103,7 @@ def interrupt(whole: Settings, folder: Path) -> None:
         while not (folder / name).exists():
             time.sleep(0.01)
         if name == "forgetful" and rank == 1:
-            generators.restore_generators = lambda states: None
+            running.seed_generators = lambda *key: None
         train(whole.model_copy(update={"output_dir": folder / name}), strategy)
 
 

@@ -28,7 +28,7 @@ def in_save(step: int) -> Fault:
 
 def before_save(step: int) -> Fault:
     """At the first file operation of a save, when the one before is committed."""
-    return Fault("operation", f"mkdir checkpoints/.tmp-step-{step:09d}/rng")
+    return Fault("operation", f"mkdir checkpoints/.tmp-step-{step:09d}")
 
 
 END = STEPS_PER_EPOCH  # of the first epoch, which is the first phase of `progressive`

@@ -21,7 +21,6 @@ from tests.conftest import PATIENCE_S, ROOT, TINY, recipe
 from tests.forkserver import run_ranks
 from toolkit import Settings, train
 from toolkit.models.multiview import state_tensors
-from toolkit.runs.generators import generator_state
 from toolkit.strategies import Progressive, SingleScale
 from toolkit.system import host
 from toolkit.system.errors import OutOfMemoryError, expected
@@ -109,12 +108,12 @@ def everything(run: Run) -> dict[str, Tensor]:
     counts = (accelerator.step, accelerator.sync_gradients, run.state.weights.updates, len(optimizer.state))
     more = {"counts": torch.tensor(counts), "learn": torch.tensor(learn), "bad": run.state.non_finite.first_bad}
     gradients = {f"gradient {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found = state_tensors(model) | run.state.weights.average() | generator_state() | gradients | more
+    found = state_tensors(model) | run.state.weights.average() | gradients | more
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
-def test_the_trial_leaves_no_trace_in_weights_statistics_or_generators(tmp_path: Path, ends_well: bool):
+def test_the_trial_leaves_no_trace_in_weights_or_statistics(tmp_path: Path, ends_well: bool):
     values, strategy = settings(tmp_path / "run", ema_decay=0.9, dropout_rate=0.2), Progressive((16, 32))
     with open_run(*make_parts(values, strategy), "train", {}) as run:
         assert not run.finished

@@ -1,6 +1,6 @@
 """Check that your training command survives being killed. It runs twice: once undisturbed, and once killed at random
 steps (SIGKILL to all its processes) and restarted. Both runs must end bit-identical: weights, moving average,
-optimizer, random generators, progress, and every image delivered. Your own runs are not touched.
+optimizer, progress, and every image delivered. Your own runs are not touched.
 
 Give the complete command after `--`, without --output-dir and --resume. The check takes about twice the time of --steps
 steps, plus --kills startups.

@@ -1,7 +1,7 @@
 """Exchange of objects and of many small tensors between the processes of a run, on every kind of device."""
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -10,6 +10,8 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
 
 from toolkit.models import xla
+
+CHUNK_BYTES = 256 * 2**20  # that are sent at a time
 
 T = TypeVar("T")
 
@@ -40,6 +42,39 @@ def overwrite_from_main(tensors: Iterable[Tensor]) -> None:
         whole = broadcast(torch.cat([tensor.reshape(-1) for tensor in alike]), from_process=0)
         for tensor, part in zip(alike, whole.split([tensor.numel() for tensor in alike]), strict=True):
             tensor.copy_(part.view(tensor.shape))
+
+
+def tensors_from_main(own: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The main process's tensors in host memory, by way of `device`; every process must call it.
+
+    Elsewhere `own` tells their names, shapes and types only.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return dict(own)
+    found: dict[str, Tensor] = {}
+    for names in _chunks(own):
+        if state.is_main_process:
+            sent = {name: own[name].to(device) for name in names}
+        else:
+            sent = {name: torch.empty_like(own[name], device=device) for name in names}
+        overwrite_from_main(sent.values())
+        found |= {name: tensor.cpu() for name, tensor in sent.items()}
+    return found
+
+
+def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names of tensors that together have CHUNK_BYTES, or one that has more."""
+    names: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if names and size + tensor.nbytes > CHUNK_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    if names:
+        yield names
 
 
 def _over_xla(own: T) -> list[T]:

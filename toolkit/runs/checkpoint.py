@@ -41,11 +41,6 @@ Tensors = Mapping[str, Tensor]
 Contents = Mapping[str, Tensors | Mapping[str, Any]]  # by file name: *.safetensors, *.json
 
 
-def rank_file(rank: int) -> str:
-    """The file with the state of one process, relative to the checkpoint."""
-    return f"rng/rank-{rank:05d}.safetensors"
-
-
 @dataclass(frozen=True)
 class Store:
     """The checkpoints of one run. Keeps the newest `keep`, at least 2, and those of the best model that these name."""

@@ -4,18 +4,21 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 
 from toolkit.models.collectives import gather_objects
-from toolkit.runs import best_model, checkpoint
+from toolkit.runs import best_model
 from toolkit.runs.checkpoint import Store, Tensors
-from toolkit.runs.generators import generator_state
 from toolkit.runs.progress import Progress
 from toolkit.runs.snapshot import Snapshot
 from toolkit.system.errors import SaveError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +26,8 @@ log = logging.getLogger(__name__)
 class Saver:
     """Saves checkpoints. All processes make the same calls.
 
-    If one process fails, all raise SaveError and nothing is committed. Each process writes its own random generators
-    and running means. Rank 0 copies the rest to host memory while training waits, then writes it in a thread, one
-    checkpoint at a time.
+    Rank 0 collects the running means of all and copies the rest of the state to host memory while training waits,
+    then writes it in a thread, one checkpoint at a time. If that fails, all raise SaveError at the next call.
     """
 
     def __init__(
@@ -41,26 +43,21 @@ class Saver:
     def save(
         self,
         progress: Progress,
-        own: Tensors,
+        means: Tensors,
         capture: Callable[[], Snapshot],
         metadata: Mapping[str, Any],
         best: bool = False,
     ) -> None:
-        """Save `own` of each process and, on rank 0 only, the copies that `capture` returns.
+        """Save the running means of each process and, of rank 0 only, the copies that `capture` returns.
 
         `best`: also export the weights, as the best model so far.
         """
         started, step = time.perf_counter(), progress.step
-
-        def stage() -> None:
-            self._wait()
-            rank = self._accelerator.process_index
-            self._store.stage(step, checkpoint.rank_file(rank), {**generator_state(), **own})
-
-        self._everywhere(stage, step)
+        of_all = self._meet(step, means)
         if self._accelerator.is_main_process:
             exported = dict(progress.best) if best else {}
-            self._writing = self._writer.submit(self._write, step, capture(), metadata, exported)
+            snapshot = replace(capture(), means={name: torch.stack([of[name] for of in of_all]) for name in means})
+            self._writing = self._writer.submit(self._write, step, snapshot, metadata, exported)
         self.newest = progress.at()
         self.seconds += time.perf_counter() - started
 
@@ -71,7 +68,7 @@ class Saver:
 
     def join(self, step: int) -> None:
         """Wait until everything is on disk."""
-        self._everywhere(self._wait, step)
+        self._meet(step)
 
     def close(self) -> None:
         """Wait for the write in progress, without the other processes, because the run is over."""
@@ -83,28 +80,25 @@ class Saver:
             writing.result()
 
     def _write(self, step: int, snapshot: Snapshot, metadata: Mapping[str, Any], best: Mapping[str, Any]) -> None:
-        for rank in range(self._accelerator.num_processes):
-            part = self._store.staging(step) / checkpoint.rank_file(rank)
-            if not part.exists():
-                raise SaveError(f"{part}: rank {rank} wrote it and rank 0 does not see it: is the storage shared?")
-        self._store.commit(step, snapshot.files(), metadata)
+        try:
+            self._store.commit(step, snapshot.files(), metadata)
+        except Exception:
+            self._store.abandon(step)
+            raise
         if best:
             best_model.save(self._best, snapshot.exported, best)
 
-    def _everywhere(self, work: Callable[[], None], step: int) -> None:
-        """Run `work` on each process; raises SaveError on all of them if it failed on one."""
+    def _meet(self, step: int, own: T | None = None) -> list[T]:
+        """Wait for the write in progress; returns `own` of all processes. Raises SaveError on all if one failed."""
         failure = ""
         try:
-            work()
+            self._wait()
         except SaveError as error:
             failure = str(error)
         except Exception as error:  # a bug: the other processes must fail, too
             log.exception("the checkpoint of step %d could not be written", step)
             failure = f"the checkpoint of step {step} could not be written: {type(error).__name__}: {error}"
-        failures = gather_objects(failure)
-        if not any(failures):
-            return
-        if self._accelerator.is_main_process:
-            self._store.abandon(step)
-        rank = next(rank for rank, text in enumerate(failures) if text)
-        raise SaveError(failures[rank] + (f" (met by rank {rank})" if len(failures) > 1 else ""))
+        gathered: list[Any] = gather_objects((failure, own))
+        if failed := next((told for told, _ in gathered if told), ""):
+            raise SaveError(failed)
+        return [of for _, of in gathered]

@@ -10,22 +10,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from toolkit.runs.generators import generator_state, restore_generators
-
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def restoring_state(model: nn.Module) -> Iterator[None]:
-    """Restore the buffers and this process's random generators afterwards, and clear the gradients."""
-    generators, buffers = generator_state(), [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Restore the buffers afterwards, and clear the gradients."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
         model.zero_grad()
         for buffer, before in buffers:
             buffer.copy_(before)
-        restore_generators(generators)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolkit.models.collectives import from_main
 from toolkit.system.errors import InputError, NonFiniteError
-from toolkit.training.resume import restore, restore_best, restore_rank
+from toolkit.training.resume import restore, restore_best
 from toolkit.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -48,12 +48,10 @@ def roll_back(run: Run, error: NonFiniteError) -> None:
     restore(start, run.state, records.fingerprint, run.plan)
     progress.rollbacks = rollbacks
     run.accelerator.wait_for_everyone()
-    restore_rank(start, run.state, records.fingerprint)
     if run.accelerator.is_main_process:
         restore_best(records.directory, progress)  # a skipped damaged checkpoint may hold the best model
         records.directory.truncate_to(progress)
     run.accelerator.wait_for_everyone()
-    restore_rank(start, run.state, records.fingerprint)
     records.tracking.rewind(progress.step)
     log.warning("%s", error)
     log.warning("rollback %d of %d: continuing from %s, images in another order", rollbacks, MOST_ROLLBACKS, start)

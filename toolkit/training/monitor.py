@@ -13,7 +13,6 @@ from torch import Tensor
 from toolkit.system import host
 from toolkit.training.roofline import training_gflop
 
-SAVED = "mean "  # prefix of the sums' names in a checkpoint
 NEVER = torch.iinfo(torch.int64).max
 # Lowest valid scale of float16 gradients. The scale starts at 2^16 and halves with each step that overflows, so it is
 # below 1 after at least 17 overflows in a row. It then makes gradients smaller: they overflow even without scaling.
@@ -44,19 +43,13 @@ class RunningMeans:
     def state(self) -> dict[str, Tensor]:
         """Sum and count on this rank, by name, for a checkpoint."""
         pairs = {name: (float(total), self.counts[name]) for name, total in self.sums.items()}
-        return {f"{SAVED}{name}": torch.tensor(pair, dtype=torch.float64) for name, pair in pairs.items()}
+        return {name: torch.tensor(pair, dtype=torch.float64) for name, pair in pairs.items()}
 
     def restart(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a saved state, ignoring other tensors in `state`; an empty one resets to zero."""
-        pairs = {name.removeprefix(SAVED): pair.tolist() for name, pair in state.items() if name.startswith(SAVED)}
+        """Continue from a saved state; an empty one resets to zero."""
+        pairs = {name: pair.tolist() for name, pair in state.items()}
         self.sums = {name: torch.tensor(total, device=self.zero.device) for name, (total, _) in pairs.items()}
         self.counts = {name: round(count) for name, (_, count) in pairs.items()}
-
-
-def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Combine the saved states of all ranks into one: sums and counts averaged over ranks."""
-    names = [name for name in states[0] if name.startswith(SAVED)]
-    return {name: torch.stack([state[name] for state in states]).mean(0) for name in names}
 
 
 class NonFiniteMonitor:

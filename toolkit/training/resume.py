@@ -12,16 +12,17 @@ from accelerate import Accelerator
 
 from toolkit.data.sources.index import Splits
 from toolkit.models import optimizer_state
+from toolkit.models.collectives import tensors_from_main
 from toolkit.models.multiview import copy_state, inherited_names, state_tensors
-from toolkit.runs import best_model, checkpoint, generators
-from toolkit.runs.checkpoint import load, rank_file, read_manifest
+from toolkit.runs import best_model, checkpoint
+from toolkit.runs.checkpoint import read_manifest
 from toolkit.runs.directory import RunDirectory
 from toolkit.runs.progress import Progress
 from toolkit.runs.run_config import learned
 from toolkit.runs.snapshot import Snapshot, read_exported, read_snapshot
 from toolkit.system.errors import InputError
 from toolkit.training import device
-from toolkit.training.monitor import averaged
+from toolkit.training.main_work import on_main
 from toolkit.training.step_plan import StepPlan
 from toolkit.training.train_state import TrainState
 
@@ -55,13 +56,14 @@ def fingerprint_of(
         "precision": accelerator.mixed_precision,
         "code": {**(code or {})},
         "inherits_norms": True,  # the rule of TrainState.inherit_norms, which earlier versions do not have
+        "draws_by_step": True,  # what Run.batches seeds; in earlier versions, checkpoints held states of generators
         "selects_raw": True,  # of averaged and raw weights, the better ones are selected; in earlier versions, averaged
         **{package: version(package) for package in PACKAGES},
     }
 
 
 def capture(state: TrainState) -> Snapshot:
-    """Copy to host memory everything that a checkpoint holds, except random generators and running means."""
+    """Copy to host memory everything that a checkpoint holds, except running means."""
     scaler = state.accelerator.scaler
     tensors, rest = optimizer_state.split_optimizer(state.optimizer.state_dict())
     return Snapshot(
@@ -75,9 +77,9 @@ def capture(state: TrainState) -> Snapshot:
 
 
 def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan: StepPlan) -> None:
-    """Load the run's own, verified checkpoint into the training state; `restore_rank` must follow."""
-    accelerator, saved, snapshot = state.accelerator, read_manifest(start), read_snapshot(start)
-    progress = state.progress
+    """Load the run's own, verified checkpoint into the training state; every rank must call it."""
+    accelerator, progress = state.accelerator, state.progress
+    saved, snapshot = _read_on_main(accelerator, start)
     try:
         copy_state(snapshot.model, state.weights.model)
     except RuntimeError as error:  # the user's own code makes another model now
@@ -90,6 +92,8 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan
         accelerator.scaler.load_state_dict(dict(snapshot.scaler))
     progress.become(snapshot.progress)
     state.weights.restore(snapshot.average, progress.optimizer_updates)
+    rank, alike = accelerator.process_index, saved["processes"] == accelerator.num_processes
+    state.running_means.restart({name: of[rank] if alike else of.mean(0) for name, of in snapshot.means.items()})
     state.non_finite.forget()
     # An entry that an earlier version did not record counts as unchanged.
     changes = [
@@ -101,23 +105,25 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan
         changes.append("normalization of new scales starts from the nearest trained one now")
     if "selects_raw" not in saved and len(state.weights.states()) > 1:
         changes.append("the better of averaged and raw weights is selected now")
+    if "draws_by_step" not in saved and (any(state.drop_rates.now()) or fingerprint["code"]):
+        changes.append("random numbers are drawn anew for each step now")
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit-exact: %s", ", ".join(changes))
 
 
-def restore_rank(start: Path, state: TrainState, fingerprint: Mapping[str, Any]) -> None:
-    """Load this rank's generators and running means, after all ranks have met: on TPUs each meeting draws numbers."""
-    accelerator, saved, progress = state.accelerator, read_manifest(start), state.progress
-    own = rank_file(accelerator.process_index)
-    if all(saved[name] == fingerprint[name] for name in ("processes", "device")):
-        held = load(start, [own])[own]
-        generators.restore_generators(held)
-        state.running_means.restart(held)
-    else:
-        parts = load(start, [rank_file(rank) for rank in range(saved["processes"])])
-        state.running_means.restart(averaged([*parts.values()]))
-        generators.seed_generators(fingerprint["config"]["seed"], progress.step, accelerator.process_index)
+def _read_on_main(accelerator: Accelerator, start: Path) -> tuple[dict[str, Any], Snapshot]:
+    """The manifest and the state in a checkpoint, which rank 0 reads and sends to all others."""
+    read: list[Snapshot] = []
+
+    def described() -> tuple[dict[str, Any], Snapshot]:
+        """The same with tensors that have a shape and no values."""
+        read.append(read_snapshot(start))
+        return read_manifest(start), read[0].each(lambda tensors: {name: t.to("meta") for name, t in tensors.items()})
+
+    saved, snapshot = on_main(accelerator, described)
+    whole = read[0] if accelerator.is_main_process else snapshot
+    return saved, whole.each(lambda tensors: tensors_from_main(tensors, accelerator.device))
 
 
 def changed_code(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from toolkit.data.loading.sampler import Epoch
 from toolkit.models.evaluator import Evaluator
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.directory import RunDirectory
+from toolkit.runs.generators import seed_generators
 from toolkit.runs.mirror.place import Place
 from toolkit.runs.quarantine import Quarantine
 from toolkit.runs.sample_log import SampleLog
@@ -120,8 +121,13 @@ class Run:
         self.state.inherit_norms(self.strategy.norm().scales, trained)
 
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
-        """This rank's remaining batches of an epoch; unreadable images go to the quarantine."""
-        share = self.plan.share(self.accelerator.process_index, epoch.phase)
+        """This rank's remaining batches of an epoch; unreadable images go to the quarantine.
+
+        Before each, the global generators start from its place in the run: what draws from them in a step, such as
+        dropout, is a pure function of (seed, step, rank), and a checkpoint need not hold their states.
+        """
+        rank = self.accelerator.process_index
+        share = self.plan.share(rank, epoch.phase)
         taken, accumulation = 0, self.plan.accumulation(epoch.phase)
 
         def waiting() -> None:
@@ -132,6 +138,7 @@ class Run:
         batches = self.data.batches(epoch, self.state.progress.step, share, waiting)
         for batch in self.clocks.throughput.waits(batches):
             self.records.quarantine.add(batch.bad)
+            seed_generators(self.settings.seed, batch.number, taken % accumulation, rank)
             taken += 1
             yield batch
 

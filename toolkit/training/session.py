@@ -19,7 +19,6 @@ from toolkit.models.multiview import MultiView
 from toolkit.runs import best_model, report
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.directory import FINISHED, RunDirectory
-from toolkit.runs.generators import seed_generators
 from toolkit.runs.mirror.place import Place, place_of
 from toolkit.runs.progress import Progress
 from toolkit.runs.quarantine import Quarantine
@@ -41,7 +40,7 @@ from toolkit.training.monitor import Stopwatch, Throughput
 from toolkit.training.parts import Parts
 from toolkit.training.plan_text import describe_run
 from toolkit.training.precision_speed import compare_precisions
-from toolkit.training.resume import fingerprint_of, restore, restore_best, restore_rank
+from toolkit.training.resume import fingerprint_of, restore, restore_best
 from toolkit.training.roofline import product_tflops
 from toolkit.training.run import Clocks, Control, FinishedRun, Records, Run
 from toolkit.training.run_plan import RunPlan, keep_choices, make_run_plan
@@ -258,7 +257,6 @@ def set_up(
     (state, evaluated), settings, rank = built, run_plan.resolved, accelerator.process_index
     strategy, transform = run_plan.parts.strategy, run_plan.parts.transform
     data = open_pipeline(settings, strategy, run_plan.splits, run_plan.cache, run_plan.threads, transform)
-    seed_generators(settings.seed, 0, rank)  # per rank, so that dropout differs between ranks
     directory, config = point.directory, config_of(settings, strategy)
     fingerprint = {**fingerprint, "config": learned(config)}
     if point.start:
@@ -266,8 +264,6 @@ def set_up(
     if accelerator.is_main_process:
         _open_records(directory, config, run_plan, state.progress)
     accelerator.wait_for_everyone()
-    if point.start:
-        restore_rank(point.start, state, fingerprint)
     peak_tflops = product_tflops(accelerator.device, accelerator.mixed_precision)
     cloud = clouds.cloud(settings.cloud)
     preemption.watch(cloud.provider)

@@ -15,13 +15,13 @@ from toolkit.runs import best_model, checkpoint
 from toolkit.runs.checkpoint import Store
 from toolkit.system.errors import SaveError
 
-FILES = ["model.safetensors", "optimizer.json", "rng/rank-00000.safetensors", "MANIFEST.json", "COMMITTED"]
+FILES = ["model.safetensors", "optimizer.json", "more/part.safetensors", "MANIFEST.json", "COMMITTED"]
 
 
 def saved(root: Path, step: int = 3, value: float = 1.0, keep: int = 3, best: int | None = None) -> Path:
     """A small committed checkpoint."""
     store = Store(root, keep)
-    store.stage(step, "rng/rank-00000.safetensors", {"torch": torch.zeros(4)})
+    store.stage(step, "more/part.safetensors", {"torch": torch.zeros(4)})
     contents = {"model.safetensors": {"x": torch.full((3,), value)}, "optimizer.json": {"lr": 0.1}}
     return store.commit(step, contents, {"best_step": best})
 
@@ -36,7 +36,7 @@ def test_a_checkpoint_holds_what_was_saved_when_read_back(tmp_path: Path):
     assert sorted(held) == sorted(FILES[:3])
     assert held["model.safetensors"]["x"].tolist() == [2.5] * 3
     assert held["optimizer.json"] == {"lr": 0.1}
-    assert list(checkpoint.load(path, ["optimizer.json", "rng/rank-00001.safetensors"])) == ["optimizer.json"]
+    assert list(checkpoint.load(path, ["optimizer.json", "more/other.safetensors"])) == ["optimizer.json"]
     manifest = checkpoint.read_manifest(path)
     assert (manifest["step"], manifest["best_step"]) == (3, None)
     assert manifest["files"]["optimizer.json"]["bytes"] == (path / "optimizer.json").stat().st_size
@@ -125,7 +125,7 @@ def test_a_run_is_refused_when_all_its_checkpoints_are_damaged(tmp_path: Path):
 
 def test_leftovers_of_a_kill_are_no_checkpoints_and_go_when_a_run_goes_on(tmp_path: Path):
     store = Store(tmp_path)
-    store.stage(12, "rng/rank-00000.safetensors", {"torch": torch.zeros(4)})
+    store.stage(12, "more/part.safetensors", {"torch": torch.zeros(4)})
     assert store.committed() == []
     assert store.recover() is None
     assert names(tmp_path) == []
