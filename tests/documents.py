@@ -12,6 +12,7 @@ EXCEPTIONS = {
     "make [!d]*": "minutes, and among them this very suite: its rules are looked up (make -n)",
     "python benchmarks/*": "minutes to hours",
     "python3 -m venv *": "installs packages from an index, as any checkout's tests have done before",
+    "*/gcp_tpu.yaml *": "needs torch_xla: tests/xla/test_xla.py runs it",
     "* s3://BUCKET/*": "needs a bucket: tests/faults/test_lost_machines.py trains in one",
     "pip install *": "installs packages from an index: that the extra exists is looked up",
     "wandb *": "needs an account and its servers: tests/recipes/test_sweeps.py does what an agent does",

@@ -38,9 +38,9 @@ def start_several(
     )
 
 
-def check_all_gone(run: Run, noted: str) -> None:
-    """That the launcher has just ended, in time after what rank 1 noted last, its fault; and nobody is left behind."""
-    note = run.output.with_name(f"{run.output.name}.notes-1") / noted
+def check_all_gone(run: Run, noted: str, rank: int) -> None:
+    """That the launcher has just ended, in time after what a rank noted last, its fault; and nobody is left behind."""
+    note = run.output.with_name(f"{run.output.name}.notes-{rank}") / noted
     assert note.read_text()
     assert time.time() - note.stat().st_mtime < AT_MOST_S
     left = [process.info for process in psutil.process_iter(["pid", "cmdline"])]
@@ -77,7 +77,7 @@ def test_two_processes_end_alike_when_one_was_killed(whole: Run, tmp_path: Path,
     done = start_several(2, run, Fault("batch", 2 * SAVE_EVERY + 3), rank)
     assert done.returncode != 0
     if rank == 1:
-        check_all_gone(run, "steps")
+        check_all_gone(run, "steps", 1)
     assert newest(run.output) == 2 * SAVE_EVERY
     first, second = start_two(run)
     assert (first.code, second.code) == (0, 0), first.text
@@ -113,7 +113,7 @@ def test_every_process_reports_it_and_nothing_commits_when_it_cannot_be_written(
     run = Run("simultaneous", tmp_path / "full")
     second = f"write checkpoints/.tmp-step-{2 * SAVE_EVERY:09d}/model.safetensors"
     done = start_several(2, run, Fault("operation", second, "ENOSPC"), 0, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    check_all_gone(run, "operations")
+    check_all_gone(run, "operations", 0)
     assert "SIGTERM: " not in done.stderr
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
