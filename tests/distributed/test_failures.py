@@ -1,6 +1,7 @@
 """What must stop a run, and what it may leave behind: processes that do not know of each other, and NaN."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from poisoned import Poisoned, settings, write_manifest
 from safetensors.torch import load_file
 
-from tests.conftest import PATIENCE_S, SLOW, TINY, Runner
+from tests.conftest import PATIENCE_S, ROOT, SLOW, TINY, Runner
 from tests.forkserver import run_ranks
 from toolkit import NonFiniteError, train
 from toolkit.data.loading.sampler import Sampler
@@ -21,12 +22,14 @@ IMAGES, BATCH = 100, 40  # 2 steps an epoch; 20 images are left out of each
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(run: Runner, tmp_path: Path):
-    """A launcher that tells the number of processes but no local rank, where Accelerate was told of no backend."""
-    done = run("recipes/single_scale.py", *TINY, WORLD_SIZE="2", RANK="0", PJRT_DEVICE="CPU")
+    """A launcher that tells the number of processes but no local rank, on a machine that is said to have a GPU."""
+    (tmp_path / "sitecustomize.py").write_text("import toolkit.training.device as d; d.has_accelerator = lambda: True")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = run("recipes/single_scale.py", *TINY, WORLD_SIZE="2", RANK="0", PYTHONPATH=path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the launcher started 2 processes, but each sees only itself (split brain)")
     assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [entry.name for entry in tmp_path.iterdir() if "cache" not in entry.name] == ["sitecustomize.py"]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ class Scan(Section):
 
     groups: ClassVar = {
         "columns": ("task", "label_column", "hf_config"),
-        "output": ("output_dir", "write_manifest", "contact_sheets"),
+        "output": ("output_dir", "write_manifest", "write_index", "contact_sheets"),
         "images": ("range",),
         "machine": ("num_workers", "cache_dir", "cache_gb"),
     }
@@ -42,6 +42,11 @@ class Scan(Section):
     write_manifest: bool = Field(
         False,
         description="also write manifest/, a list of the images without faults; train on it with --data-root",
+    )
+    write_index: bool = Field(
+        False,
+        description="also write the index of tar shards beside them (toolkit-train.index ...): machines that start "
+        "fetch it instead of reading all shards",
     )
     contact_sheets: bool = Field(True, description="write a PNG per class with up to 24 of its images")
     range: GrayRange = Field("16bit", description="how gray of more than 8 bits becomes 8, as in training")

@@ -14,6 +14,7 @@ from toolkit.config.arguments import checked
 from toolkit.config.choices import CACHE_GB, GrayRange
 from toolkit.config.tables import CLASSIFICATION
 from toolkit.data.images.preprocess import AS_STORED
+from toolkit.data.sources import index_tables
 from toolkit.data.sources.index import Index
 from toolkit.data.sources.label_rows import images_of_classes
 from toolkit.data.sources.survey import Finding, Survey, survey
@@ -37,6 +38,7 @@ def scan(
     *,
     output_dir: str | Path | None = None,
     write_manifest: bool = False,
+    write_index: bool = False,
     contact_sheets: bool = True,
     range: GrayRange = AS_STORED,
     num_workers: int | None = None,
@@ -58,6 +60,9 @@ def scan(
     if write_manifest:
         clean_manifest.refuse_manifest(found, folder / "manifest")
     files.make_folder(folder)
+    if write_index:
+        for place in index_tables.write_beside(data, found.splits):
+            log.info("wrote     %s", place)
     report = replace(check_images(found, num_workers), folder=folder)
     files.write_json(folder / "scan.json", to_json(report))
     files.write_text(folder / "scan.txt", report.text)

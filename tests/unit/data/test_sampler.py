@@ -1,13 +1,17 @@
 """Which images a step sees: for any seed, epoch, number of processes and micro-batches."""
 
+import threading
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from toolkit import Progressive, Settings, Simultaneous
+from toolkit.data.loading.orders import Orders
 from toolkit.data.loading.prefetch import lanes_of as lanes_drawn
-from toolkit.data.loading.sampler import BatchSpec, RankShare, Sampler, Shards, Window, micro_batches
+from toolkit.data.loading.sampler import BatchSpec, Consecutive, RankShare, Sampler, Shards, Window, micro_batches
 from toolkit.training.step_plan import make_step_plan
 
 IMAGES, BATCH = 50, 16  # 3 steps an epoch, 2 images left out of each
@@ -216,3 +220,36 @@ def test_shards_come_one_by_one_when_none_fits_the_window():
     ids = (np.arange(5), np.arange(5, 10), np.arange(10, 15))
     (order,) = lanes_of(Shards(ids, (70, 80, 90), 60), 1)
     assert [len({i // 5 for i in part.tolist()}) for part in np.split(order, 3)] == [1, 1, 1]
+
+
+def test_shards_that_follow_each_other_need_no_list_of_ids():
+    ends = np.array([3, 3, 8])
+    found = Consecutive(ends)
+    assert [found[i].tolist() for i in range(3)] == [part.tolist() for part in np.split(np.arange(8), ends[:-1])]
+    assert len(found) == 3
+    assert (
+        lanes_of(Shards(found, (70, 80, 90), 60), 1).tolist()
+        == lanes_of(Shards(tuple(np.split(np.arange(8), ends[:-1])), (70, 80, 90), 60), 1).tolist()
+    )
+
+
+@pytest.mark.parametrize("shards", [None, made([5, 9, 3, 7, 12, 1, 8, 8, 6, 9, 4, 5], 400)], ids=["files", "shards"])
+def test_processes_share_the_order_that_each_would_draw(tmp_path: Path, shards: Shards | None):
+    images = 77 if shards else IMAGES
+    alone = Sampler(images, 3, STRATEGIES["simultaneous"], shards)
+    ranks = [replace(alone, orders=Orders(tmp_path, "key")) for _ in range(2)]
+    epochs = list(make_step_plan(SETTINGS, STRATEGIES["simultaneous"], images, 1).epochs())
+    for epoch in epochs:
+        wanted = alone.order(epoch)
+        found = [rank.order(epoch) for rank in ranks]
+        assert all(np.array_equal(order, wanted) for order in found)
+        assert not any(order.flags.owndata for order in found)
+    again = epochs[-1]._replace(rollbacks=1)
+    assert np.array_equal(ranks[0].order(again), alone.order(again))
+    assert not np.array_equal(alone.order(again), wanted)
+    for thread in [thread for thread in threading.enumerate() if thread.name == "order"]:
+        thread.join()
+    last = epochs[-1].number
+    kept = {path.name.split("-")[1] for path in tmp_path.glob("key-*.npy")}
+    assert kept <= {f"{number:06d}" for number in (last - 1, last, last + 1)}
+    assert f"{last + 1:06d}" in kept  # drawn ahead

@@ -48,7 +48,7 @@ def shrunk(index: Index, side: int) -> Index:
         np.where(length > 0, np.maximum(1, np.rint(length * scale)), 0).astype(np.int32)
         for length in (index.width, index.height)
     )
-    return replace(index, width=width, height=height)
+    return replace(index, width=width, height=height, table=None)
 
 
 def open_downscaled(index: Index, side: int, cache: Path) -> Index:

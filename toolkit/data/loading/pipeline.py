@@ -12,12 +12,14 @@ from toolkit.data.images.transform import Transform
 from toolkit.data.loading.balance import balance_of
 from toolkit.data.loading.batches import Batch, TrainBatchBuilder
 from toolkit.data.loading.cache import CacheChoice, open_readers
+from toolkit.data.loading.orders import LEAST, Orders
 from toolkit.data.loading.prefetch import fetching_ahead
 from toolkit.data.loading.reader import ImageReader
-from toolkit.data.loading.sampler import BatchSpec, Epoch, RankShare, Sampler, Shards, micro_batches
+from toolkit.data.loading.sampler import BatchSpec, Consecutive, Epoch, RankShare, Sampler, Shards, micro_batches
 from toolkit.data.loading.workers import by_processes, by_threads, wait_on
 from toolkit.data.sources.index import Index, Splits
 from toolkit.strategies.base import Phase, Strategy
+from toolkit.system import files, host, places
 from toolkit.system.errors import InputError
 
 
@@ -101,6 +103,7 @@ def open_pipeline(
             strategy,
             _shards(splits.train),
             balance_of(settings, splits.train.labels),
+            _orders(settings, splits.train),
         ),
         augmenter=make_augmenter(settings, transform),
         mixer=Mixer(settings.mixup, settings.cutmix, settings.seed),
@@ -122,9 +125,20 @@ def _shards(index: Index) -> Shards | None:
     if index.blocks is None:
         return None
     sizes = tuple(index.blocks.files[url].size for url in index.containers)
+    ends, window = np.cumsum(np.bincount(index.container, minlength=len(sizes))), index.blocks.bound // 2
+    if bool((np.diff(index.container) >= 0).all()):
+        return Shards(Consecutive(ends), sizes, window)
     by_shard = np.argsort(index.container, kind="stable")
-    ends = np.cumsum(np.bincount(index.container, minlength=len(sizes)))
-    return Shards(tuple(np.split(by_shard, ends[:-1])), sizes, index.blocks.bound // 2)
+    return Shards(tuple(np.split(by_shard, ends[:-1])), sizes, window)
+
+
+def _orders(settings: Settings, index: Index) -> Orders | None:
+    """Where the processes of this machine share the orders of a large data set; else None."""
+    if host.local_processes() == 1 or len(index) < LEAST:
+        return None
+    balanced = settings.sampling != "plain" and (settings.sampling_power, files.key(index.labels.tobytes()))
+    key = files.key(repr((len(index), settings.seed, index.stamp, settings.cache_gb, balanced)))
+    return Orders((settings.cache_dir or places.cache_dir()) / "orders", key)
 
 
 def check_readable(splits: Splits) -> None:

@@ -3,13 +3,14 @@
 An image may come several times an epoch, or not at all, if classes are balanced.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from toolkit.data.loading.balance import Balance, repeats
+from toolkit.data.loading.orders import Orders
 from toolkit.strategies.base import Phase, Step, Strategy
 
 LANES = 64  # at most
@@ -82,6 +83,19 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Consecutive(Sequence[np.ndarray]):
+    """The ids in each shard, where those of a shard follow those of the one before; `ends`: of each shard's."""
+
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, shard: Any) -> Any:
+        return np.arange(self.ends[shard - 1] if shard else 0, self.ends[shard])
+
+
+@dataclass(frozen=True)
 class Shards:
     """Remote files that hold the images: the ids in each, its size in bytes, and how much is shuffled at a time.
 
@@ -89,7 +103,7 @@ class Shards:
     share of a batch is contiguous, needs the shards of its own lanes only.
     """
 
-    ids: tuple[np.ndarray, ...]
+    ids: Sequence[np.ndarray]
     sizes: tuple[int, ...]
     window: int  # bytes
 
@@ -155,13 +169,17 @@ class Shards:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The order of the training images; `balance`: how often each comes, None: once an epoch."""
+    """The order of the training images.
+
+    `balance`: how often each comes, None: once an epoch. `orders`: where the processes of a machine share them.
+    """
 
     images: int
     seed: int
     strategy: Strategy
     shards: Shards | None = None
     balance: Balance | None = None
+    orders: Orders | None = None
 
     def _rng(self, epoch: int, rollbacks: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, ORDER_STREAM, epoch, rollbacks))
@@ -180,6 +198,15 @@ class Sampler:
 
     def order(self, epoch: Epoch) -> np.ndarray:
         """The images of an epoch: lanes x images."""
+        if self.orders is None:
+            return self._drawn(epoch)
+        kind = (epoch.rollbacks, self.lanes(epoch))
+        after = epoch._replace(number=epoch.number + 1)
+        found = self.orders.get(epoch.number, kind, lambda: self._drawn(epoch))
+        self.orders.draw_ahead(after.number, kind, lambda: self._drawn(after))
+        return found
+
+    def _drawn(self, epoch: Epoch) -> np.ndarray:
         if self.shards is None:
             return self.permutation(epoch.number, epoch.rollbacks)[None]
         rng = self._rng(epoch.number, epoch.rollbacks)

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from toolkit.data.images.header import read_header
 from toolkit.data.images.preprocess import readable_formats
+from toolkit.data.sources import index_tables
 from toolkit.data.sources.files import UNREAD
 from toolkit.data.sources.index import COLUMNS, Index, Names
 from toolkit.data.sources.remote import BlockCache, FileVersion
@@ -76,30 +77,52 @@ def index_containers(
     cache: Path,
     blocks: BlockCache | None = None,
     fields: str = "",
+    split: str = "",
 ) -> Index:
     """All parts of all containers, in order; threads call `read` for containers that are new or changed.
 
-    `fields`: which of several fields of a container `read` takes, if a user may choose.
+    `fields`: which of several fields of a container `read` takes, if a user may choose. `split`: of whose containers
+    there may be an index beside the data.
     """
     (cache / "index").mkdir(parents=True, exist_ok=True)
     folder, kind = cache / "index", (fields, *readable_formats())
-    with ThreadPoolExecutor(min(MOST_THREADS, 4 * host.cpu_quota())) as pool:
-        todo = pool.map(lambda container: _table(container, read, folder, kind), containers)
-        tables = list(tqdm(todo, "reading shards", len(containers), unit="shard", disable=None))
-    system = Names.joined([Names(table["system"], table["system_ends"]) for table in tables])
-    if len(system):
-        log.info("data      left out: %s", describe_system(system))
-    counts = [len(table["ends"]) for table in tables]
-    columns: dict[str, Any] = {name: np.concatenate([table[name] for table in tables]) for name in READ}
+    path = folder / f"{files.key(repr(containers), *kind)}-v{VERSION}.index"
+    made_from = [[container.name, *container.version] for container in containers] + [*kind]
+
+    def tables() -> Iterator[dict[str, np.ndarray]]:
+        with ThreadPoolExecutor(min(MOST_THREADS, 4 * host.cpu_quota())) as pool:
+            todo = pool.map(lambda container: _table(container, read, folder, kind), containers)
+            yield from tqdm(todo, "reading shards", len(containers), unit="shard", disable=None)
+
+    if index_tables.known(path) is None and not (split and index_tables.fetch_beside(root, split, made_from, path)):
+        for _ in tables():  # all processes share this work
+            pass
+    with locked(f"{path}.lock"):
+        if (table := index_tables.known(path)) is None:
+            index_tables.write(path, *_joined([*tables()], made_from))
+            table = index_tables.read(path)
+    if table.about["left_out"]:
+        log.info("data      left out: %s", table.about["left_out"])
     return Index(
         root=root,
-        names=Names.joined([Names(table["blob"], table["ends"]) for table in tables]),
+        names=table.names,
         containers=tuple(container.path for container in containers),
-        container=np.repeat(np.arange(len(tables), dtype=np.int32), counts),
         stamp=files.key(repr([container.version for container in containers])),
         blocks=blocks,
-        **columns,
+        table=path,
+        **{name: table.columns[name] for name in COLUMNS},
     )
+
+
+def _joined(tables: Sequence[dict[str, np.ndarray]], made_from: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The columns of all containers, and what is told of them."""
+    names = Names.joined([Names(table["blob"], table["ends"]) for table in tables])
+    system = Names.joined([Names(table["system"], table["system_ends"]) for table in tables])
+    counts = [len(table["ends"]) for table in tables]
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in READ}
+    columns |= {"blob": names.blob, "ends": names.ends}
+    columns["container"] = np.repeat(np.arange(len(tables), dtype=np.int32), counts)
+    return columns, {"made_from": made_from, "left_out": describe_system(system) if len(system) else ""}
 
 
 def _table(

@@ -88,7 +88,7 @@ def _with_several(name: str, splits: list[Any], columns: Columns, found: Found) 
         log.info("data      hf:%s: no image of its split test has a label: it is left out", name)
         splits, found = [*splits[:2], None], found._replace(test=None)
     train, val, test = (
-        index and replace(index, labels=label_rows(split, columns, classes, place))
+        index and replace(index, labels=label_rows(split, columns, classes, place), table=None)
         for index, split, place in zip(found[:3], splits, where, strict=True)
     )
     assert train is not None

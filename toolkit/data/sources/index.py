@@ -79,7 +79,7 @@ class Index:
     header could not be read. `orientation`: EXIF's. `stamp`: changes if a file is written again. `blocks`: reads the
     containers that are URLs. `items`: the data set passed from Python that gives the images, `offset[i]` being the
     position there; their sizes are only known once they are read. `gray`: how more than 8 bits become 8. `fit`: how
-    images become square.
+    images become square. `table`: the file that all columns are mapped from, see `index_tables`.
     """
 
     root: str
@@ -97,6 +97,7 @@ class Index:
     items: Items | None = None
     gray: GrayRange = AS_STORED
     fit: Fit = "crop"
+    table: Path | None = None
 
     @classmethod
     def of_items(cls, items: Items, labels: np.ndarray) -> "Index":
@@ -128,7 +129,8 @@ class Index:
 
     def take(self, ids: np.ndarray) -> "Index":
         """The images `ids`, in that order."""
-        return replace(self, names=self.names.take(ids), **{name: getattr(self, name)[ids] for name in COLUMNS})
+        columns = {name: getattr(self, name)[ids] for name in COLUMNS}
+        return replace(self, names=self.names.take(ids), table=None, **columns)
 
     def seen_by(self, settings: Settings) -> "Index":
         """The same images, whose pixels a run with these settings sees as it does."""
@@ -138,7 +140,7 @@ class Index:
         """The index with rows of C zeros and ones for labels, of one that has a single class for each image."""
         if self.labels.ndim > 1:
             return self
-        return replace(self, labels=multi_hot([[label] for label in self.labels.tolist()], classes))
+        return replace(self, labels=multi_hot([[label] for label in self.labels.tolist()], classes), table=None)
 
     def place(self, i: int) -> Place:
         if self.container[i] == ALONE:

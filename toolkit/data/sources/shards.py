@@ -106,7 +106,10 @@ def read_shards(root: str, cache: Path, cache_bytes: int) -> Found:
         blocks = BlockCache(cache, cache_bytes, {shard.path: shard.version for shard in itertools.chain(*found)})
         _check_fits(blocks)
     read = functools.partial(_read_shard, blocks)
-    train, val, test = (index_containers(root, shards, read, cache, blocks) if shards else None for shards in found)
+    train, val, test = (
+        index_containers(root, shards, read, cache, blocks, split=split) if shards else None
+        for split, shards in zip(NAMES, found, strict=True)
+    )
     assert train is not None
     count = count_classes(train, f"{root}: train shards")
     for split in (val, test):

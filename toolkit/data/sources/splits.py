@@ -1,6 +1,7 @@
 """Opens the splits of a data set from `--data-root`, for any kind of source."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from toolkit.config.data_roots import BUILT_IN, HUB, PYTHON_DATA, is_url
 from toolkit.config.settings import Settings
+from toolkit.data.sources import index_tables
 from toolkit.data.sources.base import SourceOptions
 from toolkit.data.sources.detect import find_source, own_source
 from toolkit.data.sources.index import Found, Index, Splits
@@ -174,17 +176,23 @@ def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> 
 
     Where an image has several labels, the same share of all images.
     """
-    rng = np.random.default_rng((seed, 0))
-    held: list[int] = []
-    if index.labels.ndim > 1:
-        count = min(len(index) - 1, max(1, round(share * len(index))))
-        held, classes = rng.permutation(len(index))[:count].tolist(), ()
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(index.labels == label)
-        if len(members) < 2:
-            raise InputError(f"--val-split: class {name!r} has {len(members)} image, too few to hold one out")
-        count = min(len(members) - 1, max(1, round(share * len(members))))
-        held += rng.permutation(members)[:count].tolist()
-    mask = np.zeros(len(index), dtype=bool)
-    mask[held] = True
-    return index.take(np.flatnonzero(~mask)), index.take(np.flatnonzero(mask))
+
+    @functools.cache
+    def held() -> np.ndarray:
+        """Whether an image is held out."""
+        rng, mask = np.random.default_rng((seed, 0)), np.zeros(len(index), dtype=bool)
+        if index.labels.ndim > 1:
+            count = min(len(index) - 1, max(1, round(share * len(index))))
+            mask[rng.permutation(len(index))[:count]] = True
+            return mask
+        for label, name in enumerate(classes):
+            members = np.flatnonzero(index.labels == label)
+            if len(members) < 2:
+                raise InputError(f"--val-split: class {name!r} has {len(members)} image, too few to hold one out")
+            count = min(len(members) - 1, max(1, round(share * len(members))))
+            mask[rng.permutation(members)[:count]] = True
+        return mask
+
+    key = f"held out {share} {seed} {len(classes)}"
+    train = index_tables.taken(index, f"{key}: train", lambda: np.flatnonzero(~held()))
+    return train, index_tables.taken(index, f"{key}: val", lambda: np.flatnonzero(held()))

@@ -1,0 +1,162 @@
+"""Indexes as files that are mapped into memory, so that the processes of a machine share one copy.
+
+Layout: START; the length of the header, 8 bytes, little-endian; the header, JSON; then each array at a multiple of
+ALIGN bytes.
+"""
+
+import functools
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.config.data_roots import is_url
+from toolkit.data.sources.index import COLUMNS, Index, Names
+from toolkit.system import files
+from toolkit.system.errors import InputError
+from toolkit.system.locks import locked
+from toolkit.system.stores import query
+
+log = logging.getLogger(__name__)
+
+START, ALIGN = b"toolkit index 1\n", 64
+BESIDE = "toolkit-{}.index"  # beside the data; of a split
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a file holds; `about`: what it was made from, and what is to be told of it."""
+
+    about: Mapping[str, Any]
+    columns: Mapping[str, Any]
+
+    @property
+    def names(self) -> Names:
+        return Names(self.columns["blob"], self.columns["ends"])
+
+
+def columns_of(index: Index) -> dict[str, np.ndarray]:
+    return {"blob": index.names.blob, "ends": index.names.ends, **{name: getattr(index, name) for name in COLUMNS}}
+
+
+def write(path: Path, columns: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Write a file atomically."""
+    described, end, crc = {}, 0, 0
+    for name, array in columns.items():
+        end = -(-end // ALIGN) * ALIGN
+        described[name] = (array.dtype.str, array.shape, end)
+        crc, end = zlib.crc32(np.ascontiguousarray(array).data, crc), end + array.nbytes
+    header = json.dumps({"about": about, "columns": described, "bytes": end, "crc32": crc}).encode()
+    staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with files.naming(staging), staging.open("wb") as stream:
+        stream.write(START + len(header).to_bytes(8, "little") + header)
+        begin = _aligned(stream.tell())
+        for name, array in columns.items():
+            stream.seek(begin + described[name][2])
+            stream.write(np.ascontiguousarray(array).data)
+        stream.truncate(begin + end)
+    files.sync(staging)
+    os.replace(staging, path)
+
+
+def _aligned(place: int) -> int:
+    return -(-place // ALIGN) * ALIGN
+
+
+def read(path: Path, whole: bool = False) -> Table:
+    """Map a file into memory; raises ValueError if it is none, or cut short. `whole`: also compare its CRC-32."""
+    raw = np.memmap(path, dtype=np.uint8, mode="r")
+    if raw[: len(START)].tobytes() != START:
+        raise ValueError("not an index of this version")
+    first = len(START) + 8
+    end = first + int.from_bytes(raw[len(START) : first].tobytes(), "little")
+    header = json.loads(raw[first:end].tobytes())
+    begin, crc = _aligned(end), 0
+    if len(raw) != begin + header["bytes"]:
+        raise ValueError(f"{len(raw)} bytes, not {begin + header['bytes']}")
+    columns: dict[str, np.ndarray] = {}
+    for name, (kind, shape, place) in header["columns"].items():
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        part = raw[begin + place : begin + place + size]
+        crc = zlib.crc32(part.data, crc) if whole else crc
+        columns[name] = part.view(np.ndarray).view(kind).reshape(shape)
+    if whole and crc != header["crc32"]:
+        raise ValueError("its CRC-32 is another")
+    return Table(header["about"], columns)
+
+
+def known(path: Path) -> Table | None:
+    """The file, None if it is not there or damaged."""
+    try:
+        return read(path)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def taken(index: Index, key: str, ids: Callable[[], np.ndarray]) -> Index:
+    """The images `ids()` of an index; of one that is a mapped file, in another such file, made once.
+
+    `key`: what `ids` depends on besides the index.
+    """
+    if index.table is None:
+        return index.take(ids())
+    path = index.table.with_name(f"{index.table.stem}-{files.key(key)}.index")
+    with locked(f"{path}.lock"):
+        if (table := known(path)) is None:
+            write(path, columns_of(index.take(ids())), {})
+            table = read(path)
+    return replace(index, names=table.names, table=path, **{name: table.columns[name] for name in COLUMNS})
+
+
+def fetch_beside(root: str, split: str, made_from: Sequence[Any], path: Path) -> bool:
+    """Bring the index beside the data, if there is one that was made from these files, to `path`."""
+    place = f"{root}/{BESIDE.format(split)}"
+    staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        content = query(place, lambda store, name: store.cat_file(name)) if is_url(root) else Path(place).read_bytes()
+    except FileNotFoundError:
+        return False
+    staging.write_bytes(content)
+    try:
+        found = read(staging, whole=True)
+        fits = found.about["made_from"] == json.loads(json.dumps(made_from))
+    except (ValueError, KeyError) as error:
+        log.warning("%s: damaged (%s), the data is read instead: toolkit scan --write-index renews it", place, error)
+        staging.unlink()
+        return False
+    if not fits:
+        log.warning("%s: the data has changed since, and is read instead: toolkit scan --write-index renews it", place)
+        staging.unlink()
+        return False
+    os.replace(staging, path)
+    return True
+
+
+def _put(path: Path, store: Any, name: str) -> None:
+    store.put_file(str(path), name)
+
+
+def write_beside(data_root: str, splits: Mapping[str, Index]) -> list[str]:
+    """Write the index of each split beside the data; returns their places. Raises InputError if it is no shards."""
+    if not all(index.table and all(place.endswith(".tar") for place in index.containers) for index in splits.values()):
+        raise InputError(f"--write-index: {data_root} is no tar shards, whose index could be written beside them")
+    places = []
+    for split, index in splits.items():
+        assert index.table is not None
+        place = f"{index.root}/{BESIDE.format(split)}"
+        if is_url(place):
+            query(place, functools.partial(_put, index.table))
+        else:
+            staging = Path(f"{place}.tmp-{os.getpid()}")
+            with files.naming(staging):
+                shutil.copyfile(index.table, staging)
+            os.replace(staging, place)
+        places.append(place)
+    return places
