@@ -8,12 +8,14 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from tests import storage as servers
 from tests.conftest import SLOW, TORCHRUN, Runner, recipe, write_folders, write_image
 from toolkit import Settings, SingleScale
 from toolkit.runs.checkpoint import Store
 from toolkit.strategies import HeadFirst
+from toolkit.tools import rate_sweep
 from toolkit.tools.finetuning import finetuning
-from toolkit.tools.rate_sweep import find_rate
+from toolkit.tools.rate_sweep import RateSweep, Trial, find_rate
 
 DATA = ("--synthetic-count", "96", "--synthetic-size", "32", "--batch-size", "24", "--num-workers", "1")
 QUICK = (*DATA, "--log-with", "none", "--img-size", "16")
@@ -151,6 +153,20 @@ def test_a_resumed_run_does_not_search_again(base: Path, tmp_path: Path, capsys:
     after = capsys.readouterr().out
     assert "epoch(s) of" not in after
     assert "continuing from" in after
+
+
+def test_a_machine_without_the_run_finds_what_was_found_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usual = {"synthetic_count": 96, "synthetic_size": 32, "batch_size": 24, "epochs": 4}
+    swept = RateSweep("top1", True, 2, 50, (Trial(1e-3, 50.0, 1.0), Trial(3e-3, None, None)), 1e-3)
+    monkeypatch.setattr(rate_sweep, "_sweep", lambda *words: pytest.fail("searched again"))
+    with servers.s3() as storage:
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there/lr_find.json").write_text(json.dumps({"of": "it", **swept.to_json()}))
+        storage.put(tmp_path / "there")
+        settings = Settings(**usual, output_dir=storage.url)
+        assert find_rate(settings, SingleScale(16)) == swept
+        with pytest.raises(pytest.fail.Exception, match="searched again"):  # control: of a run that is not there
+            find_rate(settings.model_copy(update={"output_dir": f"{storage.url}-other"}), SingleScale(16))
 
 
 def test_the_best_rate_is_not_at_an_end_of_those_that_were_tried(base: Path, tmp_path: Path):

@@ -25,6 +25,7 @@ from toolkit.system import console, files
 from toolkit.system.errors import InputError, NonFiniteError
 from toolkit.system.result import Result
 from toolkit.system.run_lock import run_of
+from toolkit.system.stores import query
 from toolkit.training import device
 from toolkit.training.loop import train_parts
 from toolkit.training.parts import Parts, make_parts, selecting
@@ -127,6 +128,9 @@ def _known(accelerator: Accelerator, settings: Settings, folder: Path) -> RateSw
         if accelerator.is_main_process and found is None and path.exists():
             with contextlib.suppress(ValueError, OSError):
                 found = json.loads(path.read_text())
+    if accelerator.is_main_process and found is None and settings.run_url:
+        with contextlib.suppress(FileNotFoundError, InputError, ValueError):  # opening the run will tell of a bad store
+            found = json.loads(query(f"{settings.run_url}/{RATE_SWEEP}", lambda store, name: store.cat_file(name)))
     values = from_main(found)
     if values is None:
         return None

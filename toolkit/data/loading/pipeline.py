@@ -19,7 +19,7 @@ from toolkit.data.loading.sampler import BatchSpec, Consecutive, Epoch, RankShar
 from toolkit.data.loading.workers import by_processes, by_threads, wait_on
 from toolkit.data.sources.index import Index, Splits
 from toolkit.strategies.base import Phase, Strategy
-from toolkit.system import files, host, places
+from toolkit.system import files, places
 from toolkit.system.errors import InputError
 
 
@@ -133,8 +133,8 @@ def _shards(index: Index) -> Shards | None:
 
 
 def _orders(settings: Settings, index: Index) -> Orders | None:
-    """Where the processes of this machine share the orders of a large data set; else None."""
-    if host.local_processes() == 1 or len(index) < LEAST:
+    """Where the processes of this machine share the orders of a data set that is large; else None."""
+    if len(index) < LEAST:
         return None
     balanced = settings.sampling != "plain" and (settings.sampling_power, files.key(index.labels.tobytes()))
     key = files.key(repr((len(index), settings.seed, index.stamp, settings.cache_gb, balanced)))
