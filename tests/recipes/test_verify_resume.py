@@ -20,7 +20,7 @@ SCRIPT = "recipes/verify_resume.py"
 TRAINING = ("--synthetic-count", "120", "--synthetic-size", "32", "--batch-size", "12", "--epochs", "2")
 SINGLE = (str(ROOT / "recipes" / "single_scale.py"), *TRAINING, "--img-size", "16", "--dropout-rate", "0.3")
 MULTI = (str(ROOT / "recipes" / "multiscale.py"), *TRAINING, "--scales", "16,24")
-FILES = ["model.safetensors", "optimizer.json", "optimizer.safetensors"]
+FILES = ["means.safetensors", "model.safetensors", "optimizer.json", "optimizer.safetensors"]
 
 # A recipe whose random numbers are others in every process.
 FORGETFUL = f"""
