@@ -96,6 +96,7 @@ class LifeSigns:
         if not isinstance(cause, PeerError):
             text = first_line(cause) if cause else f"{type(error).__name__}: {first_line(error)}"
             self._tell(FIRST, f"{self._group.named([self._group.rank])} stopped first: {text}")
+            self._let_others_read()
             return None
         text = self._too_slow(first_line(error))
         deadline = time.monotonic() + NAMING * self._every_s
@@ -257,4 +258,9 @@ class LifeSigns:
         report_once(cause)
         if self._group.rank == 0:
             self._tell(VERDICT, str(cause))
-            time.sleep(2 * self._every_s)  # rank 0 may serve the store: the others read it before
+            self._let_others_read()
+
+    def _let_others_read(self) -> None:
+        """Rank 0 may serve the store, which ends with it."""
+        if self._group.rank == 0:
+            time.sleep(2 * self._every_s)
