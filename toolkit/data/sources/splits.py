@@ -185,8 +185,9 @@ def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> 
             count = min(len(index) - 1, max(1, round(share * len(index))))
             mask[rng.permutation(len(index))[:count]] = True
             return mask
-        for label, name in enumerate(classes):
-            members = np.flatnonzero(index.labels == label)
+        by_class = np.argsort(index.labels, kind="stable")
+        ends = np.searchsorted(index.labels[by_class], np.arange(len(classes)), side="right")
+        for name, members in zip(classes, np.split(by_class, ends)[: len(classes)], strict=True):
             if len(members) < 2:
                 raise InputError(f"--val-split: class {name!r} has {len(members)} image, too few to hold one out")
             count = min(len(members) - 1, max(1, round(share * len(members))))
