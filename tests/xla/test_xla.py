@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile, not to compute
 ON_XLA = {**os.environ, "PJRT_DEVICE": "CPU", "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-ON_CPU = {**ON_XLA, "USE_TORCH_XLA": "false"}  # torch_xla is not seen
+ON_CPU = {name: value for name, value in ON_XLA.items() if name != "PJRT_DEVICE"} | {"USE_TORCH_XLA": "false"}
 SMALL = ("--data-root", "synthetic", "--synthetic-count", "120", "--synthetic-size", "64", "--batch-size", "16")
 QUIET = ("--arch", "test_resnet", "--log-with", "none")
 ONE, TWO = ("train", "single", "--img-size", "32"), ("train", "multi", "--scales", "32", "48")
