@@ -31,6 +31,7 @@ from decode_accuracy import write_photographs
 from PIL import Image
 from scipy.stats import t
 from sklearn.datasets import load_digits
+from strategies import append_row
 from strategies import weights as weights_of_characters
 
 from toolkit import Settings, SingleScale, train
@@ -230,16 +231,6 @@ def report(model: str) -> None:
             print(f"{task}: best of {len(GRID)} on validation: {best}; against the defaults {paired(against, usual)}")
 
 
-def write_row(row: dict[str, Any]) -> None:
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-    print(json.dumps(row), flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
@@ -267,7 +258,8 @@ def main() -> None:
             cases = [(task, name, seed) for task in options.tasks for name in names if name not in out[task]]
             cases = [case for case in cases if (options.arch, *case) not in done]
             for future in as_completed([pool.submit(carry_out, *case, options.arch, file) for case in cases]):
-                write_row(future.result())
+                append_row(ROWS, COLUMNS, row := future.result())
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -155,14 +155,19 @@ def cases(parts: list[str]) -> Iterator[Case]:
                 yield from (Case(part, task, arm, seed) for task in names for arm in arms)
 
 
+def append_row(path: Path, columns: Sequence[str], row: Mapping[str, object]) -> None:
+    """Add a row to a CSV file, which gets its header with the first."""
+    fresh = not path.exists()
+    with path.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 def write_row(row: dict[str, object]) -> None:
     with WRITING:
-        fresh = not ROWS.exists()
-        with ROWS.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(ROWS, COLUMNS, row)
         print(", ".join(str(row[name]) for name in ("task", "arm", "seed", "test", "train_seconds")), flush=True)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from tests import forkserver
 from tests.conftest import PATIENCE_S, TIMES
-from toolkit import Progressive, Settings, train
+from toolkit import Progressive, Settings, SingleScale, train
 from toolkit.config.choices import NormMode
 from toolkit.config.tables import TABLES
 from toolkit.models.regularization import DropRates
@@ -220,10 +220,28 @@ def test_a_run_of_an_earlier_version_says_so_when_new_scales_start_otherwise_now
         shutil.rmtree(folder)
     if old:
         (folder,) = Store(tmp_path / "run" / "checkpoints").committed()[epochs - 1 :]
-        manifest = folder / checkpoint.MANIFEST
-        entries = json.loads(manifest.read_text())
-        del entries["inherits_norms"]
-        manifest.write_text(json.dumps(entries))
-        (folder / checkpoint.COMMITTED).write_text(f"{hashlib.sha256(manifest.read_bytes()).hexdigest()}\n")
+        forget(folder, "inherits_norms")
     assert train(chosen, progressive)["inexact_resumes"] == told
     assert ("resume    not bit-exact: normalization of new scales" in capsys.readouterr().out) == bool(told)
+
+
+def forget(folder: Path, entry: str) -> None:
+    """Make a checkpoint one of an earlier version, whose manifest had no such entry."""
+    manifest = folder / checkpoint.MANIFEST
+    entries = json.loads(manifest.read_text())
+    del entries[entry]
+    manifest.write_text(json.dumps(entries))
+    (folder / checkpoint.COMMITTED).write_text(f"{hashlib.sha256(manifest.read_bytes()).hexdigest()}\n")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_run_of_an_earlier_version_is_told_to_be_inexact_if_it_draws_random_numbers(tmp_path: Path, dropout: float):
+    usual = {"synthetic_size": 32, "synthetic_count": 40, "batch_size": 16, "epochs": 2, "arch": "test_resnet"}
+    chosen = Settings(**usual, num_workers=0, log_with="none", dropout_rate=dropout, output_dir=tmp_path / "run")
+    train(chosen, SingleScale(16))
+    (tmp_path / "run" / "summary.json").unlink()
+    first, last = Store(tmp_path / "run" / "checkpoints").committed()
+    shutil.rmtree(last)
+    forget(first, "draws_by_step")
+    told = ["step 2: dropout and your own code draw other random numbers now"] if dropout else []
+    assert train(chosen, SingleScale(16))["inexact_resumes"] == told

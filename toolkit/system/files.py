@@ -177,16 +177,23 @@ def key(*parts: str | bytes) -> str:
     return hashlib.sha256(b"\0".join(encoded)).hexdigest()[:24]
 
 
-def write_arrays(path: Path, arrays: Mapping[str, "np.ndarray"]) -> None:
-    """Write arrays to one .npz file atomically; each process has its own staging file."""
-    import numpy as np
-
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file of this process to write, which replaces `path` at the end: readers see the old file or the new one."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with naming(staging), staging.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    with naming(staging):
+        yield staging
     sync(staging)
     os.replace(staging, path)
     sync(path.parent)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, "np.ndarray"]) -> None:
+    """Write arrays to one .npz file atomically."""
+    import numpy as np
+
+    with replacing(path) as staging, staging.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> "dict[str, np.ndarray] | None":

@@ -106,7 +106,7 @@ def restore(start: Path, state: TrainState, fingerprint: Mapping[str, Any], plan
     if "selects_raw" not in saved and len(state.weights.states()) > 1:
         changes.append("the better of averaged and raw weights is selected now")
     if "draws_by_step" not in saved and (any(state.drop_rates.now()) or fingerprint["code"]):
-        changes.append("random numbers are drawn anew for each step now")
+        changes.append("dropout and your own code draw other random numbers now")
     if changes:
         progress.inexact.append(f"step {progress.step}: {', '.join(changes)}")
         log.info("resume    not bit-exact: %s", ", ".join(changes))

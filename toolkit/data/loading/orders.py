@@ -1,6 +1,6 @@
 """Orders of large data sets as files that the processes of a machine share; each is drawn once, and one epoch ahead."""
 
-import os
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from toolkit.system import files
 from toolkit.system.locks import locked
 
 LEAST = 1_000_000  # images, from which on a file is worth it
+VERSION = 1  # of how orders are drawn
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Orders:
         name = "-".join(map(str, (self.key, f"{epoch:06d}", *kind)))
         path = self.folder / f"{name}.npy"
         with locked(f"{self.folder / self.key}.lock"):
+            for unfinished in self.folder.glob(f".tmp-*-{self.key}-*"):  # by a process that ended
+                unfinished.unlink(missing_ok=True)
             if not path.exists():
-                staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-                with files.naming(staging), staging.open("wb") as stream:
+                with files.replacing(path) as staging, staging.open("wb") as stream:
                     np.save(stream, draw())
-                os.replace(staging, path)
             near = {f"{number:06d}" for number in range(max(0, epoch - 1), epoch + 2)}
             for other in self.folder.glob(f"{self.key}-*.npy"):
                 if other.name.split("-")[1] not in near:
@@ -43,4 +44,9 @@ class Orders:
 
     def draw_ahead(self, epoch: int, kind: tuple[int, ...], draw: Callable[[], np.ndarray]) -> None:
         """Draw the order of a later epoch while training uses the current one."""
-        threading.Thread(target=self.get, args=(epoch, kind, draw), daemon=True, name="order").start()
+
+        def work() -> None:
+            with contextlib.suppress(Exception):  # whoever needs it draws it, and raises the same
+                self.get(epoch, kind, draw)
+
+        threading.Thread(target=work, daemon=True, name="order").start()

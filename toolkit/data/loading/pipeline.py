@@ -12,7 +12,7 @@ from toolkit.data.images.transform import Transform
 from toolkit.data.loading.balance import balance_of
 from toolkit.data.loading.batches import Batch, TrainBatchBuilder
 from toolkit.data.loading.cache import CacheChoice, open_readers
-from toolkit.data.loading.orders import LEAST, Orders
+from toolkit.data.loading.orders import LEAST, VERSION, Orders
 from toolkit.data.loading.prefetch import fetching_ahead
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.sampler import BatchSpec, Consecutive, Epoch, RankShare, Sampler, Shards, micro_batches
@@ -137,7 +137,7 @@ def _orders(settings: Settings, index: Index) -> Orders | None:
     if len(index) < LEAST:
         return None
     balanced = settings.sampling != "plain" and (settings.sampling_power, files.key(index.labels.tobytes()))
-    key = files.key(repr((len(index), settings.seed, index.stamp, settings.cache_gb, balanced)))
+    key = files.key(repr((VERSION, len(index), settings.seed, index.stamp, settings.cache_gb, balanced)))
     return Orders((settings.cache_dir or places.cache_dir()) / "orders", key)
 
 

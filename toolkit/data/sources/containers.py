@@ -94,7 +94,9 @@ def index_containers(
             todo = pool.map(lambda container: _table(container, read, folder, kind), containers)
             yield from tqdm(todo, "reading shards", len(containers), unit="shard", disable=None)
 
-    if index_tables.known(path) is None and not (split and index_tables.fetch_beside(root, split, made_from, path)):
+    with locked(f"{path}.lock"):
+        there = index_tables.known(path) or (split and index_tables.fetch_beside(root, split, made_from, path))
+    if not there:
         for _ in tables():  # all processes share this work
             pass
     with locked(f"{path}.lock"):
@@ -115,7 +117,7 @@ def index_containers(
 
 
 def _joined(tables: Sequence[dict[str, np.ndarray]], made_from: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The columns of all containers, and what is told of them."""
+    """The joined columns of all containers, and `Table.about`."""
     names = Names.joined([Names(table["blob"], table["ends"]) for table in tables])
     system = Names.joined([Names(table["system"], table["system_ends"]) for table in tables])
     counts = [len(table["ends"]) for table in tables]

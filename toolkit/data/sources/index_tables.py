@@ -50,20 +50,17 @@ def write(path: Path, columns: Mapping[str, np.ndarray], about: Mapping[str, Any
     """Write a file atomically."""
     described, end, crc = {}, 0, 0
     for name, array in columns.items():
-        end = -(-end // ALIGN) * ALIGN
+        end = _aligned(end)
         described[name] = (array.dtype.str, array.shape, end)
         crc, end = zlib.crc32(np.ascontiguousarray(array).data, crc), end + array.nbytes
     header = json.dumps({"about": about, "columns": described, "bytes": end, "crc32": crc}).encode()
-    staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with files.naming(staging), staging.open("wb") as stream:
+    with files.replacing(path) as staging, staging.open("wb") as stream:
         stream.write(START + len(header).to_bytes(8, "little") + header)
         begin = _aligned(stream.tell())
         for name, array in columns.items():
             stream.seek(begin + described[name][2])
             stream.write(np.ascontiguousarray(array).data)
         stream.truncate(begin + end)
-    files.sync(staging)
-    os.replace(staging, path)
 
 
 def _aligned(place: int) -> int:
@@ -125,18 +122,15 @@ def fetch_beside(root: str, split: str, made_from: Sequence[Any], path: Path) ->
         return False
     staging.write_bytes(content)
     try:
-        found = read(staging, whole=True)
-        fits = found.about["made_from"] == json.loads(json.dumps(made_from))
+        if read(staging, whole=True).about["made_from"] == json.loads(json.dumps(made_from)):
+            os.replace(staging, path)
+            return True
+        fault = "the data has changed since"
     except (ValueError, KeyError) as error:
-        log.warning("%s: damaged (%s), the data is read instead: toolkit scan --write-index renews it", place, error)
-        staging.unlink()
-        return False
-    if not fits:
-        log.warning("%s: the data has changed since, and is read instead: toolkit scan --write-index renews it", place)
-        staging.unlink()
-        return False
-    os.replace(staging, path)
-    return True
+        fault = f"damaged ({error})"
+    log.warning("%s: %s, so the data is read instead: toolkit scan --write-index renews it", place, fault)
+    staging.unlink()
+    return False
 
 
 def _put(path: Path, store: Any, name: str) -> None:
@@ -154,9 +148,7 @@ def write_beside(data_root: str, splits: Mapping[str, Index]) -> list[str]:
         if is_url(place):
             query(place, functools.partial(_put, index.table))
         else:
-            staging = Path(f"{place}.tmp-{os.getpid()}")
-            with files.naming(staging):
+            with files.replacing(Path(place)) as staging:
                 shutil.copyfile(index.table, staging)
-            os.replace(staging, place)
         places.append(place)
     return places
