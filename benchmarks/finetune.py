@@ -1,13 +1,14 @@
 """What each choice of `toolkit train finetune` is worth: tables of docs/finetuning.md and docs/results.md.
 
-python benchmarks/finetune.py [--parts defaults grid choices] [--jobs 2]        about two hours of two cores in all
+python benchmarks/finetune.py [--parts defaults grid choices combined] [--jobs 2]        about two hours of two cores in all
 python benchmarks/finetune.py --report                                          tables of what is there
 python benchmarks/finetune.py --weights FILE --arch NAME                        the same from weights of your own
 
 test_resnet, trained on the built-in characters, is tuned on three small data sets: 400 shapes (32 px), 200 of
 scikit-learn's digits (32 px), 104 photographs (32 px, the task of decode_accuracy.py). Arms are compared with the
 defaults, seed by seed. The grid's best setting is chosen on validation images: all 24 with two seeds, then the six best
-with all five. Tables show test images. that has its row in benchmarks/finetune.csv is not run again.
+with all five. Tables show test images. An arm
+that has its row in benchmarks/finetune.csv is not run again.
 """
 
 import argparse
@@ -83,7 +84,14 @@ CHOICES = {
     "RandAugment 5": Arm({"rand_augment": 5.0}),
     "MixUp 0.2": Arm({"mixup": 0.2}),
 }
-PARTS = {"defaults": {"defaults": Arm()}, "grid": GRID, "choices": CHOICES}
+FROZEN, CHANGED, FASTER = {"freeze_bn": True}, {"rand_augment": 5.0}, {"learning_rate": 3.0}
+COMBINED = {
+    "frozen BatchNorm, RandAugment 5": Arm({**FROZEN, **CHANGED}),
+    "frozen BatchNorm, rate x 3": Arm({**FROZEN, **FASTER}),
+    "RandAugment 5, rate x 3": Arm({**CHANGED, **FASTER}),
+    "frozen BatchNorm, RandAugment 5, rate x 3": Arm({**FROZEN, **CHANGED, **FASTER}),
+}
+PARTS = {"defaults": {"defaults": Arm()}, "grid": GRID, "choices": CHOICES, "combined": COMBINED}
 ARMS = {name: arm for part in PARTS.values() for name, arm in part.items()}
 
 
@@ -135,7 +143,7 @@ def settings_of(task: str, arm: Arm, seed: int, arch: str, file: Path) -> tuple[
     found = finetuning(Settings(**base), strategy).settings
     for name in own.keys() & {"learning_rate", "epochs"}:
         usual_value = getattr(found, name)
-        relative = arm in CHOICES.values()
+        relative = arm not in GRID.values()
         own[name] = type(usual_value)(own[name] * usual_value) if relative else own[name]
     return Settings(**{**base, **own}), strategy, arm.head_epochs
 
@@ -211,7 +219,7 @@ def report(model: str) -> None:
     known = scores(model)
     tests = {key: {seed: both[1] for seed, both in of_seeds.items()} for key, of_seeds in known.items()}
     print("| arm | " + " | ".join(TASKS) + " |\n|---|" + "---|" * len(TASKS))
-    for name in ("defaults", *CHOICES, *GRID):
+    for name in ARMS:
         cells = []
         for task in TASKS:
             values, usual = tests.get((task, name)), tests.get((task, "defaults"))
