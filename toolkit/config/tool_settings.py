@@ -45,8 +45,8 @@ class Scan(Section):
     )
     write_index: bool = Field(
         False,
-        description="also write the index of tar shards beside them (toolkit-train.index ...): machines that start "
-        "fetch it instead of reading all shards",
+        description="also write the index of tar shards beside them (toolkit-train.index ...); a new machine then "
+        "fetches it instead of reading all shards",
     )
     contact_sheets: bool = Field(True, description="write a PNG per class with up to 24 of its images")
     range: GrayRange = Field("16bit", description="how gray of more than 8 bits becomes 8, as in training")

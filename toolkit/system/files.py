@@ -181,10 +181,15 @@ def key(*parts: str | bytes) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A file of this process to write, which replaces `path` at the end: readers see the old file or the new one."""
     staging = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with naming(staging):
-        yield staging
-    sync(staging)
-    os.replace(staging, path)
+    try:
+        with naming(staging):
+            yield staging
+        sync(staging)
+        os.replace(staging, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            staging.unlink()
+        raise
     sync(path.parent)
 
 

@@ -10,7 +10,7 @@ from tests.conftest import recipe
 from tests.storage import Request
 from tests.unit.data.test_shards import samples, write_shards, write_tar
 from toolkit import Settings
-from toolkit.data.sources import index_tables, shards
+from toolkit.data.sources import containers, index_tables, shards
 from toolkit.data.sources.index import COLUMNS, Index, Splits
 from toolkit.data.sources.splits import open_splits
 from toolkit.tools.scan import scan
@@ -58,7 +58,7 @@ def test_what_is_held_out_is_mapped_too_and_the_same_as_in_memory(tmp_path: Path
         found = opened(tmp_path / "data", tmp_path / "cache", val_split=0.25, seed=seed)
         for index in (found.train, found.val):
             assert index.table is not None
-        monkeypatch.setattr(index_tables, "taken", lambda index, key, ids: index.take(ids()))
+        monkeypatch.setattr(index_tables, "subset", lambda index, key, ids: index.take(ids()))
         plain = opened(tmp_path / "data", tmp_path / "cache", val_split=0.25, seed=seed)
         monkeypatch.undo()
         assert plain.train.table is None
@@ -102,7 +102,7 @@ def check_beside(root: str, folder: Path, request: pytest.FixtureRequest) -> Non
     second = opened(root, folder / "second")
     assert same(first.train, second.train)
     assert same(first.val, second.val)
-    request.getfixturevalue("monkeypatch").setattr(index_tables, "BESIDE", "nothing-{}")
+    request.getfixturevalue("monkeypatch").setattr(index_tables, "INDEX_NAME", "nothing-{}")
     with pytest.raises(AssertionError, match="a shard was read"):  # control
         opened(root, folder / "third")
 
@@ -132,11 +132,74 @@ def test_the_data_is_read_when_the_index_beside_it_does_not_fit(
     assert caplog.records == []  # once a machine
 
 
+def test_every_changed_bit_of_an_index_beside_the_data_is_noticed(tmp_path: Path):
+    root, cache = write_shards(tmp_path / "data"), tmp_path / "cache"
+    scan(str(root), write_index=True, output_dir=tmp_path / "scan", cache_dir=cache, contact_sheets=False)
+    whole, path = (root / "toolkit-train.index").read_bytes(), tmp_path / "damaged.index"
+    path.write_bytes(whole)
+    found = index_tables.read(path, whole=True).columns
+    unused = 0  # bytes that only align the arrays
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            table = index_tables.read(path, whole=True)
+        except ValueError:
+            continue
+        unused += 1
+        assert all(np.array_equal(column, table.columns[name]) for name, column in found.items())
+    assert unused < len(found) * index_tables.ALIGN + index_tables.ALIGN
+
+
+def test_an_index_of_a_version_that_reads_shards_otherwise_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    root = write_shards(tmp_path / "data")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(containers, "VERSION", 1)
+        scan(str(root), write_index=True, output_dir=tmp_path / "scan", cache_dir=tmp_path / "a", contact_sheets=False)
+    opened(root, tmp_path / "b")
+    assert "the data has changed since, or other image formats can be read here" in caplog.text
+
+
+def test_processes_that_start_together_fetch_an_index_that_does_not_fit_once(tmp_path: Path):
+    """Those that come while the first one reads the shards find its mark."""
+    root, fetched = write_shards(tmp_path / "data"), tmp_path / "fetched.index"
+    scan(str(root), write_index=True, output_dir=tmp_path / "scan", cache_dir=tmp_path / "a", contact_sheets=False)
+    assert not index_tables.fetch_index(str(root), "train", ["other data"], fetched)
+    (made_from,) = [index_tables.read(root / "toolkit-train.index").about["made_from"]]
+    assert not index_tables.fetch_index(str(root), "train", made_from, fetched)
+    fetched.with_suffix(index_tables.UNFIT).unlink()
+    assert index_tables.fetch_index(str(root), "train", made_from, fetched)  # control
+    assert [*tmp_path.glob(".tmp-*")] == []
+
+
+def test_an_index_that_cannot_be_read_is_named_and_the_data_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with servers.s3() as storage:
+        storage.put(write_shards(tmp_path / "data"))
+        scan(
+            storage.url, write_index=True, output_dir=tmp_path / "scan", cache_dir=tmp_path / "a", contact_sheets=False
+        )
+        storage.gate = lambda request: servers.FORBIDDEN if request.path.endswith(".index") else True
+        first, second = opened(storage.url, tmp_path / "a"), opened(storage.url, tmp_path / "b")
+    assert same(first.train, second.train)
+    told = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
+    assert len(told) == 2
+    assert all("toolkit-" in line and line.endswith("scan --write-index renews it") for line in told)
+
+
+def test_an_index_of_shards_with_several_labels_is_written_too(tmp_path: Path, request: pytest.FixtureRequest):
+    root = write_shards(tmp_path / "data")
+    words = ["--task", "multilabel", "--write-index", "--output-dir", str(tmp_path / "scan"), "--no-contact-sheets"]
+    assert recipe("scan")([str(root), *words, "--cache-dir", str(tmp_path / "first")]) == 0
+    request.getfixturevalue("never_read")
+    rows = opened(root, tmp_path / "second", task="multilabel").train.labels
+    assert rows.shape == (12, 2)
+    assert (rows.argmax(1) == opened(root, tmp_path / "second").train.labels).all()
+
+
 def test_an_index_is_refused_in_one_line_when_the_data_is_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "data/train/a").mkdir(parents=True)
     (tmp_path / "data/train/a/1.png").write_bytes(dict(samples(0, 1))["0000.png"])
     assert recipe("scan")([str(tmp_path / "data"), "--write-index", "--output-dir", str(tmp_path / "scan")]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        told == f"error: --write-index: {tmp_path / 'data'} is no tar shards, whose index could be written beside them"
-    )
+    assert told == f"error: --write-index needs tar shards, which {tmp_path / 'data'} does not hold"

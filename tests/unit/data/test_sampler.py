@@ -1,5 +1,7 @@
 """Which images a step sees: for any seed, epoch, number of processes and micro-batches."""
 
+import os
+import resource
 import threading
 from dataclasses import replace
 from itertools import pairwise
@@ -237,7 +239,7 @@ def test_shards_that_follow_each_other_need_no_list_of_ids():
 def test_processes_share_the_order_that_each_would_draw(tmp_path: Path, shards: Shards | None):
     images = 77 if shards else IMAGES
     alone = Sampler(images, 3, STRATEGIES["simultaneous"], shards)
-    ranks = [replace(alone, orders=Orders(tmp_path, "key")) for _ in range(2)]
+    ranks = [replace(alone, orders=Orders(tmp_path, "key", 4)) for _ in range(2)]
     epochs = list(make_step_plan(SETTINGS, STRATEGIES["simultaneous"], images, 1).epochs())
     for epoch in epochs:
         wanted = alone.order(epoch)
@@ -251,5 +253,50 @@ def test_processes_share_the_order_that_each_would_draw(tmp_path: Path, shards: 
         thread.join()
     last = epochs[-1].number
     kept = {path.name.split("-")[1] for path in tmp_path.glob("key-*.npy")}
-    assert kept <= {f"{number:06d}" for number in (last - 1, last, last + 1)}
-    assert f"{last + 1:06d}" in kept  # drawn ahead
+    assert kept == {f"{number:06d}" for number in (last - 1, last)}
+
+
+def test_an_order_file_that_is_cut_short_is_drawn_again(tmp_path: Path):
+    orders, wanted = Orders(tmp_path, "key", 4), np.arange(50)
+    for content in (None, b"", b"\x93NUMPY", b"something else"):
+        for path in tmp_path.glob("*.npy"):
+            path.write_bytes(path.read_bytes()[:-8] if content is None else content)
+        assert np.array_equal(orders.get(0, (0, 1), lambda: wanted), wanted)
+
+
+def test_each_process_draws_its_own_order_when_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    orders, wanted = Orders(tmp_path, "key", 4), np.arange(5000)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        assert np.array_equal(orders.get(0, (0, 1), lambda: wanted), wanted)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "each process draws its own order of the images: " in caplog.text
+    assert [*tmp_path.glob("*.npy"), *tmp_path.glob(".tmp-*")] == []
+
+
+def test_an_order_that_exists_is_opened_while_the_next_one_is_drawn(tmp_path: Path):
+    orders, drawing, end = Orders(tmp_path, "key", 4), threading.Event(), threading.Event()
+    orders.get(0, (0, 1), lambda: np.arange(5))
+
+    def slow() -> np.ndarray:
+        drawing.set()
+        assert end.wait(60)
+        return np.arange(5)
+
+    orders.draw_ahead(1, (0, 1), slow)
+    assert drawing.wait(60)
+    try:
+        assert len(orders.get(0, (0, 1), pytest.fail)) == 5
+    finally:
+        end.set()
+
+
+def test_orders_of_other_runs_are_deleted_when_they_are_old(tmp_path: Path):
+    for key in ("old", "new"):
+        Orders(tmp_path, key, 50).get(40, (0, 1), lambda: np.arange(5))
+    (old,) = tmp_path.glob("old-*.npy")
+    os.utime(old, (0, 0))
+    Orders(tmp_path, "key", 4).get(3, (0, 1), lambda: np.arange(5))
+    assert {path.name.split("-")[0] for path in tmp_path.glob("*.npy")} == {"new", "key"}

@@ -1,52 +1,81 @@
 """Orders of large data sets as files that the processes of a machine share; each is drawn once, and one epoch ahead."""
 
 import contextlib
+import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from toolkit.system import files
+from toolkit.system import files, storage
 from toolkit.system.locks import locked
 
-LEAST = 1_000_000  # images, from which on a file is worth it
-VERSION = 1  # of how orders are drawn
+log = logging.getLogger(__name__)
+
+MIN_IMAGES = 1_000_000  # from which on a file is worth it
+VERSION = 2  # of how orders are drawn
+UNUSED_S = 7 * 24 * 3600.0  # files of other runs are deleted then
 
 
 @dataclass(frozen=True)
 class Orders:
-    """The files in `folder` of one data set and seed, whose names begin with `key`."""
+    """The files in `folder` of one run of `epochs` on one machine; their names begin with `key`."""
 
     folder: Path
     key: str
+    epochs: int
 
     def get(self, epoch: int, kind: tuple[int, ...], draw: Callable[[], np.ndarray]) -> np.ndarray:
         """The order of an epoch, mapped into memory; the first process that asks draws it.
 
-        `kind`: what it depends on besides the epoch. Orders of other epochs are deleted, but for the two next to it.
+        `kind`: what it depends on besides the epoch. Where the disk is full, each process draws its own.
         """
+        path = self.folder / ("-".join(map(str, (self.key, f"{epoch:06d}", *kind))) + ".npy")
+        if (order := _mapped(path)) is not None:
+            return order
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = "-".join(map(str, (self.key, f"{epoch:06d}", *kind)))
-        path = self.folder / f"{name}.npy"
         with locked(f"{self.folder / self.key}.lock"):
-            for unfinished in self.folder.glob(f".tmp-*-{self.key}-*"):  # by a process that ended
-                unfinished.unlink(missing_ok=True)
-            if not path.exists():
+            if (order := _mapped(path)) is not None:
+                return order
+            self._delete_old(epoch)
+            drawn = draw()
+            try:
                 with files.replacing(path) as staging, staging.open("wb") as stream:
-                    np.save(stream, draw())
-            near = {f"{number:06d}" for number in range(max(0, epoch - 1), epoch + 2)}
-            for other in self.folder.glob(f"{self.key}-*.npy"):
-                if other.name.split("-")[1] not in near:
-                    other.unlink(missing_ok=True)  # whoever has mapped it keeps it
-            return np.load(path, mmap_mode="r").view(np.ndarray)
+                    np.save(stream, drawn)
+            except OSError as error:
+                if not storage.concerns_place(error):
+                    raise
+                log.warning("each process draws its own order of the images: %s", storage.explain(error, self.folder))
+            return drawn if (order := _mapped(path)) is None else order
 
     def draw_ahead(self, epoch: int, kind: tuple[int, ...], draw: Callable[[], np.ndarray]) -> None:
-        """Draw the order of a later epoch while training uses the current one."""
+        """Draw the order of a later epoch, if there is one, while training uses the current one."""
+        if epoch >= self.epochs:
+            return
 
         def work() -> None:
             with contextlib.suppress(Exception):  # whoever needs it draws it, and raises the same
                 self.get(epoch, kind, draw)
 
         threading.Thread(target=work, daemon=True, name="order").start()
+
+    def _delete_old(self, epoch: int) -> None:
+        """Delete files of this run that no process needs at this epoch, and old ones of other runs."""
+        for file in [*self.folder.glob("*.npy"), *self.folder.glob(".tmp-*.npy")]:
+            with contextlib.suppress(OSError, ValueError):
+                key, number = file.name.split("-")[:2]
+                past = key == self.key and abs(int(number) - epoch) > 1  # whoever has mapped it keeps it
+                unfinished = f"-{self.key}-" in file.name and file.name.startswith(".")  # by a process that was killed
+                if past or unfinished or time.time() - file.stat().st_mtime > UNUSED_S:
+                    file.unlink()
+
+
+def _mapped(path: Path) -> np.ndarray | None:
+    """The file; None if it is not there or cut short."""
+    try:
+        return np.load(path, mmap_mode="r").view(np.ndarray)
+    except Exception:  # NumPy raises many kinds of errors on damage
+        return None

@@ -1,5 +1,6 @@
 """The data pipeline of a run: sample order, augmentation, one reader per phase, and workers that load batches."""
 
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from toolkit.data.images.transform import Transform
 from toolkit.data.loading.balance import balance_of
 from toolkit.data.loading.batches import Batch, TrainBatchBuilder
 from toolkit.data.loading.cache import CacheChoice, open_readers
-from toolkit.data.loading.orders import LEAST, VERSION, Orders
+from toolkit.data.loading.orders import MIN_IMAGES, VERSION, Orders
 from toolkit.data.loading.prefetch import fetching_ahead
 from toolkit.data.loading.reader import ImageReader
 from toolkit.data.loading.sampler import BatchSpec, Consecutive, Epoch, RankShare, Sampler, Shards, micro_batches
@@ -134,11 +135,13 @@ def _shards(index: Index) -> Shards | None:
 
 def _orders(settings: Settings, index: Index) -> Orders | None:
     """Where the processes of this machine share the orders of a data set that is large; else None."""
-    if len(index) < LEAST:
+    if len(index) < MIN_IMAGES:
         return None
+    run = socket.gethostname(), str(settings.output_dir), settings.seed  # no other machine or run deletes its files
+    data = len(index), index.stamp, files.key(index.container.tobytes()), settings.cache_gb
     balanced = settings.sampling != "plain" and (settings.sampling_power, files.key(index.labels.tobytes()))
-    key = files.key(repr((VERSION, len(index), settings.seed, index.stamp, settings.cache_gb, balanced)))
-    return Orders((settings.cache_dir or places.cache_dir()) / "orders", key)
+    key = files.key(repr((VERSION, np.__version__, run, data, balanced)))
+    return Orders((settings.cache_dir or places.cache_dir()) / "orders", key, settings.epochs)
 
 
 def check_readable(splits: Splits) -> None:

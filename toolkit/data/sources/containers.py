@@ -87,7 +87,7 @@ def index_containers(
     (cache / "index").mkdir(parents=True, exist_ok=True)
     folder, kind = cache / "index", (fields, *readable_formats())
     path = folder / f"{files.key(repr(containers), *kind)}-v{VERSION}.index"
-    made_from = [[container.name, *container.version] for container in containers] + [*kind]
+    made_from = [[container.name, *container.version] for container in containers] + [VERSION, *kind]
 
     def tables() -> Iterator[dict[str, np.ndarray]]:
         with ThreadPoolExecutor(min(MOST_THREADS, 4 * host.cpu_quota())) as pool:
@@ -95,14 +95,15 @@ def index_containers(
             yield from tqdm(todo, "reading shards", len(containers), unit="shard", disable=None)
 
     with locked(f"{path}.lock"):
-        there = index_tables.known(path) or (split and index_tables.fetch_beside(root, split, made_from, path))
-    if not there:
+        found = index_tables.read_if_valid(path) or (split and index_tables.fetch_index(root, split, made_from, path))
+    if not found:
         for _ in tables():  # all processes share this work
             pass
     with locked(f"{path}.lock"):
-        if (table := index_tables.known(path)) is None:
+        if (table := index_tables.read_if_valid(path)) is None:
             index_tables.write(path, *_joined([*tables()], made_from))
             table = index_tables.read(path)
+            path.with_suffix(index_tables.UNFIT).unlink(missing_ok=True)
     if table.about["left_out"]:
         log.info("data      left out: %s", table.about["left_out"])
     return Index(

@@ -79,7 +79,7 @@ class Index:
     header could not be read. `orientation`: EXIF's. `stamp`: changes if a file is written again. `blocks`: reads the
     containers that are URLs. `items`: the data set passed from Python that gives the images, `offset[i]` being the
     position there; their sizes are only known once they are read. `gray`: how more than 8 bits become 8. `fit`: how
-    images become square. `table`: the file that all columns are mapped from, see `index_tables`.
+    images become square. `table`: the file that the columns are mapped from, see `index_tables`.
     """
 
     root: str
@@ -140,7 +140,7 @@ class Index:
         """The index with rows of C zeros and ones for labels, of one that has a single class for each image."""
         if self.labels.ndim > 1:
             return self
-        return replace(self, labels=multi_hot([[label] for label in self.labels.tolist()], classes), table=None)
+        return replace(self, labels=multi_hot([[label] for label in self.labels.tolist()], classes))
 
     def place(self, i: int) -> Place:
         if self.container[i] == ALONE:
@@ -155,7 +155,7 @@ class Index:
         """SHA-256 of names, labels, and sizes in bytes and px, in order."""
         digest = hashlib.sha256()
         for column in (self.names.blob, self.names.ends, self.labels, self.length, self.width, self.height):
-            digest.update(column.tobytes())
+            digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
     @cached_property

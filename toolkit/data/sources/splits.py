@@ -194,6 +194,6 @@ def _hold_out(index: Index, share: float, seed: int, classes: Sequence[str]) -> 
             mask[rng.permutation(members)[:count]] = True
         return mask
 
-    key = f"held out {share} {seed} {len(classes)}"
-    train = index_tables.taken(index, f"{key}: train", lambda: np.flatnonzero(~held()))
-    return train, index_tables.taken(index, f"{key}: val", lambda: np.flatnonzero(held()))
+    key = f"held out {share} {seed} {len(classes)} {np.__version__}"
+    train = index_tables.subset(index, f"{key}: train", lambda: np.flatnonzero(~held()))
+    return train, index_tables.subset(index, f"{key}: val", lambda: np.flatnonzero(held()))
