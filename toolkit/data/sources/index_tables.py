@@ -71,7 +71,7 @@ def _aligned(place: int) -> int:
 
 
 def read(path: Path, whole: bool = False) -> Table:
-    """Map a file into memory; raises ValueError if it is damaged. `whole`: also if the CRC-32 of its arrays is another."""
+    """Map a file into memory; raises ValueError if it is damaged, with `whole` also if the arrays are (CRC-32)."""
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     if raw[: len(START)].tobytes() != START:
         raise ValueError("not an index of this version")
