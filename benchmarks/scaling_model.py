@@ -71,6 +71,7 @@ class Inputs:
     storage_bytes_s: float = 2e9  # of the file system, for one writer
     node_storage_bytes_s: float = 2e9  # for one node that reads
     store_bytes_s: float = 200e9  # of the storage as a whole
+    disk_bytes_s: float = 5e9  # of a node's own disks, where copies are
     host_copy_bytes_s: float = 20e9  # from a GPU to memory: what a checkpoint keeps training waiting for
     imports_s: float = 20.0
     rendezvous_s: float = 5.0
@@ -132,19 +133,25 @@ def exposed_s(communication: float, last_bucket: float, backward: float, overlap
     return max(communication - overlap * backward, last_bucket)
 
 
-def image_of(size: int, given: Inputs) -> tuple[float, float]:
-    """Bytes of the file that training at `size` px reads for an image, and how many of them a core decodes a second.
+def storage_bytes_s(gpus: int, given: Inputs) -> float:
+    """What storage gives each GPU."""
+    return min(given.node_storage_bytes_s / min(gpus, given.gpus_per_node), given.store_bytes_s / gpus)
+
+
+def image_of(size: int, gpus: int, given: Inputs) -> tuple[float, float]:
+    """Bytes that training at `size` px reads for an image, and images that the loader of a GPU gives a second.
 
     A copy has twice the size, and is made where the image is at least twice as large as that.
     """
     if 4 * size <= given.image_px:
-        return given.copy_bytes, given.core_copies_s
-    return given.image_bytes, given.core_images_s
+        disk = given.disk_bytes_s / min(gpus, given.gpus_per_node)
+        return given.copy_bytes, min(given.cores_per_gpu * given.core_copies_s, disk / given.copy_bytes)
+    return given.image_bytes, originals_s(gpus, given)
 
 
-def storage_bytes_s(gpus: int, given: Inputs) -> float:
-    """What storage gives each GPU."""
-    return min(given.node_storage_bytes_s / min(gpus, given.gpus_per_node), given.store_bytes_s / gpus)
+def originals_s(gpus: int, given: Inputs) -> float:
+    """Original images that the loader of a GPU gives a second."""
+    return min(given.cores_per_gpu * given.core_images_s, storage_bytes_s(gpus, given) / given.image_bytes)
 
 
 def step_of(model: Model, size: int, gpus: int, given: Inputs) -> Step:
@@ -155,8 +162,7 @@ def step_of(model: Model, size: int, gpus: int, given: Inputs) -> Step:
     communication = all_reduce_s(gradients, gpus, given)
     last = all_reduce_s(min(gradients, given.bucket_bytes), gpus, given)
     exposed = exposed_s(communication, last, 2 / 3 * compute, given.overlap) if gpus > 1 else 0.0
-    read, rate = image_of(size, given)
-    loader = model.batch * max(1 / (given.cores_per_gpu * rate), read / storage_bytes_s(gpus, given))
+    loader = model.batch / image_of(size, gpus, given)[1]
     return Step(compute, exposed, compute * given.jitter * slowest(gpus), loader)
 
 
@@ -164,8 +170,7 @@ def evaluation_s(model: Model, size: int, gpus: int, given: Inputs) -> float:
     """All validation images forward, at a third of a step's computing, read and decoded as original files."""
     own = math.ceil(given.val_images / gpus)
     compute = math.ceil(own / model.batch) * step_of(model, size, gpus, given).compute / 3
-    decode = 1 / (given.cores_per_gpu * given.core_images_s)
-    return max(compute, own * max(decode, given.image_bytes / storage_bytes_s(gpus, given)))
+    return max(compute, own / originals_s(gpus, given))
 
 
 def checkpoint_bytes(model: Model) -> float:
@@ -176,6 +181,13 @@ def checkpoint_bytes(model: Model) -> float:
 def start_s(gpus: int, given: Inputs) -> float:
     """From the start of the program to its first step."""
     return given.imports_s + given.rendezvous_s + given.node_s * nodes_of(gpus, given) + given.index_s
+
+
+def copies_s(gpus: int, given: Inputs) -> float:
+    """Each node makes copies of all images, at most 64 at a time, before it trains at a small size the first time."""
+    local = min(gpus, given.gpus_per_node)
+    decode = 1 / (min(64, local * given.cores_per_gpu) * given.core_images_s)
+    return given.images * max(decode, given.image_bytes / (local * storage_bytes_s(gpus, given)))
 
 
 def restore_s(model: Model, gpus: int, given: Inputs) -> float:
@@ -237,7 +249,7 @@ def images(models: Sequence[Model], given: Inputs) -> Iterator[str]:
     """Loader bytes per second and GPU, in MB."""
 
     def cells(model: Model, size: int) -> list[str]:
-        read = image_of(size, given)[0] * model.batch / 1e6
+        read = image_of(size, GPUS[0], given)[0] * model.batch / 1e6
         steps = [step_of(model, size, gpus, given) for gpus in GPUS]
         taken = [read / step.compute for step in steps[:1]] + [read / step.seconds for step in steps]
         return [f"{value:,.0f}" for value in taken]
@@ -295,7 +307,11 @@ def evaluations(models: Sequence[Model], given: Inputs) -> Iterator[str]:
 
 def starts(models: Sequence[Model], given: Inputs) -> Iterator[str]:
     """A checkpoint, and seconds until the first step."""
-    rows = [("a new run", *"---", *(f"{start_s(gpus, given):.0f}" for gpus in GPUS))]
+    first = [start_s(gpus, given) + copies_s(gpus, given) for gpus in GPUS]
+    rows = [
+        ("the first that reads copies", *"---", *(f"{seconds:.0f}" for seconds in first)),
+        ("any other new run", *"---", *(f"{start_s(gpus, given):.0f}" for gpus in GPUS)),
+    ]
     for model in models:
         state = checkpoint_bytes(model)
         saved = (f"{state / 1e9:.1f}", f"{state / given.storage_bytes_s:.1f}", f"{state / given.host_copy_bytes_s:.2f}")
