@@ -402,7 +402,10 @@ def changed(words: Sequence[str]) -> tuple[Inputs, list[Model]]:
     """The inputs and the models with other values, NAME=VALUE or MODEL.NAME=VALUE."""
     owners: dict[str, Any] = {"": Inputs(), **{model.name: model for model in MODELS}}
     known = {
-        f"{owner}.{field.name}".lstrip("."): (owner, field.name) for owner, of in owners.items() for field in fields(of)
+        f"{owner}.{field.name}".lstrip("."): (owner, field.name)
+        for owner, of in owners.items()
+        for field in fields(of)
+        if field.type is not str
     }
     for word in words:
         given, _, value = word.partition("=")
@@ -410,7 +413,10 @@ def changed(words: Sequence[str]) -> tuple[Inputs, list[Model]]:
             raise SystemExit(f"--set {word}: must be one of {', '.join(known)}")
         owner, name = known[given]
         kind = type(getattr(owners[owner], name))
-        owners[owner] = replace(owners[owner], **{name: kind(float(value))})
+        try:
+            owners[owner] = replace(owners[owner], **{name: kind(float(value))})
+        except ValueError:
+            raise SystemExit(f"--set {word}: must be a number") from None
     inputs, *models = owners.values()
     return inputs, models
 
