@@ -130,6 +130,12 @@ def test_two_ranks_go_on_to_the_same_end_when_started_again_from_a_checkpoint(fo
     assert different(folder / "resumed", folder / "whole") == []
 
 
+def test_only_rank_0_opens_a_file_of_a_checkpoint_when_two_ranks_are_resumed(folder: Path):
+    opened = [json.loads((folder / f"opened-{rank}.json").read_text()) for rank in (0, 1)]
+    assert "step-000000002/MANIFEST.json" in opened[0]  # control
+    assert opened[1] == []
+
+
 def test_two_ranks_end_elsewhere_when_one_of_them_does_not_seed_its_generators(folder: Path):
     """The control: each rank draws its own dropout, in each step from a start of its own."""
     assert delivered(folder / "forgetful") == delivered(folder / "whole")

@@ -89,10 +89,18 @@ def record(settings: Settings, strategy: Strategy) -> dict[str, Any]:
 def interrupt(whole: Settings, folder: Path) -> None:
     """From a finished run, make two that stopped after their first epoch, and go on with them.
 
-    FOLDER/resumed as it should be; FOLDER/forgetful without seeding the generators of rank 1.
+    FOLDER/resumed as it should be; FOLDER/forgetful without seeding the generators of rank 1. FOLDER/opened-R.json: the
+    files below `checkpoints/` that rank R opened in the former.
     """
     strategy, rank = EXAMPLES["simultaneous"], int(os.environ["RANK"])
     train(whole, strategy)
+    opened, place = list[str](), f"{folder}/resumed/checkpoints/"
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and str(arguments[0]).startswith(place):
+            opened.append(str(arguments[0]).removeprefix(place))
+
+    sys.addaudithook(note)
     for name in ("resumed", "forgetful"):
         if rank == 0:
             staging = folder / f".{name}"
@@ -105,6 +113,7 @@ def interrupt(whole: Settings, folder: Path) -> None:
         if name == "forgetful" and rank == 1:
             running.seed_generators = lambda *key: None
         train(whole.model_copy(update={"output_dir": folder / name}), strategy)
+    (folder / f"opened-{rank}.json").write_text(json.dumps(opened))
 
 
 def main(folder: Path) -> None:

@@ -239,7 +239,7 @@ class Optimization(Section):
         description="what to do on a non-finite loss or gradient; stop: stop with an error; rollback: return to the "
         "last checkpoint, at most 3 times, and continue with the images in another order",
     )
-    sync_bn: bool = Field(False, description="synchronize BatchNorm statistics over all processes (GPUs only)")
+    sync_bn: bool = Field(False, description="synchronize BatchNorm statistics over all processes (CUDA and XPU only)")
 
 
 class Machine(Section):

@@ -50,16 +50,17 @@ def tensors_from_main(own: Mapping[str, Tensor], device: torch.device) -> dict[s
     Elsewhere `own` tells their names, shapes and types only.
     """
     state = PartialState()
+    found = dict(own)
     if state.num_processes == 1:
-        return dict(own)
-    found: dict[str, Tensor] = {}
+        return found
     for names in _chunks(own):
         if state.is_main_process:
             sent = {name: own[name].to(device) for name in names}
         else:
             sent = {name: torch.empty_like(own[name], device=device) for name in names}
         overwrite_from_main(sent.values())
-        found |= {name: tensor.cpu() for name, tensor in sent.items()}
+        if not state.is_main_process:  # which has them, and no memory to spare for a copy
+            found |= {name: tensor.cpu() for name, tensor in sent.items()}
     return found
 
 

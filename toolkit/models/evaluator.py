@@ -191,7 +191,7 @@ class Evaluator:
 
         Empty on devices that recompile for each shape.
         """
-        if self.accelerator.device.type not in ("cpu", "cuda", "mps"):
+        if self.accelerator.device.type not in ("cpu", "cuda", "mps", "xpu"):
             return {}
         return {spec.name: 1000 * statistics.median(self.seconds(spec, 1, LATENCY_S)) for spec in specs}
 

@@ -100,7 +100,7 @@ class Predictor(Result):
 
 def _device(device: str | torch.device | None) -> torch.device:
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:  # torch raises both
         raise InputError(f"device {device}: {first_line(error)}") from None
@@ -112,8 +112,9 @@ def load(
 ) -> Predictor:
     """The best model of a run for predictions in memory.
 
-    `size`, px: one that the run reports (None: the one that selected the best model). `device` None: a CUDA device if
-    there is one. `model`: as in `train`, for a run that was trained with a model of the user's own. Raises InputError.
+    `size`, px: one that the run reports (None: the one that selected the best model). `device` None: a GPU, of any
+    vendor, if there is one. `model`: as in `train`, for a run that was trained with a model of the user's own. Raises
+    InputError.
     """
     place = _device(device)
     loaded = load_run(find_run(run), device=place, model=model)

@@ -46,7 +46,9 @@ def precisions() -> tuple[str, ...]:
     if torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("float32", "fp16", "bf16") if bf16 else ("float32", "fp16")
-    return ("float32",)
+    if torch.xpu.is_available():
+        return ("float32", "bf16") if torch.xpu.is_bf16_supported(including_emulation=False) else ("float32",)
+    return ("float32", "fp16") if torch.backends.mps.is_available() else ("float32",)
 
 
 def best_precision() -> str:
@@ -73,8 +75,8 @@ def give_back_memory(collect: bool = True) -> None:
     """
     if collect:
         gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if (kind := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        torch.get_device_module(kind).empty_cache()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
@@ -82,8 +84,8 @@ def give_back_memory(collect: bool = True) -> None:
 
 def name(accelerator: Accelerator) -> str:
     """The device's name, for display."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
+    if accelerator.device.type in ("cuda", "xpu"):
+        return torch.get_device_module(accelerator.device).get_device_name(accelerator.device)
     return f"{accelerator.device.type} ({torch.get_num_threads()} threads)"
 
 

@@ -14,7 +14,6 @@ from toolkit.data.loading.sampler import Epoch
 from toolkit.models.evaluator import Evaluator
 from toolkit.runs.dashboards import Tracking
 from toolkit.runs.directory import RunDirectory
-from toolkit.runs.generators import seed_generators
 from toolkit.runs.mirror.place import Place
 from toolkit.runs.quarantine import Quarantine
 from toolkit.runs.sample_log import SampleLog
@@ -24,6 +23,7 @@ from toolkit.system import host
 from toolkit.system.clouds import Cloud
 from toolkit.system.preemption import Preemption
 from toolkit.training.consensus import Consensus
+from toolkit.training.generators import seed_generators
 from toolkit.training.monitor import Stopwatch, Throughput
 from toolkit.training.parts import Parts, selecting
 from toolkit.training.step_plan import StepPlan

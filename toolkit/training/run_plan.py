@@ -98,8 +98,8 @@ def make_run_plan(accelerator: Accelerator, settings: Settings, parts: Parts, on
     """
     strategy = parts.strategy
     dashboards.check(settings.log_with)
-    if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
-        raise InputError("--sync-bn needs GPUs: on this device BatchNorm keeps local statistics; drop the flag")
+    if settings.sync_bn and accelerator.num_processes > 1 and accelerator.device.type not in ("cuda", "xpu"):
+        raise InputError("--sync-bn needs CUDA or XPU: elsewhere BatchNorm keeps local statistics; drop the flag")
     settings = _resolve(settings, strategy, accelerator)
     splits = parts.splits or open_data(settings, strategy.selection().sizes[-1], parts.data)
     for index in splits.all().values():

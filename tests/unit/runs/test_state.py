@@ -1,11 +1,9 @@
 """What a checkpoint holds is all that training needs, bit for bit."""
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm.optim
 import torch
@@ -13,9 +11,10 @@ from torch import nn
 
 from toolkit.models import optimizer_state
 from toolkit.models.multiview import copy_state, state_tensors
-from toolkit.runs import checkpoint, generators
+from toolkit.runs import checkpoint
 from toolkit.runs.checkpoint import Store
 from toolkit.runs.progress import Progress
+from toolkit.training.generators import seed_generators
 
 # All of timm's but those that need CUDA and a package beside torch, and the one that needs gradients of gradients.
 OPTIMIZERS = [name for name in timm.optim.list_optimizers() if not name.startswith(("bnb", "fused", "adahessian"))]
@@ -61,7 +60,7 @@ def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path
         "o.safetensors": tensors,
         "o.json": rest,
     }
-    generators.seed_generators(0, 2)
+    seed_generators(0, 2)
     train_step(model, optimizer, 3)  # what was captured is not touched by it
     held = through_the_disk(tmp_path, contents)
 
@@ -69,7 +68,7 @@ def test_training_goes_on_bit_for_bit_when_everything_is_restored(tmp_path: Path
     moving = optimizer_of(name, other)
     copy_state(held["model.safetensors"], other)
     moving.load_state_dict(optimizer_state.join_optimizer(held["o.safetensors"], held["o.json"]))
-    generators.seed_generators(0, 2)
+    seed_generators(0, 2)
     train_step(other, moving, 3)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
     assert not torch.equal(model[0].weight, held["model.safetensors"]["0.weight"])
@@ -100,44 +99,11 @@ def test_training_goes_elsewhere_when_the_optimizer_is_not_restored():
     optimizer = optimizer_of("adamw", model)
     train_step(model, optimizer, 2)
     copy_state(state_tensors(model), other)
-    generators.seed_generators(0, 2)
+    seed_generators(0, 2)
     train_step(model, optimizer, 3)
-    generators.seed_generators(0, 2)
+    seed_generators(0, 2)
     train_step(other, optimizer_of("adamw", other), 3)
     assert not torch.equal(model[0].weight, other[0].weight)
-
-
-def draws() -> tuple:
-    return (
-        torch.randn(3).tolist(),
-        random.random(),
-        random.gauss(0, 1),
-        np.random.random(3).tolist(),
-        np.random.standard_normal(1).tolist(),
-    )
-
-
-@pytest.mark.parametrize("half_used", [False, True])
-def test_all_generators_draw_the_same_when_seeded_again(half_used: bool):
-    generators.seed_generators(3, 4, 5)
-    expected = draws()
-    assert draws() != expected  # control
-    if half_used:  # one of a pair of normal draws is kept for the next call
-        random.gauss(0, 1)
-        np.random.standard_normal()
-    generators.seed_generators(3, 4, 5)
-    assert draws() == expected
-
-
-def test_generators_draw_alike_when_and_only_when_their_key_is_the_same():
-    drawn = []
-    for key in ((0, 7, 1), (0, 7, 1), (0, 7, 0), (0, 8, 1)):
-        generators.seed_generators(*key)
-        drawn.append(draws())
-    assert drawn[0] == drawn[1]
-    assert not any(
-        a == b for first, second in ((0, 2), (0, 3)) for a, b in zip(drawn[first], drawn[second], strict=True)
-    )
 
 
 def test_progress_is_the_same_when_read_back(tmp_path: Path):
