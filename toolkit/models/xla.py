@@ -1,9 +1,11 @@
-"""Where XLA computes, as on TPUs: whether it does, the end of a step, and the random generator of its device."""
+"""Where XLA computes, as on TPUs: whether it does, its processes, the end of a step, and its random generator."""
 
 import os
 from typing import Any
 
 from accelerate.utils import is_torch_xla_available, parse_flag_from_env
+
+from toolkit.system import host
 
 
 def only_cpu() -> bool:
@@ -14,6 +16,17 @@ def only_cpu() -> bool:
 def on_xla() -> bool:
     """Whether the run computes by way of XLA: torch_xla is installed and told on what."""
     return not only_cpu() and "PJRT_DEVICE" in os.environ and is_torch_xla_available()
+
+
+def join_host() -> None:
+    """Where XLA computes, give this process one chip of its machine; call it before anything asks for the device."""
+    if on_xla() and "PJRT_LOCAL_PROCESS_COUNT" not in os.environ:  # `xmp.spawn` has done so
+        from torch_xla._internal import pjrt
+
+        if host.local_processes() > 1:
+            pjrt.initialize_multiprocess(int(os.environ["LOCAL_RANK"]), host.local_processes())
+        else:  # else it would see all chips, and XLA counts each as a process
+            pjrt.initialize_singleprocess()
 
 
 def model() -> Any:

@@ -112,6 +112,7 @@ def start(settings: Settings, precision: str | None = None, trains: bool = True)
     elif "MASTER_ADDR" not in os.environ:  # then no process can find another
         launch_requests.check_tasks(processes=1)
     try:
+        xla.join_host()
         accelerator = _accelerator(cpu, precision, settings.peer_timeout_s)
         peers.watch(settings.peer_timeout_s)
         if not settings.alone:
