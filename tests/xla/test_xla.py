@@ -20,7 +20,8 @@ ON_XLA = {**os.environ, "PJRT_DEVICE": "CPU", "XLA_FLAGS": QUICK, "PYTHONPATH": 
 ON_CPU = {name: value for name, value in ON_XLA.items() if name != "PJRT_DEVICE"} | {"USE_TORCH_XLA": "false"}
 SMALL = ("--data-root", "synthetic", "--synthetic-count", "120", "--synthetic-size", "64", "--batch-size", "16")
 # As on a TPU of one chip: XLA's compiler for CPUs has one process.
-LAUNCH = ("launch", "--config_file", str(ROOT / "accelerate_configs/gcp_tpu.yaml"), "--num_processes", "1")
+CONFIG = str(ROOT / "accelerate_configs/gcp_tpu.yaml")
+LAUNCH = ("launch", "--config_file", CONFIG, "--main_process_port", "0", "--num_processes", "1")
 QUIET = ("--arch", "test_resnet", "--log-with", "none")
 ONE, TWO = ("train", "single", "--img-size", "32"), ("train", "multi", "--scales", "32", "48")
 STEPS = 7  # of an epoch
@@ -114,6 +115,24 @@ print(runtime.local_ordinal(), runtime.local_process_count())
     assert done.stdout.split() == [str(rank), str(count)]
 
 
+def test_weights_stay_float32_with_amp_where_accelerate_sees_a_tpu():
+    code = """
+import torch
+import torch_xla.runtime as runtime
+from toolkit import Settings
+from toolkit.training import device
+of_cpu, runtime.device_type = runtime.device_type, lambda: "TPU"
+accelerator = device.start(Settings(amp=True))
+runtime.device_type = of_cpu
+assert accelerator.mixed_precision == "bf16"
+print((torch.ones(1, device=accelerator.device) + 2**-12 - 1).item())
+"""
+    for env, told in (({}, str(2.0**-12)), ({"XLA_USE_BF16": "1"}, "0.0")):  # control: asked for by the user
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=ON_XLA | env, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr
+
+
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
@@ -131,8 +150,13 @@ def test_nothing_is_compiled_once_the_sizes_are_warm(tmp_path: Path, recipe: str
     assert done.returncode == 0, done.stderr
     marks = [line.split() for line in log.read_text().splitlines()]
     assert [after for _, after, _ in marks] == [*STEPS * ["step"], "epoch"] * 6
-    for sizes in {sizes for sizes, _, _ in marks}:
-        counts = [int(count) for now, _, count in marks if now == sizes]
-        warm = counts[2 * (STEPS + 1) :]  # after two epochs and their evaluations
-        assert counts[0] < warm[0]  # control: the counter moves
-        assert {*warm} == {warm[0]}, counts
+    evaluated = [{name for name in row if name.endswith("px/top1") and row[name]} for row in rows(tmp_path / "run")]
+    first, seen, before = dict[str, int](), set[str](), 0
+    for mark, (sizes, after, count) in enumerate(marks):
+        epoch = mark // (STEPS + 1)
+        warm = epoch >= first.setdefault(sizes, epoch) + 2
+        if warm and not (after == "epoch" and evaluated[epoch] - seen):  # a size that is evaluated for the first time
+            assert int(count) == before, (mark, marks)
+        seen |= evaluated[epoch] if after == "epoch" else set()
+        before = int(count)
+    assert int(marks[0][2]) < before  # control: the counter moves

@@ -17,7 +17,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import NoReturn
 
 import psutil
@@ -125,22 +125,22 @@ def refuse_threads(flags: Namespace) -> None:
         )
 
 
-def leave_signals_to(stop: Stop) -> None:
-    """Make the agent of torch leave all signals to `stop`."""
+def keep_signals_from_agent() -> None:
+    """Make the agent of torch leave all signals to `Stop`."""
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.launcher.api import LaunchConfig
 
     os.environ.update(LEFT_TO_AGENT)
-    if not hasattr(LaunchConfig, "signals_to_handle"):  # torch 2.9 does not read these variables
-        api._terminate_process_handler = stop
+    if not hasattr(LaunchConfig, "signals_to_handle"):  # torch 2.9 reads no such variable
+        api.signal = SimpleNamespace(**{**vars(signal), "signal": lambda *_: None})  # type: ignore[attr-defined]
 
 
-def launched(words: Sequence[str], stop: Stop) -> int:
+def launched(words: Sequence[str]) -> int:
     """Launch, and return the exit code of the command."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    leave_signals_to(stop)
+    keep_signals_from_agent()
     for name in WORDY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     flags = flags_of(launch_command_parser(), words)
@@ -175,4 +175,4 @@ def main(argv: Sequence[str]) -> int:
         if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup, as in `Preemption`
             signal.signal(number, stop)
     codes = [FAILED]
-    return exit_code(lambda: codes.append(launched(argv, stop))) or codes[-1]
+    return exit_code(lambda: codes.append(launched(argv))) or codes[-1]

@@ -113,7 +113,8 @@ def start(settings: Settings, precision: str | None = None, trains: bool = True)
         launch_requests.check_tasks(processes=1)
     try:
         xla.join_host()
-        accelerator = _accelerator(cpu, precision, settings.peer_timeout_s)
+        with xla.weights_kept():
+            accelerator = _accelerator(cpu, precision, settings.peer_timeout_s)
         peers.watch(settings.peer_timeout_s)
         if not settings.alone:
             launch_requests.check_tasks(accelerator.num_processes)
