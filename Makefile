@@ -25,10 +25,11 @@ test-rest: .venv/.ready
 test-all: .venv/.ready
 	$(PYTEST)
 
-# Training by way of XLA, as on TPUs, with its compiler for CPUs: docs/tpu.md. About 6 minutes to install, 15 to run.
+# Training by way of XLA, as on TPUs, with its compiler for CPUs: docs/tpu.md. About 6 minutes to install.
+XLA ?= torch_xla==2.9.0
 .venv-xla/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-xla
-	.venv-xla/bin/python -m pip install --quiet --disable-pip-version-check torch==2.9.0 torch_xla==2.9.0 torchvision==0.24.0 -e . pytest
+	.venv-xla/bin/python -m pip install --quiet --disable-pip-version-check torch==2.9.0 '$(XLA)' torchvision==0.24.0 -e . pytest
 	@touch $@
 
 test-xla: .venv-xla/.ready

@@ -4,7 +4,6 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from toolkit.commands import TABLE, Entry
 from toolkit.system import console
@@ -54,10 +53,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.main(words[len(found[0].words.split()) :])
 
 
-def run() -> NoReturn:
-    """What launchers of TPUs call, which import a module instead of starting it and drop what it returns."""
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

@@ -281,6 +281,8 @@ def test_a_stop_before_anything_runs_is_one_line(tmp_path: Path):
     [
         ("--config_file nowhere.yaml train multi", "nowhere.yaml"),
         ("--multi_gpu --tpu train multi", "You can only use one of"),
+        ("--tpu train multi", "--tpu calls the command in a thread"),
+        ("--config_file xla.yaml train multi", "xla.yaml: distributed_type XLA calls the command in a thread"),
         ("--nonsense train multi", "--nonsense; flags of the launcher come before the command"),
         ("--epochs 3 train multi", "--epochs; flags of the launcher come before the command"),
         ("--num_processes two train multi", "invalid int value: 'two'"),
@@ -296,6 +298,7 @@ def test_launchers_own_refusals_are_one_line(words: str, told: str, capsys, monk
     monkeypatch.chdir(tmp_path)
     Path("empty.yaml").touch()
     Path("broken.yaml").write_text("a: [")
+    Path("xla.yaml").write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: XLA\n")
     monkeypatch.setattr(launch, "SIGNALS", [])  # of this process
     monkeypatch.setattr(os, "environ", {**os.environ})
     assert launch.main(words.split()) == 2

@@ -52,8 +52,6 @@ def keys_read(file: Path) -> set[str]:
     for more in ((), ("--num_machines", "2", "--main_process_ip", "10.0.0.1", "--main_process_port", "29500")):
         words = ["--config_file", str(file), *more, "script.py"]
         arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-        if arguments.tpu:
-            return found | {"num_processes", "main_training_function"}  # by its check, and by `tpu_launcher`
         if more and not arguments.multi_gpu:
             continue
         watched = Watched(read=set(), **vars(arguments))
@@ -79,7 +77,7 @@ def test_there_is_a_file_for_every_kind_of_machine_when_the_folder_is_listed():
 @every_file
 def test_a_file_is_understood_when_accelerate_loads_it(name: str):
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
-    kinds = {"cpu": DistributedType.NO, "single_gpu": DistributedType.NO, "gcp_tpu": DistributedType.XLA}
+    kinds = {"cpu": DistributedType.NO, "single_gpu": DistributedType.NO}
     assert config.distributed_type == kinds.get(name, DistributedType.MULTI_GPU)
     assert config.use_cpu is name.endswith("cpu")
     machines = 2 if name in SEVERAL_MACHINES else 1

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,12 @@ def test_every_image_gets_what_evaluation_says_when_batches_are_of_any_size(
     assert (different, apart < 1e-5) == (0, True)
     assert differences(rows, evaluated(finished, "16px"), data)[1] > 1e-3  # control: another size says otherwise
     assert {row["size"] for row in rows} == {"32"}
+
+
+def test_prediction_runs_in_a_thread_which_gets_no_ctrl_c(finished: Path, data: Path):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(predict, finished, data / "val", "--output", "rows.csv").result() == 0
+    assert len(rows_of("rows.csv")) == len([*(data / "val").rglob("*.jpg")])
 
 
 @pytest.mark.slow

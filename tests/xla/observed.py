@@ -1,4 +1,4 @@
-"""A recipe, that writes how many graphs XLA has compiled after each step: observed.py FILE RECIPE FLAGS ..."""
+"""A recipe that writes after each step and epoch how many graphs XLA has compiled: observed.py FILE RECIPE FLAGS ..."""
 
 import runpy
 import sys
@@ -10,16 +10,31 @@ import torch_xla.debug.metrics as metrics
 from toolkit.training import loop
 
 log, *sys.argv = sys.argv[1:]
-train_step = loop.train_step
+train_step, end_step, close_epoch = loop.train_step, loop.end_step, loop.close_epoch
+sizes = ""
 
 
-def observed(state: Any, batch: Any, *more: Any) -> Any:
-    loss = train_step(state, batch, *more)
+def write(after: str) -> None:
     compiled = metrics.metric_data("CompileTime")
-    with Path(log).open("a") as stream:  # what the step itself compiles shows after the next one
-        stream.write(f"{batch.number} {'+'.join(map(str, batch.step.sizes))} {compiled[0] if compiled else 0}\n")
-    return loss
+    with Path(log).open("a") as stream:
+        stream.write(f"{sizes} {after} {compiled[0] if compiled else 0}\n")
 
 
-loop.train_step = observed
+def observed_step(state: Any, batch: Any, *more: Any) -> Any:
+    global sizes
+    sizes = "+".join(map(str, batch.step.sizes))
+    return train_step(state, batch, *more)
+
+
+def observed_end() -> None:
+    end_step()
+    write("step")
+
+
+def observed_epoch(*arguments: Any) -> None:
+    close_epoch(*arguments)
+    write("epoch")
+
+
+loop.train_step, loop.end_step, loop.close_epoch = observed_step, observed_end, observed_epoch
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -17,7 +17,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import NoReturn
 
 import psutil
@@ -108,8 +108,31 @@ def flags_of(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
             word = flags.training_script
             raise InputError(f"{word}: neither a script nor a command of toolkit{nearest(word, commands)}")
         flags.training_script_args = [flags.training_script, *flags.training_script_args]
-        flags.module, flags.training_script, flags.main_training_function = True, "toolkit.__main__", "run"
+        flags.module, flags.training_script = True, "toolkit.__main__"
     return flags
+
+
+def refuse_threads(flags: Namespace) -> None:
+    """Raise InputError where Accelerate would call the command in a thread, which gets no signals."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    file = flags.config_file or default_config_file
+    kind = load_config_from_file(file).distributed_type if Path(file).is_file() else "NO"
+    if (flags.tpu or kind == "XLA") and not (flags.multi_gpu or flags.cpu):
+        raise InputError(
+            f"{'--tpu' if flags.tpu else f'{file}: distributed_type XLA'} calls the command in a thread, where no "
+            "signal can save it: give distributed_type MULTI_GPU, as in accelerate_configs/gcp_tpu.yaml"
+        )
+
+
+def keep_signals_from_agent() -> None:
+    """Make the agent of torch leave all signals to `Stop`."""
+    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.launcher.api import LaunchConfig
+
+    os.environ.update(LEFT_TO_AGENT)
+    if not hasattr(LaunchConfig, "signals_to_handle"):  # torch 2.9 reads no such variable
+        api.signal = SimpleNamespace(**{**vars(signal), "signal": lambda *_: None})  # type: ignore[attr-defined]
 
 
 def launched(words: Sequence[str]) -> int:
@@ -117,17 +140,20 @@ def launched(words: Sequence[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ.update(LEFT_TO_AGENT)
+    keep_signals_from_agent()
     for name in WORDY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     flags = flags_of(launch_command_parser(), words)
     try:
+        refuse_threads(flags)
         launch_command(flags)
     except subprocess.CalledProcessError as error:  # of a single process
         return reported(error.returncode, "the process")
     except ChildFailedError as error:  # of several
         rank, failure = error.get_first_failure()
         return reported(failure.exitcode, f"the process of rank {rank}")
+    except InputError:
+        raise
     except Exception as error:  # before a process started: flags of the launcher, its config, its environment
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         raise InputError(f"accelerate launch: {kind}{error}") from error

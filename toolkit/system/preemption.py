@@ -53,7 +53,7 @@ class Preemption:
         self._pipe, self._pipe_before = -1, -1
 
     def __enter__(self) -> "Preemption":
-        if threading.current_thread() is threading.main_thread():
+        if sets_handlers():
             try:
                 self._listen()
             except _StoppedEarly as error:  # a signal came while handlers were installed
@@ -148,6 +148,11 @@ class Preemption:
                     os._exit(EXIT_CODE if self._saved else 128 + number)
                 if number in SIGNALS:
                     first = min(first, now)
+
+
+def sets_handlers() -> bool:
+    """Whether this thread may set handlers of signals: Python allows it to the main thread only."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @cache

@@ -5,11 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from toolkit.system.preemption import sets_handlers
+
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Yield a list that the first Ctrl-C appends to, so that rows are written whole; a second interrupts at once."""
+    """Yield a list that the first Ctrl-C appends to, so that rows are written whole; a second interrupts at once.
+
+    Outside the main thread, which gets the signal, the list stays empty.
+    """
     requests: list[int] = []
+    if not sets_handlers():
+        yield requests
+        return
 
     def note(number: int, _: FrameType | None) -> None:
         requests.append(number)

@@ -114,7 +114,9 @@ def start(settings: Settings, precision: str | None = None, trains: bool = True)
     elif "MASTER_ADDR" not in os.environ:  # then no process can find another
         launch_requests.check_tasks(processes=1)
     try:
-        accelerator = _accelerator(cpu, precision, settings.peer_timeout_s)
+        xla.join_host()
+        with xla.weights_kept():
+            accelerator = _accelerator(cpu, precision, settings.peer_timeout_s)
         peers.watch(settings.peer_timeout_s)
         if not settings.alone:
             launch_requests.check_tasks(accelerator.num_processes)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from toolkit.data.loading.batches import BatchBuilder, R, T, load
 from toolkit.data.sources.index import Index
 from toolkit.system.errors import WORKER_DIED, InputError, LoaderError, PreemptedError, expected
+from toolkit.system.preemption import sets_handlers
 
 AHEAD = 2  # batches in flight beyond the one that the caller takes
 PIECE = 8  # minimum number of images that one thread takes at a time
@@ -255,7 +256,7 @@ def by_processes(
 @contextlib.contextmanager
 def _deaths_ignored() -> Iterator[None]:
     """A worker that is killed meanwhile raises nothing: else torch's handler of SIGCHLD would, in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
+    if not sets_handlers():
         yield
         return
     handler = signal.signal(signal.SIGCHLD, lambda number, frame: None)
