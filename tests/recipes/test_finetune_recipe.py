@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from tests import storage as servers
 from tests.conftest import SLOW, TORCHRUN, Runner, recipe, write_folders, write_image
-from toolkit import Settings, SingleScale
+from toolkit import Settings, Simultaneous, SingleScale
 from toolkit.runs.checkpoint import Store
-from toolkit.strategies import HeadFirst
+from toolkit.strategies import Finish, HeadFirst
 from toolkit.tools import rate_sweep
 from toolkit.tools.finetuning import finetuning
 from toolkit.tools.rate_sweep import RateSweep, Trial, find_rate
@@ -44,6 +44,7 @@ def test_what_no_flag_says_follows_from_the_images(base: Path, tmp_path: Path, c
     said = line(plan, "finetune")
     assert "96 images: batch size 8, epochs 30" in said
     assert "head epochs 3" in said
+    assert "freeze bn True" in said  # batches are small
     assert "layer decay" not in said  # of a model with BatchNorm
     assert "average   of the weights" in plan
     assert "only head learns" in plan
@@ -80,6 +81,17 @@ def test_several_sizes_a_finish_and_a_frozen_model_have_its_defaults_too(base: P
     frozen = finetuning(settings.model_copy(update={"freeze": True}), SingleScale(16))
     assert frozen.strategy == SingleScale(16)
     assert (found.settings.layer_decay, frozen.settings.layer_decay) == (None, None)
+
+
+def test_statistics_of_few_images_stay_where_one_size_is_tuned(base: Path):
+    few = Settings(synthetic_count=96, synthetic_size=32, weights=base)
+    many = few.model_copy(update={"synthetic_count": 800})
+    assert finetuning(few, SingleScale(16)).settings.freeze_bn
+    assert not finetuning(many, SingleScale(16)).settings.freeze_bn
+    assert not finetuning(few, Simultaneous((16, 24))).settings.freeze_bn
+    assert not finetuning(few, Finish(SingleScale(16), 24, 1)).settings.freeze_bn
+    for given in ({"freeze": True}, {"unfreeze_from": "layer4"}, {"freeze_bn": False}, {"batch_size": 64}):
+        assert not finetuning(few.model_copy(update=given), SingleScale(16)).settings.freeze_bn
 
 
 def test_models_without_batch_norm_have_a_layer_decay_and_a_smaller_rate():

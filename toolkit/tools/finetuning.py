@@ -1,6 +1,7 @@
 """The defaults of fine-tuning: what suits weights that are good already, by the number of images and the model."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,12 @@ from toolkit.data.loading.python_data import open_data
 from toolkit.data.sources.index import Splits
 from toolkit.models.inspection import ModelPlan
 from toolkit.models.source import make_source
-from toolkit.strategies import Finish, HeadFirst
+from toolkit.strategies import Finish, HeadFirst, SingleScale
 from toolkit.strategies.base import Strategy
 from toolkit.training.tasks import make_task
 
 STEPS, EPOCHS = 1000, (5, 30)  # optimizer steps that are enough, within these numbers of epochs
-STEPS_PER_EPOCH, BATCHES = 8, (8, 64)  # at least so many, within these batch sizes
+STEPS_PER_EPOCH, BATCHES = 8, (8, 64)  # at least so many, within these batch sizes; below, statistics are noisy
 HEAD_SHARE, WARMUP_SHARE = 0.1, 0.1  # of the epochs, and of those behind the head's
 # Peak rate of Adam for batches of 64 images and models of 10 M parameters; smaller models take a larger one.
 RATE, RATE_WITHOUT_BATCH_NORM = 1e-3, 3e-4
@@ -61,6 +62,8 @@ def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None =
         fill("learning_rate", float(f"{_rate(model) * math.sqrt(batch / 64):.2g}"))
     if not (model.batch_norms or settings.freeze or settings.model_from):
         fill("layer_decay", LAYER_DECAY)
+    if batch < BATCHES[1] and model.batch_norms and _keeps_statistics(given, strategy):
+        fill("freeze_bn", True)
     fill("ema_decay", round(1 - 1 / max(10.0, REACH * per_epoch * epochs), 4))
     plain = settings.sampling == "plain"  # else rare classes are favored already
     if plain and _are_uneven(settings, splits) and fill("class_weights", "inverse") != "none":
@@ -78,6 +81,13 @@ def _batch_size(images: int) -> int:
     """A power of two that makes an epoch of at least STEPS_PER_EPOCH steps."""
     smallest, largest = BATCHES
     return min(max(2 ** int(math.log2(max(1.0, images / STEPS_PER_EPOCH))), smallest), largest, images)
+
+
+def _keeps_statistics(given: Mapping[str, Any], strategy: Strategy) -> bool:
+    """Whether the BatchNorm of the weights may stay: of one size, and where no flag says what of it learns."""
+    one_size = isinstance(strategy.strategy if isinstance(strategy, HeadFirst) else strategy, SingleScale)
+    said = any(given.get(name) for name in ("freeze", "unfreeze_from", "sync_bn"))
+    return one_size and not said and bool(given.get("weights") or given.get("pretrained"))
 
 
 def _has_head(strategy: Strategy) -> bool:
