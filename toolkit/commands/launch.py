@@ -132,7 +132,7 @@ def keep_signals_from_agent() -> None:
 
     os.environ.update(LEFT_TO_AGENT)
     if not hasattr(LaunchConfig, "signals_to_handle"):  # torch 2.9 reads no such variable
-        api.signal = SimpleNamespace(**{**vars(signal), "signal": lambda *_: None})  # type: ignore[attr-defined]
+        api.signal = SimpleNamespace(**{**vars(signal), "signal": lambda *_: None})  # type: ignore[assignment]
 
 
 def launched(words: Sequence[str]) -> int:
