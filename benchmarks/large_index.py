@@ -42,7 +42,7 @@ def containers(images: int) -> list[Container]:
 def write_index(images: int, cache: Path) -> None:
     """The index as it is after the first start: of images of 100 kB and 400 x 300 px in shards of 1 GB."""
     shards, kind = containers(images), ("", *readable_formats())
-    made_from = [[shard.name, *shard.version] for shard in shards] + [*kind]
+    made_from = [[shard.name, *shard.version] for shard in shards] + [VERSION, *kind]
     members = [f"{i:05d}.jpg" for i in range(PER_SHARD)]
     names = Names.joined([Names.of(f"{shard.name}/{member}" for member in members) for shard in shards])
     columns = {
