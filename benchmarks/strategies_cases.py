@@ -130,8 +130,8 @@ PARTS = {
     "long": Part(("characters",), ("single, 3 x", "simultaneous, 3 x", "share 0.5, T 2, 3 x"), FEW),
     "few": Part(("few characters",), SHORT, FEW),
     "tasks": Part(("shapes", "photographs"), SHORT, FEW),
-    "tuned": Part(("tuned on shapes", "tuned on photographs"), SHORT, FEW),
-    "models": Part(("test_vit", "resnet10t"), SHORT, FEW),
+    "tuned": Part(("tuned on shapes", "tuned on photographs"), SHORT[2:], FEW),
+    "models": Part(("test_vit", "resnet10t"), SHORT[2:], FEW),
     "norms": Part(
         ("characters",), ("simultaneous, own statistics", "simultaneous, shared", "simultaneous, nearest"), FEW
     ),
