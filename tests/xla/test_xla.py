@@ -30,7 +30,8 @@ STEPS = 7  # of an epoch
 def toolkit(*words: str, env: dict[str, str] = ON_XLA) -> str:
     """What a command prints, and writes to its log; it must end well."""
     command = [sys.executable, "-m", "toolkit", *words]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
+    patience_s = 3 * PATIENCE_S  # `verify-resume` trains three times
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=patience_s)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
