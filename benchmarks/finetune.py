@@ -263,6 +263,7 @@ def main() -> None:
     names = [name for part in options.parts for name in PARTS[part]]
     for task in options.tasks:
         folder(task)
+    failed = 0
     with ProcessPoolExecutor(options.jobs) as pool:
         for seed in range(options.seeds):
             out = {
@@ -273,10 +274,13 @@ def main() -> None:
             cases = [case for case in cases if (options.arch, *case) not in done]
             for future in as_completed([pool.submit(carry_out, *case, options.arch, file) for case in cases]):
                 if error := future.exception():  # the other cases go on
+                    failed += 1
                     print(f"failed: {error!r}", flush=True)
                     continue
                 append_row(ROWS, COLUMNS, row := future.result())
                 print(json.dumps(row), flush=True)
+    if failed:
+        raise SystemExit(f"{failed} cases failed: start again for them")
 
 
 if __name__ == "__main__":

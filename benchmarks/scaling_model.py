@@ -2,23 +2,16 @@
 
 python benchmarks/scaling_model.py                                                     prints Markdown
 python benchmarks/scaling_model.py --set gpu_flops=312e12 ViT-L/16.batch=128           another machine, another batch
-python benchmarks/scaling_model.py --check                                             about 5 minutes of two cores
+python benchmarks/scaling_check.py                                                     compares it with runs
 
 A model, not a measurement: compute from multiply-adds, communication from bytes and latencies, failures from a mean
-time between them. `--check` trains on 1, 2 and 4 processes of this machine, and compares their times per step with the
-same formulas, given what one process takes for its images and what an all-reduce of the gradients alone takes.
+time between them.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import math
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -334,70 +327,6 @@ def failures(models: Sequence[Model], given: Inputs) -> Iterator[str]:
 TABLES = (gradients, images, steps, epochs, batches, evaluations, starts, failures)
 
 
-# The check
-
-WORKER = """
-import json, os, sys, time
-import torch, torch.distributed as dist
-dist.init_process_group("gloo")
-torch.set_num_threads(1)
-gradients, times = torch.zeros(int(sys.argv[1])), []
-for _ in range(40):
-    dist.barrier()
-    begun = time.perf_counter()
-    dist.all_reduce(gradients)
-    times.append(time.perf_counter() - begun)
-if dist.get_rank() == 0:
-    print(sorted(times)[len(times) // 2])
-dist.destroy_process_group()
-"""
-BATCH, ARCH, IMAGES = 64, "test_resnet", 3840
-
-
-def launched(words: Sequence[str], processes: int, cores: int) -> str:
-    """Run on so many processes of one thread each; returns what was printed."""
-    own = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    pinned = ["taskset", "-c", ",".join(map(str, range(cores)))]
-    done = subprocess.run([*pinned, *torchrun, *words], env={**os.environ, **own}, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return done.stdout
-
-
-def measured(processes: int, local: int, cores: int) -> float:
-    """Seconds of a training step on so many processes, each with `local` images a step; the median of three epochs."""
-    with tempfile.TemporaryDirectory() as home:
-        flags = ["--data-root", "synthetic", "--synthetic-size", "64", "--synthetic-count", str(IMAGES)]
-        flags += ["--img-size", "64", "--arch", ARCH, "--batch-size", str(local * processes), "--epochs", "4"]
-        flags += ["--no-amp", "--cache", "ram", "--log-with", "none", "--output-dir", f"{home}/run", "--seed", "0"]
-        launched([str(ROOT / "recipes/single_scale.py"), *flags], processes, cores)
-        with Path(home, "run", "metrics.csv").open() as stream:
-            ends = [float(row["train_seconds"]) for row in csv.DictReader(stream)]
-    return statistics.median(end - begin for begin, end in itertools.pairwise(ends)) / (IMAGES // local // processes)
-
-
-def check(given: Inputs) -> Iterator[str]:
-    """Times per step on 1, 2 and 4 processes of two cores, beside those of the model."""
-    cores = 2
-    alone = {local: measured(1, local, 1) for local in (BATCH, BATCH // 2, BATCH // 4)}
-    parameters = int(0.37e6)
-    rows = [("1", f"{BATCH}", f"{1000 * alone[BATCH]:.0f}", f"{1000 * alone[BATCH]:.0f}", "the input")]
-    for processes in (2, 4):
-        local = BATCH // processes
-        with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
-            file.write(WORKER)
-            file.flush()
-            communication = float(launched([file.name, str(parameters)], processes, cores).split()[-1])
-        shared = max(1.0, processes / cores)  # processes on a core
-        compute = alone[local] * shared
-        # One bucket holds all gradients: nothing of it is hidden.
-        model = compute + communication + compute * given.jitter * slowest(processes)
-        found = measured(processes, local, cores)
-        rows.append((f"{processes}", f"{local}", f"{1000 * found:.0f}", f"{1000 * model:.0f}", f"{model / found:.2f}x"))
-    yield from table(("processes", "images each", "a step, ms", "by the model, ms", "model / measured"), rows)
-
-
 def changed(words: Sequence[str]) -> tuple[Inputs, list[Model]]:
     """The inputs and the models with other values, NAME=VALUE or MODEL.NAME=VALUE."""
     owners: dict[str, Any] = {"": Inputs(), **{model.name: model for model in MODELS}}
@@ -424,14 +353,11 @@ def changed(words: Sequence[str]) -> tuple[Inputs, list[Model]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other inputs")
-    parser.add_argument("--check", action="store_true", help="train on 1, 2 and 4 processes, and compare")
     parser.add_argument("--inputs", action="store_true", help="print the inputs as JSON")
     options = parser.parse_args()
     given, models = changed(options.set)
     if options.inputs:
         print(json.dumps({**asdict(given), **{model.name: asdict(model) for model in models}}, indent=1))
-    elif options.check:
-        print("\n".join(check(given)))
     else:
         print("\n".join(line for write in TABLES for line in [f"{write.__doc__}\n", *write(models, given)]))
 

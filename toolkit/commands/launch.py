@@ -16,6 +16,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import NoReturn
@@ -131,7 +132,7 @@ def keep_signals_from_agent() -> None:
     from torch.distributed.launcher.api import LaunchConfig
 
     os.environ.update(LEFT_TO_AGENT)
-    if not hasattr(LaunchConfig, "signals_to_handle"):  # torch 2.9 reads no such variable
+    if "signals_to_handle" not in {field.name for field in fields(LaunchConfig)}:  # torch 2.9 has no such variable
         vars(api)["signal"] = SimpleNamespace(**{**vars(signal), "signal": lambda *_: None})
 
 

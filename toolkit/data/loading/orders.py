@@ -64,13 +64,12 @@ class Orders:
 
     def _delete_old(self, epoch: int) -> None:
         """Delete files of this run that no process needs at this epoch, and old ones of other runs."""
-        for file in [*self.folder.glob("*.npy"), *self.folder.glob(".tmp-*.npy")]:
-            with contextlib.suppress(OSError, ValueError):
-                key, number = file.name.split("-")[:2]
-                past = key == self.key and abs(int(number) - epoch) > 1  # whoever has mapped it keeps it
-                unfinished = f"-{self.key}-" in file.name and file.name.startswith(".")  # by a process that was killed
-                if past or unfinished or time.time() - file.stat().st_mtime > UNUSED_S:
-                    file.unlink()
+        needed = tuple(f"{self.key}-{number:06d}-" for number in range(epoch - 1, epoch + 2))
+        for file in self.folder.glob("*.npy"):  # among them unfinished ones, of processes that were killed
+            with contextlib.suppress(OSError):
+                is_own, age_s = self.key in file.name, time.time() - file.stat().st_mtime
+                if (is_own and not file.name.startswith(needed)) or age_s > UNUSED_S:
+                    file.unlink()  # whoever has mapped it keeps it
 
 
 def _mapped(path: Path) -> np.ndarray | None:
