@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE := 1
 # Folder by folder: what takes longest comes first, so that no process is left with it alone.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-rest test-all test-xla faults check bench clean
+.PHONY: demo test test-ci test-all test-xla faults check bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,8 +19,9 @@ demo: .venv/.ready
 test: .venv/.ready
 	$(PYTEST) -m "not slow"
 
-test-rest: .venv/.ready
-	$(PYTEST) -m slow
+# What CI runs after `test`: the slow tests of what strategies, parts of one's own and several processes promise.
+test-ci: .venv/.ready
+	$(PYTEST) -m slow tests/contract tests/seams tests/distributed
 
 test-all: .venv/.ready
 	$(PYTEST)

@@ -51,7 +51,7 @@ def test_what_no_flag_says_follows_from_the_images(base: Path, tmp_path: Path, c
     assert "92 of 92 tensors loaded" in plan
 
 
-def test_a_flag_wins_and_the_rest_follows_from_it(base: Path, tmp_path: Path):
+def test_a_flag_wins_and_the_rest_follows_from_it(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
     words = ["--epochs", "3", "--layer-decay", "0.9", "--head-epochs", "0", "--learning-rate", "2e-3"]
     assert recipe("finetune")([*QUICK, "--weights", str(base), *words, "--output-dir", str(run)]) == 0
@@ -64,7 +64,8 @@ def test_a_flag_wins_and_the_rest_follows_from_it(base: Path, tmp_path: Path):
     }
     assert "head_epochs" not in found
     assert found["warmup_epochs"] == pytest.approx(0.3)
-    assert found["ema_decay"] == pytest.approx(0.9)
+    assert found["ema_decay"] == pytest.approx(0.16)  # a tenth of 12 steps
+    assert "too slow" not in capfd.readouterr().out
     again = tmp_path / "again"  # from the file of that run nothing is left to fill in
     assert (
         recipe("finetune")(["--config", str(run / "config.yaml"), "--head-epochs", "0", "--output-dir", str(again)])
@@ -92,6 +93,14 @@ def test_statistics_of_few_images_stay_where_one_size_is_tuned(base: Path):
     assert not finetuning(few, Finish(SingleScale(16), 24, 1)).settings.freeze_bn
     for given in ({"freeze": True}, {"unfreeze_from": "layer4"}, {"freeze_bn": False}, {"batch_size": 64}):
         assert not finetuning(few.model_copy(update=given), SingleScale(16)).settings.freeze_bn
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "decay"), [(40, 2, None), (96, 5, 0.83), (800, 30, 0.9444), (800, 10_000, 0.9998)]
+)
+def test_the_average_reaches_back_a_part_of_the_run(base: Path, count: int, epochs: int, decay: float | None):
+    settings = Settings(synthetic_count=count, synthetic_size=16, weights=base, epochs=epochs)
+    assert finetuning(settings, SingleScale(16)).settings.ema_decay == (decay and pytest.approx(decay))
 
 
 def test_models_without_batch_norm_have_a_layer_decay_and_a_smaller_rate():

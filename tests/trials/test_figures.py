@@ -95,7 +95,7 @@ def test_the_plan_warns_of_an_average_that_is_too_slow_for_the_run(capfd: pytest
     assert "--ema-warmup would be ignored: it needs --ema-decay" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("steps", [5, 10, 11, 99, 120, 1000, 450_360])
+@pytest.mark.parametrize("steps", [5, 10, 11, 20, 50, 99, 120, 1000, 450_360])
 def test_the_decay_that_is_named_fits(steps: int):
     warning = slow_decay(0.9999999, steps)
     if steps <= 10:

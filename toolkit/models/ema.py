@@ -98,13 +98,17 @@ def make_weights(model: nn.Module, settings: Settings) -> Weights:
 def slow_decay(decay: float, steps: int) -> str:
     """A warning, if an average with this decay reaches back further than a tenth of a run of `steps`; else empty."""
     reach = 1 / (1 - decay)
-    if 10 * reach <= steps:
+    if 10 * reach <= steps * (1 + 1e-9):  # 1 - 0.8 is not quite 0.2
         return ""
-    fits = f"{1 - _rounded_up(10 / steps):.6g} or less fits" if steps > 10 else "drop it"
-    return f"--ema-decay {decay:g} averages over about {reach:.0f} steps, too slow for a run of {steps}: {fits}"
+    fits = largest_decay(steps)
+    hint = f"{fits:.6g} or less fits" if fits else "drop it"
+    return f"--ema-decay {decay:g} averages over about {reach:.0f} steps, too slow for a run of {steps}: {hint}"
 
 
-def _rounded_up(share: float) -> float:
-    """A number in (0, 1), rounded up to two digits."""
+def largest_decay(steps: int) -> float:
+    """The largest decay whose average reaches back a tenth of a run of `steps`, to two digits; 0: there is none."""
+    if steps <= 10:
+        return 0.0
+    share = 10 / steps
     digits = 1 - math.floor(math.log10(share))
-    return math.ceil(round(share * 10**digits, 6)) / 10**digits
+    return 1 - math.ceil(round(share * 10**digits, 6)) / 10**digits

@@ -8,6 +8,7 @@ from typing import Any
 from toolkit.config.settings import Settings, make_settings
 from toolkit.data.loading.python_data import open_data
 from toolkit.data.sources.index import Splits
+from toolkit.models.ema import largest_decay
 from toolkit.models.inspection import ModelPlan
 from toolkit.models.source import make_source
 from toolkit.strategies import Finish, HeadFirst, SingleScale
@@ -21,7 +22,8 @@ HEAD_SHARE, WARMUP_SHARE = 0.1, 0.1  # of the epochs, and of those behind the he
 RATE, RATE_WITHOUT_BATCH_NORM = 1e-3, 3e-4
 MODEL, FACTORS = 1e7, (0.2, 5.0)  # parameters, and the limits of what other numbers change
 LAYER_DECAY = 0.75  # of models without BatchNorm
-REACH = 0.05  # share of the steps over which the moving average reaches back
+# Share of the steps over which the moving average reaches back, and its limits in steps; never over a tenth of the run.
+REACH, REACH_STEPS = 0.05, (10, 5000)
 UNEVEN, POWER = 3.0, 0.5  # images of the commonest class for one of the rarest, and then the power of the weights
 
 
@@ -64,7 +66,10 @@ def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None =
         fill("layer_decay", LAYER_DECAY)
     if batch < BATCHES[1] and model.batch_norms and _keeps_statistics(given, strategy):
         fill("freeze_bn", True)
-    fill("ema_decay", round(1 - 1 / max(10.0, REACH * per_epoch * epochs), 4))
+    steps = per_epoch * epochs
+    if longest := largest_decay(steps):
+        reach = min(max(REACH * steps, REACH_STEPS[0]), REACH_STEPS[1])
+        fill("ema_decay", round(min(1 - 1 / reach, longest), 4))
     plain = settings.sampling == "plain"  # else rare classes are favored already
     if plain and _are_uneven(settings, splits) and fill("class_weights", "inverse") != "none":
         fill("class_weights_power", POWER)
