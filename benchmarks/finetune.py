@@ -16,6 +16,7 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -60,6 +61,7 @@ class Arm(NamedTuple):
 
 
 FILLED = ...  # a setting that `toolkit train finetune` fills in
+ANY_BATCH = "any"  # the rate without the root of the batch / 64
 GRID = {
     f"grid: rate {rate:g}, layer decay {decay:g}, head {'first' if head is None else 'with all'}": Arm(
         {"learning_rate": rate, "layer_decay": decay}, head
@@ -85,11 +87,13 @@ CHOICES = {
     "MixUp 0.2": Arm({"mixup": 0.2}),
 }
 FROZEN, CHANGED, FASTER = {"freeze_bn": True}, {"rand_augment": 5.0}, {"learning_rate": 3.0}
+ONE_RATE = "frozen BatchNorm, one rate for all batches"
 DEFAULTS, START = "the defaults: frozen BatchNorm", "statistics of BatchNorm learn"
 COMBINED = {
     "frozen BatchNorm, RandAugment 5": Arm({**FROZEN, **CHANGED}),
     "frozen BatchNorm, rate x 3": Arm({**FROZEN, **FASTER}),
     "frozen BatchNorm, RandAugment 5, rate x 3": Arm({**FROZEN, **CHANGED, **FASTER}),
+    ONE_RATE: Arm({**FROZEN, "learning_rate": ANY_BATCH}),
 }
 PARTS = {
     "defaults": {START: Arm(), DEFAULTS: Arm({"freeze_bn": FILLED})},
@@ -146,6 +150,8 @@ def settings_of(task: str, arm: Arm, seed: int, arch: str, file: Path) -> tuple[
     base |= {"log_with": "none", "num_workers": 1, "keep": 2, "freeze_bn": False}
     own = dict(arm.settings)
     found = finetuning(Settings(**base), strategy).settings
+    if own.get("learning_rate") == ANY_BATCH:
+        own["learning_rate"] = math.sqrt(64 / found.batch_size)
     for name in own.keys() & {"learning_rate", "epochs"}:
         usual_value = getattr(found, name)
         relative = arm not in GRID.values()

@@ -4,18 +4,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from tests import storage as servers
 from tests.conftest import SLOW, TORCHRUN, Runner, recipe, write_folders, write_image
-from toolkit import Settings, Simultaneous, SingleScale
+from toolkit import Settings, Simultaneous, SingleScale, train
 from toolkit.runs.checkpoint import Store
 from toolkit.strategies import Finish, HeadFirst
 from toolkit.tools import rate_sweep
 from toolkit.tools.finetuning import finetuning
 from toolkit.tools.rate_sweep import RateSweep, Trial, find_rate
+from toolkit.training.schedules import Constant
 
 DATA = ("--synthetic-count", "96", "--synthetic-size", "32", "--batch-size", "24", "--num-workers", "1")
 QUICK = (*DATA, "--log-with", "none", "--img-size", "16")
@@ -42,10 +44,10 @@ def test_what_no_flag_says_follows_from_the_images(base: Path, tmp_path: Path, c
     assert recipe("finetune")(words) == 0
     plan = capsys.readouterr().out
     said = line(plan, "finetune")
-    assert "96 images: batch size 8, epochs 30" in said
-    assert "head epochs 3" in said
-    assert "freeze bn True" in said  # batches are small
-    assert "layer decay" not in said  # of a model with BatchNorm
+    assert "96 images: --batch-size 8 --epochs 30" in said
+    assert "--head-epochs 3" in said
+    assert "--freeze-bn" in said  # images are few
+    assert "--layer-decay" not in said  # of a model with BatchNorm
     assert "average   of the weights" in plan
     assert "only head learns" in plan
     assert "92 of 92 tensors loaded" in plan
@@ -122,6 +124,68 @@ def test_sizes_and_a_finish_go_with_it(base: Path, tmp_path: Path):
     assert (found["strategy"], found["head_epochs"], found["finish_size"]) == ("progressive", 1, 32)
 
 
+def test_the_classifier_learns_first_for_as_long_as_a_flag_says(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [*QUICK, "--weights", str(base), "--epochs", "4", "--dry-run"]
+    assert recipe("finetune")([*words, "--head-epochs", "2"]) == 0
+    assert "2 epoch(s) of the classifier, then" in capsys.readouterr().out
+    assert recipe("finetune")([*words, "--head-epochs", "1", "--finish-size", "24"]) == 0
+    assert "1 epoch(s) of the classifier, then" in capsys.readouterr().out
+    assert recipe("finetune")([*words, "--head-epochs", "4"]) == 2
+    assert capsys.readouterr().err == "error: --head-epochs 4: at most 3 of 4 epochs\n"
+
+
+def test_a_run_is_repeated_by_its_own_settings(base: Path, tmp_path: Path):
+    words = [*QUICK, "--weights", str(base), "--epochs", "3", "--output-dir", str(tmp_path / "run")]
+    assert recipe("finetune")(words) == 0
+    again = ["--config", str(tmp_path / "run" / "config.yaml"), "--output-dir", str(tmp_path / "again")]
+    assert recipe("finetune")(again) == 0
+    assert config(tmp_path / "again") == config(tmp_path / "run")
+    assert config(tmp_path / "run")["head_epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--img-size", "16", "--epochs", "4", "--finish-size", "32", "--finish-epochs", "3"),
+        ("--scales", "16,24", "--progressive", "--epochs", "4", "--scale-epochs", "2,2"),
+        ("--scales", "16,20,24", "--progressive", "--epochs", "3"),
+    ],
+)
+def test_no_epoch_is_the_classifiers_where_the_strategy_needs_all(
+    words: tuple[str, ...], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert recipe("finetune")([*DATA, "--log-with", "none", "--weights", str(base), *words, "--dry-run"]) == 0
+    assert "--head-epochs" not in capsys.readouterr().out
+
+
+def test_the_batch_divides_over_the_processes(base: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = Settings(synthetic_count=96, synthetic_size=32, weights=base)
+    found = {}
+    for processes in (1, 2, 3, 7):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        found[processes] = finetuning(settings, SingleScale(16)).settings.batch_size
+    assert found == {1: 8, 2: 8, 3: 6, 7: 7}
+
+
+def test_random_weights_have_no_start_of_the_classifier_alone(base: Path):
+    settings = Settings(synthetic_count=96, synthetic_size=32, pretrained=False, arch="test_resnet")
+    found = finetuning(settings, SingleScale(16))
+    assert (found.strategy, found.settings.freeze_bn) == (SingleScale(16), False)
+
+
+def test_what_is_passed_from_python_is_what_the_defaults_follow(base: Path, tmp_path: Path):
+    images = [(np.full((20, 20, 3), 40 * (i % 4), np.uint8), i % 4) for i in range(40)]
+    seams = {"data": {"train": images, "val": images[:12]}, "schedule": Constant(0.25)}
+    settings = Settings(arch="test_resnet", weights=base, epochs=3, num_workers=1, log_with="none")
+    found = finetuning(settings.model_copy(update={"output_dir": tmp_path / "run"}), SingleScale(16), **seams)
+    assert "40 images: --batch-size 8" in found.line
+    assert "--warmup-epochs" not in found.line  # the schedule has its own
+    summary = train(found.settings, found.strategy, **seams)
+    assert summary["final"]["images_seen"] == 120
+
+
 def test_one_size_and_several_contradict_each_other(capsys: pytest.CaptureFixture[str]):
     assert recipe("finetune")(["--img-size", "16", "--scales", "16,24"]) == 2
     assert capsys.readouterr().err == "error: --img-size 16 is one size, --scales asks for several: drop one of them\n"
@@ -174,6 +238,27 @@ def test_a_resumed_run_does_not_search_again(base: Path, tmp_path: Path, capsys:
     after = capsys.readouterr().out
     assert "epoch(s) of" not in after
     assert "continuing from" in after
+
+
+def test_nothing_is_searched_where_the_run_cannot_be_trained(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    capsys.readouterr()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    refused = {
+        ("--output-dir", str(base)): f"error: {base} was begun without --lr-find, and a run keeps its rate",
+        ("--resume", str(base)): f"error: {base} was begun without --lr-find, and a run keeps its rate",
+        ("--resume", str(base), "--output-dir", str(tmp_path / "new")): f"continues the run in {base}: drop --output-d",
+        ("--output-dir", str(base), "--resume", "never"): "holds a run and --resume never forbids to continue it",
+        ("--output-dir", str(tmp_path / "other")): "the folder holds other files; give an empty or a new one",
+    }
+    for words, told in refused.items():
+        assert recipe("single_scale")([*QUICK, "--epochs", "2", "--lr-find", *words]) == 2
+        said = capsys.readouterr()
+        assert told in said.err
+        assert "epoch(s) of" not in said.out
+    assert not (tmp_path / ".lr_find").exists()
 
 
 def test_a_machine_without_the_run_finds_what_was_found_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -251,13 +251,20 @@ def test_two_processes_evaluate_the_same(run: Path, tmp_path: Path, capsys: pyte
 def test_several_labels_are_predicted_by_the_thresholds(run: Path, data: Path, tmp_path: Path):
     assert recipe("predict")([str(run), str(data / "test"), "--output", str(tmp_path / "rows.csv")]) == 0
     with (tmp_path / "rows.csv").open(newline="") as file:
-        rows = {Path(row["path"]).name: row["label"] for row in csv.DictReader(file)}
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     _, p = saved(run, "test")
     predicted = [
         "|".join(name for name, on in zip(sorted(NAMES), row > np.array(thresholds(run)), strict=True) if on)
         for row in p
     ]
-    assert [rows[f"{i}.png"] for i in range(len(p))] == predicted
+    assert [rows[f"{i}.png"]["label"] for i in range(len(p))] == predicted
+    for i, of_classes in enumerate(p):
+        row, ranked = rows[f"{i}.png"], np.argsort(-of_classes)
+        assert [row[f"label_{place}"] for place in range(1, len(NAMES) + 1)] == [sorted(NAMES)[j] for j in ranked]
+        told = [
+            q if name in row["label"].split("|") else 1 - q for name, q in zip(sorted(NAMES), of_classes, strict=True)
+        ]
+        assert float(row["probability"]) == pytest.approx(min(told), abs=1e-5)
     assert {label.count("|") for label in predicted} >= {0, 1}
     plain = load(run)(data / "test" / "0.png")
     np.testing.assert_allclose(plain[0].numpy(), p[0], atol=1e-5)

@@ -1,7 +1,7 @@
 """Train from weights that are good already, with defaults for few images: one size, or one model for several.
 
-Epochs, batch size, rates, a start in which only the classifier learns, an average of the weights, and weights of uneven
-classes follow from your images and the model; a flag that you give wins. It starts from timm's weights, or --weights.
+Epochs, batch size, rates, a start in which only the classifier learns, frozen BatchNorm, an average of the weights, and
+weights of uneven classes follow from your images and the model; a flag that you give wins. It starts from timm's weights, or --weights.
 
 Example: toolkit train finetune --data-root photos --arch resnet18 --img-size 224
 """
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCALE_FLAGS = ("img_size", *train_multi.SCALE_FLAGS)
+DEFAULTS = {  # what `--help` says of the settings that `toolkit.tools.finetuning` fills in
+    "pretrained": "on, unless --weights or --model-from is given",
+    "batch_size": "64; down to 8 for fewer than 512 images",
+    "epochs": "those of 1,000 steps, 5 to 30",
+    "learning_rate": "by the size of the model and the batch",
+    "warmup_epochs": "a tenth of the epochs",
+    "ema_decay": "one over a twentieth of the steps",
+    "freeze_bn": "on for fewer than 512 images at one size",
+    "layer_decay": "0.75 for models without BatchNorm, else none",
+    "class_weights": "inverse where classes are uneven, else none",
+    "class_weights_power": "0.5 where classes are uneven, else 1",
+}
 SEVERAL = ("scales", "strategy", "progressive")  # flags of a training at several sizes
 
 
@@ -35,7 +47,8 @@ def strategy_of(command: Command) -> "Strategy":
         raise InputError(
             f"--img-size {command.scales['img_size']} is one size, {flag} asks for several: drop one of them"
         )
-    return (train_multi if chosen else train_single).strategy_of(command)
+    training = train_multi if chosen else train_single
+    return training.strategy_of(replace(command, scales={**command.scales, "head_epochs": None}))
 
 
 def prepare(command: Command) -> tuple[Command, "Strategy"]:
@@ -52,7 +65,7 @@ def prepare(command: Command) -> tuple[Command, "Strategy"]:
 
 
 def train_from(argv: Sequence[str] | None, prog: str) -> None:
-    start(parse(argv, prog, __doc__, SCALE_FLAGS), prepare, "finetune")
+    start(parse(argv, prog, __doc__, SCALE_FLAGS, DEFAULTS), prepare, "finetune")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "toolkit train finetune") -> int:

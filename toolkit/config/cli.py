@@ -41,6 +41,7 @@ from toolkit.system import console
 from toolkit.system.errors import InputError
 
 S = TypeVar("S", bound=Section)
+DEFAULT = re.compile(r"\((default|unset): [^)]*\)$")  # the end of a setting's description
 RULE = re.compile("[─╰╯+-]*")  # a line of a box, or an empty one
 NARROWEST = 40  # columns of --help
 KEY_VALUES = [
@@ -63,9 +64,12 @@ class Command:
     planning: Planning
 
 
-def _flag(field: FieldInfo) -> Any:
-    """The tyro type of one setting. Values stay text: pydantic parses flags like YAML, with the same messages."""
-    text = help_of(field)
+def _flag(field: FieldInfo, default: str | None = None) -> Any:
+    """The tyro type of one setting. Values stay text: pydantic parses flags like YAML, with the same messages.
+
+    `default`: what `--help` says of it, if not what the setting itself has.
+    """
+    text = help_of(field) if default is None else DEFAULT.sub(f"(default: {default})", help_of(field))
     if field.annotation is bool or bool in get_args(field.annotation):
         return optional(bool, text)
     if "dict" in str(field.annotation):
@@ -76,8 +80,9 @@ def _flag(field: FieldInfo) -> Any:
     return optional(text_flag(metavar(field.annotation)), text)
 
 
-def _group(section: type[Section], names: Sequence[str]) -> Any:
-    return TypedDict(section.__name__, {name: _flag(section.model_fields[name]) for name in names}, total=False)  # type: ignore[operator]
+def _group(section: type[Section], names: Sequence[str], defaults: Mapping[str, str] = {}) -> Any:
+    flags = {name: _flag(section.model_fields[name], defaults.get(name)) for name in names}
+    return TypedDict(section.__name__, flags, total=False)  # type: ignore[operator]
 
 
 IMPORT = "modules of your own to import first, such as one that registers a scheduler (unset: none)"
@@ -110,9 +115,11 @@ OTHER = {
 }
 
 
-def training_grammar(scale_flags: Sequence[str]) -> Any:
-    groups = {section.__name__.lower(): _group(section, tuple(section.__annotations__)) for section in SECTIONS}
-    groups["scales"] = _group(Scales, scale_flags)
+def training_grammar(scale_flags: Sequence[str], defaults: Mapping[str, str] = {}) -> Any:
+    groups = {
+        section.__name__.lower(): _group(section, tuple(section.__annotations__), defaults) for section in SECTIONS
+    }
+    groups["scales"] = _group(Scales, scale_flags, defaults)
     other = {name: optional(kind, text) for name, (kind, text) in OTHER.items()}
     groups["other"] = TypedDict("Other", other, total=False)  # type: ignore[operator]
     return TypedDict("Flags", groups)  # type: ignore[operator]
@@ -192,15 +199,22 @@ def _import_given(given: Mapping[str, Any]) -> None:
             import_module(f"--{name.replace('_', '-')}", value.partition(":")[0])
 
 
-def parse(argv: Sequence[str] | None, recipe: str, description: str | None, scale_flags: Sequence[str]) -> Command:
+def parse(
+    argv: Sequence[str] | None,
+    recipe: str,
+    description: str | None,
+    scale_flags: Sequence[str],
+    defaults: Mapping[str, str] = {},
+) -> Command:
     """Parse the command line of a training recipe: flags override `--config`, which overrides defaults.
 
-    `scale_flags`: the fields of `Scales` that the recipe has. Raises InputError; exits with code 0 after `--help`.
+    `scale_flags`: the fields of `Scales` that the recipe has. `defaults`: what `--help` says of settings that the
+    recipe fills in. Raises InputError; exits with code 0 after `--help`.
     """
     of_recipe = {name for name, (kind, _) in OTHER.items() if kind is bool}
     words = renamed(sys.argv[1:] if argv is None else argv)
     words = spaced(joined(plain_switches(words, switches(Settings, Scales) | of_recipe), KEY_VALUES), lists_of(Scales))
-    groups, unknown = _read(words, recipe, description, training_grammar(scale_flags))
+    groups, unknown = _read(words, recipe, description, training_grammar(scale_flags, defaults))
     known = {*Settings.model_fields, *scale_flags, "strategy"}  # every config.yaml contains its strategy
     flags = [flag_of(name) for name in sorted({*known, *OTHER})]
     if flag := unknown_flag(unknown):

@@ -141,7 +141,8 @@ class MultiLabel(Task):
             share = weights_of(class_counts, self.class_weights, self.class_weights_power)
             weights = torch.tensor(share, dtype=torch.float32)
         kind = {"bce": _binary_cross_entropy, "asl": _asymmetric}[self.loss]
-        return SeveralLabels(len(class_counts), kind(self.label_smoothing, weights).to(device), kind(0.0, None))
+        losses, thresholds = kind(self.label_smoothing, weights).to(device), self._each(len(class_counts))
+        return SeveralLabels(len(class_counts), losses, kind(0.0, None), torch.from_numpy(thresholds))
 
     def _each(self, classes: int) -> np.ndarray:
         """The threshold of each class; raises InputError if there are others."""
@@ -169,11 +170,11 @@ def _asymmetric(smoothing: float, weights: Tensor | None) -> nn.Module:
 
 
 class SeveralLabels(BinaryCrossEntropy):
-    """`losses`: N x C from N x C logits and targets; `plain`: the same without smoothing and weights."""
+    """`losses`: N x C from N x C logits and targets; `plain`: the same without smoothing and weights; `thresholds`: C."""
 
-    def __init__(self, classes: int, losses: nn.Module, plain: nn.Module) -> None:
+    def __init__(self, classes: int, losses: nn.Module, plain: nn.Module, thresholds: Tensor) -> None:
         super().__init__(classes, smoothing=0.0, weights=None)
-        self.losses, self.plain = losses, plain
+        self.losses, self.plain, self.thresholds = losses, plain, thresholds
 
     def targets(self, labels: Tensor) -> Tensor:
         return labels.float()
@@ -185,7 +186,9 @@ class SeveralLabels(BinaryCrossEntropy):
         return self.losses(logits, targets).mean()
 
     def confidence(self, probabilities: Tensor) -> Tensor:
-        return torch.maximum(probabilities, 1 - probabilities).min(1).values
+        """The probability of what the answer says of the class of which it is the least sure."""
+        predicted = probabilities.double() > self.thresholds.to(probabilities.device)
+        return torch.where(predicted, probabilities, 1 - probabilities).min(1).values
 
     def sums(self, averaged: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         return self.plain(averaged.to(dtype), labels.to(dtype)).mean(1).sum()[None].to(dtype)

@@ -67,6 +67,17 @@ def has_checkpoint(settings: Settings) -> bool:
     return run is not None and run.store.newest() is not None
 
 
+def begun_run(settings: Settings) -> Path | None:
+    """The run that `--resume PATH` or `--output-dir` would continue; None if one would begin.
+
+    Raises the InputErrors of `acquire_run` that need neither a lock nor a fingerprint.
+    """
+    if settings.resume not in ("auto", "never"):
+        return _named_run(settings, Path(settings.resume)).path
+    run = _of_output_dir(settings)
+    return run.path if run is not None and _holds_run(settings, run) else None
+
+
 def _of_output_dir(settings: Settings) -> RunDirectory | None:
     """The directory of `--output-dir`; that of a URL is local by now (`runs/mirror`)."""
     assert not isinstance(settings.output_dir, str)
@@ -127,15 +138,22 @@ def _given(
     return run, newest, line
 
 
-def _check_given(settings: Settings, run: RunDirectory, recipe: str, fingerprint: Mapping[str, Any]) -> None:
+def _holds_run(settings: Settings, run: RunDirectory) -> bool:
+    """Whether the folder of --output-dir holds a run, which may be continued; False if it is empty or new."""
     if not run.config():
         if not run.is_empty():
             raise InputError(f"--output-dir {run.path}: the folder holds other files; give an empty or a new one")
-        return
+        return False
     if settings.resume == "never":
         raise InputError(
             f"--output-dir {run.path} holds a run and --resume never forbids to continue it: choose another directory"
         )
+    return True
+
+
+def _check_given(settings: Settings, run: RunDirectory, recipe: str, fingerprint: Mapping[str, Any]) -> None:
+    if not _holds_run(settings, run):
+        return
     _check_same(run, run.store.newest(), recipe, fingerprint)
     if run.store.newest() is None and run.had_saved():
         raise _gone(run)
@@ -163,7 +181,8 @@ def _named(
     return run, start, f"continuing from {start}" + (f", which comes after {path}" if is_checkpoint else "")
 
 
-def _check_named(settings: Settings, path: Path, recipe: str, fingerprint: Mapping[str, Any]) -> None:
+def _named_run(settings: Settings, path: Path) -> RunDirectory:
+    """The run of --resume PATH."""
     run = RunDirectory(run_of(path), settings.keep)
     is_checkpoint = run.path != path
     if not (checkpoint.is_committed(path) if is_checkpoint else run.store.newest()):
@@ -176,6 +195,12 @@ def _check_named(settings: Settings, path: Path, recipe: str, fingerprint: Mappi
             f"--resume {path}: that run is finished; going back would lose its end: go back in a copy "
             "of it without summary.json and .dashboard-*.json"
         )
+    return run
+
+
+def _check_named(settings: Settings, path: Path, recipe: str, fingerprint: Mapping[str, Any]) -> None:
+    run = _named_run(settings, path)
+    is_checkpoint = run.path != path
     _check_same(run, path if is_checkpoint else run.store.newest(), recipe, fingerprint)
     if is_checkpoint:
         checkpoint.check(path)

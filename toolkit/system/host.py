@@ -142,6 +142,12 @@ def local_processes() -> int:
     return max(1, int(count)) if count.isdecimal() else 1
 
 
+def processes() -> int:
+    """Number of processes of this run on all machines, from the launcher's environment."""
+    count = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(count)) if count.isdecimal() else 1
+
+
 def is_main_process(alone: bool = False) -> bool:
     """Whether this is rank 0, from the launcher's environment; works before any process group exists.
 

@@ -10,13 +10,16 @@ from toolkit.data.loading.python_data import open_data
 from toolkit.data.sources.index import Splits
 from toolkit.models.ema import largest_decay
 from toolkit.models.inspection import ModelPlan
-from toolkit.models.source import make_source
+from toolkit.models.classification import Classification
 from toolkit.strategies import Finish, HeadFirst, SingleScale
-from toolkit.strategies.base import Strategy
-from toolkit.training.tasks import make_task
+from toolkit.strategies.base import Budget, Strategy, Task
+from toolkit.system import host
+from toolkit.system.errors import InputError
+from toolkit.training.parts import Parts, make_parts
 
 STEPS, EPOCHS = 1000, (5, 30)  # optimizer steps that are enough, within these numbers of epochs
 STEPS_PER_EPOCH, BATCHES = 8, (8, 64)  # at least so many, within these batch sizes; below, statistics are noisy
+FEW = STEPS_PER_EPOCH * BATCHES[1]  # images; with fewer, the statistics of the weights are better than theirs
 HEAD_SHARE, WARMUP_SHARE = 0.1, 0.1  # of the epochs, and of those behind the head's
 # Peak rate of Adam for batches of 64 images and models of 10 M parameters; smaller models take a larger one.
 RATE, RATE_WITHOUT_BATCH_NORM = 1e-3, 3e-4
@@ -36,56 +39,77 @@ class Finetuning:
     line: str
 
 
-def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None = None) -> Finetuning:
+def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None = None, **seams: Any) -> Finetuning:
     """Fill in what suits a start from trained weights, where neither settings nor strategy say otherwise.
 
-    `head_epochs`: 0: none; unset: a tenth of the epochs, unless the strategy has a `HeadFirst`. Raises InputError as a
-    run does for its data and model.
+    `head_epochs`: 0: none; unset: a tenth of the epochs, unless the strategy has a `HeadFirst` or no room for one.
+    `seams`: as those of `train`, which gets them, too. Raises InputError as a run does for its data and model.
     """
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    if not (settings.weights or settings.model_from):
+    own_model = bool(settings.model_from or seams.get("model"))
+    if not (settings.weights or own_model):
         given = {"pretrained": True, **given}
-    settings = make_settings(given)
-    splits = open_data(settings, strategy.selection().sizes[-1])
+    settings, parts = make_parts(make_settings(given), strategy, **seams)
+    splits = open_data(settings, strategy.selection().sizes[-1], parts.data)
     filled: dict[str, Any] = {}
 
     def fill(name: str, value: Any) -> Any:
         """The value of a setting: the given one, else `value`."""
         return given[name] if name in given else filled.setdefault(name, value)
 
-    images, model = len(splits.train), _model(settings, strategy, splits)
+    images, model = len(splits.train), _model(settings, parts, splits)
     batch = fill("batch_size", _batch_size(images))
     per_epoch = max(1, images // batch)
     epochs = fill("epochs", min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1]))
     if head_epochs is None:
-        head_epochs = 0 if settings.freeze or epochs < 3 or _has_head(strategy) else max(1, round(HEAD_SHARE * epochs))
-    fill("warmup_epochs", round(WARMUP_SHARE * (epochs - head_epochs), 2))
+        trained = bool(settings.weights or settings.pretrained or own_model)
+        head_epochs = _head_epochs(strategy, Budget(epochs, per_epoch * batch, batch)) if trained else 0
+        head_epochs = 0 if settings.freeze else head_epochs
+    if "schedule" not in seams:
+        fill("warmup_epochs", round(WARMUP_SHARE * max(0, epochs - head_epochs), 2))
     if "adam" in settings.optimizer:
         fill("learning_rate", float(f"{_rate(model) * math.sqrt(batch / 64):.2g}"))
-    if not (model.batch_norms or settings.freeze or settings.model_from):
+    if not (model.batch_norms or settings.freeze or own_model):
         fill("layer_decay", LAYER_DECAY)
-    if batch < BATCHES[1] and model.batch_norms and _keeps_statistics(given, strategy):
+    if images < FEW and batch < BATCHES[1] and model.batch_norms and _keeps_statistics(given, strategy):
         fill("freeze_bn", True)
     steps = per_epoch * epochs
     if longest := largest_decay(steps):
         reach = min(max(REACH * steps, REACH_STEPS[0]), REACH_STEPS[1])
         fill("ema_decay", round(min(1 - 1 / reach, longest), 4))
+    ours = isinstance(parts.task, Classification) and "task" not in seams
     plain = settings.sampling == "plain"  # else rare classes are favored already
-    if plain and _are_uneven(settings, splits) and fill("class_weights", "inverse") != "none":
+    if ours and plain and _are_uneven(parts.task, splits) and fill("class_weights", "inverse") != "none":
         fill("class_weights_power", POWER)
     told = filled | ({"head_epochs": head_epochs} if head_epochs else {})
-    words = (
-        f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
-        for name, value in told.items()
-    )
     made = make_settings({**given, **filled})
-    return Finetuning(made, _with_head(strategy, head_epochs), f"finetune  {images} images: {', '.join(words)}")
+    line = f"finetune  {images} images: {' '.join(_flag(name, value) for name, value in told.items())}"
+    return Finetuning(made, _with_head(strategy, head_epochs), line)
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def _batch_size(images: int) -> int:
-    """A power of two that makes an epoch of at least STEPS_PER_EPOCH steps."""
+    """A power of two that makes an epoch of at least STEPS_PER_EPOCH steps, or less where the run's processes need it."""
     smallest, largest = BATCHES
-    return min(max(2 ** int(math.log2(max(1.0, images / STEPS_PER_EPOCH))), smallest), largest, images)
+    batch = min(max(2 ** int(math.log2(max(1.0, images / STEPS_PER_EPOCH))), smallest), largest, images)
+    return batch - batch % host.processes() or host.processes()
+
+
+def _head_epochs(strategy: Strategy, budget: Budget) -> int:
+    """A tenth of the epochs before a finish, for the classifier alone; 0 where the strategy has no room for them."""
+    before = budget.epochs - (strategy.finish_epochs if isinstance(strategy, Finish) else 0)
+    if before < 3 or _has_head(strategy):
+        return 0
+    head_epochs = max(1, round(HEAD_SHARE * before))
+    try:
+        _with_head(strategy, head_epochs).phases(budget)
+    except InputError:
+        return 0
+    return head_epochs
 
 
 def _keeps_statistics(given: Mapping[str, Any], strategy: Strategy) -> bool:
@@ -108,9 +132,9 @@ def _with_head(strategy: Strategy, head_epochs: int) -> Strategy:
     return HeadFirst(strategy, head_epochs)
 
 
-def _model(settings: Settings, strategy: Strategy, splits: Splits) -> ModelPlan:
-    sizes = sorted({size for spec in strategy.eval_specs() for size in spec.sizes})
-    return make_source(settings).plan(settings, len(splits.classes), sizes, strategy.norm())
+def _model(settings: Settings, parts: Parts, splits: Splits) -> ModelPlan:
+    sizes = sorted({size for spec in parts.strategy.eval_specs() for size in spec.sizes})
+    return parts.model.plan(settings, len(splits.classes), sizes, parts.strategy.norm())
 
 
 def _rate(model: ModelPlan) -> float:
@@ -119,9 +143,9 @@ def _rate(model: ModelPlan) -> float:
     return factor * (RATE if model.batch_norms else RATE_WITHOUT_BATCH_NORM)
 
 
-def _are_uneven(settings: Settings, splits: Splits) -> bool:
+def _are_uneven(task: Task, splits: Splits) -> bool:
     """Whether the commonest class has more than UNEVEN times the images of the rarest, which has some."""
     if splits.train.labels.ndim > 1:
         return False
-    counts = make_task(settings).class_counts(splits.train.labels, len(splits.classes))
+    counts = task.class_counts(splits.train.labels, len(splits.classes))
     return bool(0 < counts.min() * UNEVEN < counts.max())

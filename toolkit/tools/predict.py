@@ -139,7 +139,11 @@ class _Tally:
 def _write(stream: PredictionStream, output: str | None) -> _Tally:
     """Predict batch by batch, in order: each process predicts its own batches, the main process writes all rows."""
     accelerator, tally = stream.evaluator.accelerator, _Tally()
-    file = RowFile(output, stream.top) if output is not None and accelerator.is_main_process else None
+    file = (
+        RowFile(output, stream.top, stream.evaluator.task.several_labels)
+        if output is not None and accelerator.is_main_process
+        else None
+    )
     draws = console.bars(accelerator.is_main_process) and not (output == STDOUT and sys.stdout.isatty())
     bar = tqdm(total=len(stream.listed.names), unit="image", disable=not draws)
     with interruptible() as requests, bar:

@@ -40,13 +40,17 @@ def csv_line(cells: Iterable[Any]) -> str:
 
 
 class CsvFormat:
-    """Columns: path, label, probability, size, label_2, probability_2 ... error."""
+    """Columns: path, label, probability, size, label_2, probability_2 ... error.
 
-    def __init__(self, top: int) -> None:
-        self._top = top
+    `several`: an image may have several labels or none, so label_1 and probability_1, its most probable class, come too.
+    """
+
+    def __init__(self, top: int, several: bool) -> None:
+        self._top, self._first = top, 1 if several else 2
 
     def header(self) -> str:
-        further = [f"{column}_{place}" for place in range(2, self._top + 1) for column in ("label", "probability")]
+        places = range(self._first, self._top + 1)
+        further = [f"{column}_{place}" for place in places for column in ("label", "probability")]
         return csv_line(("path", "label", "probability", "size", *further, "error"))
 
     def lines(self, rows: Iterable[PredictionRow]) -> str:
@@ -54,8 +58,8 @@ class CsvFormat:
 
     def _cells(self, row: PredictionRow) -> tuple[Any, ...]:
         sure = "" if row.confidence is None else f"{row.confidence:.6g}"
-        further = [cell for label, probability in row.best[1:] for cell in (label, f"{probability:.6g}")]
-        further += [""] * (2 * (self._top - 1) - len(further))
+        further = [cell for label, probability in row.best[self._first - 1 :] for cell in (label, f"{probability:.6g}")]
+        further += [""] * (2 * (self._top - self._first + 1) - len(further))
         return (row.path, row.label, sure, row.size, *further, row.error)
 
 
@@ -93,9 +97,9 @@ class RowFile:
     Raises InputError if it cannot be opened, DiskError if it cannot be written.
     """
 
-    def __init__(self, output: str, top: int) -> None:
+    def __init__(self, output: str, top: int, several: bool) -> None:
         self.output, self.closed = output, False
-        self._format = JsonLines() if output.endswith(".jsonl") else CsvFormat(top)
+        self._format = JsonLines() if output.endswith(".jsonl") else CsvFormat(top, several)
         self._whole = 0  # bytes of complete rows
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

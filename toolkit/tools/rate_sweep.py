@@ -17,7 +17,7 @@ from toolkit.config.settings import Settings
 from toolkit.data.sources.index import Index, Splits
 from toolkit.models.collectives import from_main
 from toolkit.runs.report.rate_search import RATE_SWEEP
-from toolkit.runs.resume_rules import RUNS
+from toolkit.runs.resume_rules import RUNS, begun_run
 from toolkit.runs.run_config import config_of
 from toolkit.strategies import Finish, HeadFirst, innermost
 from toolkit.strategies.base import Budget, Metric, Strategy
@@ -28,6 +28,7 @@ from toolkit.system.run_lock import run_of
 from toolkit.system.stores import query
 from toolkit.training import device
 from toolkit.training.loop import train_parts
+from toolkit.training.main_work import on_main
 from toolkit.training.parts import Parts, make_parts, selecting
 from toolkit.training.resume import fingerprint_of
 from toolkit.training.run_plan import RunPlan, make_run_plan
@@ -99,6 +100,8 @@ def find_rate(settings: Settings, strategy: Strategy, **seams: Any) -> RateSweep
         run_plan = make_run_plan(accelerator, *make_parts(settings, strategy, **seams))
         folder = _folder(accelerator, run_plan)
         known = _known(accelerator, settings, folder)
+        if known is None and not settings.run_url:
+            on_main(accelerator, lambda: _check_new(settings))
     finally:
         device.stop()
     if known is not None:
@@ -117,6 +120,14 @@ def _folder(accelerator: Accelerator, run_plan: RunPlan) -> Path:
     output = run_plan.settings.output_dir
     parent = output.resolve().parent if isinstance(output, Path) else RUNS
     return parent / ".lr_find" / files.key(json.dumps(told, sort_keys=True, default=str))
+
+
+def _check_new(settings: Settings) -> None:
+    """Raise InputError if the search would be for a run that has begun without one."""
+    if (run := begun_run(settings)) is not None:
+        raise InputError(
+            f"{run} was begun without --lr-find, and a run keeps its rate: drop the flag, or take another --output-dir"
+        )
 
 
 def _known(accelerator: Accelerator, settings: Settings, folder: Path) -> RateSweep | None:
