@@ -1,14 +1,14 @@
 """What each choice of `toolkit train finetune` is worth: tables of docs/finetuning.md and docs/results.md.
 
-python benchmarks/finetune.py [--parts defaults grid choices combined] [--jobs 2]    two hours of two cores in all
+python benchmarks/finetune.py [--parts defaults grid choices combined sizes] [--jobs 2]    two hours of two cores in all
 python benchmarks/finetune.py --report                                   tables of what is there
 python benchmarks/finetune.py --weights FILE --arch NAME                 the same from weights of your own
 
 test_resnet, trained on the built-in characters, is tuned on three small data sets: 400 shapes (32 px), 200 of
 scikit-learn's digits (32 px), 104 photographs (32 px, the task of decode_accuracy.py). Arms are compared seed by seed
 with the defaults, but that the statistics of BatchNorm learn. The best setting of the grid is chosen on validation
-images: all 24 with two seeds, then the three best with all five. Tables show test images. What has its row in
-benchmarks/finetune.csv is not run again.
+images: all 24 with two seeds, then the three best with all five; it meets the defaults with ten. Tables show test
+images. What has its row in benchmarks/finetune.csv is not run again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from sklearn.datasets import load_digits
 from strategies import append_row
 from strategies import weights as weights_of_characters
 
-from toolkit import Settings, SingleScale, train
+from toolkit import Finish, Progressive, Settings, Simultaneous, SingleScale, Strategy, train
 from toolkit.data.sources import synthetic
 from toolkit.system import places
 from toolkit.tools.finetuning import finetuning
@@ -46,17 +46,21 @@ ROWS = Path(__file__).parent / "finetune.csv"
 COLUMNS = ("model", "task", "arm", "seed", "val", "test", "seconds")
 SEEDS = range(5)
 TRIAL_SEEDS, FINALISTS = 2, 3  # of the grid
+GATE_SEEDS = range(5, 10)  # further ones for the defaults and the best of the grid
 TASKS = {"shapes": (32, {"hflip": True}), "digits": (32, {"hflip": False}), "photographs": (32, {"hflip": False})}
 CROPS = {"shapes": 1.0, "digits": 0.7, "photographs": 0.7}
 RATES, DECAYS, HEADS = (3e-4, 1e-3, 3e-3, 1e-2), (1.0, 0.75, 0.5), (0, None)
 
 
 class Arm(NamedTuple):
-    """Settings beside those of `toolkit train finetune`, and epochs of the classifier; `find`: --lr-find."""
+    """Settings beside those of `toolkit train finetune`, and epochs of the classifier; `find`: --lr-find.
+
+    `strategy`: of the task's size.
+    """
 
     settings: Mapping[str, Any] = {}
     head_epochs: int | None = None
-    share_of_size: float = 1.0
+    strategy: Callable[[int], Strategy] = SingleScale
     find: bool = False
 
 
@@ -76,11 +80,11 @@ CHOICES = {
     "rate / 3": Arm({"learning_rate": 1 / 3}),
     "rate x 3": Arm({"learning_rate": 3.0}),
     "rate x 10": Arm({"learning_rate": 10.0}),
-    "--lr-find": Arm({}, None, 1.0, True),
+    "--lr-find": Arm(find=True),
     "no average": Arm({"ema_decay": None}),
     "half the epochs": Arm({"epochs": 0.5}),
     "twice the epochs": Arm({"epochs": 2.0}),
-    "3/4 of the size": Arm({}, None, 0.75),
+    "3/4 of the size": Arm(strategy=lambda size: SingleScale(size * 3 // 4)),
     "label smoothing 0.1": Arm({"label_smoothing": 0.1}),
     "smallest crop 0.35": Arm({"crop_scale": 0.35}),
     "RandAugment 5": Arm({"rand_augment": 5.0}),
@@ -95,11 +99,19 @@ COMBINED = {
     "frozen BatchNorm, RandAugment 5, rate x 3": Arm({**FROZEN, **CHANGED, **FASTER}),
     ONE_RATE: Arm({**FROZEN, "learning_rate": ANY_BATCH}),
 }
+BESIDE = {"freeze_bn": FILLED}  # the defaults, and:
+SIZES = {
+    "layer decay 0.75 beside the defaults": Arm({**BESIDE, "layer_decay": 0.75}),
+    "3/4 of the size, then a finish": Arm(BESIDE, strategy=lambda size: Finish(SingleScale(size * 3 // 4), size, 3)),
+    "two sizes in each step": Arm(BESIDE, strategy=lambda size: Simultaneous((size * 3 // 4, size))),
+    "progressive over two sizes": Arm(BESIDE, strategy=lambda size: Progressive((size * 3 // 4, size))),
+}
 PARTS = {
     "defaults": {START: Arm(), DEFAULTS: Arm({"freeze_bn": FILLED})},
     "grid": GRID,
     "choices": CHOICES,
     "combined": COMBINED,
+    "sizes": SIZES,
 }
 ARMS = {name: arm for part in PARTS.values() for name, arm in part.items()}
 
@@ -136,9 +148,9 @@ def folder(task: str) -> Path:
     return place
 
 
-def settings_of(task: str, arm: Arm, seed: int, arch: str, file: Path) -> tuple[Settings, SingleScale, int | None]:
+def settings_of(task: str, arm: Arm, seed: int, arch: str, file: Path) -> tuple[Settings, Strategy, int | None]:
     size, usual = TASKS[task]
-    strategy = SingleScale(round(size * arm.share_of_size))
+    strategy = arm.strategy(size)
     base = {
         "data_root": str(folder(task)),
         "arch": arch,
@@ -216,6 +228,17 @@ def finalists(model: str, task: str) -> set[str]:
     return {*sorted(GRID, key=trial)[-FINALISTS:]}
 
 
+def best_of_grid(model: str, task: str) -> str:
+    """The setting of the grid with the best mean on validation images, of those with all seeds; empty: none has."""
+    known = scores(model)
+    means = {
+        name: statistics.mean(found[seed][0] for seed in SEEDS)
+        for name in GRID
+        if {*SEEDS} <= (found := known.get((task, name), {})).keys()
+    }
+    return max(means, key=lambda name: means[name], default="")
+
+
 def paired(values: Mapping[int, float], usual: Mapping[int, float]) -> str:
     """Mean difference, and its 95% interval over the seeds that both have."""
     differences = [values[seed] - usual[seed] for seed in values.keys() & usual.keys()]
@@ -226,29 +249,40 @@ def paired(values: Mapping[int, float], usual: Mapping[int, float]) -> str:
     return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
 
-def report(model: str) -> None:
-    """Print a table of all arms, and the best of the grid by validation."""
-    known = scores(model)
-    tests = {key: {seed: both[1] for seed, both in of_seeds.items()} for key, of_seeds in known.items()}
-    print("| arm | " + " | ".join(TASKS) + " |\n|---|" + "---|" * len(TASKS))
-    for name in ARMS:
-        cells = []
-        for task in TASKS:
-            values, usual = tests.get((task, name)), tests.get((task, START))
-            if not values or not usual:
-                cells.append("")
-            elif name == START:
-                cells.append(f"{statistics.mean(values.values()):.1f}")
-            else:
-                cells.append(paired(values, usual))
+def table(title: str, known: Mapping[tuple[str, str], Mapping[int, float]], first: str, names: Sequence[str]) -> None:
+    """Print the mean of the first arm, and the paired differences of the others."""
+    print(f"\n{title}\n\n| arm | " + " | ".join(TASKS) + " |\n|---|" + "---|" * len(TASKS))
+    means = (f"{statistics.mean(known[task, first].values()):.1f}" for task in TASKS)
+    print(f"| {first} | " + " | ".join(means) + " |")
+    for name in names:
+        cells = (paired(values, known[task, first]) if (values := known.get((task, name))) else "" for task in TASKS)
         print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def report(model: str) -> None:
+    """Print tables of all arms, and the best of the grid by validation."""
+    known = scores(model)
+    val, tests = (
+        {key: {seed: both[split] for seed, both in found.items() if seed in SEEDS} for key, found in known.items()}
+        for split in (0, 1)
+    )
+    table("Test, learned statistics", tests, START, [DEFAULTS, *CHOICES])
+    table("Test, against the defaults", tests, DEFAULTS, [*COMBINED, *SIZES, *CHOICES, *GRID])
+    table("Validation, against the defaults", val, DEFAULTS, [START, *COMBINED, *SIZES])
     for task in TASKS:
-        tried = {name: found for name in GRID if len(found := known.get((task, name), {})) == len(SEEDS)}
-        usual = tests.get((task, DEFAULTS))
-        if tried and usual:
-            best = max(tried, key=lambda name: statistics.mean(val for val, _ in tried[name].values()))
-            against = {seed: tests[task, best][seed] for seed in usual}
-            print(f"{task}: best of {len(GRID)} on validation: {best}; against the defaults {paired(against, usual)}")
+        if (best := best_of_grid(model, task)) and (task, DEFAULTS) in tests:
+            usual, other = ({seed: both[1] for seed, both in known[task, arm].items()} for arm in (DEFAULTS, best))
+            gain = paired(usual, other)
+            print(f"{task}: best of {len(GRID)} on validation: {best}; the defaults against it {gain}")
+
+
+def of_seed(model: str, task: str, seed: int, parts: Sequence[str]) -> list[str]:
+    """The arms of some parts that a task is trained with."""
+    if seed in GATE_SEEDS:
+        best = best_of_grid(model, task) if "grid" in parts else ""
+        return [DEFAULTS, best] if best else []
+    out = {*GRID} - finalists(model, task) if seed >= TRIAL_SEEDS and "grid" in parts else set()
+    return [name for part in parts for name in PARTS[part] if name not in out]
 
 
 def main() -> None:
@@ -266,17 +300,13 @@ def main() -> None:
         return
     file = options.weights or weights_of_characters()
     done = {(row["model"], row["task"], row["arm"], int(row["seed"])) for row in rows()}
-    names = [name for part in options.parts for name in PARTS[part]]
     for task in options.tasks:
         folder(task)
     failed = 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for seed in range(options.seeds):
-            out = {
-                task: {*GRID} - finalists(options.arch, task) if seed >= TRIAL_SEEDS and "grid" in options.parts else ()
-                for task in options.tasks
-            }
-            cases = [(task, name, seed) for task in options.tasks for name in names if name not in out[task]]
+        for seed in (*range(options.seeds), *GATE_SEEDS):
+            asked = {task: of_seed(options.arch, task, seed, options.parts) for task in options.tasks}
+            cases = [(task, name, seed) for task, names in asked.items() for name in names]
             cases = [case for case in cases if (options.arch, *case) not in done]
             for future in as_completed([pool.submit(carry_out, *case, options.arch, file) for case in cases]):
                 if error := future.exception():  # the other cases go on

@@ -287,7 +287,7 @@ def test_the_export_keeps_the_thresholds(run: Path, data: Path, tmp_path: Path, 
 def test_a_confusion_needs_one_class_an_image(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name, words, told in (
         ("evaluate", (str(run), "--cascade", "16,24"), "--cascade: evaluate measures its top-1, which MultiLabel"),
-        ("multiscale", ("--task", "multilabel", "--select-by", "top1"), "--select-by top1: MultiLabel measures map, "),
+        ("multiscale", ("--task", "multilabel", "--select-by", "top1"), "--select-by top1: --task multilabel measures map, "),
     ):
         assert recipe(name)(words) == 2
         assert told in capsys.readouterr().err
@@ -299,7 +299,7 @@ def test_a_confusion_needs_one_class_an_image(run: Path, tmp_path: Path, capsys:
         (("--task-kwargs", "thresholds=1"), "--task-kwargs thresholds=1: a threshold must be above 0 and below 1"),
         (("--task-kwargs", "thresholds=[0.5,0]"), "thresholds=0: a threshold must be above 0 and below 1"),
         (("--task-kwargs", "thresholds=[0.5,0.4]"), "thresholds: 2 for 3 classes: give one, or one for each"),
-        (("--loss", "ce"), "--loss ce: must be one of bce, asl for MultiLabel"),
+        (("--loss", "ce"), "--loss ce: must be one of bce, asl with --task multilabel"),
         (("--task-kwargs", "loss=asl"), "--task-kwargs loss: has a flag of its own, --loss"),
         (("--task", "classification"), "images with several labels are for --task multilabel"),
         (

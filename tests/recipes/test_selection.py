@@ -377,10 +377,10 @@ def one_class_in_val(trees: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     [
         (["--select-by", "expected_cost"], "--select-by expected_cost needs --cost-matrix: give its file, or another"),
         (["--select-by", "bayes_cost"], "--select-by bayes_cost needs --cost-matrix"),
-        (["--select-by", "aurocc"], "--select-by aurocc: Classification measures top1, top5, loss"),
+        (["--select-by", "aurocc"], "--select-by aurocc: --task classification measures top1, top5, loss"),
         (["--select-by", "aurocc"], "did you mean auroc?"),
         (["--cost-matrix", "gone.csv"], "--cost-matrix gone.csv: no such file"),
-        (["--cost-matrix", "few.csv"], "--cost-matrix few.csv, first row: 1 of 3 classes are missing: 'cedar'"),
+        (["--cost-matrix", "few.csv"], "--cost-matrix few.csv, first row: it lacks 1 of 3 classes: 'cedar'"),
         (
             ["--cost-matrix", "negative.csv"],
             "negative.csv, line 2 (ash, column birch): '-1' is no cost: a number, 0 or",

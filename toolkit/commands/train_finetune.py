@@ -47,6 +47,8 @@ def strategy_of(command: Command) -> "Strategy":
         raise InputError(
             f"--img-size {command.scales['img_size']} is one size, {flag} asks for several: drop one of them"
         )
+    if command.scales.get("strategy") == "single" and not command.scales.get("img_size"):
+        raise InputError("--strategy single: one size is the default here: drop it, and give --img-size")
     training = train_multi if chosen else train_single
     return training.strategy_of(replace(command, scales={**command.scales, "head_epochs": None}))
 

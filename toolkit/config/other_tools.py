@@ -108,6 +108,7 @@ OTHER_TOOLS: dict[str, dict[str, str]] = {
         "criterion loss-fn": "`--loss`",
         "bce-loss": "`--loss bce`",
         "multi-label": "`--task multilabel`",
+        "threshold thresholds": "`--task-kwargs thresholds=0.5`, with `--task multilabel`",
         "jsd-loss aug-splits aug-repeats": "not there; a loss over several views is a strategy of your own",
         "monitor eval-metric metric-for-best-model": "`--select-by`",
     },

@@ -12,7 +12,7 @@ from timm.loss import AsymmetricLossSingleLabel, PolyCrossEntropy
 from torch import Tensor
 
 from toolkit.config.choices import ClassLoss, ClassWeights
-from toolkit.config.tables import MULTI_LABEL
+from toolkit.config.tables import MULTI_LABEL, entry_name
 from toolkit.models import metrics, weighted_metrics
 from toolkit.models.class_weights import weights_of
 from toolkit.models.ranking import ratio
@@ -31,7 +31,8 @@ def check_objective(task: Any, losses: Sequence[str]) -> None:
         ("--class-weights", task.class_weights, get_args(ClassWeights)),
     ):
         if value not in choices:
-            raise InputError(f"{flag} {value}: must be one of {', '.join(choices)} for {type(task).__name__}")
+            named = f"--task {entry_name('task', type(task))}"
+            raise InputError(f"{flag} {value}: must be one of {', '.join(choices)} with {named}")
     if not task.class_weights_power > 0:
         raise InputError(f"--class-weights-power {task.class_weights_power:g}: must be above 0")
     if not 0 <= task.label_smoothing < 1:

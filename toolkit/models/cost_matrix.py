@@ -54,8 +54,8 @@ def written_costs(costs: np.ndarray, classes: Sequence[str]) -> str:
 
 def _rows(path: Path, flag: str) -> list[tuple[int, list[str]]]:
     """The rows that are not empty, each with the number of its line."""
-    if not path.exists():
-        raise InputError(f"{flag}: no such file")
+    if not path.is_file():
+        raise InputError(f"{flag}: {'is a folder: give a file' if path.is_dir() else 'no such file'}")
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file)
         return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -65,13 +65,14 @@ def _places(given: Sequence[str], classes: Sequence[str], where: str) -> list[in
     """The class of each name; raises InputError unless every class is there once."""
     of_name = {name: label for label, name in enumerate(classes)}
     names = [name if name in of_name else name.strip() for name in given]
+    if unknown := [name for name in names if name not in of_name]:
+        told = nearest(unknown[0], of_name) or "; the names of the classes stand there"
+        raise InputError(f"{where}: {unknown[0]!r} is no class of the data{told}")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{where}: {twice[0]!r} is there {Counter(names)[twice[0]]} times: each class once")
-    if unknown := [name for name in names if name not in of_name]:
-        raise InputError(f"{where}: {unknown[0]!r} is no class of the data{nearest(unknown[0], of_name)}")
     if missing := [name for name in of_name if name not in {*names}]:
         named = ", ".join(map(repr, missing[:SHOWN])) + ", ..." * (len(missing) > SHOWN)
-        raise InputError(f"{where}: {len(missing)} of {len(classes)} classes are missing: {named}")
+        raise InputError(f"{where}: it lacks {len(missing)} of {len(classes)} classes: {named}")
     return [of_name[name] for name in names]
 
 

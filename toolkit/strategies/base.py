@@ -177,11 +177,12 @@ class Task(ABC):
     def metric(cls, name: str) -> Metric:
         """The metric of that name or title; raises InputError if there is none."""
         known = (*cls.metrics, *cls.extra_metrics)
-        found = [metric for metric in known if name in (metric.name, metric.title, metric.title.replace(" ", "_"))]
+        asked = name.lower().replace("_", " ")
+        found = [metric for metric in known if name == metric.name or asked == metric.title.lower()]
         if not found:
             names = ", ".join(metric.name for metric in known)
             hint = nearest(name, [metric.name for metric in known])
-            raise InputError(f"--select-by {name}: {cls.__name__} measures {names}{hint}")
+            raise InputError(f"--select-by {name}: --task {entry_name('task', cls)} measures {names}{hint}")
         return found[0]
 
     @classmethod

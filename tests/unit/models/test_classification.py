@@ -159,7 +159,7 @@ def test_log_probabilities_are_of_a_distribution(loss: str):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"loss": "hinge"}, "--loss hinge: must be one of ce, bce, asl, poly for Classification"),
+        ({"loss": "hinge"}, "--loss hinge: must be one of ce, bce, asl, poly with --task classification"),
         ({"class_weights": "balanced"}, "--class-weights balanced: must be one of none, inverse, effective"),
         ({"class_weights_power": 0.0}, "--class-weights-power 0: must be above 0"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1: must be 0 or more and below 1"),
@@ -177,7 +177,7 @@ def test_labels_that_are_no_classes_are_refused():
 
 def test_a_metric_is_found_by_name_or_title():
     assert Classification.metric("top-1") is Classification.metric("top1") is Classification.metrics[0]
-    with pytest.raises(InputError, match="--select-by accuracy: Classification measures top1, top5, loss"):
+    with pytest.raises(InputError, match="--select-by accuracy: --task classification measures top1, top5, loss"):
         Classification.metric("accuracy")
     assert [metric.name for metric in Classification.headline("macro_f1")] == ["macro_f1", "top1"]
     assert Classification.metric("loss").gain(0.5, 0.75) == 0.25

@@ -34,7 +34,8 @@ def test_rows_and_columns_come_into_the_order_of_the_classes(tmp_path: Path, enc
         (GOOD.replace(",", ";"), "its first row has one cell: give the names of the classes, separated by commas"),
         (GOOD.replace("true,dog", "true,dgo"), "first row: 'dgo' is no class of the data; did you mean dog?"),
         (GOOD.replace("\ndog", "\ndgo"), "first column: 'dgo' is no class of the data; did you mean dog?"),
-        (GOOD.replace("dog,0,5,6e1\n", ""), "first column: 1 of 3 classes are missing: 'dog'"),
+        (GOOD.replace("dog,0,5,6e1\n", ""), "first column: it lacks 1 of 3 classes: 'dog'"),
+        ("1,2,3,4\n5,6,7,8\n", "first row: '2' is no class of the data; the names of the classes stand there"),
         (GOOD.replace("\ndog", "\ncat"), "first column: 'cat' is there 2 times: each class once"),
         (GOOD.replace("3.5,4,0", "3.5,4"), "line 3 (cat): 2 costs for 3 classes: one for each"),
         (GOOD.replace("3.5", "-3.5"), "line 3 (cat, column dog): '-3.5' is no cost: a number, 0 or more"),
@@ -55,5 +56,5 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, told: str)
 def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"gone\.csv: no such file"):
         read_costs(tmp_path / "gone.csv", CLASSES)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is a folder: give a file"):
         read_costs(tmp_path, CLASSES)

@@ -119,7 +119,7 @@ def test_the_losses_are_means_over_images_and_classes():
         ({"thresholds": (1.5,)}, "--task-kwargs thresholds=1.5: a threshold must be above 0 and below 1"),
         ({"thresholds": (0.5, 0.0)}, "--task-kwargs thresholds=0.0: a threshold must be above 0 and below 1"),
         ({"thresholds": "high"}, "--task-kwargs thresholds=high: a threshold must be above 0 and below 1"),
-        ({"loss": "ce"}, "--loss ce: must be one of bce, asl for MultiLabel"),
+        ({"loss": "ce"}, "--loss ce: must be one of bce, asl with --task multilabel"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1: must be 0 or more and below 1"),
     ],
 )
