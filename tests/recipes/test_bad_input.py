@@ -62,7 +62,11 @@ FLAGS = [
         "--class-weights-power would be ignored: it needs --class-weights",
     ),
     ("multiscale", ("--class-weights", "inverse", "--class-weights-power", "0"), "--class-weights-power 0"),
-    ("multiscale", ("--task", "multilabel", "--loss", "poly"), "--loss poly: must be one of bce, asl with --task multilabel"),
+    (
+        "multiscale",
+        ("--task", "multilabel", "--loss", "poly"),
+        "--loss poly: must be one of bce, asl with --task multilabel",
+    ),
     ("multiscale", ("--cloud", "ibm"), "--cloud ibm"),
     ("multiscale", ("--fit", "letterbox"), "--fit letterbox: must be one of 'crop', 'pad' or 'squash'"),
     ("multiscale", ("--strategy", "random"), "--strategy random"),

@@ -287,7 +287,11 @@ def test_the_export_keeps_the_thresholds(run: Path, data: Path, tmp_path: Path, 
 def test_a_confusion_needs_one_class_an_image(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name, words, told in (
         ("evaluate", (str(run), "--cascade", "16,24"), "--cascade: evaluate measures its top-1, which MultiLabel"),
-        ("multiscale", ("--task", "multilabel", "--select-by", "top1"), "--select-by top1: --task multilabel measures map, "),
+        (
+            "multiscale",
+            ("--task", "multilabel", "--select-by", "top1"),
+            "--select-by top1: --task multilabel measures map, ",
+        ),
     ):
         assert recipe(name)(words) == 2
         assert told in capsys.readouterr().err

@@ -1,7 +1,8 @@
 """Train from weights that are good already, with defaults for few images: one size, or one model for several.
 
 Epochs, batch size, rates, a start in which only the classifier learns, frozen BatchNorm, an average of the weights, and
-weights of uneven classes follow from your images and the model; a flag that you give wins. It starts from timm's weights, or --weights.
+weights of uneven classes follow from your images and the model; a flag that you give wins. It starts from timm's
+weights, or --weights.
 
 Example: toolkit train finetune --data-root photos --arch resnet18 --img-size 224
 """

@@ -170,7 +170,7 @@ def _asymmetric(smoothing: float, weights: Tensor | None) -> nn.Module:
 
 
 class SeveralLabels(BinaryCrossEntropy):
-    """`losses`: N x C from N x C logits and targets; `plain`: the same without smoothing and weights; `thresholds`: C."""
+    """`losses`: N x C from N x C logits and targets; `plain`: without smoothing and weights; `thresholds`: C."""
 
     def __init__(self, classes: int, losses: nn.Module, plain: nn.Module, thresholds: Tensor) -> None:
         super().__init__(classes, smoothing=0.0, weights=None)

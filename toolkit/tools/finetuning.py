@@ -8,9 +8,9 @@ from typing import Any
 from toolkit.config.settings import Settings, make_settings
 from toolkit.data.loading.python_data import open_data
 from toolkit.data.sources.index import Splits
+from toolkit.models.classification import Classification
 from toolkit.models.ema import largest_decay
 from toolkit.models.inspection import ModelPlan
-from toolkit.models.classification import Classification
 from toolkit.strategies import Finish, HeadFirst, SingleScale
 from toolkit.strategies.base import Budget, Strategy, Task
 from toolkit.system import host
@@ -93,7 +93,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def _batch_size(images: int) -> int:
-    """A power of two that makes an epoch of at least STEPS_PER_EPOCH steps, or less where the run's processes need it."""
+    """A power of two that makes an epoch of at least STEPS_PER_EPOCH steps, or what the run's processes divide."""
     smallest, largest = BATCHES
     batch = min(max(2 ** int(math.log2(max(1.0, images / STEPS_PER_EPOCH))), smallest), largest, images)
     return batch - batch % host.processes() or host.processes()

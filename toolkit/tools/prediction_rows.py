@@ -42,7 +42,7 @@ def csv_line(cells: Iterable[Any]) -> str:
 class CsvFormat:
     """Columns: path, label, probability, size, label_2, probability_2 ... error.
 
-    `several`: an image may have several labels or none, so label_1 and probability_1, its most probable class, come too.
+    `several`: an image has any number of labels, so label_1 and probability_1, its most probable class, come too.
     """
 
     def __init__(self, top: int, several: bool) -> None:
