@@ -1,6 +1,6 @@
 """What each choice of `toolkit train finetune` is worth: tables of docs/finetuning.md and docs/results.md.
 
-python benchmarks/finetune.py [--parts defaults grid choices combined sizes] [--jobs 2]    two hours of two cores in all
+python benchmarks/finetune.py [--parts defaults grid choices combined sizes] [--jobs 2]  three hours of two cores in all
 python benchmarks/finetune.py --report                                   tables of what is there
 python benchmarks/finetune.py --weights FILE --arch NAME                 the same from weights of your own
 
@@ -250,7 +250,9 @@ def paired(values: Mapping[int, float], usual: Mapping[int, float]) -> str:
 
 
 def table(title: str, known: Mapping[tuple[str, str], Mapping[int, float]], first: str, names: Sequence[str]) -> None:
-    """Print the mean of the first arm, and the paired differences of the others."""
+    """Print the mean of the first arm, and the paired differences of the others; nothing where it has no rows yet."""
+    if not all((task, first) in known for task in TASKS):
+        return
     print(f"\n{title}\n\n| arm | " + " | ".join(TASKS) + " |\n|---|" + "---|" * len(TASKS))
     means = (f"{statistics.mean(known[task, first].values()):.1f}" for task in TASKS)
     print(f"| {first} | " + " | ".join(means) + " |")

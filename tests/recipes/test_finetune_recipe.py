@@ -189,6 +189,9 @@ def test_what_is_passed_from_python_is_what_the_defaults_follow(base: Path, tmp_
 def test_one_size_and_several_contradict_each_other(capsys: pytest.CaptureFixture[str]):
     assert recipe("finetune")(["--img-size", "16", "--scales", "16,24"]) == 2
     assert capsys.readouterr().err == "error: --img-size 16 is one size, --scales asks for several: drop one of them\n"
+    assert recipe("finetune")(["--strategy", "single", "--progressive"]) == 2
+    told = "error: --strategy single is one size, --progressive asks for several: drop one of them\n"
+    assert capsys.readouterr().err == told
 
 
 def test_classes_get_weights_where_they_are_uneven(base: Path, tmp_path: Path):

@@ -43,13 +43,13 @@ SEVERAL = ("scales", "strategy", "progressive")  # flags of a training at severa
 def strategy_of(command: Command) -> "Strategy":
     """The strategy that the flags ask for: several sizes if they name some, else one; raises InputError."""
     chosen = [name for name in SEVERAL if command.scales.get(name) and command.scales[name] != "single"]
-    if chosen and command.scales.get("img_size"):
-        flag = f"--{chosen[0]}"
-        raise InputError(
-            f"--img-size {command.scales['img_size']} is one size, {flag} asks for several: drop one of them"
-        )
-    if command.scales.get("strategy") == "single" and not command.scales.get("img_size"):
-        raise InputError("--strategy single: one size is the default here: drop it, and give --img-size")
+    one = [
+        f"--{name.replace('_', '-')} {command.scales[name]}"
+        for name in ("img_size", "strategy")
+        if command.scales.get(name) and name not in chosen
+    ]
+    if chosen and one:
+        raise InputError(f"{one[0]} is one size, --{chosen[0]} asks for several: drop one of them")
     training = train_multi if chosen else train_single
     return training.strategy_of(replace(command, scales={**command.scales, "head_epochs": None}))
 

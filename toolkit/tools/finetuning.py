@@ -62,9 +62,8 @@ def finetuning(settings: Settings, strategy: Strategy, head_epochs: int | None =
     per_epoch = max(1, images // batch)
     epochs = fill("epochs", min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1]))
     if head_epochs is None:
-        trained = bool(settings.weights or settings.pretrained or own_model)
-        head_epochs = _head_epochs(strategy, Budget(epochs, per_epoch * batch, batch)) if trained else 0
-        head_epochs = 0 if settings.freeze else head_epochs
+        from_trained = (settings.weights or settings.pretrained or own_model) and not settings.freeze
+        head_epochs = _head_epochs(strategy, Budget(epochs, per_epoch * batch, batch)) if from_trained else 0
     if "schedule" not in seams:
         fill("warmup_epochs", round(WARMUP_SHARE * max(0, epochs - head_epochs), 2))
     if "adam" in settings.optimizer:
@@ -93,7 +92,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def _batch_size(images: int) -> int:
-    """A power of two that makes an epoch of at least STEPS_PER_EPOCH steps, or what the run's processes divide."""
+    """A power of two that makes an epoch of at least STEPS_PER_EPOCH steps; a multiple of the processes, if need be."""
     smallest, largest = BATCHES
     batch = min(max(2 ** int(math.log2(max(1.0, images / STEPS_PER_EPOCH))), smallest), largest, images)
     return batch - batch % host.processes() or host.processes()
